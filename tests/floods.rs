@@ -25,8 +25,8 @@ use acervo::model::{
 use acervo::net::Listener;
 use acervo::share::content::Manifest;
 use acervo::share::offer::{Available, Catalog, FileStamp, Offer};
-use acervo::share::serve::{ServeOptions, Server};
-use acervo::wire::message::{Channel, HelloRole, Message, PageRequest, Reply, Request};
+use acervo::share::serve::{PeerServer, ServeOptions};
+use acervo::wire::message::{Channel, HelloRole, Message, PageOf, PageRequest, Reply, Request};
 use acervo::wire::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -434,7 +434,7 @@ impl Catalog for Sparse {
 }
 
 /// Serves a [`Sparse`] file in this process.
-fn sharing_sparsely(folder: &Path, limit_bytes_per_s: Option<u64>) -> (Server, ContentId) {
+fn sharing_sparsely(folder: &Path, limit_bytes_per_s: Option<u64>) -> (PeerServer, ContentId) {
     let path = folder.join("sparse");
     let size = (limits::HASHES_PER_FRAME_MAX * CHUNK_BYTES) as u64;
     std::fs::File::create(&path).unwrap().set_len(size).unwrap();
@@ -452,7 +452,7 @@ fn sharing_sparsely(folder: &Path, limit_bytes_per_s: Option<u64>) -> (Server, C
     let catalogs: Vec<Arc<dyn Catalog>> = vec![Arc::new(Sparse(offer))];
     let options = ServeOptions { catalogs, limit_bytes_per_s, ..ServeOptions::default() };
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    (Server::start(listener, options).unwrap(), content)
+    (PeerServer::start(listener, options).unwrap(), content)
 }
 
 #[test]

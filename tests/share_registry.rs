@@ -14,10 +14,10 @@ use acervo::model::{ClusterId, ContentId, FileEntry, FileName, NodeId, PeerId};
 use acervo::net::Listener;
 use acervo::share::fetch::FetchError;
 use acervo::share::greeting;
-use acervo::share::line::{Line, LineError, Listing};
-use acervo::share::member::{Files, MemberOptions, Membership, Notice};
-use acervo::share::peer::{Peer, PeerOptions, Wanted};
-use acervo::share::serve::{ServeOptions, Server};
+use acervo::share::member::{MemberOptions, Membership, MembershipNotice, OfferedFiles};
+use acervo::share::peer::{DownloadRequest, Peer, PeerOptions};
+use acervo::share::registry_client::{PagedList, RegistryCallError, RegistryClient};
+use acervo::share::serve::{PeerServer, ServeOptions};
 use acervo::wire::codec;
 use acervo::wire::message::{Channel, Hello, HelloRole, Message, PROTOCOL_VERSION};
 use acervo::wire::share::{
@@ -349,7 +349,7 @@ fn a_second_download_of_a_content_leaves_the_first_ones_offer_alone() {
         hashing: std::sync::Arc::new(|_| {}),
     };
     let peer = Peer::start(options, |_| {}).unwrap();
-    let wanted = |folder: &std::path::Path| Wanted {
+    let wanted = |folder: &std::path::Path| DownloadRequest {
         name: name("film.mkv"),
         content: source.content,
         size: source.size,
@@ -446,9 +446,9 @@ fn who_loses_its_id_to_somebody_else_joins_under_another() {
     };
     let (owner, told) = member(Duration::ZERO);
     let taken = told.recv_timeout(PATIENCE).unwrap();
-    assert_eq!(taken, Notice::Lost(LineError::IdTaken(registry.address)));
+    assert_eq!(taken, MembershipNotice::Lost(RegistryCallError::IdTaken(registry.address)));
     let joined = told.recv_timeout(PATIENCE).unwrap();
-    assert!(matches!(joined, Notice::Joined { again: false, .. }), "{joined:?}");
+    assert!(matches!(joined, MembershipNotice::Joined { again: false, .. }), "{joined:?}");
     assert_ne!(owner.peer(), PeerId(7));
     let sources = Raw::greeted(&registry).search("a");
     assert_eq!(sources.iter().map(|source| source.peer).collect::<Vec<_>>(), [owner.peer()]);
@@ -458,7 +458,7 @@ fn who_loses_its_id_to_somebody_else_joins_under_another() {
     told.recv_timeout(PATIENCE).unwrap();
     drop(squatter);
     let joined = told.recv_timeout(PATIENCE).unwrap();
-    assert!(matches!(joined, Notice::Joined { .. }), "{joined:?}");
+    assert!(matches!(joined, MembershipNotice::Joined { .. }), "{joined:?}");
     assert_eq!(patient.peer(), PeerId(7));
 }
 
@@ -504,7 +504,7 @@ fn scripted(
 fn member_of(
     registries: &[SocketAddr],
     settled_after: Duration,
-) -> (Membership, std::sync::mpsc::Receiver<Notice>) {
+) -> (Membership, std::sync::mpsc::Receiver<MembershipNotice>) {
     let (notices, told) = std::sync::mpsc::channel();
     let options = MemberOptions {
         registries: registries.to_vec(),
@@ -522,9 +522,9 @@ fn member_of(
 }
 
 /// All pages of a registry's list of files; or what it did not go on for.
-fn list(registry: SocketAddr, rows_max: usize) -> Result<usize, LineError> {
-    let mut line = Line::open(registry, Instant::now() + PATIENCE)?;
-    let mut listing = Listing::new(rows_max);
+fn list(registry: SocketAddr, rows_max: usize) -> Result<usize, RegistryCallError> {
+    let mut line = RegistryClient::open(registry, Instant::now() + PATIENCE)?;
+    let mut listing = PagedList::new(rows_max);
     let mut rows = 0;
     loop {
         let page = listing.next_page(&mut line, |after| RegistryRequest::Files { after })?;
@@ -546,7 +546,7 @@ fn a_list_ends_whatever_the_registry_says() {
     let wrong = |answer: RegistryReply, why: &str| {
         let registry = liar(move |_| answer.clone());
         let error = list(registry, 100).unwrap_err();
-        let LineError::Wrong { address, reason } = &error else { panic!("{error}") };
+        let RegistryCallError::Wrong { address, reason } = &error else { panic!("{error}") };
         assert!(*address == registry && reason.contains(why), "{error}");
     };
     wrong(page(&["a", "b"], true), "does not go on where");
@@ -572,7 +572,7 @@ fn what_a_registry_says_is_cut_and_escaped() {
     let registry =
         liar(move |_| RegistryReply::Error { message: message.clone(), retry_after_ms: 0 });
     let error = list(registry, 100).unwrap_err();
-    assert!(matches!(error, LineError::Declined { .. }), "{error}");
+    assert!(matches!(error, RegistryCallError::Declined { .. }), "{error}");
     let shown = error.to_string();
     assert!(shown.len() < 2 * limits::REASON_BYTES_MAX && !shown.contains('\x1b'), "{shown}");
 }
@@ -592,13 +592,19 @@ fn a_join_that_makes_no_sense_or_is_put_off_for_ever_is_told_at_once_and_asked_r
     };
     for answer in [RegistryReply::NotJoined, RegistryReply::LeaveOk] {
         let (notice, joins, ..) = first_notice(answer);
-        assert!(matches!(notice, Notice::Lost(LineError::Wrong { .. })), "{notice:?}");
+        assert!(
+            matches!(notice, MembershipNotice::Lost(RegistryCallError::Wrong { .. })),
+            "{notice:?}"
+        );
         assert_eq!(joins.try_iter().count(), 1, "told after the first answer");
     }
     let message = "no room".to_owned();
     let (notice, joins, _member, told) =
         first_notice(RegistryReply::Error { message, retry_after_ms: 1 });
-    assert!(matches!(notice, Notice::Lost(LineError::Declined { .. })), "{notice:?}");
+    assert!(
+        matches!(notice, MembershipNotice::Lost(RegistryCallError::Declined { .. })),
+        "{notice:?}"
+    );
     let times: Vec<Instant> = joins.iter().take(5).collect();
     // Half of each of four waits that double.
     let least = limits::REGISTRY_RETRY_MIN * (1 + 2 + 4 + 8) / 2;
@@ -629,7 +635,7 @@ fn a_registry_that_takes_in_and_does_not_keep_is_told_of_once_and_joined_ever_la
     // In a time in which no busy machine needs so long from a JOIN to the next request.
     let (member, told) = member_of(&[registry], Duration::from_secs(3));
     let joined = told.recv_timeout(PATIENCE).unwrap();
-    assert!(matches!(joined, Notice::Joined { again: false, .. }), "{joined:?}");
+    assert!(matches!(joined, MembershipNotice::Joined { again: false, .. }), "{joined:?}");
     let began = Instant::now();
     eventually("it has joined four times", || {
         // Whoever asks does not make it join any sooner.
@@ -639,14 +645,17 @@ fn a_registry_that_takes_in_and_does_not_keep_is_told_of_once_and_joined_ever_la
     // Half of each of three waits that double.
     let least = limits::REJOIN_BACKOFF_MIN * (1 + 2 + 4) / 2;
     assert!(began.elapsed() >= least, "{:?}", began.elapsed());
-    assert_eq!(told.try_iter().collect::<Vec<_>>(), [Notice::Lost(LineError::Forgotten(registry))]);
+    assert_eq!(
+        told.try_iter().collect::<Vec<_>>(),
+        [MembershipNotice::Lost(RegistryCallError::Forgotten(registry))]
+    );
 
     keeps.store(true, Ordering::Relaxed);
     let joined = eventually("it is known to be kept", || {
         let _ = member.ask(RegistryRequest::KeepAlive);
         told.try_recv().ok()
     });
-    assert!(matches!(joined, Notice::Joined { again: true, .. }), "{joined:?}");
+    assert!(matches!(joined, MembershipNotice::Joined { again: true, .. }), "{joined:?}");
 }
 
 /// The same of one that closes the connection each time.
@@ -666,14 +675,17 @@ fn a_registry_that_takes_in_and_refuses_is_told_of_once() {
         let _ = member.ask(RegistryRequest::KeepAlive);
         (joins.load(Ordering::Relaxed) >= 5).then_some(())
     });
-    let told: Vec<Notice> = told.try_iter().collect();
-    let joined = told.iter().filter(|notice| matches!(notice, Notice::Joined { .. })).count();
-    let refused = |notice: &&Notice| matches!(notice, Notice::Lost(LineError::Refused { .. }));
+    let told: Vec<MembershipNotice> = told.try_iter().collect();
+    let joined =
+        told.iter().filter(|notice| matches!(notice, MembershipNotice::Joined { .. })).count();
+    let refused = |notice: &&MembershipNotice| {
+        matches!(notice, MembershipNotice::Lost(RegistryCallError::Refused { .. }))
+    };
     assert!(joined <= 2 && told.iter().filter(refused).count() == told.len() - joined, "{told:?}");
     assert!(told.len() <= 4, "{told:?}");
 
     // It was told as "cannot be reached".
-    let mut line = Line::open(registry, Instant::now() + PATIENCE).unwrap();
+    let mut line = RegistryClient::open(registry, Instant::now() + PATIENCE).unwrap();
     let error = line.ask(&RegistryRequest::KeepAlive, Instant::now() + PATIENCE).unwrap_err();
     assert_eq!(error.to_string(), format!("{registry} refuses: not \\x1b[2Jtoday"));
     // So is who greets with a refusal: here a registry that is asked something before the greeting.
@@ -684,8 +696,8 @@ fn a_registry_that_takes_in_and_refuses_is_told_of_once() {
         raw.send(&Message::Refused { reason: "full".to_owned() });
         raw.receive();
     });
-    let error = Line::open(address, Instant::now() + PATIENCE).map(drop).unwrap_err();
-    assert_eq!(error, LineError::Refused { address, reason: "full".to_owned() });
+    let error = RegistryClient::open(address, Instant::now() + PATIENCE).map(drop).unwrap_err();
+    assert_eq!(error, RegistryCallError::Refused { address, reason: "full".to_owned() });
     refuse.join().unwrap();
 }
 
@@ -708,7 +720,7 @@ fn a_registry_that_was_reached_and_gives_no_whole_answer_is_told_as_that() {
         }
     });
     let said = |patience| {
-        let mut line = Line::open(address, Instant::now() + PATIENCE).unwrap();
+        let mut line = RegistryClient::open(address, Instant::now() + PATIENCE).unwrap();
         let asked = line.ask(&RegistryRequest::KeepAlive, Instant::now() + patience);
         asked.map(drop).unwrap_err().to_string()
     };
@@ -720,9 +732,9 @@ fn a_registry_that_was_reached_and_gives_no_whole_answer_is_told_as_that() {
     // One that does not even greet.
     let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = frozen.local_addr().unwrap();
-    let error = Line::open(address, Instant::now() + short).map(drop).unwrap_err();
+    let error = RegistryClient::open(address, Instant::now() + short).map(drop).unwrap_err();
     let reason = "no whole answer came in time".to_owned();
-    assert_eq!(error, LineError::Unanswered { address, reason });
+    assert_eq!(error, RegistryCallError::Unanswered { address, reason });
 }
 
 /// A registry that hung was waited for, for seconds, while another one could have answered.
@@ -736,15 +748,19 @@ fn who_asks_several_registries_waits_for_none_that_hangs() {
     let good = liar(sources);
     let search = RegistryRequest::Search { name: name("a") };
     let deadline = Instant::now() + PATIENCE;
-    let (line, reply) = Line::ask_any(&[silent, frozen.1, good], &search, deadline).unwrap();
+    let (line, reply) =
+        RegistryClient::ask_any(&[silent, frozen.1, good], &search, deadline).unwrap();
     assert_eq!((line.address(), reply), (good, RegistryReply::Sources(vec![])));
     // What one says that was reached is told rather than who was not.
     let full = RegistryReply::Error { message: "full".to_owned(), retry_after_ms: 0 };
     let declining = liar(move |_| full.clone());
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let asked = Line::ask_any(&[declining, gone], &search, deadline).map(drop);
-    assert!(matches!(asked, Err(LineError::Declined { .. })), "{asked:?}");
-    assert_eq!(Line::ask_any(&[], &search, deadline).map(drop), Err(LineError::Nobody));
+    let asked = RegistryClient::ask_any(&[declining, gone], &search, deadline).map(drop);
+    assert!(matches!(asked, Err(RegistryCallError::Declined { .. })), "{asked:?}");
+    assert_eq!(
+        RegistryClient::ask_any(&[], &search, deadline).map(drop),
+        Err(RegistryCallError::Nobody)
+    );
 }
 
 /// A peer whose registry had frozen searched for 15 seconds, until it had given that one up and joined at the other.
@@ -765,7 +781,7 @@ fn a_peer_whose_registry_has_frozen_asks_the_other_one_at_once() {
     });
     let (member, told) = member_of(&[freezing, good], PATIENCE);
     let joined = told.recv_timeout(PATIENCE).unwrap();
-    assert!(matches!(joined, Notice::Joined { registry, .. } if registry == freezing));
+    assert!(matches!(joined, MembershipNotice::Joined { registry, .. } if registry == freezing));
     let reply = member.ask(RegistryRequest::Search { name: name("a") });
     assert_eq!(reply, Ok(RegistryReply::Sources(vec![])));
     assert_eq!(joins.load(Ordering::Relaxed), 0, "it had not to join for that");
@@ -1019,7 +1035,7 @@ fn an_address_is_the_peers_own_or_has_answered() {
     let options = ServeOptions::default();
     let id = Arc::clone(&options.peer);
     id.store(2, Ordering::SeqCst);
-    let _server = Server::start(serving, options).unwrap();
+    let _server = PeerServer::start(serving, options).unwrap();
     let another = refused(join("127.0.0.2", address.port()));
     assert!(another.contains("no peer answers at"), "it is another peer: {another}");
     id.store(1, Ordering::SeqCst);
@@ -1460,7 +1476,7 @@ fn addresses_that_never_answer_make_room_for_one_that_does() {
     let good = serving.address();
     let options = ServeOptions::default();
     options.peer.store(2, Ordering::SeqCst);
-    let _server = Server::start(serving, options).unwrap();
+    let _server = PeerServer::start(serving, options).unwrap();
     eventually("an address that answers is checked", || {
         let reply = reply(&mut join_at(Ipv4Addr::new(127, 3, 1, 1), 2, good));
         (reply == RegistryReply::JoinOk).then_some(())

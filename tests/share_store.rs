@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use acervo::client::{Client, ReadOptions, Row};
 use acervo::limits;
-use acervo::model::{ContentId, FileEntry, FileName, PeerId};
-use acervo::share::index::{IndexLimits, Member, Place};
+use acervo::model::FileName;
+use acervo::share::index::{IndexLimits, Member, PeerEndpoint};
 use acervo::share::registry::directory::{Directory, DirectoryError, MemoryDirectory};
 use acervo::share::registry::store::StoreDirectory;
 use rand::rngs::StdRng;
@@ -167,11 +167,11 @@ fn address(peer: u64) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1], 1000 + peer as u16))
 }
 
-fn place(peer: u64) -> Place {
+fn place(peer: u64) -> PeerEndpoint {
     // Each of another process, which has only the id.
     static KEYS: AtomicU64 = AtomicU64::new(0);
     let key = KEYS.fetch_add(1, Ordering::Relaxed);
-    Place { address: address(peer), origin: address(peer).ip(), key }
+    PeerEndpoint { address: address(peer), origin: address(peer).ip(), key }
 }
 
 fn everything(client: &Client) -> Vec<Row> {

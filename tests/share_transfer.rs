@@ -21,7 +21,7 @@ use acervo::share::fetch::{
 };
 use acervo::share::greeting;
 use acervo::share::offer::{Available, Catalog, FileStamp, Offer, Partials};
-use acervo::share::serve::{ServeOptions, Server};
+use acervo::share::serve::{PeerServer, ServeOptions};
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::Message;
@@ -41,11 +41,11 @@ struct Scene {
     bytes: Vec<u8>,
     manifest: Arc<Manifest>,
     shelf: Arc<Shelf>,
-    server: Server,
+    server: PeerServer,
 }
 
 /// A server of these.
-fn serve(catalogs: Vec<Arc<dyn Catalog>>) -> Server {
+fn serve(catalogs: Vec<Arc<dyn Catalog>>) -> PeerServer {
     serve_with(ServeOptions { catalogs, ..ServeOptions::default() })
 }
 
@@ -529,8 +529,8 @@ fn what_every_source_says_is_gone_ends_the_download_unless_it_is_to_wait() {
     for is_found in [true, false] {
         let handle = start(FetchOptions { more_may_come: true, ..options(&[&gone]) });
         // What was looked for before is no answer.
-        handle.looked(handle.look_wanted());
-        wait_until("a look is wanted", || handle.look_wanted() == 1);
+        handle.looked(handle.search_requested());
+        wait_until("a look is wanted", || handle.search_requested() == 1);
         assert!(handle.wait_for(Duration::ZERO).is_none());
         if is_found {
             handle.add_source(scene.source());
@@ -774,7 +774,7 @@ fn a_cancelled_download_keeps_its_part_and_a_dropped_one_lets_go_of_it() {
 fn a_part_that_is_whole_already_gets_its_name() {
     let scene = Scene::new(2 * MIB + 17);
     let size = scene.bytes.len() as u64;
-    let mark = fetch::Mark { size, content: scene.manifest.content() };
+    let mark = fetch::Trailer { size, content: scene.manifest.content() };
     let mut part = scene.bytes.clone();
     part.resize(scene.bytes.len().next_multiple_of(4096), 0);
     part.extend_from_slice(&mark.encode());
@@ -896,17 +896,17 @@ struct Client {
 }
 
 impl Client {
-    fn connect(server: &Server) -> Client {
+    fn connect(server: &PeerServer) -> Client {
         Client::from([127, 0, 0, 1], server)
     }
 
     /// From an address of this machine: another one, as far as the server can tell.
-    fn from(ip: [u8; 4], server: &Server) -> Client {
+    fn from(ip: [u8; 4], server: &PeerServer) -> Client {
         Client::with_room(ip, server, None)
     }
 
     /// With room for so many bytes that it has not read.
-    fn with_room(ip: [u8; 4], server: &Server, room_bytes: Option<usize>) -> Client {
+    fn with_room(ip: [u8; 4], server: &PeerServer, room_bytes: Option<usize>) -> Client {
         use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
         if let Some(room_bytes) = room_bytes {
@@ -919,7 +919,7 @@ impl Client {
         Client { stream, deframer: Deframer::new(SHARE_FRAME_BYTES_MAX) }
     }
 
-    fn greeted(server: &Server) -> Client {
+    fn greeted(server: &PeerServer) -> Client {
         Client::connect(server).greet()
     }
 
@@ -1356,7 +1356,7 @@ fn downloads_in_a_row_from_three_peers_all_end_well() {
     let path = large_file(folder.path(), mebibytes);
     let shelf = Arc::new(Shelf::default());
     let manifest = shelf.add(&path);
-    let servers: Vec<Server> = (0..3).map(|_| serve(vec![Arc::clone(&shelf) as _])).collect();
+    let servers: Vec<PeerServer> = (0..3).map(|_| serve(vec![Arc::clone(&shelf) as _])).collect();
     let sources: Vec<Source> =
         servers.iter().map(|server| source(server.address(), &manifest)).collect();
     let mut failures = Vec::new();

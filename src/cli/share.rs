@@ -27,13 +27,12 @@ use crate::logging;
 use crate::model::{FileEntry, FileName, PeerId};
 use crate::net::{ListenError, Listener};
 use crate::process;
-use crate::process::exit_status;
-use crate::share::display::{FetchDisplay, HashDisplay, Style, rate, tell};
+use crate::share::display::{DisplayStyle, FetchDisplay, HashDisplay, print_line, rate};
 use crate::share::fetch::{self, FetchError, SizeOptions};
 use crate::share::folder::{Folder, FolderError, LeftOut};
-use crate::share::line::{Line, LineError, Listing};
-use crate::share::member::Notice;
-use crate::share::peer::{Peer, PeerError, PeerOptions, Wanted, sources};
+use crate::share::member::MembershipNotice;
+use crate::share::peer::{DownloadRequest, Peer, PeerError, PeerOptions, sources};
+use crate::share::registry_client::{PagedList, RegistryCallError, RegistryClient};
 use crate::text::{counted, escape};
 use crate::wire::share::{FileSummary, PeerSummary, RegistryReply, RegistryRequest};
 
@@ -46,7 +45,7 @@ const LOOK_ALIKE_PAGES_MAX: usize = 16;
 pub enum ShareError {
     /// The registry cannot be asked.
     #[error(transparent)]
-    Registry(#[from] LineError),
+    Registry(#[from] RegistryCallError),
     /// The folder cannot be shared.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -121,15 +120,17 @@ fn stop_flag() -> Result<Arc<AtomicBool>, ShareError> {
     Ok(stop)
 }
 
-/// Has changes of the membership written to standard error.
-fn notice(quiet: bool, display: Arc<HashDisplay>) -> impl FnMut(Notice) + Send + 'static {
+/// What is said of a membership's ups and downs.
+fn notice(quiet: bool, display: Arc<HashDisplay>) -> impl FnMut(MembershipNotice) + Send + 'static {
     move |notice| match notice {
-        Notice::Joined { registry, names, .. } if !quiet => {
+        MembershipNotice::Joined { registry, names, .. } if !quiet => {
             let files = counted(names.len() as u64, "file", "files");
-            display.tell(&format!("joined at {registry} with {files}"));
+            display.print_line(&format!("joined at {registry} with {files}"));
         }
-        Notice::Joined { .. } => {}
-        Notice::Lost(error) => display.tell(&format!("acervo: {error}; trying again")),
+        MembershipNotice::Joined { .. } => {}
+        MembershipNotice::Lost(error) => {
+            display.print_line(&format!("acervo: {error}; trying again"))
+        }
     }
 }
 
@@ -167,12 +168,12 @@ fn left_out(reasons: &BTreeMap<LeftOut, usize>) -> Option<String> {
 pub fn share(args: &ShareArgs) -> Result<CommandOutcome, ShareError> {
     let listener = Listener::bind(args.listen.unwrap_or_else(|| args.registries.anywhere()))?;
     let address = listener.address();
-    let display = Arc::new(HashDisplay::new(Style::choose(args.quiet)));
+    let display = Arc::new(HashDisplay::new(DisplayStyle::choose(args.quiet)));
     let folder = Folder::open(&args.dir, PeerId(rand::rng().next_u64()))?;
     let stop = stop_flag()?;
     let shown = escape(folder.path().as_os_str().as_encoded_bytes()).to_string();
     if let Some(line) = left_out(&folder.left_out()).filter(|_| !args.quiet) {
-        display.tell(&line);
+        display.print_line(&line);
     }
     let hashing = Arc::clone(&display);
     let options = PeerOptions {
@@ -188,11 +189,13 @@ pub fn share(args: &ShareArgs) -> Result<CommandOutcome, ShareError> {
     };
     let peer = Peer::start(options, notice(args.quiet, Arc::clone(&display)))?;
     if !args.quiet {
-        display.tell(&format!("sharing {shown} at {}", peer.serving_at()));
+        display.print_line(&format!("sharing {shown} at {}", peer.serving_at()));
         let hashing = folder.hashing();
         if !hashing.is_done() {
             let left = counted(hashing.files - hashing.files_done, "file", "files");
-            display.tell(&format!("{left} still to hash: each is offered as soon as it is known"));
+            display.print_line(&format!(
+                "{left} still to hash: each is offered as soon as it is known"
+            ));
         }
     }
     while !stop.load(Ordering::Relaxed) {
@@ -211,19 +214,21 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sh
     let started = Instant::now();
     let deadline = started + limits::REGISTRY_CALL_TIMEOUT;
     let search = RegistryRequest::Search { name: name.clone() };
-    let (mut line, asked) = Line::ask_any(&args.registries.registry, &search, deadline)?;
+    let (mut line, asked) = RegistryClient::ask_any(&args.registries.registry, &search, deadline)?;
     let choices = choices(sources(asked), args.content.as_deref())?;
     let Some(first) = choices.first() else {
         let wanted = args.content.as_ref().map(|hash| format!(" with content {hash}"));
         let (name, wanted) = (shown(name), wanted.unwrap_or_default());
         let registry = line.address();
-        tell(&format!("acervo: no peer that registry {registry} knows has \"{name}\"{wanted}"));
+        print_line(&format!(
+            "acervo: no peer that registry {registry} knows has \"{name}\"{wanted}"
+        ));
         // A hint that cannot be had is none.
         if args.content.is_none()
             && let Ok(Some(other)) = look_alike(&mut line, &args.file_name().map_err(refused)?)
         {
             let other = typable(&other);
-            tell(&format!(
+            print_line(&format!(
                 "acervo: there is a name that looks the same: fetch --escaped '{other}'"
             ));
         }
@@ -232,9 +237,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sh
     drop(line);
     if choices.len() > 1 {
         let (number, name) = (choices.len(), shown(name));
-        tell(&format!(
-            "acervo: {number} files are called \"{name}\"; fetching the one of {first} (--content \
-             chooses another)"
+        print_line(&format!(
+            "acervo: {number} files are called \"{name}\"; fetching the one of {first} (--content chooses another)"
         ));
     }
     let stop = stop_flag()?;
@@ -281,7 +285,7 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sh
                 return Ok(CommandOutcome::Done);
             }
             (Err((FetchError::NoSource { .. } | FetchError::Gone { .. }, 0)), Some(next)) => {
-                tell(&format!(
+                print_line(&format!(
                     "acervo: nobody gives {}; fetching the file of {next} instead",
                     choice.content
                 ));
@@ -302,7 +306,7 @@ fn wanted(
     choice: &Choice,
     peer: &Peer,
     stop: &Arc<AtomicBool>,
-) -> Result<Wanted, FetchError> {
+) -> Result<DownloadRequest, FetchError> {
     let patience = args.patience.unwrap_or(limits::FETCH_PATIENCE_DEFAULT);
     let (content, mut sources) = (choice.content, choice.sources.clone());
     let (sizes, there) = (choice.sizes(), std::fs::symlink_metadata(to.join(name.as_str())));
@@ -325,7 +329,7 @@ fn wanted(
             size
         }
     };
-    Ok(Wanted {
+    Ok(DownloadRequest {
         name: name.clone(),
         content,
         size,
@@ -342,11 +346,11 @@ fn wanted(
 /// how many bytes of it had been found good.
 fn transfer(
     peer: &Peer,
-    wanted: Wanted,
+    wanted: DownloadRequest,
     quiet: bool,
     stop: &AtomicBool,
-) -> Result<(fetch::Outcome, fetch::Progress), (FetchError, u64)> {
-    let mut display = FetchDisplay::new(Style::choose(quiet), &wanted.name, wanted.size);
+) -> Result<(fetch::FetchOutcome, fetch::FetchProgress), (FetchError, u64)> {
+    let mut display = FetchDisplay::new(DisplayStyle::choose(quiet), &wanted.name, wanted.size);
     let mut transfer = peer.download(wanted).map_err(|error| (error, 0))?;
     let result = loop {
         if let Some(result) = transfer.wait_for(limits::STOP_LOOK_INTERVAL) {
@@ -368,12 +372,15 @@ fn transfer(
     }
 }
 
-/// A name that somebody offers which people take for this one: of other case, or with its accents
-/// written as other characters, as some systems store them.
-fn look_alike(line: &mut Line, wanted: &FileName) -> Result<Option<FileName>, LineError> {
+/// A name that somebody offers which people take for this one: of other case, or with its accents written as other
+/// characters, as some systems store them.
+fn look_alike(
+    line: &mut RegistryClient,
+    wanted: &FileName,
+) -> Result<Option<FileName>, RegistryCallError> {
     let key = folded(wanted);
-    let mut listing = Listing::new(limits::REGISTRY_FILES_MAX);
-    for _ in 0..LOOK_ALIKE_PAGES_MAX {
+    let mut listing = PagedList::new(limits::REGISTRY_FILES_MAX);
+    for _ in 0..limits::LOOK_ALIKE_PAGES_MAX {
         let request = |after| RegistryRequest::Files { after };
         let RegistryReply::Files { files, more } = listing.next_page(line, request)? else { break };
         let alike = files.iter().find(|row| folded(&row.file.name) == key);
@@ -434,14 +441,14 @@ fn print_fetched(
     args: &FetchArgs,
     out: &mut dyn Write,
     FileEntry { name, size, content }: &FileEntry,
-    outcome: &fetch::Outcome,
-    progress: &fetch::Progress,
+    outcome: &fetch::FetchOutcome,
+    progress: &fetch::FetchProgress,
     took: Duration,
 ) -> io::Result<()> {
     if !args.quiet {
         let fetched = outcome.fetched_bytes;
         let given = progress.sources.iter().filter(|source| source.given_bytes > 0).count();
-        tell(&match outcome.already_there {
+        print_line(&match outcome.already_there {
             true => format!("{} was there already, whole", shown(name)),
             false => format!(
                 "{}: {} from {} in {:.1} s, {}",
@@ -514,7 +521,7 @@ pub fn peers(args: &ListArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sha
     let headings =
         format!("{:16}  {:21}  {:>7}  {:>10}  silent", "peer", "address", "files", "bytes");
     let request = |after| RegistryRequest::Peers { after };
-    let mut listing = Listing::new(limits::REGISTRY_PEERS_MAX);
+    let mut listing = PagedList::new(limits::REGISTRY_PEERS_MAX);
     let (line, mut page) = listing.first_page(&args.registries.registry, request)?;
     let mut list = PagedList::new(args, line, "peers", headings);
     loop {
@@ -556,7 +563,7 @@ fn text_of_peer(peer: &PeerSummary) -> String {
 pub fn files(args: &ListArgs, out: &mut dyn Write) -> Result<CommandOutcome, ShareError> {
     let headings = format!("{:16}  {:>10}  {:>5}  name", "content", "size", "peers");
     let request = |after| RegistryRequest::Files { after };
-    let mut listing = Listing::new(limits::REGISTRY_FILES_MAX);
+    let mut listing = PagedList::new(limits::REGISTRY_FILES_MAX);
     let (line, mut page) = listing.first_page(&args.registries.registry, request)?;
     let mut list = PagedList::new(args, line, "files", headings);
     loop {
@@ -580,8 +587,8 @@ pub fn files(args: &ListArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sha
 }
 
 /// A list that is printed as it comes. Nothing is printed before a page has come that can be.
-struct PagedList {
-    line: Line,
+struct List {
+    line: RegistryClient,
     format: Format,
     /// The member of the JSON object that holds it.
     name: &'static str,
@@ -590,9 +597,9 @@ struct PagedList {
     rows: u64,
 }
 
-impl PagedList {
-    fn new(args: &ListArgs, line: Line, name: &'static str, headings: String) -> PagedList {
-        PagedList { line, format: args.format.get(), name, headings, has_begun: false, rows: 0 }
+impl List {
+    fn new(args: &ListArgs, line: RegistryClient, name: &'static str, headings: String) -> List {
+        List { line, format: args.format.get(), name, headings, has_begun: false, rows: 0 }
     }
 
     /// In text, a line of headings; in JSON, the beginning of an object with one list in it.
@@ -630,7 +637,7 @@ impl PagedList {
         self.begin(out).map_err(ShareError::Output)?;
         if self.rows == 0 && self.format == Format::Text {
             // It may be another registry than is meant.
-            tell(&format!("acervo: registry {} knows no {}", self.line.address(), self.name));
+            print_line(&format!("acervo: registry {} knows no {}", self.line.address(), self.name));
         }
         if self.format == Format::Json {
             writeln!(out, "]}}").map_err(ShareError::Output)?;

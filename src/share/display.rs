@@ -11,7 +11,7 @@ use indicatif::{
     HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle,
 };
 
-use super::fetch::{Phase, Progress, SourceProgress, SourceState};
+use super::fetch::{FetchPhase, FetchProgress, SourceProgress, SourceState};
 use super::folder::hash::HashProgress;
 use crate::limits;
 use crate::logging;
@@ -20,7 +20,7 @@ use crate::text::{counted, escape, is_dumb_terminal};
 
 /// How something is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
+pub enum DisplayStyle {
     /// Bars that are drawn again and again.
     Bars,
     /// Lines.
@@ -29,25 +29,25 @@ pub enum Style {
     Quiet,
 }
 
-impl Style {
+impl DisplayStyle {
     /// What fits standard error, unless nothing is wanted.
-    pub fn choose(quiet: bool) -> Style {
+    pub fn choose(quiet: bool) -> DisplayStyle {
         match quiet {
-            true => Style::Quiet,
+            true => DisplayStyle::Quiet,
             // Where the cursor cannot be moved a bar would be nothing at all until the end.
-            false if io::stderr().is_terminal() && !is_dumb_terminal() => Style::Bars,
-            false => Style::Lines,
+            false if io::stderr().is_terminal() && !is_dumb_terminal() => DisplayStyle::Bars,
+            false => DisplayStyle::Lines,
         }
     }
 }
 
 /// A line on standard error, which whoever calls does not wait for: a pipe that nobody reads must stop nothing.
-pub fn tell(line: &str) {
+pub fn print_line(line: &str) {
     logging::say(line);
 }
 
 /// A line on the terminal that a bar is shown on, while the bar is away.
-fn tell_beside(bar: &ProgressBar, line: &str) {
+fn print_beside(bar: &ProgressBar, line: &str) {
     // Without a terminal any more there is nobody to tell.
     bar.suspend(|| drop(writeln!(io::stderr(), "{line}")));
 }
@@ -55,7 +55,7 @@ fn tell_beside(bar: &ProgressBar, line: &str) {
 /// Shows how far the hashing of a folder is: each set of files that are hashed together has a bar of its own, or a
 /// line now and then.
 pub struct HashDisplay {
-    style: Style,
+    style: DisplayStyle,
     state: Mutex<HashState>,
 }
 
@@ -63,7 +63,7 @@ pub struct HashDisplay {
 struct HashState {
     bar: Option<ProgressBar>,
     /// When the last line was told, or the present set of files began.
-    told_at: Option<Instant>,
+    reported_at: Option<Instant>,
     /// A set of files has begun that has not ended.
     is_hashing: bool,
     /// Nothing is shown any more.
@@ -72,7 +72,7 @@ struct HashState {
 
 impl HashDisplay {
     /// Nothing is shown before there is something to hash.
-    pub fn new(style: Style) -> HashDisplay {
+    pub fn new(style: DisplayStyle) -> HashDisplay {
         HashDisplay { style, state: Mutex::default() }
     }
 
@@ -84,18 +84,19 @@ impl HashDisplay {
     /// Call it with every progress, from any thread.
     pub fn show(&self, progress: HashProgress) {
         let mut state = self.state();
-        if self.style == Style::Quiet || state.is_over {
+        if self.style == DisplayStyle::Quiet || state.is_over {
             return;
         }
         let now = Instant::now();
-        if !std::mem::replace(&mut state.is_hashing, !progress.is_done()) && state.told_at.is_some()
+        if !std::mem::replace(&mut state.is_hashing, !progress.is_done())
+            && state.reported_at.is_some()
         {
             // Of what is added later only that is told which takes long.
-            state.told_at = Some(now);
+            state.reported_at = Some(now);
         }
         match self.style {
-            Style::Quiet => {}
-            Style::Bars => {
+            DisplayStyle::Quiet => {}
+            DisplayStyle::Bars => {
                 let bar = state.bar.get_or_insert_with(|| new_bar(progress.bytes));
                 bar.set_length(progress.bytes);
                 bar.set_position(progress.bytes_done);
@@ -103,20 +104,20 @@ impl HashDisplay {
                     counted(progress.files.saturating_sub(progress.files_done), "file", "files");
                 let speed = rate(bar.per_sec());
                 draw_row(bar, "hashing ", &format!("{speed}, {left} left"));
-                state.told_at = Some(now);
+                state.reported_at = Some(now);
                 if progress.is_done()
                     && let Some(bar) = state.bar.take()
                 {
                     bar.finish_and_clear();
                 }
             }
-            Style::Lines => {
+            DisplayStyle::Lines => {
                 let is_due = |at: Instant| now.duration_since(at) >= limits::PROGRESS_LINE_INTERVAL;
-                let is_first = state.told_at.is_none();
-                if is_first || state.told_at.is_some_and(is_due) {
-                    state.told_at = Some(now);
+                let is_first = state.reported_at.is_none();
+                if is_first || state.reported_at.is_some_and(is_due) {
+                    state.reported_at = Some(now);
                     if !progress.is_done() {
-                        tell(&hashing_line(&progress, is_first));
+                        print_line(&hashing_line(&progress, is_first));
                     }
                 }
             }
@@ -124,10 +125,10 @@ impl HashDisplay {
     }
 
     /// A line beside what is shown.
-    pub fn tell(&self, line: &str) {
+    pub fn print_line(&self, line: &str) {
         match &self.state().bar {
-            Some(bar) => tell_beside(bar, line),
-            None => tell(line),
+            Some(bar) => print_beside(bar, line),
+            None => print_line(line),
         }
     }
 
@@ -162,27 +163,27 @@ impl Drop for HashDisplay {
 
 /// Shows how far a download is, and each of its sources.
 pub struct FetchDisplay {
-    style: Style,
+    style: DisplayStyle,
     name: String,
     bars: MultiProgress,
     whole: ProgressBar,
     sources: Vec<ProgressBar>,
-    told_at: Option<Instant>,
-    phase: Option<Phase>,
+    reported_at: Option<Instant>,
+    phase: Option<FetchPhase>,
     /// The line that nobody gives any more has been written.
-    told_of_waiting: bool,
+    has_reported_waiting: bool,
     /// Or that those who are there are busy.
-    told_of_busy: bool,
+    has_reported_busy: bool,
     /// Since when chunks have been coming.
     fetching_since: Option<Instant>,
 }
 
 impl FetchDisplay {
     /// For a file of `size` bytes.
-    pub fn new(style_of: Style, name: &FileName, size: u64) -> FetchDisplay {
+    pub fn new(style_of: DisplayStyle, name: &FileName, size: u64) -> FetchDisplay {
         let target = match style_of {
-            Style::Bars => ProgressDrawTarget::stderr(),
-            Style::Lines | Style::Quiet => ProgressDrawTarget::hidden(),
+            DisplayStyle::Bars => ProgressDrawTarget::stderr(),
+            DisplayStyle::Lines | DisplayStyle::Quiet => ProgressDrawTarget::hidden(),
         };
         let bars = MultiProgress::with_draw_target(target);
         let whole = bars.add(ProgressBar::new(size));
@@ -192,17 +193,17 @@ impl FetchDisplay {
             bars,
             whole,
             sources: Vec::new(),
-            told_at: None,
+            reported_at: None,
             phase: None,
-            told_of_waiting: false,
-            told_of_busy: false,
+            has_reported_waiting: false,
+            has_reported_busy: false,
             fetching_since: None,
         }
     }
 
     /// Call it a few times a second.
-    pub fn show(&mut self, progress: &Progress, now: Instant) {
-        let is_fetching = progress.phase == Phase::Fetching;
+    pub fn show(&mut self, progress: &FetchProgress, now: Instant) {
+        let is_fetching = progress.phase == FetchPhase::Fetching;
         let since = self.fetching_since.filter(|_| is_fetching).unwrap_or(now);
         self.fetching_since = is_fetching.then_some(since);
         let mut progress = progress.clone();
@@ -213,9 +214,9 @@ impl FetchDisplay {
         }
         let progress = &progress;
         match self.style {
-            Style::Quiet => {}
-            Style::Bars => self.draw(progress),
-            Style::Lines => self.tell_now_and_then(progress, now),
+            DisplayStyle::Quiet => {}
+            DisplayStyle::Bars => self.draw(progress),
+            DisplayStyle::Lines => self.print_if_due(progress, now),
         }
     }
 
@@ -225,7 +226,7 @@ impl FetchDisplay {
         self.whole.finish_and_clear();
     }
 
-    fn draw(&mut self, progress: &Progress) {
+    fn draw(&mut self, progress: &FetchProgress) {
         self.whole.set_position(progress.done_bytes);
         draw_row(&self.whole, "", &state(progress));
         let shown = progress.sources.len().min(limits::SOURCES_SHOWN_MAX);
@@ -245,31 +246,31 @@ impl FetchDisplay {
         }
     }
 
-    fn tell_now_and_then(&mut self, progress: &Progress, now: Instant) {
+    fn print_if_due(&mut self, progress: &FetchProgress, now: Instant) {
         const EVERY: Duration = limits::PROGRESS_LINE_INTERVAL;
         let new_phase = self.phase != Some(progress.phase);
         // Once: a source that is dialled again and again comes and goes.
-        let new_wait = progress.waits_for_a_source() && !self.told_of_waiting;
-        self.told_of_waiting |= new_wait;
-        let new_busy = progress.is_put_off() && !self.told_of_busy;
-        self.told_of_busy |= new_busy;
+        let new_wait = progress.waits_for_a_source() && !self.has_reported_waiting;
+        self.has_reported_waiting |= new_wait;
+        let new_busy = progress.is_put_off() && !self.has_reported_busy;
+        self.has_reported_busy |= new_busy;
         let is_news = new_phase || new_wait || new_busy;
-        if !is_news && self.told_at.is_some_and(|at| now.duration_since(at) < EVERY) {
+        if !is_news && self.reported_at.is_some_and(|at| now.duration_since(at) < EVERY) {
             return;
         }
         self.phase = Some(progress.phase);
-        self.told_at = Some(now);
-        if progress.phase == Phase::Ended {
+        self.reported_at = Some(now);
+        if progress.phase == FetchPhase::Ended {
             return;
         }
         let percent = (progress.done_bytes * 100).checked_div(progress.size).unwrap_or(100);
         let size = HumanBytes(progress.size);
-        tell(&format!("{}: {percent} % of {size}, {}", self.name, state(progress)));
+        print_line(&format!("{}: {percent} % of {size}, {}", self.name, state(progress)));
     }
 }
 
 /// What a download does, in a few words.
-fn state(progress: &Progress) -> String {
+fn state(progress: &FetchProgress) -> String {
     if progress.waits_for_a_source() {
         return "no source left, waiting for one".to_owned();
     }
@@ -278,10 +279,10 @@ fn state(progress: &Progress) -> String {
         return format!("waiting for its turn, {}", counted(there, "busy source", "busy sources"));
     }
     match progress.phase {
-        Phase::Preparing => "making room".to_owned(),
-        Phase::Asking => "asking for the chunk hashes".to_owned(),
-        Phase::Checking => "checking what is there already".to_owned(),
-        Phase::Fetching => {
+        FetchPhase::Preparing => "making room".to_owned(),
+        FetchPhase::Asking => "asking for the chunk hashes".to_owned(),
+        FetchPhase::Checking => "checking what is there already".to_owned(),
+        FetchPhase::Fetching => {
             let active = progress.sources.iter().filter(|source| !is_lost(source)).count() as u64;
             let active = counted(active, "source", "sources");
             if progress.rate_bytes_per_s.is_nan() {
@@ -299,8 +300,8 @@ fn state(progress: &Progress) -> String {
             let _ = write!(line, ", {active}");
             line
         }
-        Phase::Finishing => "writing the rest to the disk".to_owned(),
-        Phase::Ended => "done".to_owned(),
+        FetchPhase::Finishing => "writing the rest to the disk".to_owned(),
+        FetchPhase::Ended => "done".to_owned(),
     }
 }
 
@@ -384,9 +385,9 @@ mod tests {
         }
     }
 
-    fn progress(rate_bytes_per_s: f64) -> Progress {
-        Progress {
-            phase: Phase::Fetching,
+    fn progress(rate_bytes_per_s: f64) -> FetchProgress {
+        FetchProgress {
+            phase: FetchPhase::Fetching,
             size: 10 << 20,
             done_bytes: 4 << 20,
             kept_bytes: 0,
@@ -407,7 +408,7 @@ mod tests {
         let mut alone = progress(0.0);
         alone.sources.remove(0);
         assert_eq!(state(&alone), "no source left, waiting for one");
-        alone.phase = Phase::Checking;
+        alone.phase = FetchPhase::Checking;
         assert_eq!(state(&alone), "checking what is there already", "it needs none for that");
     }
 
@@ -432,11 +433,11 @@ mod tests {
     #[test]
     fn no_rate_is_told_before_one_is_measured() {
         let name = FileName::new("film.mkv").unwrap();
-        let mut display = FetchDisplay::new(Style::Lines, &name, 10 << 20);
+        let mut display = FetchDisplay::new(DisplayStyle::Lines, &name, 10 << 20);
         let (start, progress) = (Instant::now(), progress((2 << 20) as f64));
         display.show(&progress, start);
         assert_eq!(display.fetching_since, Some(start));
-        display.show(&Progress { phase: Phase::Asking, ..progress.clone() }, start);
+        display.show(&FetchProgress { phase: FetchPhase::Asking, ..progress.clone() }, start);
         assert_eq!(display.fetching_since, None, "what is measured begins anew with the phase");
     }
 

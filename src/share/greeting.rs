@@ -30,7 +30,7 @@ pub fn welcome(peer: PeerId) -> Message {
 ///
 /// # Errors
 /// It is none.
-pub fn who_answers(welcome: &Welcome) -> Result<PeerId, String> {
+pub fn peer_in_welcome(welcome: &Welcome) -> Result<PeerId, String> {
     match PeerId(welcome.incarnation) {
         PeerId(0) => Err("a registry answers there, and no peer".to_owned()),
         peer => Ok(peer),
@@ -42,7 +42,7 @@ pub fn who_answers(welcome: &Welcome) -> Result<PeerId, String> {
 /// # Errors
 /// Why it is another one.
 pub fn check_welcome(welcome: &Welcome, peer: PeerId) -> Result<(), String> {
-    match who_answers(welcome)? {
+    match peer_in_welcome(welcome)? {
         other if other != peer => Err(format!("another peer answers there, {other}")),
         _ => Ok(()),
     }

@@ -109,7 +109,7 @@ pub struct Member {
 
 /// Where a peer serves, and where it was when it said so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct PeerEndpoint {
     /// Where others reach it.
     pub address: SocketAddr,
     /// The IP that its connection comes from, as quotas count it.
@@ -121,13 +121,13 @@ pub struct Place {
 type Name = Arc<FileName>;
 
 #[derive(Clone, Debug)]
-struct Peer {
+struct PeerRecord {
     session: u64,
     address: SocketAddr,
     /// The IP that its connection comes from, as quotas count it; its address may be another.
     origin: IpAddr,
-    heard: Duration,
-    files: BTreeMap<Name, File>,
+    last_seen: Duration,
+    files: BTreeMap<Name, IndexedFile>,
     bytes: u64,
     /// What the files take.
     memory_bytes: usize,
@@ -136,7 +136,7 @@ struct Peer {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct File {
+struct IndexedFile {
     content: ContentId,
     size: u64,
 }
@@ -153,7 +153,7 @@ struct Holding {
 #[derive(Debug, Default)]
 pub struct Index {
     limits: IndexLimits,
-    peers: BTreeMap<PeerId, Peer>,
+    peers: BTreeMap<PeerId, PeerRecord>,
     names: BTreeSet<(Name, PeerId)>,
     contents: BTreeMap<(ContentId, PeerId), Holding>,
     /// What all files take.
@@ -188,7 +188,7 @@ impl Index {
     pub fn join(
         &mut self,
         Member { peer, session }: Member,
-        Place { address, origin, .. }: Place,
+        PeerEndpoint { address, origin, .. }: PeerEndpoint,
         files: Vec<FileEntry>,
         now: Duration,
     ) -> Result<(), IndexError> {
@@ -210,11 +210,11 @@ impl Index {
         self.check_room(gone, gone, gone_bytes, &files)?;
 
         let fetching = self.remove(peer).map(|peer| peer.fetching).unwrap_or_default();
-        let record = Peer {
+        let record = PeerRecord {
             session,
             address,
             origin,
-            heard: now,
+            last_seen: now,
             files: BTreeMap::new(),
             bytes: 0,
             memory_bytes: 0,
@@ -262,7 +262,7 @@ impl Index {
 
         gone.into_iter().for_each(|name| self.remove_file(peer, name));
         added.into_iter().for_each(|file| self.insert_file(peer, file));
-        self.hear(member, now);
+        self.heartbeat(member, now);
         Ok(true)
     }
 
@@ -286,7 +286,7 @@ impl Index {
         if new {
             self.insert_fetching(member.peer, content, size);
         }
-        self.hear(member, now);
+        self.heartbeat(member, now);
         Ok(true)
     }
 
@@ -298,13 +298,13 @@ impl Index {
         if self.contents.get(&(content, peer)).is_some_and(|holding| holding.files == 0) {
             self.contents.remove(&(content, peer));
         }
-        self.hear(member, now)
+        self.heartbeat(member, now)
     }
 
     /// A peer is alive. `false`: it is not known.
-    pub fn hear(&mut self, member: Member, now: Duration) -> bool {
+    pub fn heartbeat(&mut self, member: Member, now: Duration) -> bool {
         let known = self.member_mut(member);
-        known.map(|peer| peer.heard = peer.heard.max(now)).is_some()
+        known.map(|peer| peer.last_seen = peer.last_seen.max(now)).is_some()
     }
 
     /// A peer goes. `false`: it was not known.
@@ -314,7 +314,7 @@ impl Index {
 
     /// Forgets the peers that have been silent for longer than `timeout`, and says which.
     pub fn expire(&mut self, now: Duration, timeout: Duration) -> Vec<(PeerId, SocketAddr)> {
-        let silent = |peer: &Peer| now.saturating_sub(peer.heard) > timeout;
+        let silent = |peer: &PeerRecord| now.saturating_sub(peer.last_seen) > timeout;
         let expired: Vec<_> = self
             .peers
             .iter()
@@ -335,7 +335,7 @@ impl Index {
             .range(range)
             .filter_map(|(name, peer)| {
                 let known = self.peers.get(peer)?;
-                let File { content, size } = *known.files.get(name)?;
+                let IndexedFile { content, size } = *known.files.get(name)?;
                 Some(Source { peer: *peer, address: known.address, size, content })
             })
             .collect();
@@ -365,7 +365,7 @@ impl Index {
             address: peer.address,
             files: peer.files.len() as u64,
             bytes: peer.bytes,
-            silent_ms: now.saturating_sub(peer.heard).as_millis() as u64,
+            silent_ms: now.saturating_sub(peer.last_seen).as_millis() as u64,
         });
         let page = page.collect();
         (page, rows.next().is_some())
@@ -396,11 +396,11 @@ impl Index {
         (page, false)
     }
 
-    fn member(&self, member: Member) -> Option<&Peer> {
+    fn member(&self, member: Member) -> Option<&PeerRecord> {
         self.peers.get(&member.peer).filter(|peer| peer.session == member.session)
     }
 
-    fn member_mut(&mut self, member: Member) -> Option<&mut Peer> {
+    fn member_mut(&mut self, member: Member) -> Option<&mut PeerRecord> {
         self.peers.get_mut(&member.peer).filter(|peer| peer.session == member.session)
     }
 
@@ -464,7 +464,7 @@ impl Index {
     ) -> Vec<(PeerId, SocketAddr)> {
         let mut forgotten = Vec::new();
         // A peer counts as a file, too, so that those without files cannot fill an index for nothing.
-        let weight = |peer: &Peer| peer.memory_bytes + limits::INDEX_FILE_BYTES;
+        let weight = |peer: &PeerRecord| peer.memory_bytes + limits::INDEX_FILE_BYTES;
         let mut origins: HashMap<IpAddr, usize> = HashMap::new();
         for known in self.peers.values() {
             *origins.entry(known.origin).or_default() += weight(known);
@@ -513,7 +513,9 @@ impl Index {
         let name = self.intern(file.name);
         self.remove_file(peer, Arc::clone(&name));
         let Some(record) = self.peers.get_mut(&peer) else { return };
-        record.files.insert(Arc::clone(&name), File { content: file.content, size: file.size });
+        record
+            .files
+            .insert(Arc::clone(&name), IndexedFile { content: file.content, size: file.size });
         record.bytes = record.bytes.saturating_add(file.size);
         record.memory_bytes += memory_bytes(&name);
         self.memory_bytes += memory_bytes(&name);
@@ -548,7 +550,7 @@ impl Index {
     }
 
     /// What is returned has the files no more, and says what they took.
-    fn remove(&mut self, peer: PeerId) -> Option<Peer> {
+    fn remove(&mut self, peer: PeerId) -> Option<PeerRecord> {
         let known = self.peers.get(&peer)?;
         let taken = known.memory_bytes;
         let names: Vec<Name> = known.files.keys().map(Arc::clone).collect();

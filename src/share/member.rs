@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rand::Rng;
 
-use super::line::{Line, LineError};
+use super::registry_client::{RegistryCallError, RegistryClient};
 use crate::limits;
 use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::net::backoff::Backoff;
 use crate::wire::share::{RegistryReply, RegistryRequest};
 
 /// What a peer offers, at any time.
-pub trait Files: Send + Sync {
+pub trait OfferedFiles: Send + Sync {
     /// Every file, in order of name, no more than
     /// [`FILES_PER_PEER_MAX`](limits::FILES_PER_PEER_MAX).
     fn files(&self) -> Vec<FileEntry>;
@@ -33,7 +33,7 @@ pub trait Files: Send + Sync {
 /// Nothing, for a peer that only fetches.
 pub struct NoFiles;
 
-impl Files for NoFiles {
+impl OfferedFiles for NoFiles {
     fn files(&self) -> Vec<FileEntry> {
         Vec::new()
     }
@@ -50,7 +50,7 @@ pub struct MemberOptions {
     /// Where it serves. An IP of zeros is filled in by the registry.
     pub address: SocketAddr,
     /// What it offers.
-    pub files: Arc<dyn Files>,
+    pub files: Arc<dyn OfferedFiles>,
     /// Whether it shares a folder, or only fetches.
     pub shares: bool,
     /// For how long it asks for its id while somebody else has joined under it, before it joins under another.
@@ -61,7 +61,7 @@ pub struct MemberOptions {
 
 /// What becomes of a membership.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
+pub enum MembershipNotice {
     /// `JOIN_OK` has come. Where registries take a peer in and do not keep it, this is told again only when one has kept
     /// it.
     Joined {
@@ -74,10 +74,10 @@ pub enum Notice {
     },
     /// The registry is gone, or refuses. Told once for each reason, of a refusal once in
     /// [`REFUSAL_TOLD_INTERVAL`](limits::REFUSAL_TOLD_INTERVAL); the membership goes on trying.
-    Lost(LineError),
+    Lost(RegistryCallError),
 }
 
-enum Command {
+enum MemberCommand {
     /// The files have changed.
     Changed,
     /// Parts of this are served.
@@ -85,12 +85,12 @@ enum Command {
     /// Not any more.
     Fetched(ContentId),
     /// A question of somebody else's, asked on the same connection.
-    Ask(Box<RegistryRequest>, Sender<Result<RegistryReply, LineError>>),
+    Ask(Box<RegistryRequest>, Sender<Result<RegistryReply, RegistryCallError>>),
 }
 
 /// A running membership. It leaves when it is dropped.
 pub struct Membership {
-    commands: Option<Sender<Command>>,
+    commands: Option<Sender<MemberCommand>>,
     registries: Vec<SocketAddr>,
     /// The one that it is connected to.
     registry: Arc<Mutex<Option<SocketAddr>>>,
@@ -109,7 +109,7 @@ impl Membership {
     /// The system refused a thread.
     pub fn start(
         options: MemberOptions,
-        notice: impl FnMut(Notice) + Send + 'static,
+        notice: impl FnMut(MembershipNotice) + Send + 'static,
     ) -> io::Result<Membership> {
         let (commands, received) = bounded(limits::MEMBER_COMMANDS_MAX);
         let (alive, ended) = bounded::<()>(0);
@@ -121,7 +121,7 @@ impl Membership {
         let registry = Arc::default();
         let (told, connected) = (Arc::clone(&peer), Arc::clone(&registry));
         let thread = thread::Builder::new().name("share-member".to_owned()).spawn(move || {
-            Member::new(options, told, connected, Box::new(notice), changed).run(&received);
+            MembershipLoop::new(options, told, connected, Box::new(notice), changed).run(&received);
             drop(alive);
         })?;
         let (commands, thread) = (Some(commands), Some(thread));
@@ -138,28 +138,28 @@ impl Membership {
         self.is_changed.store(true, Ordering::Relaxed);
         if let Some(commands) = &self.commands {
             // Without room for it there are commands enough to come by, and the flag is looked at with each.
-            let _ = commands.try_send(Command::Changed);
+            let _ = commands.try_send(MemberCommand::Changed);
         }
     }
 
     /// Parts of a content are served from now on.
     pub fn fetching(&self, content: ContentId, size: u64) {
-        self.send(Command::Fetching(content, size));
+        self.send(MemberCommand::Fetching(content, size));
     }
 
     /// They are not any more.
     pub fn fetched(&self, content: ContentId) {
-        self.send(Command::Fetched(content));
+        self.send(MemberCommand::Fetched(content));
     }
 
     /// Asks the registry something, as this peer. When that one does not answer soon the others are asked as well, over
     /// connections of their own: a question needs no membership.
     ///
     /// # Errors
-    /// See [`LineError`].
-    pub fn ask(&self, request: RegistryRequest) -> Result<RegistryReply, LineError> {
+    /// See [`RegistryCallError`].
+    pub fn ask(&self, request: RegistryRequest) -> Result<RegistryReply, RegistryCallError> {
         let (answer, answered) = bounded(2);
-        self.send(Command::Ask(Box::new(request.clone()), answer.clone()));
+        self.send(MemberCommand::Ask(Box::new(request.clone()), answer.clone()));
         let silent = *self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let others = self.registries.iter().filter(|registry| Some(**registry) != silent);
         let others: Vec<SocketAddr> = others.copied().collect();
@@ -167,12 +167,12 @@ impl Membership {
         if self.registries.len() > 1 && !others.is_empty() {
             match answered.recv_timeout(limits::REGISTRY_HEDGE_AFTER) {
                 Ok(result) => return result,
-                Err(RecvTimeoutError::Disconnected) => return Err(LineError::Stopping),
+                Err(RecvTimeoutError::Disconnected) => return Err(RegistryCallError::Stopping),
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let ask = move || {
                 let deadline = Instant::now() + limits::REGISTRY_CALL_TIMEOUT;
-                let asked = Line::ask_any(&others, &request, deadline);
+                let asked = RegistryClient::ask_any(&others, &request, deadline);
                 // The registry that it has joined at may have been sooner.
                 let _ = answer.send(asked.map(|(_, reply)| reply));
             };
@@ -188,10 +188,10 @@ impl Membership {
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Err(failed.unwrap_or(LineError::Stopping))
+        Err(failed.unwrap_or(RegistryCallError::Stopping))
     }
 
-    fn send(&self, command: Command) {
+    fn send(&self, command: MemberCommand) {
         if let Some(commands) = &self.commands {
             // Fails only when the thread is gone, which drops what asks for answers.
             let _ = commands.send(command);
@@ -214,7 +214,7 @@ impl Drop for Membership {
     }
 }
 
-struct Member {
+struct MembershipLoop {
     options: MemberOptions,
     /// The id, for others to read.
     peer: Arc<AtomicU64>,
@@ -224,9 +224,9 @@ struct Member {
     secret: u64,
     /// Since when somebody else has been found to hold the id.
     taken_since: Option<Instant>,
-    notice: Box<dyn FnMut(Notice) + Send>,
+    notice: Box<dyn FnMut(MembershipNotice) + Send>,
     is_changed: Arc<AtomicBool>,
-    line: Option<Line>,
+    line: Option<RegistryClient>,
     /// Before that nothing is announced: the registry had no room for it.
     announce_at: Instant,
     announce_backoff: Backoff,
@@ -244,24 +244,24 @@ struct Member {
     not_kept: u32,
     rejoin_backoff: Backoff,
     /// That it has joined, which is told when it is known to be kept.
-    untold: Option<Notice>,
+    unreported: Option<MembershipNotice>,
     /// Which registry is tried first: another one after each attempt that came to nothing, so that one that
     /// answers and cannot help does not stand before one that could.
     first: usize,
     /// What has been wrong since it was joined, and when each was told; the newest is the last.
-    troubles: Vec<(LineError, Instant)>,
+    reported: Vec<(RegistryCallError, Instant)>,
 }
 
-impl Member {
+impl MembershipLoop {
     fn new(
         options: MemberOptions,
         peer: Arc<AtomicU64>,
         registry: Arc<Mutex<Option<SocketAddr>>>,
-        notice: Box<dyn FnMut(Notice) + Send>,
+        notice: Box<dyn FnMut(MembershipNotice) + Send>,
         is_changed: Arc<AtomicBool>,
-    ) -> Member {
+    ) -> MembershipLoop {
         let now = Instant::now();
-        Member {
+        MembershipLoop {
             options,
             peer,
             registry,
@@ -284,16 +284,16 @@ impl Member {
             joined_at: now,
             not_kept: 0,
             rejoin_backoff: Backoff::new(limits::REJOIN_BACKOFF_MIN, limits::REJOIN_BACKOFF_MAX),
-            untold: None,
+            unreported: None,
             first: 0,
-            troubles: Vec::new(),
+            reported: Vec::new(),
         }
     }
 
     /// Goes on until nobody has commands any more.
-    fn run(mut self, commands: &Receiver<Command>) {
+    fn run(mut self, commands: &Receiver<MemberCommand>) {
         loop {
-            self.keep_up();
+            self.maintain();
             if Instant::now() >= self.announce_at && self.is_changed.swap(false, Ordering::Relaxed)
             {
                 self.announce();
@@ -303,7 +303,7 @@ impl Member {
                 None => self.retry_at.saturating_duration_since(Instant::now()),
             };
             match commands.recv_timeout(wait) {
-                Ok(command) => self.obey(command),
+                Ok(command) => self.handle(command),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -315,48 +315,48 @@ impl Member {
     }
 
     /// Notices a connection that has ended, joins when it is time, says that the peer is alive.
-    fn keep_up(&mut self) {
-        if self.line.as_ref().is_some_and(Line::is_closed) {
+    fn maintain(&mut self) {
+        if self.line.as_ref().is_some_and(RegistryClient::is_closed) {
             let address = self.line.take().map(|line| line.address());
             let reason = "it closed the connection".to_owned();
             if let Some(address) = address {
-                self.left_out(LineError::Unreachable { address, reason });
+                self.dropped_by_registry(RegistryCallError::Unreachable { address, reason });
             }
         }
         let now = Instant::now();
         if self.line.is_none() && now >= self.retry_at {
             self.join();
         } else if self.line.is_some() && now >= self.alive_at {
-            self.tell(&RegistryRequest::KeepAlive);
+            self.send(&RegistryRequest::KeepAlive);
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn handle(&mut self, command: MemberCommand) {
         match command {
             // The flag is looked at after every command.
-            Command::Changed => {}
-            Command::Fetching(content, size) => {
+            MemberCommand::Changed => {}
+            MemberCommand::Fetching(content, size) => {
                 self.fetching.push((content, size));
-                self.tell(&RegistryRequest::Fetching { content, size });
+                self.send(&RegistryRequest::Fetching { content, size });
             }
-            Command::Fetched(content) => {
+            MemberCommand::Fetched(content) => {
                 let of_it = |(fetching, _): &(ContentId, u64)| *fetching == content;
                 if let Some(at) = self.fetching.iter().position(of_it) {
                     self.fetching.swap_remove(at);
                 }
                 // Another download of the same content may go on.
                 if !self.fetching.iter().any(of_it) {
-                    self.tell(&RegistryRequest::Fetched { content });
+                    self.send(&RegistryRequest::Fetched { content });
                 }
             }
-            Command::Ask(request, answer) => {
+            MemberCommand::Ask(request, answer) => {
                 let mut result = self.call(&request);
                 let is_lost = matches!(
                     result,
-                    None | Some(Err(LineError::Unreachable { .. }
-                        | LineError::Unanswered { .. }
-                        | LineError::Refused { .. }
-                        | LineError::NotJoined(_)))
+                    None | Some(Err(RegistryCallError::Unreachable { .. }
+                        | RegistryCallError::Unanswered { .. }
+                        | RegistryCallError::Refused { .. }
+                        | RegistryCallError::NotJoined(_)))
                 );
                 // Somebody waits: this is worth trying now, whatever the back-off says, unless no registry keeps it.
                 if is_lost && (!self.is_doubtful() || Instant::now() >= self.retry_at) {
@@ -364,7 +364,10 @@ impl Member {
                     result = self.call(&request);
                 }
                 let nobody = || {
-                    Err(self.troubles.last().map_or(LineError::Nobody, |(error, _)| error.clone()))
+                    Err(self
+                        .reported
+                        .last()
+                        .map_or(RegistryCallError::Nobody, |(error, _)| error.clone()))
                 };
                 let result = result.unwrap_or_else(nobody);
                 // Whoever asked may have given up.
@@ -378,7 +381,7 @@ impl Member {
         match self.try_join() {
             Ok((line, files)) => {
                 let registry = line.address();
-                self.show_registry(Some(registry));
+                self.publish_registry(Some(registry));
                 self.line = Some(line);
                 self.joined_at = Instant::now();
                 self.alive_at = self.joined_at + limits::KEEP_ALIVE_INTERVAL;
@@ -388,17 +391,17 @@ impl Member {
                 let told = files.into_iter().map(|file| (file.name, (file.size, file.content)));
                 self.announced = told.collect();
                 let again = std::mem::replace(&mut self.has_joined, true);
-                self.untold = Some(Notice::Joined { registry, names, again });
+                self.unreported = Some(MembershipNotice::Joined { registry, names, again });
                 if !self.is_doubtful() {
-                    self.tell_joined();
+                    self.report_joined();
                 }
                 for (content, size) in self.fetching.clone() {
-                    self.tell(&RegistryRequest::Fetching { content, size });
+                    self.send(&RegistryRequest::Fetching { content, size });
                 }
             }
             Err(error) => {
                 self.first = self.first.wrapping_add(1);
-                if matches!(error, LineError::IdTaken(_)) {
+                if matches!(error, RegistryCallError::IdTaken(_)) {
                     self.give_up_id();
                 }
                 self.lost(error);
@@ -419,7 +422,7 @@ impl Member {
         }
     }
 
-    fn try_join(&mut self) -> Result<(Line, Vec<FileEntry>), LineError> {
+    fn try_join(&mut self) -> Result<(RegistryClient, Vec<FileEntry>), RegistryCallError> {
         let files = self.options.files.files();
         let patience =
             limits::REGISTRY_CALL_TIMEOUT + limits::JOIN_TIME_PER_FILE * files.len() as u32;
@@ -427,7 +430,7 @@ impl Member {
         let mut registries = self.options.registries.clone();
         let first = self.first % registries.len().max(1);
         registries.rotate_left(first);
-        let mut line = Line::open_any(&registries, deadline)?;
+        let mut line = RegistryClient::open_any(&registries, deadline)?;
         let MemberOptions { peer, address, shares, .. } = self.options;
         // A peer without files joins too.
         let parts = files.len().div_ceil(limits::FILES_PER_FRAME).max(1);
@@ -443,7 +446,7 @@ impl Member {
                 secret: self.secret,
                 shares,
             };
-            line.ask_telling(&join, deadline, &mut |error| self.trouble(error))?;
+            line.ask_reporting(&join, deadline, &mut |error| self.report(error))?;
         }
         Ok((line, files))
     }
@@ -487,11 +490,11 @@ impl Member {
                 }
                 // Nothing of it was taken, and what was announced before still stands: it is kept, and the rest
                 // told when there may be room.
-                Some(Err(error @ LineError::Declined { .. })) => {
+                Some(Err(error @ RegistryCallError::Declined { .. })) => {
                     let wait = self.announce_backoff.next_wait(rand::rng().next_u64());
                     self.announce_at = Instant::now() + wait;
                     self.is_changed.store(true, Ordering::Relaxed);
-                    return self.trouble(error);
+                    return self.report(error);
                 }
                 // Joining again tells everything.
                 Some(Err(_)) | None => return,
@@ -501,32 +504,35 @@ impl Member {
 
     /// Tells the registry something. When that fails the connection is given up, and joining again
     /// tells everything.
-    fn tell(&mut self, request: &RegistryRequest) {
-        if let Some(Err(error @ LineError::Declined { .. })) = self.call(request) {
-            self.left_out(error);
+    fn send(&mut self, request: &RegistryRequest) {
+        if let Some(Err(error @ RegistryCallError::Declined { .. })) = self.call(request) {
+            self.dropped_by_registry(error);
         }
     }
 
     /// Asks on the connection, if there is one. One that breaks is given up.
-    fn call(&mut self, request: &RegistryRequest) -> Option<Result<RegistryReply, LineError>> {
+    fn call(
+        &mut self,
+        request: &RegistryRequest,
+    ) -> Option<Result<RegistryReply, RegistryCallError>> {
         let line = self.line.as_mut()?;
         let result = line.ask(request, Instant::now() + limits::REGISTRY_CALL_TIMEOUT);
         match &result {
             Ok(_) => {
                 self.alive_at = Instant::now() + limits::KEEP_ALIVE_INTERVAL;
-                if self.is_settled() && std::mem::take(&mut self.not_kept) > 0 {
+                if self.is_kept() && std::mem::take(&mut self.not_kept) > 0 {
                     self.rejoin_backoff.reset();
-                    self.tell_joined();
+                    self.report_joined();
                 }
             }
-            Err(LineError::Declined { .. }) => {}
-            Err(error) => self.left_out(error.clone()),
+            Err(RegistryCallError::Declined { .. }) => {}
+            Err(error) => self.dropped_by_registry(error.clone()),
         }
         Some(result)
     }
 
     /// Whether the registry has known it for long enough to have kept it.
-    fn is_settled(&self) -> bool {
+    fn is_kept(&self) -> bool {
         self.joined_at.elapsed() >= self.options.settled_after
     }
 
@@ -535,30 +541,30 @@ impl Member {
         self.not_kept >= 2
     }
 
-    fn show_registry(&self, registry: Option<SocketAddr>) {
+    fn publish_registry(&self, registry: Option<SocketAddr>) {
         *self.registry.lock().unwrap_or_else(PoisonError::into_inner) = registry;
     }
 
-    fn tell_joined(&mut self) {
-        self.troubles.clear();
-        if let Some(notice) = self.untold.take() {
+    fn report_joined(&mut self) {
+        self.reported.clear();
+        if let Some(notice) = self.unreported.take() {
             (self.notice)(notice);
         }
     }
 
     /// The connection over which it had joined is of no more use. Where it was not kept for long it joins again later
     /// and later, and says once that it does: each JOIN tells the whole list.
-    fn left_out(&mut self, mut error: LineError) {
+    fn dropped_by_registry(&mut self, mut error: RegistryCallError) {
         self.line = None;
-        self.show_registry(None);
+        self.publish_registry(None);
         self.first = self.first.wrapping_add(1);
-        if self.is_settled() {
+        if self.is_kept() {
             return self.lost(error);
         }
         self.not_kept = self.not_kept.saturating_add(1);
-        if let LineError::NotJoined(address) = error {
+        if let RegistryCallError::NotJoined(address) = error {
             self.not_kept = self.not_kept.saturating_add(1);
-            error = LineError::Forgotten(address);
+            error = RegistryCallError::Forgotten(address);
         }
         self.lost(error);
         if self.is_doubtful() {
@@ -568,30 +574,32 @@ impl Member {
     }
 
     /// There is no connection: says so, and tries again a little later.
-    fn lost(&mut self, error: LineError) {
+    fn lost(&mut self, error: RegistryCallError) {
         self.retry_at = Instant::now() + self.backoff.next_wait(rand::rng().next_u64());
-        self.trouble(error);
+        self.report(error);
     }
 
     /// Says what is wrong, unless it has been said.
-    fn trouble(&mut self, error: LineError) {
+    fn report(&mut self, error: RegistryCallError) {
         let now = Instant::now();
-        let before = self.troubles.iter().position(|(told, _)| *told == error);
-        let told_at = before.map(|at| self.troubles.remove(at).1);
+        let before = self.reported.iter().position(|(told, _)| *told == error);
+        let told_at = before.map(|at| self.reported.remove(at).1);
         // That it is still gone is no news. That it refuses is, to somebody who waits for something to come of it.
         let is_refusal = matches!(
             error,
-            LineError::Declined { .. } | LineError::Refused { .. } | LineError::Wrong { .. }
+            RegistryCallError::Declined { .. }
+                | RegistryCallError::Refused { .. }
+                | RegistryCallError::Wrong { .. }
         );
         let is_due = told_at
             .is_none_or(|at| is_refusal && now.duration_since(at) >= limits::REFUSAL_TOLD_INTERVAL);
-        if is_due && !matches!(error, LineError::NotJoined(_)) {
-            (self.notice)(Notice::Lost(error.clone()));
+        if is_due && !matches!(error, RegistryCallError::NotJoined(_)) {
+            (self.notice)(MembershipNotice::Lost(error.clone()));
         }
-        if self.troubles.len() >= limits::REGISTRY_TROUBLES_KEPT {
-            self.troubles.remove(0);
+        if self.reported.len() >= limits::REGISTRY_TROUBLES_KEPT {
+            self.reported.remove(0);
         }
         let told_at = told_at.filter(|_| !is_due).unwrap_or(now);
-        self.troubles.push((error, told_at));
+        self.reported.push((error, told_at));
     }
 }

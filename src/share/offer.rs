@@ -11,7 +11,7 @@ use super::chunks::SharedChunks;
 use super::content::Manifest;
 use crate::model::{ContentId, FileEntry, FileName};
 
-/// What a [`Server`](super::serve::Server) may give away. It asks on its event loop: answer from
+/// What a [`PeerServer`](super::serve::Server) may give away. It asks on its event loop: answer from
 /// memory, at once.
 pub trait Catalog: Send + Sync {
     /// What is offered under a name.
@@ -31,7 +31,7 @@ pub trait Catalog: Send + Sync {
 
     /// Serving `offer` has shown that its file holds other bytes than were hashed, although it looks the same: looking at
     /// it does not help, and it has to be hashed anew.
-    fn rotten(&self, offer: &Offer) {
+    fn corrupted(&self, offer: &Offer) {
         self.changed(offer);
     }
 }

@@ -1,7 +1,7 @@
 //! A peer: a folder that is served, a membership in the share, and downloads that are served on.
 //!
 //! It puts together what the other parts are for: the [`Folder`] and its [`Watcher`], the transfer
-//! engine's [`Server`] and [`Fetch`], and the [`Membership`] that tells the registry of it all. A process
+//! engine's [`PeerServer`] and [`Fetch`], and the [`Membership`] that tells the registry of it all. A process
 //! that only fetches is a peer without a folder: it offers what it has of the content it is fetching.
 
 use std::io;
@@ -15,13 +15,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use rand::Rng;
 
-use super::fetch::{Fetch, FetchError, FetchHandle, FetchOptions, Kept, Outcome, Progress};
+use super::fetch::{
+    Fetch, FetchError, FetchHandle, FetchOptions, FetchOutcome, FetchProgress, Kept,
+};
 use super::folder::hash::HashProgress;
 use super::folder::{Folder, FolderOptions, Watcher};
-use super::line::LineError;
-use super::member::{Files, MemberOptions, Membership, NoFiles, Notice};
+use super::member::{MemberOptions, Membership, MembershipNotice, NoFiles, OfferedFiles};
 use super::offer::{Catalog, Partials, PartialsSlot};
-use super::serve::{ServeError, ServeOptions, Server};
+use super::registry_client::RegistryCallError;
+use super::serve::{PeerServer, ServeError, ServeOptions};
 use crate::limits;
 use crate::model::{ContentId, FileName, PeerId};
 use crate::net::Listener;
@@ -62,7 +64,7 @@ pub enum PeerError {
 
 /// What to download, from whom, to where.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct DownloadRequest {
     /// What the file is called, and is to be called.
     pub name: FileName,
     /// What is in it.
@@ -91,7 +93,7 @@ pub struct Peer {
     // know it from the registry.
     _watcher: Option<Watcher>,
     membership: Arc<Membership>,
-    server: Server,
+    server: PeerServer,
 }
 
 impl Peer {
@@ -102,7 +104,7 @@ impl Peer {
     /// The system gave no threads.
     pub fn start(
         options: PeerOptions,
-        notice: impl FnMut(Notice) + Send + 'static,
+        notice: impl FnMut(MembershipNotice) + Send + 'static,
     ) -> Result<Peer, PeerError> {
         let PeerOptions { peer, folder, limit_bytes_per_s, congestion, .. } = options;
         let partials = Arc::new(Partials::default());
@@ -117,8 +119,8 @@ impl Peer {
             congestion: congestion.clone(),
             ..ServeOptions::default()
         };
-        let server = Server::start(options.listener, serve)?;
-        let files: Arc<dyn Files> = match &folder {
+        let server = PeerServer::start(options.listener, serve)?;
+        let files: Arc<dyn OfferedFiles> = match &folder {
             Some(folder) => Arc::<Folder>::clone(folder),
             None => Arc::new(NoFiles),
         };
@@ -188,7 +190,7 @@ impl Peer {
     ///
     /// # Errors
     /// The registry cannot be reached, or refuses.
-    pub fn search(&self, name: &FileName) -> Result<Vec<Source>, LineError> {
+    pub fn search(&self, name: &FileName) -> Result<Vec<Source>, RegistryCallError> {
         Ok(sources(self.membership.ask(RegistryRequest::Search { name: name.clone() })?))
     }
 
@@ -210,9 +212,17 @@ impl Peer {
     ///
     /// # Errors
     /// It cannot even begin.
-    pub fn download(&self, wanted: Wanted) -> Result<Transfer, FetchError> {
-        let Wanted { name, content, size, to, sources, look_for_more, patience, gone_after } =
-            wanted;
+    pub fn download(&self, wanted: DownloadRequest) -> Result<Download, FetchError> {
+        let DownloadRequest {
+            name,
+            content,
+            size,
+            to,
+            sources,
+            look_for_more,
+            patience,
+            gone_after,
+        } = wanted;
         let in_folder = self.folder.as_ref().filter(|folder| to == folder.path());
         // A peer does not fetch from itself.
         let me = self.membership.peer();
@@ -233,13 +243,16 @@ impl Peer {
             seed: rand::rng().next_u64(),
         })?);
         self.membership.fetching(content, size);
-        let seeker =
-            if look_for_more { Some(self.seek(&handle, content, name.clone())?) } else { None };
-        Ok(Transfer {
+        let search = if look_for_more {
+            Some(self.search_on(&handle, content, name.clone())?)
+        } else {
+            None
+        };
+        Ok(Download {
             name,
             content,
             handle,
-            seeker,
+            search,
             slot,
             membership: Arc::clone(&self.membership),
             folder: in_folder.map(Arc::clone),
@@ -247,16 +260,16 @@ impl Peer {
     }
 
     /// Asks for further sources until its answer is dropped.
-    fn seek(
+    fn search_on(
         &self,
         handle: &Arc<FetchHandle>,
         content: ContentId,
         name: FileName,
-    ) -> Result<Seeker, FetchError> {
+    ) -> Result<SourceSearch, FetchError> {
         let (stop, stopped) = bounded::<()>(0);
         let (handle, membership) = (Arc::clone(handle), Arc::clone(&self.membership));
-        let seek = move || loop {
-            let look = handle.look_wanted();
+        let search_on = move || loop {
+            let look = handle.search_requested();
             let asked = membership.ask(RegistryRequest::SearchContent { content });
             let is_answered = asked.is_ok();
             // Without a registry the download goes on with whom it knows.
@@ -266,28 +279,28 @@ impl Peer {
                 }
             }
             if is_answered {
-                handle.looked(look);
+                handle.searched(look);
             }
             let next = Instant::now() + limits::SOURCES_REFRESH_INTERVAL;
             // Sooner when nobody has it any more whom the download knows.
-            while Instant::now() < next && handle.look_wanted() == look {
+            while Instant::now() < next && handle.search_requested() == look {
                 let wait = stopped.recv_timeout(limits::STOP_LOOK_INTERVAL);
                 if wait != Err(RecvTimeoutError::Timeout) {
                     return;
                 }
             }
         };
-        let thread = thread::Builder::new().name("share-sources".to_owned()).spawn(seek);
+        let thread = thread::Builder::new().name("share-sources".to_owned()).spawn(search_on);
         thread.map_err(|error| FetchError::Internal {
             name,
             reason: error.to_string(),
             kept: Kept(false),
         })?;
-        Ok(Seeker { _stop: stop })
+        Ok(SourceSearch { _stop: stop })
     }
 }
 
-/// The sources in an answer to a search, which no other answer passes for ([`LineError::Wrong`]).
+/// The sources in an answer to a search, which no other answer passes for ([`RegistryCallError::Wrong`]).
 pub fn sources(reply: RegistryReply) -> Vec<Source> {
     match reply {
         RegistryReply::Sources(sources) => sources,
@@ -297,15 +310,15 @@ pub fn sources(reply: RegistryReply) -> Vec<Source> {
 
 /// A thread that asks for further sources until this is dropped. It is not waited for: a registry may
 /// owe it an answer.
-struct Seeker {
+struct SourceSearch {
     _stop: Sender<()>,
 }
 
 /// A download of a peer. Dropping it stops the download and keeps what has arrived.
-pub struct Transfer {
+pub struct Download {
     name: FileName,
     content: ContentId,
-    seeker: Option<Seeker>,
+    search: Option<SourceSearch>,
     handle: Arc<FetchHandle>,
     /// What it offers of the content while it fetches it.
     slot: PartialsSlot,
@@ -314,9 +327,9 @@ pub struct Transfer {
     folder: Option<Arc<Folder>>,
 }
 
-impl Transfer {
+impl Download {
     /// How far it is.
-    pub fn progress(&self) -> Progress {
+    pub fn progress(&self) -> FetchProgress {
         self.handle.progress()
     }
 
@@ -327,9 +340,9 @@ impl Transfer {
 
     /// Waits this long for its end. `None`: it goes on. A file that has arrived in the shared folder is
     /// offered to others from then on.
-    pub fn wait_for(&mut self, timeout: Duration) -> Option<Result<Outcome, FetchError>> {
+    pub fn wait_for(&mut self, timeout: Duration) -> Option<Result<FetchOutcome, FetchError>> {
         let result = self.handle.wait_for(timeout)?;
-        self.seeker = None;
+        self.search = None;
         if let (Ok(outcome), Some(folder)) = (&result, &self.folder) {
             folder.add(self.name.clone(), Arc::clone(&outcome.manifest), outcome.stamp);
             self.membership.changed();
@@ -338,9 +351,9 @@ impl Transfer {
     }
 }
 
-impl Drop for Transfer {
+impl Drop for Download {
     fn drop(&mut self) {
-        self.seeker = None;
+        self.search = None;
         self.handle.cancel();
         self.slot.remove();
         self.membership.fetched(self.content);

@@ -18,8 +18,8 @@ use acervo::model::{
     WriteOp,
 };
 use acervo::share::content::{Manifest, chunk_count};
-use acervo::share::fetch::Mark;
-use acervo::share::folder::{Look, state};
+use acervo::share::fetch::Trailer;
+use acervo::share::folder::{FileIdentity, state};
 use acervo::share::offer::FileStamp;
 use acervo::storage::apply::StateMachine;
 use acervo::storage::engine::{Durability, Engine, WriteBatch};
@@ -638,13 +638,14 @@ fn share_state_examples() -> Vec<Vec<u8>> {
 /// What the last block of a `NAME.part` says. Every byte of it counts: whatever is taken for a
 /// trailer is the one that would be written.
 pub fn part(data: &[u8]) {
-    if let Some(mark) = Mark::decode(data) {
+    if let Some(mark) = Trailer::decode(data) {
         assert_eq!(mark.encode(), data);
     }
 }
 
 fn part_examples() -> Vec<Vec<u8>> {
-    let mark = |size, content| Mark { size, content: ContentId([content; 32]) }.encode().to_vec();
+    let mark =
+        |size, content| Trailer { size, content: ContentId([content; 32]) }.encode().to_vec();
     let good = mark(1 << 30, 7);
     vec![mark(0, 0), good[..88].to_vec(), good[..4095].to_vec(), good]
 }

@@ -2,7 +2,7 @@
 //! running them.
 
 use crate::language::{Expected, Op};
-use crate::names::Names;
+use crate::model::Names;
 
 /// What a script can be run through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

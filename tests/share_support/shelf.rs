@@ -11,7 +11,7 @@ use acervo::model::{ContentId, FileEntry, FileName};
 use acervo::net::Listener;
 use acervo::share::content::{Manifest, chunk_count, chunk_len, chunk_offset, hash_chunk};
 use acervo::share::offer::{Available, Catalog, FileStamp, Offer};
-use acervo::share::serve::{ServeOptions, Server};
+use acervo::share::serve::{PeerServer, ServeOptions};
 
 /// Files of a folder, offered as they were when they were added.
 #[derive(Default)]
@@ -76,11 +76,11 @@ pub fn local() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }
 
-pub fn serve_with(options: ServeOptions) -> Server {
+pub fn serve_with(options: ServeOptions) -> PeerServer {
     let listener = Listener::bind(local()).unwrap();
     if options.peer.load(Ordering::Relaxed) == 0 {
         // As `source` in the tests of transfers calls it.
         options.peer.store(u64::from(listener.address().port()), Ordering::Relaxed);
     }
-    Server::start(listener, options).unwrap()
+    PeerServer::start(listener, options).unwrap()
 }

@@ -7,7 +7,7 @@ use crate::net::ListenError;
 use crate::prompt::{explain_io, explain_reason, is_misdirected};
 use crate::share::fetch::{FetchError, FindError, Kept};
 use crate::share::folder::FolderError;
-use crate::share::line::LineError;
+use crate::share::registry_client::RegistryCallError;
 use crate::text::{counted, escape, sentence};
 use crate::wire::share::DenialCode;
 
@@ -27,43 +27,47 @@ pub(super) fn explain_name(error: NameError) -> String {
     }
 }
 
-pub(super) fn explain_line(error: &LineError) -> String {
+pub(super) fn explain_registry_error(error: &RegistryCallError) -> String {
     match error {
-        LineError::Unreachable { address, reason } => {
+        RegistryCallError::Unreachable { address, reason } => {
             format!("Registro {address} inacessível: {}.", explain_reason(reason))
         }
-        LineError::Unanswered { address, reason } => {
+        RegistryCallError::Unanswered { address, reason } => {
             format!("Registro {address} não responde: {}.", explain_reason(reason))
         }
-        LineError::Declined { address, message } => {
+        RegistryCallError::Declined { address, message } => {
             // Its own words are English.
             log::info!("registry {address} refuses: {message}");
             format!("Registro {address} recusou: {}.", explain_refusal(message))
         }
-        LineError::Refused { address, reason } if is_misdirected(&format!("{REFUSED}{reason}")) => {
+        RegistryCallError::Refused { address, reason }
+            if is_misdirected(&format!("{REFUSED}{reason}")) =>
+        {
             let who = explain_reason(&format!("{REFUSED}{reason}"));
             format!("Registro {address} inacessível: {who}; confira o endereço.")
         }
-        LineError::Refused { address, reason } => {
+        RegistryCallError::Refused { address, reason } => {
             log::info!("registry {address} refuses: {reason}");
             format!("Registro {address} recusou: {}.", explain_refusal(reason))
         }
-        LineError::IdTaken(address) => format!(
+        RegistryCallError::IdTaken(address) => format!(
             "Outra conexão entrou no registro {address} com a identidade desta pasta: se ela é \
              compartilhada duas vezes, pare uma delas."
         ),
-        LineError::NotJoined(address) => format!("Registro {address} não conhece este peer."),
-        LineError::Forgotten(address) => format!(
+        RegistryCallError::NotJoined(address) => {
+            format!("Registro {address} não conhece este peer.")
+        }
+        RegistryCallError::Forgotten(address) => format!(
             "Registro {address} aceitou este peer e logo não o conhecia mais: se há vários neste endereço, \
              eles precisam de um armazenamento em comum."
         ),
-        LineError::Wrong { address, reason } => {
+        RegistryCallError::Wrong { address, reason } => {
             // It quotes what came, and is English.
             log::info!("registry {address}: {reason}");
             format!("Registro {address} não responde como um registro: confira o endereço.")
         }
-        LineError::Nobody => "Nenhum registro foi dado.".to_owned(),
-        LineError::Stopping => "Este peer está parando.".to_owned(),
+        RegistryCallError::Nobody => "Nenhum registro foi dado.".to_owned(),
+        RegistryCallError::Stopping => "Este peer está parando.".to_owned(),
     }
 }
 
@@ -242,7 +246,7 @@ mod tests {
         assert!(!explain_find(&refused(None)).contains("there is"));
         let declined = |message: &str| {
             let message = message.to_owned();
-            explain_line(&LineError::Declined { address, message })
+            explain_registry_error(&RegistryCallError::Declined { address, message })
         };
         assert_eq!(
             declined("too many requests wait at this registry: try again in a moment"),
@@ -254,7 +258,7 @@ mod tests {
         );
         let refused = |reason: &str| {
             let reason = reason.to_owned();
-            explain_line(&LineError::Refused { address, reason })
+            explain_registry_error(&RegistryCallError::Refused { address, reason })
         };
         assert_eq!(
             refused("this is a server of a store: a share needs an acervo registry"),
@@ -267,7 +271,7 @@ mod tests {
         );
         let reason = NOT_IN_TIME.to_owned();
         assert_eq!(
-            explain_line(&LineError::Unanswered { address, reason }),
+            explain_registry_error(&RegistryCallError::Unanswered { address, reason }),
             "Registro 10.0.0.1:5000 não responde: nenhuma resposta completa chegou a tempo."
         );
         let source = || io::Error::from_raw_os_error(5);

@@ -16,13 +16,13 @@ use std::thread::{self, JoinHandle};
 use rand::Rng;
 
 use self::explain::{
-    explain_fetch, explain_find, explain_folder, explain_hashing, explain_left_out, explain_line,
-    explain_listen, explain_name,
+    explain_fetch, explain_find, explain_folder, explain_hashing, explain_left_out, explain_listen,
+    explain_name, explain_registry_error,
 };
 use super::fetch::{FindError, find};
 use super::folder::Folder;
-use super::member::Notice;
-use super::peer::{Peer, PeerError, PeerOptions, Wanted};
+use super::member::MembershipNotice;
+use super::peer::{DownloadRequest, Peer, PeerError, PeerOptions};
 use super::registry::spaced;
 use crate::limits;
 use crate::model::{FileEntry, FileName, PeerId};
@@ -60,7 +60,7 @@ pub enum ConsoleError {
 /// See [`ConsoleError`].
 pub fn run(options: &ConsoleOptions) -> Result<(), ConsoleError> {
     prompt::run(|input, screen, kind| {
-        let mut dialogue = Dialogue::new(input, screen, options.clone());
+        let mut dialogue = PeerDialogue::new(input, screen, options.clone());
         let result = dialogue.run();
         dialogue.end(kind);
         Ok(result?)
@@ -73,20 +73,20 @@ const FIRST_PORT: u16 = 1100;
 
 /// An entry of the menu.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Entry {
+enum MenuEntry {
     Join,
     Search,
     Download,
     Leave,
 }
 
-impl Entry {
-    fn parse(line: &str) -> Option<Entry> {
+impl MenuEntry {
+    fn parse(line: &str) -> Option<MenuEntry> {
         match line.to_ascii_uppercase().as_str() {
-            "1" | "JOIN" => Some(Entry::Join),
-            "2" | "SEARCH" => Some(Entry::Search),
-            "3" | "DOWNLOAD" => Some(Entry::Download),
-            "SAIR" | "EXIT" | "QUIT" => Some(Entry::Leave),
+            "1" | "JOIN" => Some(MenuEntry::Join),
+            "2" | "SEARCH" => Some(MenuEntry::Search),
+            "3" | "DOWNLOAD" => Some(MenuEntry::Download),
+            "SAIR" | "EXIT" | "QUIT" => Some(MenuEntry::Leave),
             _ => None,
         }
     }
@@ -94,14 +94,14 @@ impl Entry {
 
 /// What was searched for last.
 #[derive(Clone)]
-struct Searched {
+struct LastSearch {
     name: FileName,
-    found: Found,
+    found: SearchResult,
 }
 
 /// What came of a search.
 #[derive(Clone)]
-enum Found {
+enum SearchResult {
     /// The answer is still to come, and its line is still to be shown.
     Pending,
     /// Whoever has the file, as the registry says.
@@ -111,39 +111,39 @@ enum Found {
 }
 
 /// What the dialogue and its threads share.
-struct Shared {
+struct ConsoleShared {
     screen: Arc<dyn Screen>,
-    searched: Mutex<Option<Searched>>,
+    searched: Mutex<Option<LastSearch>>,
     /// An answer has come and was shown.
     answered: Condvar,
     stopping: AtomicBool,
 }
 
-impl Shared {
-    fn searched(&self) -> MutexGuard<'_, Option<Searched>> {
+impl ConsoleShared {
+    fn searched(&self) -> MutexGuard<'_, Option<LastSearch>> {
         // It is set as a whole.
         self.searched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was searched for last and who has it. An answer that is due is waited for as long as it may take, and
     /// after a moment that is told.
-    fn last_search(&self) -> Option<Searched> {
+    fn last_search(&self) -> Option<LastSearch> {
         let wait = |patience| {
-            let pending = |searched: &mut Option<Searched>| {
-                matches!(searched, Some(Searched { found: Found::Pending, .. }))
+            let pending = |searched: &mut Option<LastSearch>| {
+                matches!(searched, Some(LastSearch { found: SearchResult::Pending, .. }))
             };
             let waited = self.answered.wait_timeout_while(self.searched(), patience, pending);
             waited.unwrap_or_else(PoisonError::into_inner).0.clone()
         };
         let soon = wait(limits::CONSOLE_SILENT_WAIT);
-        let Some(Searched { name, found: Found::Pending }) = &soon else { return soon };
+        let Some(LastSearch { name, found: SearchResult::Pending }) = &soon else { return soon };
         let name = escape(name.as_str().as_bytes());
         self.screen.say(&format!("Esperando a resposta do SEARCH de {name}."));
         wait(limits::REGISTRY_CALL_TIMEOUT)
     }
 
     /// The answer to a search has come and was shown, or none will come.
-    fn found(&self, name: &FileName, found: Found) {
+    fn found(&self, name: &FileName, found: SearchResult) {
         if let Some(searched) = self.searched().as_mut().filter(|searched| searched.name == *name) {
             searched.found = found;
         }
@@ -152,17 +152,17 @@ impl Shared {
 }
 
 /// A peer that has joined.
-struct Joined {
+struct JoinedPeer {
     peer: Peer,
     address: SocketAddr,
     folder: PathBuf,
 }
 
-struct Dialogue<'a> {
+struct PeerDialogue<'a> {
     input: &'a mut dyn Input,
     options: ConsoleOptions,
-    shared: Arc<Shared>,
-    joined: Option<Arc<Joined>>,
+    shared: Arc<ConsoleShared>,
+    joined: Option<Arc<JoinedPeer>>,
     /// Searches and downloads under way.
     tasks: Vec<JoinHandle<()>>,
     /// Of them, those that have not yet said that they have ended.
@@ -171,19 +171,19 @@ struct Dialogue<'a> {
     ended: (Sender<()>, Receiver<()>),
 }
 
-impl Dialogue<'_> {
+impl PeerDialogue<'_> {
     fn new<'a>(
         input: &'a mut dyn Input,
         screen: Arc<dyn Screen>,
         options: ConsoleOptions,
-    ) -> Dialogue<'a> {
-        let shared = Arc::new(Shared {
+    ) -> PeerDialogue<'a> {
+        let shared = Arc::new(ConsoleShared {
             screen,
             searched: Mutex::default(),
             answered: Condvar::new(),
             stopping: AtomicBool::new(false),
         });
-        Dialogue {
+        PeerDialogue {
             input,
             options,
             shared,
@@ -199,7 +199,7 @@ impl Dialogue<'_> {
         loop {
             let entry = self.ask(MENU, |line| match line.trim() {
                 "" => Ok(None),
-                line => Entry::parse(line).map(Some).ok_or_else(|| {
+                line => MenuEntry::parse(line).map(Some).ok_or_else(|| {
                     let line = escape(line.as_bytes());
                     format!(
                         "Opção desconhecida \"{line}\": escolha JOIN, SEARCH ou DOWNLOAD (1, 2 ou 3), ou SAIR."
@@ -211,10 +211,10 @@ impl Dialogue<'_> {
             }
             let done = entry.and_then(|entry| match entry {
                 None => Ok(()),
-                Some(Entry::Join) => self.join(),
-                Some(Entry::Search) => self.search(),
-                Some(Entry::Download) => self.download(),
-                Some(Entry::Leave) => Err(Stop::Leave),
+                Some(MenuEntry::Join) => self.join(),
+                Some(MenuEntry::Search) => self.search(),
+                Some(MenuEntry::Download) => self.download(),
+                Some(MenuEntry::Leave) => Err(Stop::Leave),
             });
             match done {
                 Ok(()) | Err(Stop::Cancelled) => {}
@@ -249,7 +249,7 @@ impl Dialogue<'_> {
     }
 
     /// Whether it was begun; if not, why has been said.
-    fn task(&mut self, run: impl FnOnce(&Shared) + Send + 'static) -> bool {
+    fn task(&mut self, run: impl FnOnce(&ConsoleShared) + Send + 'static) -> bool {
         self.tasks.retain(|task| !task.is_finished());
         self.under_way -= self.ended.1.try_iter().count();
         if self.under_way >= limits::CONSOLE_TASKS_MAX {
@@ -330,7 +330,7 @@ impl Dialogue<'_> {
         Ok(())
     }
 
-    fn begin(&self, address: SocketAddr, path: &Path) -> Result<Joined, String> {
+    fn begin(&self, address: SocketAddr, path: &Path) -> Result<JoinedPeer, String> {
         let folder = Folder::open(path, PeerId(rand::rng().next_u64()));
         let folder = folder.map_err(|error| explain_folder(&error))?;
         let left_out: usize = folder.left_out().values().sum();
@@ -351,15 +351,15 @@ impl Dialogue<'_> {
             hashing: Arc::new(|_| {}),
         };
         let screen = Arc::clone(&self.shared.screen);
-        let notice = move |notice: Notice| match notice {
-            Notice::Joined { names, again: false, .. } => {
+        let notice = move |notice: MembershipNotice| match notice {
+            MembershipNotice::Joined { names, again: false, .. } => {
                 screen.event(&format!("Sou peer {address} com arquivos {}", spaced(&names)));
             }
-            Notice::Joined { registry, again: true, .. } => {
+            MembershipNotice::Joined { registry, again: true, .. } => {
                 screen.remark(&format!("Registro {registry} alcançado de novo."));
             }
-            Notice::Lost(error) => {
-                screen.remark(&format!("{} Tentando de novo.", explain_line(&error)));
+            MembershipNotice::Lost(error) => {
+                screen.remark(&format!("{} Tentando de novo.", explain_registry_error(&error)));
             }
         };
         let peer = Peer::start(options, notice).map_err(|error| match error {
@@ -372,11 +372,11 @@ impl Dialogue<'_> {
         if !hashing.is_done() {
             self.shared.screen.remark(&explain_hashing(hashing.files - hashing.files_done));
         }
-        Ok(Joined { peer, address, folder: folder.path().to_owned() })
+        Ok(JoinedPeer { peer, address, folder: folder.path().to_owned() })
     }
 
     /// The peer, or a remark that it has not joined.
-    fn joined(&self) -> Option<Arc<Joined>> {
+    fn joined(&self) -> Option<Arc<JoinedPeer>> {
         if self.joined.is_none() {
             self.say("Faça JOIN antes de SEARCH e DOWNLOAD.");
         }
@@ -390,7 +390,8 @@ impl Dialogue<'_> {
         let name = self.ask("Arquivo: ", |line| {
             FileName::new(line).map_err(|error| invalid(&explain_name(error)))
         })?;
-        *self.shared.searched() = Some(Searched { name: name.clone(), found: Found::Pending });
+        *self.shared.searched() =
+            Some(LastSearch { name: name.clone(), found: SearchResult::Pending });
         let asked = name.clone();
         // The line is shown first: what was typed ahead asks its questions below it.
         let is_begun = self.task(move |shared| match joined.peer.search(&asked) {
@@ -399,15 +400,15 @@ impl Dialogue<'_> {
                     sources.iter().map(|source| source.address.to_string()).collect();
                 let addresses = addresses.join(" ");
                 shared.screen.event(&format!("peers com arquivo solicitado: {addresses}"));
-                shared.found(&asked, Found::Sources(sources));
+                shared.found(&asked, SearchResult::Sources(sources));
             }
             Err(error) => {
-                shared.screen.remark(&explain_line(&error));
-                shared.found(&asked, Found::Unanswered);
+                shared.screen.remark(&explain_registry_error(&error));
+                shared.found(&asked, SearchResult::Unanswered);
             }
         });
         if !is_begun {
-            self.shared.found(&name, Found::Unanswered);
+            self.shared.found(&name, SearchResult::Unanswered);
         }
         Ok(())
     }
@@ -416,21 +417,23 @@ impl Dialogue<'_> {
 
     fn download(&mut self) -> Result<(), Stop> {
         let Some(joined) = self.joined() else { return Ok(()) };
-        let Some(Searched { name, found }) = self.shared.last_search() else {
+        let Some(LastSearch { name, found }) = self.shared.last_search() else {
             self.say("Faça SEARCH antes de DOWNLOAD.");
             return Ok(());
         };
         let sources = match &found {
-            Found::Sources(sources) => &sources[..],
-            Found::Pending | Found::Unanswered => &[],
+            SearchResult::Sources(sources) => &sources[..],
+            SearchResult::Pending | SearchResult::Unanswered => &[],
         };
         let other = sources.iter().find(|source| source.address != joined.address);
         let offered = other.map(|source| source.address);
         if offered.is_none() {
             let why = match &found {
-                Found::Pending | Found::Unanswered => "O SEARCH não teve resposta",
-                Found::Sources(sources) if sources.is_empty() => "O SEARCH não achou nenhum peer",
-                Found::Sources(_) => "O SEARCH só achou este peer",
+                SearchResult::Pending | SearchResult::Unanswered => "O SEARCH não teve resposta",
+                SearchResult::Sources(sources) if sources.is_empty() => {
+                    "O SEARCH não achou nenhum peer"
+                }
+                SearchResult::Sources(_) => "O SEARCH só achou este peer",
             };
             let name = escape(name.as_str().as_bytes());
             self.say(&format!(
@@ -515,15 +518,15 @@ fn find_any(address: SocketAddr, names: &[FileName]) -> Result<(PeerId, FileEntr
 
 /// Downloads a file from one peer into the folder of another.
 fn fetch_from(
-    joined: &Joined,
+    joined: &JoinedPeer,
     name: &FileName,
     address: SocketAddr,
-    shared: &Shared,
+    shared: &ConsoleShared,
 ) -> Result<(), String> {
     let (peer, file) =
         find_any(address, &name.spellings()).map_err(|error| explain_find(&error))?;
     let source = Source { peer, address, size: file.size, content: file.content };
-    let wanted = Wanted {
+    let wanted = DownloadRequest {
         name: name.clone(),
         content: file.content,
         size: file.size,
@@ -587,7 +590,8 @@ mod tests {
         let screen = Arc::new(Lines::default());
         let registries = vec!["127.0.0.1:9".parse().unwrap()];
         let options = ConsoleOptions { registries, limit_bytes_per_s: None };
-        let mut dialogue = Dialogue::new(&mut input, Arc::<Lines>::clone(&screen) as _, options);
+        let mut dialogue =
+            PeerDialogue::new(&mut input, Arc::<Lines>::clone(&screen) as _, options);
         dialogue.run().unwrap();
         dialogue.end(InputKind::Pipe);
         let said = screen.0.lock().unwrap().clone();
@@ -597,17 +601,17 @@ mod tests {
     #[test]
     fn the_menu_takes_numbers_and_names_in_any_case() {
         for (line, entry) in [
-            ("1", Entry::Join),
-            ("join", Entry::Join),
-            ("2", Entry::Search),
-            ("Search", Entry::Search),
-            ("3", Entry::Download),
-            ("DOWNLOAD", Entry::Download),
-            ("Sair", Entry::Leave),
+            ("1", MenuEntry::Join),
+            ("join", MenuEntry::Join),
+            ("2", MenuEntry::Search),
+            ("Search", MenuEntry::Search),
+            ("3", MenuEntry::Download),
+            ("DOWNLOAD", MenuEntry::Download),
+            ("Sair", MenuEntry::Leave),
         ] {
-            assert_eq!(Entry::parse(line), Some(entry), "{line}");
+            assert_eq!(MenuEntry::parse(line), Some(entry), "{line}");
         }
-        assert_eq!(Entry::parse("4"), None);
+        assert_eq!(MenuEntry::parse("4"), None);
     }
 
     /// Any other question is dropped without a word: the menu follows.
@@ -623,7 +627,7 @@ mod tests {
         let options = ConsoleOptions { registries: vec![], limit_bytes_per_s: None };
         let typed = [Typed::Cancelled, Typed::Line("1".to_owned()), Typed::Cancelled];
         let mut keys = Keys(Vec::from(typed).into_iter());
-        Dialogue::new(&mut keys, Arc::<Lines>::clone(&screen) as _, options).run().unwrap();
+        PeerDialogue::new(&mut keys, Arc::<Lines>::clone(&screen) as _, options).run().unwrap();
         assert_eq!(*screen.0.lock().unwrap(), ["Para sair, escolha SAIR ou tecle Ctrl-D."]);
     }
 

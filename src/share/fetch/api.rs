@@ -185,7 +185,7 @@ impl FetchError {
 
 /// A download that has its file.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct FetchOutcome {
     /// The file.
     pub path: PathBuf,
     /// What is in it, chunk by chunk: it need not be hashed again …
@@ -205,7 +205,7 @@ pub struct Outcome {
 
 /// What a download does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum FetchPhase {
     /// Looks at what is there and makes room.
     Preparing,
     /// Asks for the chunk hashes.
@@ -222,9 +222,9 @@ pub enum Phase {
 
 /// How far a download is.
 #[derive(Clone, Debug)]
-pub struct Progress {
+pub struct FetchProgress {
     /// What it does.
-    pub phase: Phase,
+    pub phase: FetchPhase,
     /// The length of the whole in bytes.
     pub size: u64,
     /// Bytes verified and stored; while checking, bytes looked at.
@@ -243,12 +243,12 @@ pub struct Progress {
     pub sources: Vec<SourceProgress>,
 }
 
-impl Progress {
+impl FetchProgress {
     /// Whether nobody gives any more: the download waits for one of its sources, or a new one, as long as its patience
     /// lasts.
     pub fn waits_for_a_source(&self) -> bool {
         let is_lost = |source: &SourceProgress| matches!(source.state, SourceState::Lost(_));
-        matches!(self.phase, Phase::Asking | Phase::Fetching)
+        matches!(self.phase, FetchPhase::Asking | FetchPhase::Fetching)
             && !self.sources.is_empty()
             && self.sources.iter().all(is_lost)
     }
@@ -257,7 +257,7 @@ impl Progress {
     pub fn is_put_off(&self) -> bool {
         let mut there =
             self.sources.iter().filter(|one| !matches!(one.state, SourceState::Lost(_))).peekable();
-        self.phase == Phase::Fetching
+        self.phase == FetchPhase::Fetching
             && there.peek().is_some()
             && there.all(|source| source.state == SourceState::Busy)
     }

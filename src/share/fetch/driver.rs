@@ -9,19 +9,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::api::{FetchError, FetchOptions, Kept, Outcome, Phase, SourceProgress, SourceState};
+use super::api::{
+    FetchError, FetchOptions, FetchOutcome, FetchPhase, Kept, SourceProgress, SourceState,
+};
+use super::disk::{self, DiskDone, DiskJob};
 use super::hashes::HashLists;
-use super::links::{Incoming, Link, Question};
+use super::links::{IncomingChunk, RequestKind, SourceLink};
 use super::part::Part;
-use super::store::{self, Done, Job};
-use super::{Added, Progress, Shared};
+use super::{AddedSources, FetchProgress, FetchShared};
 use crate::limits;
 use crate::net::{Buffer, BufferPool, CloseReason, ConnectionId, ConnectionMap, Net, Service};
 use crate::share::chunks::{ChunkSet, SharedChunks};
 use crate::share::content::{Manifest, chunk_count, chunk_len};
 use crate::share::greeting;
 use crate::share::rate::{RateMeter, TokenBucket};
-use crate::share::swarm::{Action, Config, DropReason, SourceId, Standing, Swarm};
+use crate::share::swarm::{DropReason, SourceId, SourceStatus, Swarm, SwarmAction, SwarmConfig};
 use crate::text;
 use crate::wire::codec;
 use crate::wire::message::Message;
@@ -32,11 +34,11 @@ use crate::workers::pool::Pool;
 const RATE_CONSTANT: Duration = Duration::from_secs(1);
 
 /// What is to be done with a connection after something has come on it.
-type Judged = Result<(), DropReason>;
+type Handled = Result<(), DropReason>;
 
 /// What bounds a download's memory and threads; tests draw it small.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sizes {
+pub(super) struct DownloadSizes {
     /// See [`limits::SOURCES_MAX`].
     pub sources_max: usize,
     /// See [`limits::DOWNLOAD_CHUNKS_MAX`].
@@ -47,9 +49,9 @@ pub(super) struct Sizes {
     pub checks_per_job: u64,
 }
 
-impl Default for Sizes {
-    fn default() -> Sizes {
-        Sizes {
+impl Default for DownloadSizes {
+    fn default() -> DownloadSizes {
+        DownloadSizes {
             sources_max: limits::SOURCES_MAX,
             chunks_max: limits::DOWNLOAD_CHUNKS_MAX,
             workers: limits::DOWNLOAD_WORKERS,
@@ -58,7 +60,7 @@ impl Default for Sizes {
     }
 }
 
-impl Sizes {
+impl DownloadSizes {
     /// Each source in use has a buffer to receive into, and each chunk that has arrived keeps its own.
     fn buffers(self) -> usize {
         self.sources_max + self.chunks_max
@@ -67,15 +69,15 @@ impl Sizes {
 
 pub(super) struct Driver {
     options: FetchOptions,
-    shared: Arc<Shared>,
+    shared: Arc<FetchShared>,
     part: Arc<Part>,
     started: Instant,
-    phase: Phase,
-    result: Option<Result<Outcome, FetchError>>,
+    phase: FetchPhase,
+    result: Option<Result<FetchOutcome, FetchError>>,
 
     swarm: Swarm,
     /// By source id.
-    links: Vec<Link>,
+    links: Vec<SourceLink>,
     /// The addresses of those that are known, so that none is taken for two.
     known: HashSet<SocketAddr>,
     by_connection: ConnectionMap<SourceId>,
@@ -85,9 +87,9 @@ pub(super) struct Driver {
     /// Since when every source has answered that it has the content no more.
     gone_since: Option<Duration>,
     /// The look for further sources that is waited for while nobody whom it knows has the content any more.
-    look: Option<u64>,
+    search: Option<u64>,
     /// The last look that has ended.
-    looked: u64,
+    searched: u64,
 
     lists: HashLists,
     /// When one of them last became longer.
@@ -107,12 +109,12 @@ pub(super) struct Driver {
     /// The disk has set aside what the file takes, or cannot.
     is_allocated: bool,
 
-    sizes: Sizes,
+    sizes: DownloadSizes,
     buffers: BufferPool,
-    workers: Pool<Job, Done>,
+    workers: Pool<DiskJob, DiskDone>,
     bucket: Option<TokenBucket>,
     /// The rate limit is reached: nothing is read.
-    held: bool,
+    is_limited: bool,
     meter: RateMeter,
     kept_bytes: u64,
     fetched_bytes: u64,
@@ -124,17 +126,17 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(
         options: FetchOptions,
-        shared: Arc<Shared>,
+        shared: Arc<FetchShared>,
         part: Part,
-        sizes: Sizes,
+        sizes: DownloadSizes,
     ) -> io::Result<Driver> {
         let started = Instant::now();
         let wake = shared.wake.clone();
         // Every buffer may be at a worker, and there are two jobs without one.
         let jobs_max = sizes.buffers() + 2;
         let (threads, wake) = (sizes.workers, move || wake.wake());
-        let workers = Pool::start("share-store", threads, jobs_max, wake, |_| store::work)?;
-        let config = Config {
+        let workers = Pool::start("share-store", threads, jobs_max, wake, |_| disk::work)?;
+        let config = SwarmConfig {
             size: options.size,
             seed: options.seed,
             rate_constant: RATE_CONSTANT,
@@ -152,7 +154,7 @@ impl Driver {
             shared,
             part: Arc::new(part),
             started,
-            phase: Phase::Asking,
+            phase: FetchPhase::Asking,
             result: None,
             swarm: Swarm::new(config, Duration::ZERO),
             links: Vec::new(),
@@ -161,8 +163,8 @@ impl Driver {
             next_request: 1,
             last_lost: None,
             gone_since: None,
-            look: None,
-            looked: 0,
+            search: None,
+            searched: 0,
             lists: HashLists::new(options.content, options.size),
             hashes_at: Duration::ZERO,
             hashes_known: 0,
@@ -177,7 +179,7 @@ impl Driver {
             sizes,
             workers,
             bucket,
-            held: false,
+            is_limited: false,
             meter: RateMeter::new(RATE_CONSTANT),
             kept_bytes: 0,
             fetched_bytes: 0,
@@ -189,7 +191,7 @@ impl Driver {
     }
 
     /// How it ended. A part of it that failed stays when there is something in it.
-    pub(super) fn into_result(self) -> Option<Result<Outcome, FetchError>> {
+    pub(super) fn into_result(self) -> Option<Result<FetchOutcome, FetchError>> {
         // The workers hold the part, and with it its lock: who is told of the end may begin anew.
         let deadline = Instant::now() + limits::STOP_DISK_TIMEOUT;
         let rest = self.workers.shut_down(deadline).unwrap_or_else(|error| {
@@ -197,11 +199,11 @@ impl Driver {
             Vec::new()
         });
         for done in rest {
-            if let Done::Stored { index, outcome: Ok(true), .. } = done {
+            if let DiskDone::Stored { index, outcome: Ok(true), .. } = done {
                 self.stored.insert(index);
             }
         }
-        let was_looked_at = matches!(self.phase, Phase::Fetching | Phase::Finishing);
+        let was_looked_at = matches!(self.phase, FetchPhase::Fetching | FetchPhase::Finishing);
         let is_empty = self.stored.count() == 0 && (was_looked_at || !self.part.is_resumed());
         let result = self.result?;
         Some(result.map_err(|error| {
@@ -216,7 +218,7 @@ impl Driver {
         net.now().saturating_duration_since(self.started)
     }
 
-    fn end(&mut self, net: &mut Net, result: Result<Outcome, FetchError>) {
+    fn end(&mut self, net: &mut Net, result: Result<FetchOutcome, FetchError>) {
         if self.result.is_none() {
             self.result = Some(result);
         }
@@ -231,11 +233,11 @@ impl Driver {
 
     /// Takes in the sources that were added from outside.
     fn take_sources(&mut self, net: &mut Net) {
-        let Added { sources: added, looked } = {
+        let AddedSources { sources: added, searched } = {
             let mut added = self.shared.added();
-            Added { sources: std::mem::take(&mut added.sources), looked: added.looked }
+            AddedSources { sources: std::mem::take(&mut added.sources), searched: added.searched }
         };
-        self.looked = looked;
+        self.searched = searched;
         if added.is_empty() {
             return;
         }
@@ -251,9 +253,9 @@ impl Driver {
             let Some(id) = added else { continue };
             self.known.insert(source.address);
             match self.links.get_mut(id.0) {
-                None => self.links.push(Link::new(source)),
+                None => self.links.push(SourceLink::new(source)),
                 Some(link) => {
-                    let forgotten = std::mem::replace(link, Link::new(source)).source;
+                    let forgotten = std::mem::replace(link, SourceLink::new(source)).source;
                     self.known.remove(&forgotten.address);
                 }
             }
@@ -280,12 +282,12 @@ impl Driver {
         &mut self,
         net: &mut Net,
         source: SourceId,
-        question: Question,
+        kind: RequestKind,
         body: PeerRequest,
     ) -> u64 {
         let id = self.next_request;
         self.next_request += 1;
-        self.links[source.0].asked.insert(id, question);
+        self.links[source.0].asked.insert(id, kind);
         self.send(net, source, &Message::Share { id, body });
         id
     }
@@ -314,13 +316,14 @@ impl Driver {
         self.swarm.disconnected(source, self.elapsed(net));
     }
 
-    fn message(&mut self, net: &mut Net, source: SourceId, message: Message) -> Judged {
+    fn message(&mut self, net: &mut Net, source: SourceId, message: Message) -> Handled {
         let link = &mut self.links[source.0];
         match message {
             Message::Welcome(welcome) if !link.greeted => {
                 // Whoever it is: what it gives proves itself. Were it refused for having been announced under another id,
                 // anybody could have peers at its own IP refused by announcing their addresses.
-                link.source.peer = greeting::who_answers(&welcome).map_err(DropReason::Refused)?;
+                link.source.peer =
+                    greeting::peer_in_welcome(&welcome).map_err(DropReason::Refused)?;
                 link.greeted = true;
                 link.lost.clear();
                 if let Some(connection) = link.connection {
@@ -328,14 +331,14 @@ impl Driver {
                 }
                 self.swarm.connected(source, self.elapsed(net));
                 let body = PeerRequest::Watch { content: self.options.content };
-                self.ask(net, source, Question::Watch, body);
+                self.ask(net, source, RequestKind::Watch, body);
                 Ok(())
             }
             // Its last word: what may come after it is not waited for.
             Message::Refused { reason } => {
                 let connection = link.connection;
                 if let Some(connection) = connection {
-                    self.lost(net, connection, &said(&reason));
+                    self.lost(net, connection, &sanitize(&reason));
                 }
                 Ok(())
             }
@@ -348,10 +351,10 @@ impl Driver {
         }
     }
 
-    fn reply(&mut self, net: &mut Net, source: SourceId, id: u64, body: PeerReply) -> Judged {
+    fn reply(&mut self, net: &mut Net, source: SourceId, id: u64, body: PeerReply) -> Handled {
         let link = &mut self.links[source.0];
-        let question = link.asked.get(&id).copied().ok_or(DropReason::Protocol)?;
-        if question != Question::Watch {
+        let kind = link.asked.get(&id).copied().ok_or(DropReason::Protocol)?;
+        if kind != RequestKind::Watch {
             link.asked.remove(&id);
         }
         match &body {
@@ -359,33 +362,33 @@ impl Driver {
             PeerReply::Denied { code, .. } => link.is_gone = *code == DenialCode::NotFound,
             _ => link.is_gone = false,
         }
-        match (question, body) {
-            (Question::Watch, PeerReply::Have { runs }) => {
+        match (kind, body) {
+            (RequestKind::Watch, PeerReply::Have { runs }) => {
                 self.swarm.have(source, &runs);
                 Ok(())
             }
-            (Question::Hashes(first), PeerReply::Hashes { hashes }) => {
+            (RequestKind::Hashes(first), PeerReply::Hashes { hashes }) => {
                 self.hashes(net, source, first, &hashes)
             }
-            (Question::Chunk(index), PeerReply::Chunk { length }) => {
+            (RequestKind::Chunk(index), PeerReply::Chunk { length }) => {
                 if length as usize != chunk_len(index, self.options.size) {
                     return Err(DropReason::WrongBytes);
                 }
-                self.links[source.0].incoming = Some(Incoming::Waiting(index));
+                self.links[source.0].incoming = Some(IncomingChunk::Waiting(index));
                 self.receive_waiting(net);
                 self.pause_or_resume(net, source);
                 Ok(())
             }
-            (Question::Chunk(index), PeerReply::Denied { code, message }) => {
+            (RequestKind::Chunk(index), PeerReply::Denied { code, message }) => {
                 self.denied(net, source, index, code, &message);
                 Ok(())
             }
             (_, PeerReply::Denied { code: DenialCode::Invalid, message }) => {
-                Err(DropReason::Refused(said(&message)))
+                Err(DropReason::Refused(sanitize(&message)))
             }
             // It has the content no more, or just now not.
             (_, PeerReply::Denied { message, .. }) => {
-                self.swarm.withdrawn(source, &said(&message), self.elapsed(net));
+                self.swarm.withdrawn(source, &sanitize(&message), self.elapsed(net));
                 Ok(())
             }
             _ => Err(DropReason::Protocol),
@@ -400,7 +403,7 @@ impl Driver {
         code: DenialCode,
         message: &str,
     ) {
-        let (now, message) = (self.elapsed(net), said(message));
+        let (now, message) = (self.elapsed(net), sanitize(message));
         self.swarm.denied(source, index, code, &message, now);
         if code != DenialCode::Cancelled {
             self.last_lost = Some(format!("{}: {message}", self.links[source.0].source.address));
@@ -416,7 +419,7 @@ impl Driver {
                 return;
             }
             let link = &mut self.links[source.0];
-            let (Some(Incoming::Waiting(index)), Some(connection)) =
+            let (Some(IncomingChunk::Waiting(index)), Some(connection)) =
                 (link.incoming, link.connection)
             else {
                 continue;
@@ -425,7 +428,7 @@ impl Driver {
                 return;
             };
             if net.receive_raw(connection, buffer) {
-                link.incoming = Some(Incoming::Receiving(index));
+                link.incoming = Some(IncomingChunk::Receiving(index));
                 self.pause_or_resume(net, source);
             }
         }
@@ -437,7 +440,7 @@ impl Driver {
         let Some(connection) = link.connection else {
             return;
         };
-        if self.held || matches!(link.incoming, Some(Incoming::Waiting(_))) {
+        if self.is_limited || matches!(link.incoming, Some(IncomingChunk::Waiting(_))) {
             net.pause_reading(connection);
         } else {
             net.resume_reading(connection);
@@ -464,8 +467,8 @@ impl Driver {
             link.chunk_bytes = of_chunks;
             chunk_bytes += new;
             self.swarm.received(source, new, now);
-            if self.held || matches!(link.incoming, Some(Incoming::Waiting(_))) {
-                self.swarm.held(source, now);
+            if self.is_limited || matches!(link.incoming, Some(IncomingChunk::Waiting(_))) {
+                self.swarm.not_read(source, now);
             }
         }
         self.meter.add(chunk_bytes, now);
@@ -473,9 +476,9 @@ impl Driver {
             return;
         };
         bucket.take(bytes);
-        let held = bucket.available(net.now()) == 0;
-        if held != self.held {
-            self.held = held;
+        let is_limited = bucket.available(net.now()) == 0;
+        if is_limited != self.is_limited {
+            self.is_limited = is_limited;
             for source in (0..self.links.len()).map(SourceId) {
                 self.pause_or_resume(net, source);
             }
@@ -487,24 +490,24 @@ impl Driver {
         let now = self.elapsed(net);
         while let Some(action) = self.swarm.next_action(now) {
             match action {
-                Action::Connect(source) => {
+                SwarmAction::Connect(source) => {
                     let address: SocketAddr = self.links[source.0].source.address;
                     let connection = net.dial(address);
                     self.links[source.0].reset(Some(connection));
                     self.links[source.0].lost.clear();
                     self.by_connection.insert(connection, source);
                 }
-                Action::Request(source, index) => {
+                SwarmAction::Request(source, index) => {
                     // What was called off is answered too, sooner or later.
                     if self.links[source.0].asked.len() >= limits::ANSWERS_OWED_MAX {
                         self.swarm.ban(source, DropReason::Protocol);
                         continue;
                     }
                     let body = PeerRequest::Chunk { content: self.options.content, index };
-                    self.ask(net, source, Question::Chunk(index), body);
+                    self.ask(net, source, RequestKind::Chunk(index), body);
                 }
-                Action::Cancel(source, index) => self.cancel(net, source, index),
-                Action::Drop(source, reason) => self.close(net, source, &reason.to_string()),
+                SwarmAction::Cancel(source, index) => self.cancel(net, source, index),
+                SwarmAction::Drop(source, reason) => self.close(net, source, &reason.to_string()),
             }
         }
     }
@@ -525,7 +528,7 @@ impl Driver {
 
     fn cancel(&mut self, net: &mut Net, source: SourceId, index: u64) {
         let asked = &self.links[source.0].asked;
-        let request = asked.iter().find(|(_, question)| **question == Question::Chunk(index));
+        let request = asked.iter().find(|(_, kind)| **kind == RequestKind::Chunk(index));
         if let Some(request) = request.map(|(id, _)| *id) {
             let (id, body) = (self.next_request, PeerRequest::Cancel { request });
             self.next_request += 1;
@@ -537,14 +540,14 @@ impl Driver {
 
     fn publish(&self, net: &Net) {
         let all = self.links.iter().zip((0..).map(SourceId));
-        let tried = all.filter(|(_, id)| self.swarm.standing(*id) != Standing::Untried);
+        let tried = all.filter(|(_, id)| self.swarm.status(*id) != SourceStatus::Untried);
         let sources = tried.map(|(link, id)| {
-            let state = match self.swarm.standing(id) {
-                Standing::Connecting => SourceState::Connecting,
-                Standing::Ready if self.swarm.is_put_off(id) => SourceState::Busy,
-                Standing::Ready if self.swarm.owed(id) > 0 => SourceState::Active,
-                Standing::Ready => SourceState::Idle,
-                Standing::Untried | Standing::Away { .. } | Standing::Banned => {
+            let state = match self.swarm.status(id) {
+                SourceStatus::Connecting => SourceState::Connecting,
+                SourceStatus::Ready if self.swarm.reports_busy(id) => SourceState::Busy,
+                SourceStatus::Ready if self.swarm.outstanding(id) > 0 => SourceState::Active,
+                SourceStatus::Ready => SourceState::Idle,
+                SourceStatus::Untried | SourceStatus::Away { .. } | SourceStatus::Banned => {
                     SourceState::Lost(link.lost.clone())
                 }
             };
@@ -557,11 +560,11 @@ impl Driver {
             }
         });
         let checked_bytes = self.checked.saturating_mul(limits::CHUNK_BYTES as u64);
-        let progress = Progress {
+        let progress = FetchProgress {
             phase: self.phase,
             size: self.options.size,
             done_bytes: match self.phase {
-                Phase::Checking => checked_bytes.min(self.options.size),
+                FetchPhase::Checking => checked_bytes.min(self.options.size),
                 _ => self.stored_bytes(),
             },
             kept_bytes: self.kept_bytes,
@@ -577,8 +580,8 @@ impl Driver {
         // Whoever was left just now is to be named.
         self.act(net);
         let waited = match self.phase {
-            Phase::Asking => self.elapsed(net).saturating_sub(self.hashes_at),
-            Phase::Fetching => self.elapsed(net).saturating_sub(self.swarm.progress_at()),
+            FetchPhase::Asking => self.elapsed(net).saturating_sub(self.hashes_at),
+            FetchPhase::Fetching => self.elapsed(net).saturating_sub(self.swarm.progress_at()),
             _ => return,
         };
         // With sources that are gone for good, and nobody who looks for others, there is nothing to wait for.
@@ -588,7 +591,7 @@ impl Driver {
         if self.is_gone(self.elapsed(net)) {
             self.end(net, Err(FetchError::Gone { name, kept }));
         } else if hopeless || waited >= self.options.patience {
-            let last = self.why_nobody();
+            let last = self.why_no_source();
             self.end(net, Err(FetchError::NoSource { name, last, kept }));
         }
     }
@@ -596,13 +599,13 @@ impl Driver {
     /// Whether nobody has the content any more and the download is to end with that: an answer of every source, but for
     /// those that lied, and of whoever looks for further ones. One that is silent, or looks at its file, may have it.
     fn is_gone(&mut self, now: Duration) -> bool {
-        let is_out = |(link, id): (&Link, SourceId)| {
-            link.is_gone || self.swarm.standing(id) == Standing::Banned
+        let is_out = |(link, id): (&SourceLink, SourceId)| {
+            link.is_gone || self.swarm.status(id) == SourceStatus::Banned
         };
         let all_out = self.links.iter().zip((0..).map(SourceId)).all(is_out);
         let is_gone = all_out && self.links.iter().any(|link| link.is_gone);
         let Some(gone_after) = self.options.gone_after.filter(|_| is_gone) else {
-            (self.gone_since, self.look) = (None, None);
+            (self.gone_since, self.search) = (None, None);
             return false;
         };
         // Where nothing has come nothing is lost. Else it may only have another name, and is offered again soon.
@@ -610,23 +613,24 @@ impl Driver {
         if now.saturating_sub(*self.gone_since.get_or_insert(now)) < gone_after {
             return false;
         }
-        let look = *self.look.get_or_insert_with(|| self.shared.want_look());
-        !self.options.more_may_come || self.looked >= look
+        let search = *self.search.get_or_insert_with(|| self.shared.request_search());
+        !self.options.more_may_come || self.searched >= search
     }
 
     /// Why nobody gives anything: whoever is there and owes something comes first.
-    fn why_nobody(&self) -> String {
-        let with = |wanted: Standing| {
+    fn why_no_source(&self) -> String {
+        let with = |wanted: SourceStatus| {
             let mut ids = (0..self.links.len()).map(SourceId);
             // One that says that it is busy is not silent: its own words are known.
             let is_meant =
-                |id: &SourceId| self.swarm.standing(*id) == wanted && !self.swarm.is_put_off(*id);
+                |id: &SourceId| self.swarm.status(*id) == wanted && !self.swarm.reports_busy(*id);
             let id = ids.find(is_meant)?;
             Some(self.links[id.0].source.address)
         };
-        let silent = || with(Standing::Ready).map(|address| format!("{address}: it is silent"));
-        let unreached =
-            || with(Standing::Connecting).map(|address| format!("{address}: it does not answer"));
+        let silent = || with(SourceStatus::Ready).map(|address| format!("{address}: it is silent"));
+        let unreached = || {
+            with(SourceStatus::Connecting).map(|address| format!("{address}: it does not answer"))
+        };
         // Of one that refuses there is more to say than that it is silent since.
         let why = silent().or_else(|| self.last_lost.clone()).or_else(unreached);
         why.unwrap_or_else(|| "nobody has it".to_owned())
@@ -647,7 +651,7 @@ impl Driver {
 }
 
 /// Another one's words, fit for a line and not too many.
-fn said(words: &str) -> String {
+fn sanitize(words: &str) -> String {
     let short: String = words.chars().take(limits::REASON_BYTES_MAX / 4).collect();
     text::escape(short.as_bytes()).to_string()
 }
@@ -655,7 +659,7 @@ fn said(words: &str) -> String {
 impl Service for Driver {
     fn on_start(&mut self, net: &mut Net) {
         let part = Arc::clone(&self.part);
-        self.submit(net, Job::Allocate { part });
+        self.submit(net, DiskJob::Allocate { part });
         self.take_sources(net);
     }
 
@@ -678,11 +682,11 @@ impl Service for Driver {
         let Some(source) = self.by_connection.get(&connection).copied() else {
             return;
         };
-        let judged = match codec::decode(frame) {
+        let handled = match codec::decode(frame) {
             Ok(message) => self.message(net, source, message),
             Err(_) => Err(DropReason::Protocol),
         };
-        if let Err(reason) = judged {
+        if let Err(reason) = handled {
             self.swarm.ban(source, reason);
         }
     }
@@ -691,7 +695,7 @@ impl Service for Driver {
         let Some(source) = self.by_connection.get(&connection).copied() else {
             return;
         };
-        let Some(Incoming::Receiving(index)) = self.links[source.0].incoming.take() else {
+        let Some(IncomingChunk::Receiving(index)) = self.links[source.0].incoming.take() else {
             return;
         };
         self.received_bytes += buffer.length() as u64;
@@ -699,7 +703,7 @@ impl Service for Driver {
             && self.swarm.arrived(source, index)
         {
             let part = Arc::clone(&self.part);
-            self.submit(net, Job::Store { source, index, buffer, manifest, part });
+            self.submit(net, DiskJob::Store { source, index, buffer, manifest, part });
         }
     }
 

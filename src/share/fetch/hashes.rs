@@ -20,7 +20,7 @@ pub(super) struct HashLists {
     content: ContentId,
     size: u64,
     lists_max: usize,
-    lists: Vec<List>,
+    lists: Vec<HashList>,
     /// When the last of them was begun, or was due to be.
     begun: Duration,
     /// How many have made room for others.
@@ -32,7 +32,7 @@ pub(super) struct HashLists {
 }
 
 #[derive(Debug)]
-struct List {
+struct HashList {
     source: SourceId,
     begun: Duration,
     /// When it was last looked at whether bytes come, or a page was asked for, and how many have come since.
@@ -43,7 +43,7 @@ struct List {
     hashes: Vec<ChunkHash>,
 }
 
-impl List {
+impl HashList {
     fn age(&self, now: Duration) -> Duration {
         now.saturating_sub(self.begun)
     }
@@ -57,7 +57,7 @@ impl List {
 
 /// What came of some hashes.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum PageOutcome {
     /// Ask the source for those from here on.
     More(u64),
     /// That was all of them, and they are right.
@@ -149,7 +149,7 @@ impl HashLists {
             self.replacements += 1;
             self.replaced = Some(self.lists.swap_remove(at).source);
         }
-        self.lists.push(List {
+        self.lists.push(HashList {
             source,
             begun: now,
             looked: now,
@@ -202,28 +202,29 @@ impl HashLists {
         first: u64,
         page: &[ChunkHash],
         now: Duration,
-    ) -> Step {
-        let is_awaited = |list: &List| list.source == source && list.hashes.len() as u64 == first;
+    ) -> PageOutcome {
+        let is_awaited =
+            |list: &HashList| list.source == source && list.hashes.len() as u64 == first;
         let Some(at) = self.lists.iter().position(is_awaited) else {
-            return Step::Late;
+            return PageOutcome::Late;
         };
         let list = &mut self.lists[at];
         let expected = chunk_count(self.size);
         let rest = expected - list.hashes.len() as u64;
         if page.len() as u64 != rest.min(limits::HASHES_PER_FRAME_MAX as u64) {
             self.lists.swap_remove(at);
-            return Step::Wrong;
+            return PageOutcome::Wrong;
         }
         list.hashes.extend_from_slice(page);
         (list.looked, list.new_bytes, list.page_bytes) = (now, 0, 0);
         let have = list.hashes.len() as u64;
         if have < expected {
-            return Step::More(have);
+            return PageOutcome::More(have);
         }
         let list = self.lists.swap_remove(at);
         match Manifest::verified(self.content, self.size, list.hashes) {
-            Ok(manifest) => Step::Whole(manifest),
-            Err(_) => Step::Wrong,
+            Ok(manifest) => PageOutcome::Whole(manifest),
+            Err(_) => PageOutcome::Wrong,
         }
     }
 }
@@ -258,26 +259,26 @@ mod tests {
             lists
         };
         let mut lists = begin(0);
-        assert!(matches!(lists.take(SourceId(1), 0, first, ms(1)), Step::Late));
-        assert!(matches!(lists.take(SourceId(0), 0, first, ms(1)), Step::More(4096)));
+        assert!(matches!(lists.take(SourceId(1), 0, first, ms(1)), PageOutcome::Late));
+        assert!(matches!(lists.take(SourceId(0), 0, first, ms(1)), PageOutcome::More(4096)));
         let mut wrong = second.to_vec();
         wrong[1].0[0] ^= 1;
-        assert!(matches!(lists.take(SourceId(0), 4096, &wrong, ms(2)), Step::Wrong));
-        assert!(matches!(lists.take(SourceId(0), 4096, second, ms(3)), Step::Late));
+        assert!(matches!(lists.take(SourceId(0), 4096, &wrong, ms(2)), PageOutcome::Wrong));
+        assert!(matches!(lists.take(SourceId(0), 4096, second, ms(3)), PageOutcome::Late));
 
         for dribble in [&first[..0], &first[..1], &first[..4095]] {
             let mut lists = begin(1);
-            assert!(matches!(lists.take(SourceId(1), 0, dribble, ms(1)), Step::Wrong));
+            assert!(matches!(lists.take(SourceId(1), 0, dribble, ms(1)), PageOutcome::Wrong));
         }
         let mut lists = begin(2);
-        assert!(matches!(lists.take(SourceId(2), 0, first, ms(1)), Step::More(4096)));
+        assert!(matches!(lists.take(SourceId(2), 0, first, ms(1)), PageOutcome::More(4096)));
         let many = [second, second].concat();
-        assert!(matches!(lists.take(SourceId(2), 4096, &many, ms(1)), Step::Wrong));
+        assert!(matches!(lists.take(SourceId(2), 4096, &many, ms(1)), PageOutcome::Wrong));
 
         let mut lists = begin(3);
-        assert!(matches!(lists.take(SourceId(3), 0, first, ms(1)), Step::More(4096)));
+        assert!(matches!(lists.take(SourceId(3), 0, first, ms(1)), PageOutcome::More(4096)));
         match lists.take(SourceId(3), 4096, second, ms(1)) {
-            Step::Whole(whole) => assert_eq!(whole, manifest),
+            PageOutcome::Whole(whole) => assert_eq!(whole, manifest),
             other => panic!("{other:?}"),
         }
     }
@@ -325,7 +326,10 @@ mod tests {
         assert_eq!(lists.next(&ids([3, 4]), 2, ms(0)), None);
         lists.lost(SourceId(3));
         assert_eq!(lists.next(&ids([3, 4]), 2, ms(1)), Some(SourceId(4)));
-        assert!(matches!(lists.take(SourceId(4), 0, manifest.chunks(), ms(2)), Step::Whole(_)));
+        assert!(matches!(
+            lists.take(SourceId(4), 0, manifest.chunks(), ms(2)),
+            PageOutcome::Whole(_)
+        ));
     }
 
     /// A lone source that hesitated over its second page was asked for the first again; what came for the second was taken
@@ -344,7 +348,7 @@ mod tests {
             assert_eq!(lists.late(ms(100 * at)), [], "at {at}");
             assert_eq!(lists.next(&[only], 1, ms(100 * at)), None);
         }
-        assert!(matches!(lists.take(only, 0, first, ms(20_000)), Step::More(4096)));
+        assert!(matches!(lists.take(only, 0, first, ms(20_000)), PageOutcome::More(4096)));
         // It is said to be late, and is not left, since there is no other.
         assert_eq!(lists.late(ms(22_000)), [only]);
         assert_eq!(lists.late(ms(22_100)), []);
@@ -352,9 +356,9 @@ mod tests {
         // Another one is asked beside it; an answer to an earlier question is nobody's fault.
         let other = SourceId(1);
         assert_eq!(lists.next(&[only, other], 2, ms(22_200)), Some(other));
-        assert!(matches!(lists.take(only, 0, first, ms(22_300)), Step::Late));
-        assert!(matches!(lists.take(other, 4096, second, ms(22_300)), Step::Late));
-        assert!(matches!(lists.take(only, 4096, second, ms(22_400)), Step::Whole(_)));
+        assert!(matches!(lists.take(only, 0, first, ms(22_300)), PageOutcome::Late));
+        assert!(matches!(lists.take(other, 4096, second, ms(22_300)), PageOutcome::Late));
+        assert!(matches!(lists.take(only, 4096, second, ms(22_400)), PageOutcome::Whole(_)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::wire::share::Source;
 
 /// What a request was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Question {
+pub(super) enum RequestKind {
     /// Which chunks the source has. Answered again and again.
     Watch,
     /// Chunk hashes, from this one on.
@@ -18,7 +18,7 @@ pub(super) enum Question {
 
 /// A chunk whose bytes come next on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Incoming {
+pub(super) enum IncomingChunk {
     /// They wait for a buffer, and the connection is not read.
     Waiting(u64),
     /// They are being received.
@@ -27,14 +27,14 @@ pub(super) enum Incoming {
 
 /// One source and the connection with it, if there is one.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct SourceLink {
     pub(super) source: Source,
     pub(super) connection: Option<ConnectionId>,
     pub(super) greeted: bool,
     /// By request id. Of chunks there are as many as the swarm lets a source owe, and those called off
     /// and not answered yet.
-    pub(super) asked: HashMap<u64, Question>,
-    pub(super) incoming: Option<Incoming>,
+    pub(super) asked: HashMap<u64, RequestKind>,
+    pub(super) incoming: Option<IncomingChunk>,
     /// PINGs that were not answered yet.
     pub(super) pings: u32,
     /// Bytes of every kind received on this connection and accounted for …
@@ -47,9 +47,9 @@ pub(super) struct Link {
     pub(super) is_gone: bool,
 }
 
-impl Link {
-    pub(super) fn new(source: Source) -> Link {
-        Link {
+impl SourceLink {
+    pub(super) fn new(source: Source) -> SourceLink {
+        SourceLink {
             source,
             connection: None,
             greeted: false,

@@ -15,13 +15,13 @@
 //! download of its own), priorities among a file's chunks other than rarity.
 
 mod api;
+mod disk;
 mod driver;
 mod find;
 mod hashes;
 mod links;
 mod part;
 mod size;
-mod store;
 mod watch;
 
 use std::fs::File;
@@ -40,13 +40,13 @@ use crate::share::content::{Manifest, chunk_count, chunk_len, chunk_offset, hash
 use crate::share::offer::FileStamp;
 use crate::wire::share::Source;
 pub use api::{
-    FetchError, FetchOptions, Kept, Outcome, Phase, Progress, SourceProgress, SourceState,
+    FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Kept, SourceProgress,
+    SourceState,
 };
-use driver::{Driver, Sizes};
+use driver::{DownloadSizes, Driver};
 pub use find::{FindError, find};
 use hashes::HashLists;
-#[cfg(feature = "internals")]
-pub use part::Mark;
+pub use part::Trailer;
 use part::{Existing, Finish, Part};
 pub use size::{SizeOptions, prove_size};
 
@@ -55,29 +55,29 @@ const OPEN_ATTEMPTS_MAX: usize = 3;
 
 /// What a download and its handle share.
 #[derive(Debug)]
-struct Shared {
-    progress: Mutex<Progress>,
+struct FetchShared {
+    progress: Mutex<FetchProgress>,
     /// What the download has not noticed yet.
-    added: Mutex<Added>,
+    added: Mutex<AddedSources>,
     /// How often the download has wanted others to be looked for at once.
-    looks_wanted: AtomicU64,
+    searches_requested: AtomicU64,
     cancelled: AtomicBool,
     wake: WakeHandle,
 }
 
 /// What came of looking for further sources.
 #[derive(Debug, Default)]
-struct Added {
+struct AddedSources {
     sources: Vec<Source>,
     /// Of the looks that were wanted, the last one that has ended, and whose sources are all here.
-    looked: u64,
+    searched: u64,
 }
 
-impl Shared {
-    fn new(options: &FetchOptions, wake: WakeHandle) -> Shared {
-        Shared {
-            progress: Mutex::new(Progress {
-                phase: Phase::Preparing,
+impl FetchShared {
+    fn new(options: &FetchOptions, wake: WakeHandle) -> FetchShared {
+        FetchShared {
+            progress: Mutex::new(FetchProgress {
+                phase: FetchPhase::Preparing,
                 size: options.size,
                 done_bytes: 0,
                 kept_bytes: 0,
@@ -86,26 +86,26 @@ impl Shared {
                 longest_stall: Duration::ZERO,
                 sources: Vec::new(),
             }),
-            added: Mutex::new(Added { sources: options.sources.clone(), looked: 0 }),
-            looks_wanted: AtomicU64::new(0),
+            added: Mutex::new(AddedSources { sources: options.sources.clone(), searched: 0 }),
+            searches_requested: AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
             wake,
         }
     }
 
-    fn progress(&self) -> MutexGuard<'_, Progress> {
+    fn progress(&self) -> MutexGuard<'_, FetchProgress> {
         // It is replaced or changed field by field; any state of it is one to show.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn added(&self) -> MutexGuard<'_, Added> {
+    fn added(&self) -> MutexGuard<'_, AddedSources> {
         // Each of its fields may be ahead of the other.
         self.added.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks whoever looks for further sources to do so now; the number of that look.
-    fn want_look(&self) -> u64 {
-        self.looks_wanted.fetch_add(1, Ordering::AcqRel) + 1
+    fn request_search(&self) -> u64 {
+        self.searches_requested.fetch_add(1, Ordering::AcqRel) + 1
     }
 
     fn is_cancelled(&self) -> bool {
@@ -120,8 +120,8 @@ pub struct Fetch;
 /// A download under way. Dropping it stops the download and waits until it has stopped.
 #[derive(Debug)]
 pub struct FetchHandle {
-    shared: Arc<Shared>,
-    result: Receiver<Result<Outcome, FetchError>>,
+    shared: Arc<FetchShared>,
+    result: Receiver<Result<FetchOutcome, FetchError>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -141,13 +141,13 @@ impl Fetch {
             |reason: String| FetchError::Internal { name: name.clone(), reason, kept: Kept(false) };
         let event_loop = EventLoop::new(loop_config(&options), None)
             .map_err(|error| internal(error.to_string()))?;
-        let shared = Arc::new(Shared::new(&options, event_loop.wake_handle()));
+        let shared = Arc::new(FetchShared::new(&options, event_loop.wake_handle()));
         let (result_in, result) = bounded(1);
         let run = {
             let shared = Arc::clone(&shared);
             move || {
                 let outcome = run(options, event_loop, &shared);
-                shared.progress().phase = Phase::Ended;
+                shared.progress().phase = FetchPhase::Ended;
                 // Nobody may want to know any more.
                 let _ = result_in.send(outcome);
             }
@@ -160,7 +160,7 @@ impl Fetch {
 
 impl FetchHandle {
     /// How far it is.
-    pub fn progress(&self) -> Progress {
+    pub fn progress(&self) -> FetchProgress {
         self.shared.progress().clone()
     }
 
@@ -176,14 +176,14 @@ impl FetchHandle {
     }
 
     /// The number of the last look for further sources that the download has wanted at once, from 0 on: nobody has the
-    /// content any more whom it knows. Read it before looking, and tell it to [`FetchHandle::looked`].
-    pub fn look_wanted(&self) -> u64 {
-        self.shared.looks_wanted.load(Ordering::Acquire)
+    /// content any more whom it knows. Read it before looking, and tell it to [`FetchHandle::searched`].
+    pub fn search_requested(&self) -> u64 {
+        self.shared.searches_requested.load(Ordering::Acquire)
     }
 
     /// The look of this number has ended: whoever was found is added.
-    pub fn looked(&self, number: u64) {
-        self.shared.added().looked = number;
+    pub fn searched(&self, number: u64) {
+        self.shared.added().searched = number;
         self.shared.wake.wake();
     }
 
@@ -196,7 +196,7 @@ impl FetchHandle {
 
     /// Waits this long for its end. `None`: it goes on. The result is given once; after that the
     /// answer is [`FetchError::Cancelled`].
-    pub fn wait_for(&self, timeout: Duration) -> Option<Result<Outcome, FetchError>> {
+    pub fn wait_for(&self, timeout: Duration) -> Option<Result<FetchOutcome, FetchError>> {
         match self.result.recv_timeout(timeout) {
             Ok(result) => Some(result),
             Err(RecvTimeoutError::Timeout) => None,
@@ -209,8 +209,7 @@ impl FetchHandle {
     /// # Errors
     ///
     /// Why there is no file.
-    #[cfg(any(test, feature = "internals"))]
-    pub fn wait(self) -> Result<Outcome, FetchError> {
+    pub fn wait(self) -> Result<FetchOutcome, FetchError> {
         self.result.recv().unwrap_or(Err(FetchError::Cancelled(Kept(false))))
     }
 }
@@ -251,8 +250,8 @@ fn loop_config(options: &FetchOptions) -> LoopConfig {
 fn run(
     options: FetchOptions,
     event_loop: EventLoop,
-    shared: &Arc<Shared>,
-) -> Result<Outcome, FetchError> {
+    shared: &Arc<FetchShared>,
+) -> Result<FetchOutcome, FetchError> {
     let whole = options.to.join(options.name.as_str());
     check_folder(&options)?;
     for _ in 0..OPEN_ATTEMPTS_MAX {
@@ -278,8 +277,12 @@ fn check_folder(options: &FetchOptions) -> Result<(), FetchError> {
 }
 
 /// There is a file of this name and length: is it the one?
-fn compare(options: &FetchOptions, file: &File, shared: &Shared) -> Result<Outcome, FetchError> {
-    shared.progress().phase = Phase::Checking;
+fn compare(
+    options: &FetchOptions,
+    file: &File,
+    shared: &FetchShared,
+) -> Result<FetchOutcome, FetchError> {
+    shared.progress().phase = FetchPhase::Checking;
     let path = options.to.join(options.name.as_str());
     let disk = |source| FetchError::Disk { path: path.clone(), source, kept: Kept(false) };
     let stamp = FileStamp::of(&file.metadata().map_err(disk)?);
@@ -299,7 +302,7 @@ fn compare(options: &FetchOptions, file: &File, shared: &Shared) -> Result<Outco
             part::remove_leftovers(&options.to, &options.name, options.content, file);
             let manifest = Arc::new(manifest);
             let kept_bytes = options.size;
-            Ok(Outcome {
+            Ok(FetchOutcome {
                 path,
                 manifest,
                 stamp,
@@ -317,9 +320,9 @@ fn compare(options: &FetchOptions, file: &File, shared: &Shared) -> Result<Outco
 fn fetch(
     options: FetchOptions,
     event_loop: EventLoop,
-    shared: &Arc<Shared>,
+    shared: &Arc<FetchShared>,
     part: Part,
-) -> Result<Outcome, FetchError> {
+) -> Result<FetchOutcome, FetchError> {
     let name = options.name.clone();
     let internal =
         |reason: String| FetchError::Internal { name: name.clone(), reason, kept: Kept(false) };
@@ -337,7 +340,7 @@ fn fetch(
         let Finish::Published(stamp) = finish else {
             return Err(FetchError::Touched(part.path().to_owned()));
         };
-        return Ok(Outcome {
+        return Ok(FetchOutcome {
             path: part.whole_path().to_owned(),
             manifest: Arc::new(manifest),
             stamp,
@@ -348,7 +351,7 @@ fn fetch(
         });
     }
     let partials = options.partials.clone();
-    let mut driver = Driver::new(options, Arc::clone(shared), part, Sizes::default())
+    let mut driver = Driver::new(options, Arc::clone(shared), part, DownloadSizes::default())
         .map_err(|error| internal(error.to_string()))?;
     let ran = event_loop.run(&mut driver);
     let result = match (driver.into_result(), ran) {

@@ -21,7 +21,7 @@
 //! **Nobody writes to it when it gets that name, and all of it was checked if anybody may have.** When everything has
 //! arrived our descriptors that can write are closed, and a [`Lease`] is taken, which there is only while nobody else has
 //! the file open for writing or has a mapping that can. If it was left by an earlier download, or anybody has
-//! opened it since this one began ([`Watch`]), the whole of it is checked under the lease; what is not good is fetched again, and
+//! opened it since this one began ([`OpenWatch`]), the whole of it is checked under the lease; what is not good is fetched again, and
 //! then it begins anew. Somebody who does not end writing is waited for a little, and then told of. Where the file system knows no
 //! leases the whole is always checked, and again if its length or time of change is not the same after that.
 //!
@@ -44,13 +44,13 @@ use rand::Rng;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-pub use self::file::Mark;
+pub use self::file::Trailer;
 use self::file::{BLOCK_BYTES, PartFile, disk, open_again};
 use self::lease::{Lease, NoLease};
 pub(super) use self::names::{Existing, descriptor_path, existing, remove_leftovers};
 use self::names::{first_name, link, open, part_name, remove_ours};
 use super::api::FetchError;
-use super::watch::Watch;
+use super::watch::OpenWatch;
 use crate::limits;
 use crate::model::{ContentId, FileName};
 use crate::net::Buffer;
@@ -75,8 +75,8 @@ pub(super) struct Part {
     /// What is served of it: a descriptor of its own, since whoever opens it by its name is a doubt.
     served: Option<Arc<File>>,
     direct_works: AtomicBool,
-    watch: Watch,
-    end: Mutex<End>,
+    watch: OpenWatch,
+    end: Mutex<FinishState>,
     is_resumed: bool,
 }
 
@@ -90,7 +90,7 @@ struct Writable {
 
 /// How far the file is on its way to its name.
 #[derive(Debug)]
-struct End {
+struct FinishState {
     /// None from when everything has arrived, as long as nothing has to be fetched again.
     writable: Option<Arc<Writable>>,
     lease: Option<Lease>,
@@ -113,7 +113,7 @@ pub(super) enum Finish {
 }
 
 /// What is under the name of a partial file.
-enum Found {
+enum ExistingPart {
     Nothing,
     /// It got its final name, or went, just now.
     Finished,
@@ -123,7 +123,7 @@ enum Found {
 
 /// Whether another download has the lock of the partial file that is there. Looked at through a descriptor that reads
 /// alone: one that may write would take its lease from the other one, which would then have to check everything again.
-fn is_under_way(path: &Path, new: impl Fn(&File) -> io::Result<PartFile>) -> bool {
+fn is_locked_by_other(path: &Path, new: impl Fn(&File) -> io::Result<PartFile>) -> bool {
     let Ok(file) = open(path, OFlags::RDONLY) else { return false };
     let ours = new(&file).is_ok_and(|part| part.is_ours().unwrap_or(false));
     let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
@@ -131,14 +131,17 @@ fn is_under_way(path: &Path, new: impl Fn(&File) -> io::Result<PartFile>) -> boo
 }
 
 /// Opens the partial file that is there, if it is ours.
-fn find(path: &Path, new: impl Fn(&File) -> io::Result<PartFile>) -> Result<Found, FetchError> {
+fn find(
+    path: &Path,
+    new: impl Fn(&File) -> io::Result<PartFile>,
+) -> Result<ExistingPart, FetchError> {
     let foreign = || FetchError::ForeignPart(path.to_owned());
-    if is_under_way(path, &new) {
+    if is_locked_by_other(path, &new) {
         return Err(FetchError::UnderWay(path.to_owned()));
     }
     let file = match open(path, OFlags::RDWR) {
         Ok(file) => file,
-        Err(Errno::NOENT) => return Ok(Found::Nothing),
+        Err(Errno::NOENT) => return Ok(ExistingPart::Nothing),
         // Somebody holds a lease of it: a download that began just now.
         Err(Errno::AGAIN) => return Err(FetchError::UnderWay(path.to_owned())),
         Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => return Err(foreign()),
@@ -151,16 +154,16 @@ fn find(path: &Path, new: impl Fn(&File) -> io::Result<PartFile>) -> Result<Foun
         if part.is_blank() && part.lock(&file).is_ok() && part.is_blank() && part.is_at(path) {
             // A download of another content, which was killed before anything of it was verified.
             part.remove();
-            return Ok(Found::Nothing);
+            return Ok(ExistingPart::Nothing);
         }
         // Unless it has lost its trailer to the download that is just finishing it.
-        return if part.is_at(path) { Err(foreign()) } else { Ok(Found::Finished) };
+        return if part.is_at(path) { Err(foreign()) } else { Ok(ExistingPart::Finished) };
     }
     part.lock(&file)?;
     // Whoever had the lock may have finished: then this file has its final name by now.
-    match existing(&part.whole, part.mark.size) {
+    match existing(&part.whole, part.trailer.size) {
         Ok(Existing::Nothing) if part.is_at(path) => {}
-        Ok(_) => return Ok(Found::Finished),
+        Ok(_) => return Ok(ExistingPart::Finished),
         Err(error) => return Err(error),
     }
     if !part.is_ours()? {
@@ -169,7 +172,7 @@ fn find(path: &Path, new: impl Fn(&File) -> io::Result<PartFile>) -> Result<Foun
     part.make_room(&file)?;
     remove_ours(&part.file, &part.claim);
     part.remove_first_name();
-    Ok(Found::Ours(part, file))
+    Ok(ExistingPart::Ours(part, file))
 }
 
 impl Part {
@@ -183,12 +186,12 @@ impl Part {
     ) -> Result<Option<Part>, FetchError> {
         let path = folder.join(part_name(name, content));
         for _ in 0..OPEN_ATTEMPTS_MAX {
-            let mark = Mark { size, content };
-            let new = |file: &File| PartFile::new(file, folder, &path, name, mark);
+            let trailer = Trailer { size, content };
+            let new = |file: &File| PartFile::new(file, folder, &path, name, trailer);
             let part = match find(&path, new)? {
-                Found::Finished => return Ok(None),
-                Found::Ours(on_disk, file) => Some(Part::begin(on_disk, file, true, true)),
-                Found::Nothing => match existing(&folder.join(name.as_str()), size)? {
+                ExistingPart::Finished => return Ok(None),
+                ExistingPart::Ours(on_disk, file) => Some(Part::begin(on_disk, file, true, true)),
+                ExistingPart::Nothing => match existing(&folder.join(name.as_str()), size)? {
                     Existing::Nothing => Part::create(folder, &path, new)?,
                     Existing::Candidate(_) => return Ok(None),
                 },
@@ -243,8 +246,8 @@ impl Part {
     fn begin(on_disk: PartFile, file: File, is_resumed: bool, is_known: bool) -> Part {
         let direct = open_again(&file, OFlags::WRONLY | OFlags::DIRECT).ok();
         let served = open_again(&file, OFlags::RDONLY).ok().map(Arc::new);
-        let watch = Watch::start(&on_disk.file);
-        let end = Mutex::new(End {
+        let watch = OpenWatch::start(&on_disk.file);
+        let end = Mutex::new(FinishState {
             writable: Some(Arc::new(Writable { file, direct })),
             lease: None,
             is_doubtful: is_known,
@@ -256,7 +259,7 @@ impl Part {
         Part { on_disk, served, direct_works, watch, end, is_resumed }
     }
 
-    fn end(&self) -> MutexGuard<'_, End> {
+    fn end(&self) -> MutexGuard<'_, FinishState> {
         // Where a worker panics its download ends.
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -304,7 +307,7 @@ impl Part {
 
     /// Reads chunk `index` into `buffer`, which takes on its length.
     pub(super) fn read_chunk(&self, index: u64, buffer: &mut Buffer) -> io::Result<()> {
-        buffer.set_len(chunk_len(index, self.on_disk.mark.size));
+        buffer.set_len(chunk_len(index, self.on_disk.trailer.size));
         self.on_disk.file.read_exact_at(buffer.as_mut(), chunk_offset(index))
     }
 
@@ -373,7 +376,7 @@ impl Part {
             Err(NoLease::Unsupported) => end.checked == Some(verified),
             Err(NoLease::Writers) => false,
         };
-        if !is_checked || verified.size != self.on_disk.mark.size {
+        if !is_checked || verified.size != self.on_disk.trailer.size {
             log::info!("{} may have been changed: it is checked", self.on_disk.path.display());
             end.is_doubtful = true;
             end.checked = (held != Err(NoLease::Writers)).then_some(verified);
@@ -400,7 +403,7 @@ impl Part {
     }
 
     /// Nothing more is to be written: it gets its length, and is made durable.
-    fn close(&self, end: &mut End, writable: &File) -> io::Result<()> {
+    fn close(&self, end: &mut FinishState, writable: &File) -> io::Result<()> {
         // Somebody may have cut it by its path, without opening it.
         if !end.is_cut && !self.on_disk.is_ours().unwrap_or(false) {
             end.is_doubtful = true;
@@ -417,7 +420,7 @@ impl Part {
     }
 
     /// Makes sure that nobody else writes to it, waiting a little for who does.
-    fn hold(&self, end: &mut End) -> Result<(), NoLease> {
+    fn hold(&self, end: &mut FinishState) -> Result<(), NoLease> {
         if end.lease.as_ref().is_some_and(Lease::is_whole) {
             return Ok(());
         }

@@ -52,7 +52,7 @@ pub struct SizeOptions {
 
 /// Why a source has not proved a size.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum ProofFailure {
     #[error("it does not answer: {0}")]
     Lost(#[from] io::Error),
     #[error("it does not answer in time")]
@@ -64,9 +64,9 @@ enum Failure {
     Lie(String),
 }
 
-impl Failure {
-    fn lie(what: &str) -> Failure {
-        Failure::Lie(what.to_owned())
+impl ProofFailure {
+    fn lie(what: &str) -> ProofFailure {
+        ProofFailure::Lie(what.to_owned())
     }
 }
 
@@ -97,7 +97,7 @@ pub fn prove_size(
         found,
     });
     // Whatever comes of it, the threads end by themselves; one that is dialling is not waited for.
-    let _end = End(Arc::clone(&inquiry));
+    let _end = StopOnDrop(Arc::clone(&inquiry));
     inquiry.add(sources);
     let begin = |run: Box<dyn FnOnce() + Send>| {
         let thread = thread::Builder::new().name("share-size".to_owned()).spawn(run);
@@ -137,9 +137,9 @@ pub fn prove_size(
 }
 
 /// Ends the threads of an inquiry.
-struct End(Arc<Inquiry>);
+struct StopOnDrop(Arc<Inquiry>);
 
-impl Drop for End {
+impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.is_over.store(true, Ordering::Release);
     }
@@ -150,14 +150,14 @@ struct Inquiry {
     content: ContentId,
     deadline: Instant,
     is_over: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<InquiryState>,
     found: Sender<Source>,
 }
 
 #[derive(Default)]
-struct State {
+struct InquiryState {
     /// Who is to be asked, those asked least first.
-    waiting: VecDeque<Turn>,
+    waiting: VecDeque<Attempt>,
     /// The addresses of all that were ever added.
     known: HashSet<SocketAddr>,
     /// Why the last source that failed has failed.
@@ -169,7 +169,7 @@ struct State {
 }
 
 /// A source that is to be asked.
-struct Turn {
+struct Attempt {
     source: Source,
     /// No sooner than this.
     from: Instant,
@@ -178,7 +178,7 @@ struct Turn {
 }
 
 impl Inquiry {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, InquiryState> {
         // Each of its fields may be ahead of the others.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -217,7 +217,7 @@ impl Inquiry {
         let mut fresh = VecDeque::new();
         for (_, source) in ranked {
             if state.known.len() < limits::SOURCES_KNOWN_MAX && state.known.insert(source.address) {
-                fresh.push_back(Turn { source, from, time: limits::SIZE_QUESTION_TIME });
+                fresh.push_back(Attempt { source, from, time: limits::SIZE_QUESTION_TIME });
             }
         }
         fresh.append(&mut state.waiting);
@@ -228,103 +228,105 @@ impl Inquiry {
     fn work(&self) {
         while !self.is_over() {
             let begun = Instant::now();
-            let turn = {
+            let attempt = {
                 let mut state = self.state();
-                let due = state.waiting.iter().position(|turn| turn.from <= begun);
+                let due = state.waiting.iter().position(|attempt| attempt.from <= begun);
                 due.and_then(|at| state.waiting.remove(at))
             };
-            let Some(mut turn) = turn else {
+            let Some(mut attempt) = attempt else {
                 self.pause_until(begun + limits::SIZE_LOOK_INTERVAL);
                 continue;
             };
-            let failure = match self.ask(&turn) {
+            let failure = match self.ask(&attempt) {
                 Ok(size) => {
-                    turn.source.size = size;
+                    attempt.source.size = size;
                     // Somebody else may have been quicker.
-                    let _ = self.found.try_send(turn.source);
+                    let _ = self.found.try_send(attempt.source);
                     return;
                 }
                 Err(failure) => failure,
             };
-            let why = format!("{}: {failure}", turn.source.address);
+            let why = format!("{}: {failure}", attempt.source.address);
             log::info!("source {why}");
             let mut state = self.state();
             state.last = why;
-            if !matches!(failure, Failure::Lie(_)) {
-                turn.from = begun + limits::SOURCE_REDIAL_MIN;
-                turn.time = turn.time.saturating_mul(2);
-                state.waiting.push_back(turn);
+            if !matches!(failure, ProofFailure::Lie(_)) {
+                attempt.from = begun + limits::SOURCE_REDIAL_MIN;
+                attempt.time = attempt.time.saturating_mul(2);
+                state.waiting.push_back(attempt);
             }
         }
     }
 
     /// Asks a source for its proof, in its time.
-    fn ask(&self, turn: &Turn) -> Result<u64, Failure> {
+    fn ask(&self, attempt: &Attempt) -> Result<u64, ProofFailure> {
         let now = Instant::now();
         let left = self.deadline.saturating_duration_since(now);
         if left.is_zero() {
-            return Err(Failure::Late);
+            return Err(ProofFailure::Late);
         }
-        let time = turn.time.min(left);
-        let stream = TcpStream::connect_timeout(&turn.source.address, time)?;
+        let time = attempt.time.min(left);
+        let stream = TcpStream::connect_timeout(&attempt.source.address, time)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(time))?;
-        let mut dialogue = Dialogue { inquiry: self, stream, deadline: now + time, last_id: 0 };
+        let mut dialogue =
+            SourceDialogue { inquiry: self, stream, deadline: now + time, last_id: 0 };
         dialogue.greet()?;
         let (count, last) = dialogue.list()?;
-        let may_take_its_time = {
+        let is_patient = {
             let mut state = self.state();
             let may = state.patient < limits::SIZE_QUESTIONS_MAX / 2;
             state.patient += usize::from(may);
             may
         };
-        if may_take_its_time {
+        if is_patient {
             dialogue.deadline = self.deadline;
         }
         let size = dialogue.last_chunk(count, last);
-        self.state().patient -= usize::from(may_take_its_time);
+        self.state().patient -= usize::from(is_patient);
         size
     }
 
     /// Waits for the turn to ask for the last chunk; how long that took. One after the other, so that many who have it
     /// do not all send it.
-    fn await_chunk_turn(&self) -> Result<Duration, Failure> {
+    fn await_chunk_turn(&self) -> Result<Duration, ProofFailure> {
         let now = Instant::now();
-        let turn = {
+        let attempt = {
             let mut state = self.state();
-            let turn = state.next_chunk.map_or(now, |next| next.max(now));
-            state.next_chunk = Some(turn + limits::SIZE_CHUNK_AFTER);
-            turn
+            let attempt = state.next_chunk.map_or(now, |next| next.max(now));
+            state.next_chunk = Some(attempt + limits::SIZE_CHUNK_AFTER);
+            attempt
         };
-        if !self.pause_until(turn) {
-            return Err(Failure::Late);
+        if !self.pause_until(attempt) {
+            return Err(ProofFailure::Late);
         }
         Ok(now.elapsed())
     }
 }
 
 /// A connection with one source.
-struct Dialogue<'a> {
+struct SourceDialogue<'a> {
     inquiry: &'a Inquiry,
     stream: TcpStream,
     deadline: Instant,
     last_id: u64,
 }
 
-impl Dialogue<'_> {
-    fn send(&mut self, message: &Message) -> Result<(), Failure> {
-        let frame = greeting::frame(message).map_err(|error| Failure::Denied(error.to_string()))?;
+impl SourceDialogue<'_> {
+    fn send(&mut self, message: &Message) -> Result<(), ProofFailure> {
+        let frame =
+            greeting::frame(message).map_err(|error| ProofFailure::Denied(error.to_string()))?;
         Ok(self.stream.write_all(&frame)?)
     }
 
     /// Receives so many bytes, as long as some come.
-    fn receive(&mut self, bytes: &mut [u8]) -> Result<(), Failure> {
+    fn receive(&mut self, bytes: &mut [u8]) -> Result<(), ProofFailure> {
         let (mut filled, mut silent_since) = (0, Instant::now());
         while filled < bytes.len() {
             let until = self.deadline.min(silent_since + limits::SOURCE_SILENCE_MAX);
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || self.inquiry.is_over() {
-                return Err(Failure::Late);
+                return Err(ProofFailure::Late);
             }
             self.stream.set_read_timeout(Some(left.min(limits::STOP_LOOK_INTERVAL)))?;
             match self.stream.read(&mut bytes[filled..]) {
@@ -341,8 +343,8 @@ impl Dialogue<'_> {
         Ok(())
     }
 
-    fn message(&mut self) -> Result<Message, Failure> {
-        let no_peer = || Failure::lie("it does not answer like a peer");
+    fn message(&mut self) -> Result<Message, ProofFailure> {
+        let no_peer = || ProofFailure::lie("it does not answer like a peer");
         let mut header = [0; limits::FRAME_HEADER_BYTES];
         self.receive(&mut header)?;
         let length = u32::from_be_bytes(header) as usize;
@@ -352,60 +354,60 @@ impl Dialogue<'_> {
         let mut body = vec![0; length];
         self.receive(&mut body)?;
         match codec::decode(&body) {
-            Ok(Message::Refused { reason }) => Err(Failure::Denied(reason)),
+            Ok(Message::Refused { reason }) => Err(ProofFailure::Denied(reason)),
             Ok(message) => Ok(message),
             Err(_) => Err(no_peer()),
         }
     }
 
-    fn greet(&mut self) -> Result<(), Failure> {
+    fn greet(&mut self) -> Result<(), ProofFailure> {
         self.send(&greeting::hello())?;
         match self.message()? {
             Message::Welcome(welcome) => {
-                greeting::who_answers(&welcome).map(drop).map_err(Failure::Lie)
+                greeting::peer_in_welcome(&welcome).map(drop).map_err(ProofFailure::Lie)
             }
-            _ => Err(Failure::lie("it does not greet like a peer")),
+            _ => Err(ProofFailure::lie("it does not greet like a peer")),
         }
     }
 
-    fn ask(&mut self, body: PeerRequest) -> Result<PeerReply, Failure> {
+    fn ask(&mut self, body: PeerRequest) -> Result<PeerReply, ProofFailure> {
         self.last_id += 1;
         self.send(&Message::Share { id: self.last_id, body })?;
         match self.message()? {
             Message::ShareReply { id, body } if id == self.last_id => match body {
-                PeerReply::Denied { message, .. } => Err(Failure::Denied(message)),
+                PeerReply::Denied { message, .. } => Err(ProofFailure::Denied(message)),
                 body => Ok(body),
             },
-            _ => Err(Failure::lie("it answers what it was not asked")),
+            _ => Err(ProofFailure::lie("it answers what it was not asked")),
         }
     }
 
     /// How many chunks the content has, and the hash of the last one, as its list says.
-    fn list(&mut self) -> Result<(u64, ChunkHash), Failure> {
+    fn list(&mut self) -> Result<(u64, ChunkHash), ProofFailure> {
         let content = self.inquiry.content;
         let (mut list, mut first) = (ListProof::new(content), 0);
         loop {
             let PeerReply::Hashes { hashes } = self.ask(PeerRequest::Hashes { content, first })?
             else {
-                return Err(Failure::lie("it answers what it was not asked"));
+                return Err(ProofFailure::lie("it answers what it was not asked"));
             };
             match list.take(&hashes) {
-                Listed::More(next) => first = next,
-                Listed::Whole(count, last) => return Ok((count, last)),
-                Listed::Wrong => return Err(Failure::lie("its chunk hashes are false")),
+                PageVerdict::More(next) => first = next,
+                PageVerdict::Whole(count, last) => return Ok((count, last)),
+                PageVerdict::Wrong => return Err(ProofFailure::lie("its chunk hashes are false")),
             }
         }
     }
 
     /// The size, of which the last of `count` chunks is the proof.
-    fn last_chunk(&mut self, count: u64, last: ChunkHash) -> Result<u64, Failure> {
+    fn last_chunk(&mut self, count: u64, last: ChunkHash) -> Result<u64, ProofFailure> {
         self.deadline += self.inquiry.await_chunk_turn()?;
         let (content, index) = (self.inquiry.content, count - 1);
         let PeerReply::Chunk { length } = self.ask(PeerRequest::Chunk { content, index })? else {
-            return Err(Failure::lie("it answers what it was not asked"));
+            return Err(ProofFailure::lie("it answers what it was not asked"));
         };
         if length == 0 || length as usize > limits::CHUNK_BYTES {
-            return Err(Failure::lie("its last chunk has a false length"));
+            return Err(ProofFailure::lie("its last chunk has a false length"));
         }
         let mut bytes = vec![0; length as usize];
         self.receive(&mut bytes)?;
@@ -413,7 +415,7 @@ impl Dialogue<'_> {
         if hash_chunk(index, size, &bytes) == Some(last) {
             Ok(size)
         } else {
-            Err(Failure::lie("its last chunk is false"))
+            Err(ProofFailure::lie("its last chunk is false"))
         }
     }
 }
@@ -429,7 +431,7 @@ struct ListProof {
 
 /// What came of a page.
 #[derive(Debug, PartialEq, Eq)]
-enum Listed {
+enum PageVerdict {
     /// The next one is to begin with this chunk.
     More(u64),
     /// That was the last one: the number of chunks, and the last one's hash.
@@ -443,22 +445,22 @@ impl ListProof {
         ListProof { content, pages: Vec::new(), count: 0 }
     }
 
-    fn take(&mut self, page: &[ChunkHash]) -> Listed {
-        let Some(last) = page.last() else { return Listed::Wrong };
+    fn take(&mut self, page: &[ChunkHash]) -> PageVerdict {
+        let Some(last) = page.last() else { return PageVerdict::Wrong };
         self.count += page.len() as u64;
         let is_too_long = self.count > chunk_count(limits::FILE_BYTES_MAX);
         if is_too_long || page.len() > limits::HASHES_PER_FRAME_MAX {
-            return Listed::Wrong;
+            return PageVerdict::Wrong;
         }
         self.pages.push(subtree_hash(page));
         // The tree over full pages, of a power of two of chunks each, is the one over their chunks.
         let root = if self.pages.len() == 1 { root_of(page) } else { root_of(&self.pages) };
         if root == self.content {
-            Listed::Whole(self.count, *last)
+            PageVerdict::Whole(self.count, *last)
         } else if page.len() == limits::HASHES_PER_FRAME_MAX {
-            Listed::More(self.count)
+            PageVerdict::More(self.count)
         } else {
-            Listed::Wrong
+            PageVerdict::Wrong
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::model::{FileName, PeerId};
 use crate::net::{Buffer, CloseReason, ConnectionId, Listener, Net, Service};
 use crate::share::content::{chunk_count, chunk_offset};
 use crate::share::offer::{Available, Catalog, Offer, Partials};
-use crate::share::serve::{ServeOptions, Server};
+use crate::share::serve::{PeerServer, ServeOptions};
 
 /// How often a download's loop looks at its sockets between a completion and its collection.
 const TURNS_LATE: u32 = 20;
@@ -20,7 +20,7 @@ const TURNS_LATE: u32 = 20;
 struct Late {
     driver: Driver,
     turns: u32,
-    shared: Arc<Shared>,
+    shared: Arc<FetchShared>,
     part: PathBuf,
     /// Another program writes to the first so many chunks of the part when all but so many have arrived.
     spoils: u64,
@@ -91,11 +91,11 @@ impl Service for Late {
 }
 
 /// Serves a file of `folder` from three peers, which begin in order.
-fn three_peers(folder: &std::path::Path, bytes: &[u8]) -> (Vec<Server>, Manifest, Vec<Source>) {
+fn three_peers(folder: &std::path::Path, bytes: &[u8]) -> (Vec<PeerServer>, Manifest, Vec<Source>) {
     std::fs::write(folder.join("film.mkv"), bytes).unwrap();
     let manifest = Manifest::of_bytes(bytes).unwrap();
     let stamp = FileStamp::of(&std::fs::metadata(folder.join("film.mkv")).unwrap());
-    let servers: Vec<Server> = (0..3)
+    let servers: Vec<PeerServer> = (0..3)
         .map(|_| {
             let shelf = Arc::new(Partials::default());
             shelf.slot().insert(Offer {
@@ -110,7 +110,7 @@ fn three_peers(folder: &std::path::Path, bytes: &[u8]) -> (Vec<Server>, Manifest
             let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
             let peer = Arc::new(u64::from(listener.address().port()).into());
             let options = ServeOptions { peer, catalogs, ..ServeOptions::default() };
-            Server::start(listener, options).unwrap()
+            PeerServer::start(listener, options).unwrap()
         })
         .collect();
     let sources = servers
@@ -130,7 +130,7 @@ fn three_peers(folder: &std::path::Path, bytes: &[u8]) -> (Vec<Server>, Manifest
 fn download_late(manifest: &Manifest, sources: &[Source], bytes: &[u8], spoils: u64) {
     for seed in 0..12 {
         let to = tempfile::tempdir().unwrap();
-        let sizes = Sizes {
+        let sizes = DownloadSizes {
             sources_max: 3,
             chunks_max: 1 + seed as usize % 3,
             workers: 1 + seed as usize / 3 % 2,
@@ -152,7 +152,7 @@ fn download_late(manifest: &Manifest, sources: &[Source], bytes: &[u8], spoils: 
         };
         let part = Part::open(to.path(), &options.name, options.content, options.size);
         let event_loop = EventLoop::new(loop_config(&options), None).unwrap();
-        let shared = Arc::new(Shared::new(&options, event_loop.wake_handle()));
+        let shared = Arc::new(FetchShared::new(&options, event_loop.wake_handle()));
         let part = part.unwrap().unwrap();
         let path = part.path().to_owned();
         let driver = Driver::new(options, Arc::clone(&shared), part, sizes).unwrap();

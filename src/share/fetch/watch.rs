@@ -21,18 +21,18 @@ const EVENTS_BYTES: usize = 4096;
 
 /// A watch over one file.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct OpenWatch {
     events: Option<OwnedFd>,
 }
 
-impl Watch {
+impl OpenWatch {
     /// Begins to watch. Descriptors that are opened later are others'.
-    pub(super) fn start(file: &File) -> Watch {
-        let events = Watch::listen(file);
+    pub(super) fn start(file: &File) -> OpenWatch {
+        let events = OpenWatch::listen(file);
         if let Err(error) = &events {
             log::info!("a partial file cannot be watched and will be checked again: {error}");
         }
-        Watch { events: events.ok() }
+        OpenWatch { events: events.ok() }
     }
 
     fn listen(file: &File) -> Result<OwnedFd, Errno> {
@@ -73,7 +73,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.part");
         let file = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
-        let watch = Watch::start(&file);
+        let watch = OpenWatch::start(&file);
         for at in 0..50 {
             file.write_all_at(b"own", at).unwrap();
             assert!(!watch.was_opened(), "write {at}");

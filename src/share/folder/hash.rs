@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::Look;
-use super::root::Root;
-use super::scan::{self, Found};
+use super::FileIdentity;
+use super::root::FolderRoot;
+use super::scan::{self, ScannedFile};
 use crate::limits::CHUNK_BYTES;
 use crate::model::{ChunkHash, FileName};
 use crate::share::content::{
@@ -59,7 +59,7 @@ pub enum HashError {
 /// Files that wait to be hashed, or are being hashed.
 #[derive(Debug, Default)]
 pub(super) struct HashQueue {
-    state: Mutex<State>,
+    state: Mutex<HashQueueState>,
     /// There is something to do, or nothing more to be expected.
     work: Condvar,
     /// The queue is empty.
@@ -67,9 +67,9 @@ pub(super) struct HashQueue {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct HashQueueState {
     /// By size and then by name, so that the smallest is the first.
-    files: BTreeMap<(u64, FileName), Gathering>,
+    files: BTreeMap<(u64, FileName), HashingFile>,
     progress: HashProgress,
     /// Numbers given to files so far: what comes of one that was taken back is told by its number.
     last_number: u64,
@@ -78,9 +78,9 @@ struct State {
 
 /// A file whose chunks are coming in.
 #[derive(Debug)]
-struct Gathering {
+struct HashingFile {
     number: u64,
-    look: Look,
+    identity: FileIdentity,
     /// Chunks that threads have taken.
     taken: u64,
     /// Empty until the first of them is done, so that only files that have begun take memory.
@@ -90,26 +90,26 @@ struct Gathering {
 }
 
 /// One chunk to hash; of an empty file, which has none, the file itself.
-struct Turn {
-    found: Found,
+struct HashTask {
+    found: ScannedFile,
     number: u64,
     chunk: u64,
 }
 
 /// A file that a thread has open, so that not each chunk costs an `open`.
-struct Opened {
+struct OpenFile {
     number: u64,
     file: File,
 }
 
 impl HashQueue {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, HashQueueState> {
         // Its methods leave it whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a file, unless it is there already as it looks.
-    pub fn add(&self, found: Found) {
+    pub fn add(&self, found: ScannedFile) {
         if self.contains(&found) {
             return;
         }
@@ -118,16 +118,16 @@ impl HashQueue {
             state.progress = HashProgress::default();
         }
         state.last_number += 1;
-        let size = found.look.stamp.size;
-        let gathering = Gathering {
+        let size = found.identity.stamp.size;
+        let file = HashingFile {
             number: state.last_number,
-            look: found.look,
+            identity: found.identity,
             taken: 0,
             hashes: Vec::new(),
-            missing: turn_count(size),
+            missing: task_count(size),
             bytes_done: 0,
         };
-        if let Some(before) = state.files.insert((size, found.name), gathering) {
+        if let Some(before) = state.files.insert((size, found.name), file) {
             state.progress.files -= 1;
             state.progress.bytes -= size - before.bytes_done;
         }
@@ -137,17 +137,17 @@ impl HashQueue {
     }
 
     /// Whether a file is here as it looks.
-    pub fn contains(&self, found: &Found) -> bool {
-        let key = (found.look.stamp.size, found.name.clone());
-        self.state().files.get(&key).is_some_and(|file| file.look == found.look)
+    pub fn contains(&self, found: &ScannedFile) -> bool {
+        let key = (found.identity.stamp.size, found.name.clone());
+        self.state().files.get(&key).is_some_and(|file| file.identity == found.identity)
     }
 
     /// Takes back every file for which `stays` does not hold.
-    pub fn retain(&self, stays: impl Fn(&FileName, Look) -> bool) {
+    pub fn retain(&self, stays: impl Fn(&FileName, FileIdentity) -> bool) {
         let mut state = self.state();
-        let State { files, progress, .. } = &mut *state;
+        let HashQueueState { files, progress, .. } = &mut *state;
         files.retain(|(size, name), file| {
-            let stays = stays(name, file.look);
+            let stays = stays(name, file.identity);
             if !stays {
                 progress.files -= 1;
                 progress.bytes -= size - file.bytes_done;
@@ -166,7 +166,7 @@ impl HashQueue {
 
     /// Waits until nothing is left to hash, at most this long.
     pub fn wait_until_idle(&self, timeout: Duration) {
-        let busy = |state: &mut State| !state.files.is_empty() && !state.is_stopping;
+        let busy = |state: &mut HashQueueState| !state.files.is_empty() && !state.is_stopping;
         // A poisoned lock is one whose state is whole all the same.
         drop(self.idle.wait_timeout_while(self.state(), timeout, busy));
     }
@@ -182,17 +182,17 @@ impl HashQueue {
     /// with how far all of it is, which is also called in between.
     pub fn work(
         &self,
-        root: &Root,
-        done: &dyn Fn(&Found, Result<Manifest, HashError>),
+        root: &FolderRoot,
+        done: &dyn Fn(&ScannedFile, Result<Manifest, HashError>),
         told: &dyn Fn(HashProgress),
     ) {
         let (mut buffer, mut opened) = (Vec::new(), None);
-        while let Some(turn) = self.next_turn(&mut buffer, &mut opened) {
+        while let Some(task) = self.next_task(&mut buffer, &mut opened) {
             buffer.resize(CHUNK_BYTES, 0);
-            let hashed = hash(root, &turn, &mut opened, &mut buffer);
-            if let Some(hashes) = self.take(&turn, hashed) {
+            let hashed = hash(root, &task, &mut opened, &mut buffer);
+            if let Some(hashes) = self.take(&task, hashed) {
                 opened = None;
-                let Turn { found, number, .. } = turn;
+                let HashTask { found, number, .. } = task;
                 let manifest = hashes.and_then(|hashes| finish(root, &found, hashes));
                 done(&found, manifest);
                 self.remove(&found, number);
@@ -202,18 +202,18 @@ impl HashQueue {
     }
 
     /// Waits for the next chunk, having given back what takes memory or keeps a file open; `None` at the end.
-    fn next_turn(&self, buffer: &mut Vec<u8>, opened: &mut Option<Opened>) -> Option<Turn> {
+    fn next_task(&self, buffer: &mut Vec<u8>, opened: &mut Option<OpenFile>) -> Option<HashTask> {
         let mut state = self.state();
         loop {
             if state.is_stopping {
                 return None;
             }
             // Before the first file with something to take there are no more of them than threads.
-            let next = state.files.iter_mut().find(|((size, _), f)| f.taken < turn_count(*size));
+            let next = state.files.iter_mut().find(|((size, _), f)| f.taken < task_count(*size));
             if let Some(((_, name), file)) = next {
                 file.taken += 1;
-                let found = Found { name: name.clone(), look: file.look };
-                return Some(Turn { found, number: file.number, chunk: file.taken - 1 });
+                let found = ScannedFile { name: name.clone(), identity: file.identity };
+                return Some(HashTask { found, number: file.number, chunk: file.taken - 1 });
             }
             (*buffer, *opened) = (Vec::new(), None);
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -223,22 +223,22 @@ impl HashQueue {
     /// Takes in the hash of a chunk. When it was the last, or one failed, what is to become of the file.
     fn take(
         &self,
-        turn: &Turn,
+        task: &HashTask,
         hashed: Result<Option<ChunkHash>, HashError>,
     ) -> Option<Result<Vec<ChunkHash>, HashError>> {
-        let size = turn.found.look.stamp.size;
+        let size = task.found.identity.stamp.size;
         let mut state = self.state();
-        let State { files, progress, .. } = &mut *state;
-        let file = files.get_mut(&(size, turn.found.name.clone()))?;
+        let HashQueueState { files, progress, .. } = &mut *state;
+        let file = files.get_mut(&(size, task.found.name.clone()))?;
         // Of a file that was taken back, or has failed, further chunks are of no use.
-        if file.number != turn.number || file.missing == 0 {
+        if file.number != task.number || file.missing == 0 {
             return None;
         }
         let hash = match hashed {
             Ok(hash) => hash,
             Err(error) => {
                 // Nobody takes further chunks of it.
-                (file.missing, file.taken) = (0, turn_count(size));
+                (file.missing, file.taken) = (0, task_count(size));
                 return Some(Err(error));
             }
         };
@@ -246,8 +246,8 @@ impl HashQueue {
             if file.hashes.is_empty() {
                 file.hashes.resize(chunk_count(size) as usize, None);
             }
-            file.hashes[turn.chunk as usize] = Some(hash);
-            let bytes = chunk_len(turn.chunk, size) as u64;
+            file.hashes[task.chunk as usize] = Some(hash);
+            let bytes = chunk_len(task.chunk, size) as u64;
             file.bytes_done += bytes;
             progress.bytes_done += bytes;
         }
@@ -257,15 +257,15 @@ impl HashQueue {
     }
 
     /// A file is done with, and known to whoever has to know it.
-    fn remove(&self, found: &Found, number: u64) {
+    fn remove(&self, found: &ScannedFile, number: u64) {
         let mut state = self.state();
-        let State { files, progress, .. } = &mut *state;
-        let key = (found.look.stamp.size, found.name.clone());
+        let HashQueueState { files, progress, .. } = &mut *state;
+        let key = (found.identity.stamp.size, found.name.clone());
         if files.get(&key).is_some_and(|file| file.number == number)
             && let Some(file) = files.remove(&key)
         {
             progress.files_done += 1;
-            progress.bytes_done += found.look.stamp.size - file.bytes_done;
+            progress.bytes_done += found.identity.stamp.size - file.bytes_done;
         }
         if files.is_empty() {
             self.idle.notify_all();
@@ -274,53 +274,61 @@ impl HashQueue {
 }
 
 /// Turns that a file takes: one a chunk, and one for a file without any.
-fn turn_count(size: u64) -> u64 {
+fn task_count(size: u64) -> u64 {
     chunk_count(size).max(1)
 }
 
 /// Hashes one chunk; nothing of a file without any.
 fn hash(
-    root: &Root,
-    turn: &Turn,
-    opened: &mut Option<Opened>,
+    root: &FolderRoot,
+    task: &HashTask,
+    opened: &mut Option<OpenFile>,
     buffer: &mut [u8],
 ) -> Result<Option<ChunkHash>, HashError> {
-    let size = turn.found.look.stamp.size;
+    let size = task.found.identity.stamp.size;
     if size == 0 {
         return Ok(None);
     }
-    let file = match opened.take().filter(|opened| opened.number == turn.number) {
-        Some(Opened { file, .. }) => file,
-        None => open(root, &turn.found)?,
+    let file = match opened.take().filter(|opened| opened.number == task.number) {
+        Some(OpenFile { file, .. }) => file,
+        None => open(root, &task.found)?,
     };
-    let file = &opened.insert(Opened { number: turn.number, file }).file;
-    let piece = &mut buffer[..chunk_len(turn.chunk, size)];
-    file.read_exact_at(piece, chunk_offset(turn.chunk)).map_err(|error| match error.kind() {
+    let file = &opened.insert(OpenFile { number: task.number, file }).file;
+    let piece = &mut buffer[..chunk_len(task.chunk, size)];
+    file.read_exact_at(piece, chunk_offset(task.chunk)).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => HashError::Changed,
         _ => HashError::Unreadable(error),
     })?;
-    hash_chunk(turn.chunk, size, piece).map(Some).ok_or(HashError::Changed)
+    hash_chunk(task.chunk, size, piece).map(Some).ok_or(HashError::Changed)
 }
 
 /// A manifest, provided that the file still looks as it did before it was read.
-fn finish(root: &Root, found: &Found, hashes: Vec<ChunkHash>) -> Result<Manifest, HashError> {
-    let look = scan::look_at(&root.folder(), &found.name);
-    if look != Some(found.look) {
+fn finish(
+    root: &FolderRoot,
+    found: &ScannedFile,
+    hashes: Vec<ChunkHash>,
+) -> Result<Manifest, HashError> {
+    let identity = scan::identity_of(&root.folder(), &found.name);
+    if identity != Some(found.identity) {
         return Err(HashError::Changed);
     }
-    Ok(Manifest::new(found.look.stamp.size, hashes)?)
+    Ok(Manifest::new(found.identity.stamp.size, hashes)?)
 }
 
 /// Opens a file that was found, if it is still that one.
-fn open(root: &Root, found: &Found) -> Result<File, HashError> {
+fn open(root: &FolderRoot, found: &ScannedFile) -> Result<File, HashError> {
     // Whatever has taken its place: a link is not followed, a FIFO not waited for.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::openat(root.folder(), found.name.as_str(), flags, Mode::empty())
         .map_err(io::Error::from)?;
     let file = File::from(file);
     let metadata = file.metadata()?;
-    let look: Look = scan::look(&metadata);
-    if metadata.is_file() && look == found.look { Ok(file) } else { Err(HashError::Changed) }
+    let identity: FileIdentity = scan::identity(&metadata);
+    if metadata.is_file() && identity == found.identity {
+        Ok(file)
+    } else {
+        Err(HashError::Changed)
+    }
 }
 
 #[cfg(test)]
@@ -334,13 +342,13 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    fn found(folder: &Path, name: &str) -> Found {
+    fn found(folder: &Path, name: &str) -> ScannedFile {
         let name = FileName::new(name).unwrap();
-        let look = scan::look_at(&File::open(folder).unwrap(), &name).unwrap();
-        Found { name, look }
+        let identity = scan::identity_of(&File::open(folder).unwrap(), &name).unwrap();
+        ScannedFile { name, identity }
     }
 
-    fn sparse(folder: &Path, name: &str, bytes: u64) -> Found {
+    fn sparse(folder: &Path, name: &str, bytes: u64) -> ScannedFile {
         fs::File::create(folder.join(name)).unwrap().set_len(bytes).unwrap();
         found(folder, name)
     }
@@ -366,10 +374,10 @@ mod tests {
                 queue.stop();
             }
         };
-        let work_done = |found: &Found, result: Result<Manifest, HashError>| {
+        let work_done = |found: &ScannedFile, result: Result<Manifest, HashError>| {
             done.send((found.name.to_string(), result.unwrap().size())).unwrap();
         };
-        queue.work(&Root::open(dir.path()).unwrap(), &work_done, &told);
+        queue.work(&FolderRoot::open(dir.path()).unwrap(), &work_done, &told);
         let order: Vec<_> = order.try_iter().map(|(name, _)| name).collect();
         assert_eq!(order, ["none", "small", "middle", "large"]);
     }
@@ -384,12 +392,12 @@ mod tests {
             let queue = HashQueue::default();
             queue.add(found(dir.path(), name));
             fs::write(dir.path().join(name), after).unwrap();
-            let root = Root::open(dir.path()).unwrap();
+            let root = FolderRoot::open(dir.path()).unwrap();
             let (done, results) = mpsc::channel();
             thread::scope(|scope| {
                 for done in [done.clone(), done] {
                     let (queue, root) = (&queue, &root);
-                    let done = move |_: &Found, result| done.send(result).unwrap();
+                    let done = move |_: &ScannedFile, result| done.send(result).unwrap();
                     scope.spawn(move || queue.work(root, &done, &|_| {}));
                 }
                 queue.wait_until_idle(PATIENCE);

@@ -19,7 +19,7 @@
 //! Whoever changes a file in place and turns its modification time back is found out by the time of its last change. A disk
 //! that gives other bytes than it was given is not: so the server checks some of the chunks that it reads, every one
 //! that is asked for a second time, and every one that its taker says was wrong. A file that does not hold what was hashed
-//! ([`Catalog::rotten`]) is not offered from that moment, and is hashed anew at once.
+//! ([`Catalog::corrupted`]) is not offered from that moment, and is hashed anew at once.
 
 pub mod hash;
 mod root;
@@ -38,12 +38,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use self::hash::{HashError, HashProgress, HashQueue};
-use self::root::Root;
+use self::root::FolderRoot;
 pub use self::scan::LeftOut;
-use self::scan::{Found, Scan};
-use self::state::{Saved, State};
+use self::scan::{FolderScan, ScannedFile};
+use self::state::{FolderState, SavedFile};
 use super::content::Manifest;
-use super::member::Files;
+use super::member::OfferedFiles;
 use super::offer::{Available, Catalog, FileStamp, Offer};
 use crate::limits;
 use crate::model::{ContentId, FileEntry, FileName, PeerId};
@@ -52,7 +52,7 @@ use crate::text::escape;
 /// What a file of a folder looks like from outside. As long as it looks the same it is taken to be the same. The device
 /// is no part of it: a disk that was taken out and put back may get another number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Look {
+pub struct FileIdentity {
     /// Length, and times of modification and of change.
     pub stamp: FileStamp,
     /// The file's number in its file system; another file under the same name has another one.
@@ -94,16 +94,16 @@ impl Default for FolderOptions {
 
 /// A file that is offered.
 #[derive(Clone, Debug)]
-struct Shared {
-    look: Look,
+struct OfferedFile {
+    identity: FileIdentity,
     manifest: Arc<Manifest>,
 }
 
 /// A file that could not be hashed: a mode that forbids it, a disk that was away, leave no trace in its look when
 /// they end.
 #[derive(Clone, Copy, Debug)]
-struct Failed {
-    look: Look,
+struct FailedFile {
+    identity: FileIdentity,
     /// Doubles with each failure of the file as it looks, so that a bad disk is not read without end.
     wait: Duration,
     retry_at: Instant,
@@ -111,26 +111,26 @@ struct Failed {
 
 /// What is known of a folder. `contents` names exactly the files of `files`.
 #[derive(Debug, Default)]
-struct Known {
-    files: BTreeMap<FileName, Shared>,
+struct FolderFiles {
+    files: BTreeMap<FileName, OfferedFile>,
     contents: HashMap<ContentId, Vec<FileName>>,
     /// Files that were not there any more when last looked at, and since when.
-    vanished: HashMap<FileName, (Shared, Instant)>,
+    vanished: HashMap<FileName, (OfferedFile, Instant)>,
     /// Files that a server has found changed or gone, until a look that began later decides: what still looks
     /// the same is offered again, and only what looks different is hashed.
-    suspects: HashMap<FileName, Shared>,
+    suspects: HashMap<FileName, OfferedFile>,
     /// What files had that look different since, or that are hashed anew for another reason, until that is done: they may
     /// have it again.
     in_doubt: HashMap<FileName, ContentId>,
     /// Files that could not be hashed, and are hashed again when they look different, or after a while.
-    failed: HashMap<FileName, Failed>,
+    failed: HashMap<FileName, FailedFile>,
     /// Files about which something was learnt after the look under way began. What that look lists of them may be
     /// older, so it decides nothing about them; the next one does.
-    learnt: HashSet<FileName>,
+    changed_since_scan: HashSet<FileName>,
 }
 
-impl Known {
-    fn insert(&mut self, name: FileName, shared: Shared) {
+impl FolderFiles {
+    fn insert(&mut self, name: FileName, shared: OfferedFile) {
         self.remove(&name);
         self.vanished.remove(&name);
         self.suspects.remove(&name);
@@ -139,7 +139,7 @@ impl Known {
         self.files.insert(name, shared);
     }
 
-    fn remove(&mut self, name: &FileName) -> Option<Shared> {
+    fn remove(&mut self, name: &FileName) -> Option<OfferedFile> {
         let shared = self.files.remove(name)?;
         let content = shared.manifest.content();
         if let Some(names) = self.contents.get_mut(&content) {
@@ -152,7 +152,7 @@ impl Known {
     }
 
     /// Remembers what has vanished, for as long as there is room.
-    fn remember(&mut self, name: FileName, shared: Shared, now: Instant) {
+    fn remember(&mut self, name: FileName, shared: OfferedFile, now: Instant) {
         if self.vanished.len() < limits::FILES_PER_PEER_MAX {
             self.vanished.insert(name, (shared, now));
         }
@@ -160,25 +160,25 @@ impl Known {
 
     /// Takes in what a look has found, at `now`. Says whether anything is offered that was not, or is not
     /// that was.
-    fn look(&mut self, looks: &HashMap<&FileName, Look>, now: Instant) -> bool {
+    fn apply(&mut self, identities: &HashMap<&FileName, FileIdentity>, now: Instant) -> bool {
         let gone: Vec<FileName> = self
             .files
             .iter()
-            .filter(|(name, shared)| looks.get(name) != Some(&shared.look))
-            .filter(|(name, _)| !self.learnt.contains(*name))
+            .filter(|(name, shared)| identities.get(name) != Some(&shared.identity))
+            .filter(|(name, _)| !self.changed_since_scan.contains(*name))
             .map(|(name, _)| name.clone())
             .collect();
         let mut is_different = !gone.is_empty();
         for name in gone {
             let Some(shared) = self.remove(&name) else { continue };
-            if looks.contains_key(&name) {
+            if identities.contains_key(&name) {
                 self.in_doubt.insert(name, shared.manifest.content());
             } else {
                 self.remember(name, shared, now);
             }
         }
         for (name, shared) in std::mem::take(&mut self.suspects) {
-            if self.learnt.contains(&name) {
+            if self.changed_since_scan.contains(&name) {
                 self.suspects.insert(name, shared);
             } else {
                 // Decided below, like anything else that was away.
@@ -188,11 +188,11 @@ impl Known {
         let is_recent = |since: Instant| now.duration_since(since) < limits::FOLDER_MEMORY;
         let mut back = Vec::new();
         let in_doubt = &mut self.in_doubt;
-        in_doubt.retain(|name, _| looks.contains_key(name));
-        self.vanished.retain(|name, (shared, since)| match looks.get(name) {
+        in_doubt.retain(|name, _| identities.contains_key(name));
+        self.vanished.retain(|name, (shared, since)| match identities.get(name) {
             None => is_recent(*since),
-            Some(look) => {
-                if *look == shared.look {
+            Some(identity) => {
+                if *identity == shared.identity {
                     back.push((name.clone(), shared.clone()));
                 } else {
                     in_doubt.insert(name.clone(), shared.manifest.content());
@@ -204,8 +204,10 @@ impl Known {
         for (name, shared) in back {
             self.insert(name, shared);
         }
-        let Known { failed, learnt, .. } = self;
-        failed.retain(|name, file| looks.get(name) == Some(&file.look) || learnt.contains(name));
+        let FolderFiles { failed, changed_since_scan, .. } = self;
+        failed.retain(|name, file| {
+            identities.get(name) == Some(&file.identity) || changed_since_scan.contains(name)
+        });
         is_different
     }
 }
@@ -213,9 +215,9 @@ impl Known {
 /// A folder that is shared by this process and no other.
 #[derive(Debug)]
 pub struct Folder {
-    root: Root,
+    root: FolderRoot,
     peer: PeerId,
-    known: Mutex<Known>,
+    known: Mutex<FolderFiles>,
     queue: HashQueue,
     /// What the last look has found and is not offered.
     left_out: Mutex<BTreeMap<OsString, LeftOut>>,
@@ -235,11 +237,11 @@ impl Folder {
     /// # Errors
     /// See [`FolderError`].
     pub fn open(path: &Path, peer: PeerId) -> Result<Arc<Folder>, FolderError> {
-        let root = Root::open(path)?;
+        let root = FolderRoot::open(path)?;
         let unreadable = |source| FolderError::Unreadable { path: path.to_owned(), source };
         let (path, inode) = (root.path(), root.inode());
         state::clean(path);
-        let state = state::load(path, inode).unwrap_or_else(|| State::new(peer, inode));
+        let state = state::load(path, inode).unwrap_or_else(|| FolderState::new(peer, inode));
         let folder = Folder {
             peer: state.peer,
             known: Mutex::default(),
@@ -252,13 +254,15 @@ impl Folder {
             root,
         };
         let scan = folder.scan().map_err(unreadable)?;
-        let mut saved: HashMap<FileName, Saved> =
+        let mut saved: HashMap<FileName, SavedFile> =
             state.files.into_iter().map(|file| (file.name.clone(), file)).collect();
         for found in scan {
-            let kept = saved.remove(&found.name).filter(|saved| saved.look == found.look);
+            let kept = saved.remove(&found.name).filter(|saved| saved.identity == found.identity);
             match kept {
-                Some(Saved { name, look, manifest }) => {
-                    folder.known().insert(name, Shared { look, manifest: Arc::new(manifest) });
+                Some(SavedFile { name, identity, manifest }) => {
+                    folder
+                        .known()
+                        .insert(name, OfferedFile { identity, manifest: Arc::new(manifest) });
                 }
                 None => folder.queue.add(found),
             }
@@ -287,8 +291,8 @@ impl Folder {
     }
 
     /// Looks at the folder. What is not offered, and was not when last looked, gets a line in the log.
-    fn scan(&self) -> io::Result<Vec<Found>> {
-        let Scan { files, left_out } = scan::scan(&*self.root.in_place(self.peer)?)?;
+    fn scan(&self) -> io::Result<Vec<ScannedFile>> {
+        let FolderScan { files, left_out } = scan::scan(&*self.root.in_place(self.peer)?)?;
         let mut before = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, why) in left_out.iter().filter(|(name, why)| before.get(*name) != Some(why)) {
             log::info!("{} is not offered: {why}", escape(name.as_encoded_bytes()));
@@ -311,18 +315,18 @@ impl Folder {
     /// like `stamp`.
     pub fn add(&self, name: FileName, manifest: Arc<Manifest>, stamp: FileStamp) {
         // A file that is gone already, or has changed, is found by the next look at the folder.
-        let Some(look) = scan::look_at(&self.root.folder(), &name) else { return };
-        if look.stamp == stamp {
+        let Some(identity) = scan::identity_of(&self.root.folder(), &name) else { return };
+        if identity.stamp == stamp {
             let mut known = self.known();
-            known.learnt.insert(name.clone());
-            known.insert(name, Shared { look, manifest });
+            known.changed_since_scan.insert(name.clone());
+            known.insert(name, OfferedFile { identity, manifest });
             drop(known);
             self.unsaved.store(true, Ordering::Relaxed);
             self.save();
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, FolderFiles> {
         // Its methods leave it whole.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -330,17 +334,20 @@ impl Folder {
     /// A file has been hashed, or cannot be.
     fn hashed(
         &self,
-        Found { name, look }: &Found,
+        ScannedFile { name, identity }: &ScannedFile,
         result: Result<Manifest, HashError>,
         now: Instant,
     ) {
         let mut known = self.known();
-        known.learnt.insert(name.clone());
+        known.changed_since_scan.insert(name.clone());
         known.in_doubt.remove(name);
-        let before = known.failed.remove(name).filter(|file| file.look == *look);
+        let before = known.failed.remove(name).filter(|file| file.identity == *identity);
         match result {
             Ok(manifest) => {
-                known.insert(name.clone(), Shared { look: *look, manifest: Arc::new(manifest) });
+                known.insert(
+                    name.clone(),
+                    OfferedFile { identity: *identity, manifest: Arc::new(manifest) },
+                );
                 self.note_change();
             }
             Err(error) => {
@@ -349,9 +356,9 @@ impl Folder {
                         log::warn!("{name} is not offered: {error}");
                         limits::FOLDER_RETRY_MIN
                     }
-                    Some(Failed { wait, .. }) => (2 * wait).min(limits::FOLDER_RETRY_MAX),
+                    Some(FailedFile { wait, .. }) => (2 * wait).min(limits::FOLDER_RETRY_MAX),
                 };
-                let failed = Failed { look: *look, wait, retry_at: now + wait };
+                let failed = FailedFile { identity: *identity, wait, retry_at: now + wait };
                 known.failed.insert(name.clone(), failed);
             }
         }
@@ -380,8 +387,9 @@ impl Folder {
             return;
         };
         let files = self.known().files.clone();
-        let files =
-            files.into_iter().map(|(name, Shared { look, manifest })| (name, look, manifest));
+        let files = files
+            .into_iter()
+            .map(|(name, OfferedFile { identity, manifest })| (name, identity, manifest));
         if let Err(error) = state::save(&folder, self.peer, self.root.inode(), files) {
             log::warn!(
                 "cannot keep what was found in {}, it will be hashed again next time: {error}",
@@ -391,9 +399,9 @@ impl Folder {
     }
 }
 
-impl Files for Folder {
+impl OfferedFiles for Folder {
     fn files(&self) -> Vec<FileEntry> {
-        let entry = |(name, shared): (&FileName, &Shared)| FileEntry {
+        let entry = |(name, shared): (&FileName, &OfferedFile)| FileEntry {
             name: name.clone(),
             size: shared.manifest.size(),
             content: shared.manifest.content(),
@@ -419,14 +427,14 @@ impl Catalog for Folder {
             folder: Arc::clone(self.root.path()),
             file: name.as_str().to_owned(),
             opened: None,
-            stamp: Some(shared.look.stamp),
+            stamp: Some(shared.identity.stamp),
             available: Available::Whole,
         })
     }
 
     fn may_return(&self, content: ContentId) -> bool {
         let known = self.known();
-        let is_it = |shared: &Shared| shared.manifest.content() == content;
+        let is_it = |shared: &OfferedFile| shared.manifest.content() == content;
         known.in_doubt.values().any(|one| *one == content) || known.suspects.values().any(is_it)
     }
 
@@ -434,31 +442,31 @@ impl Catalog for Folder {
         let Ok(name) = FileName::new(&offer.file) else { return };
         let mut known = self.known();
         // By now it may have been looked at again.
-        if known.files.get(&name).is_some_and(|shared| Some(shared.look.stamp) == offer.stamp) {
+        if known.files.get(&name).is_some_and(|shared| Some(shared.identity.stamp) == offer.stamp) {
             log::info!(
                 "{name} was not found as it was, and is not offered until it has been looked at"
             );
             if let Some(shared) = known.remove(&name) {
-                known.learnt.insert(name.clone());
+                known.changed_since_scan.insert(name.clone());
                 known.suspects.insert(name, shared);
             }
             self.note_change();
         }
     }
 
-    fn rotten(&self, offer: &Offer) {
+    fn corrupted(&self, offer: &Offer) {
         let Ok(name) = FileName::new(&offer.file) else { return };
         let mut known = self.known();
-        if known.files.get(&name).is_some_and(|shared| Some(shared.look.stamp) == offer.stamp) {
+        if known.files.get(&name).is_some_and(|shared| Some(shared.identity.stamp) == offer.stamp) {
             log::warn!(
                 "{name} does not hold what was hashed, although nothing has changed it: it is hashed anew; \
                  compare it with a copy, and look after the disk"
             );
             // Not a suspect, which would be offered again as it looks the same; and it has settled long since.
-            if let Some(Shared { look, manifest }) = known.remove(&name) {
-                known.learnt.insert(name.clone());
+            if let Some(OfferedFile { identity, manifest }) = known.remove(&name) {
+                known.changed_since_scan.insert(name.clone());
                 known.in_doubt.insert(name.clone(), manifest.content());
-                self.queue.add(Found { name, look });
+                self.queue.add(ScannedFile { name, identity });
             }
             self.note_change();
         }
@@ -490,7 +498,8 @@ impl Watcher {
             let folder = Arc::clone(&folder);
             let progress = Arc::clone(&progress);
             watcher.spawn("share-hash", move || {
-                let done = |found: &Found, result| folder.hashed(found, result, Instant::now());
+                let done =
+                    |found: &ScannedFile, result| folder.hashed(found, result, Instant::now());
                 let told = |state: HashProgress| {
                     progress(state);
                     folder.wake();
@@ -498,7 +507,8 @@ impl Watcher {
                 folder.queue.work(&folder.root, &done, &told);
             })?;
         }
-        watcher.spawn("share-folder", move || Watch::new(&folder, options).run(&changed))?;
+        watcher
+            .spawn("share-folder", move || FolderScanner::new(&folder, options).run(&changed))?;
         Ok(watcher)
     }
 
@@ -524,34 +534,34 @@ impl Drop for Watcher {
 }
 
 /// One look after the other.
-struct Watch<'a> {
+struct FolderScanner<'a> {
     folder: &'a Folder,
     options: FolderOptions,
     /// Files that were new or different when last looked at. One that looks the same next time is hashed.
-    pending: HashMap<FileName, Look>,
+    pending: HashMap<FileName, FileIdentity>,
 }
 
-impl Watch<'_> {
-    fn new(folder: &Folder, options: FolderOptions) -> Watch<'_> {
-        Watch { folder, options, pending: HashMap::new() }
+impl FolderScanner<'_> {
+    fn new(folder: &Folder, options: FolderOptions) -> FolderScanner<'_> {
+        FolderScanner { folder, options, pending: HashMap::new() }
     }
 
     fn run(&mut self, changed: &dyn Fn()) {
         let began = Instant::now();
-        let mut look_at = began + self.options.rescan_interval;
+        let mut scan_at = began + self.options.rescan_interval;
         let (mut tell_at, mut save_at) = (began, began + limits::FOLDER_SAVE_INTERVAL);
         while !self.folder.stopping.load(Ordering::Relaxed) {
             let is_dirty = self.folder.dirty.load(Ordering::Relaxed);
-            let until = if is_dirty { look_at.min(tell_at) } else { look_at };
+            let until = if is_dirty { scan_at.min(tell_at) } else { scan_at };
             // It has come, or it is time; the folder itself holds the other end.
             let _ = self.folder.wake.1.recv_deadline(until);
             let mut now = Instant::now();
-            if now >= look_at {
-                self.look(now);
+            if now >= scan_at {
+                self.scan_now(now);
                 let took = now.elapsed();
                 now = Instant::now();
                 // A folder that takes long to look at is looked at less often.
-                look_at = now + self.options.rescan_interval.max(20 * took);
+                scan_at = now + self.options.rescan_interval.max(20 * took);
             }
             let is_hashed = self.folder.hashing().is_done();
             if (now >= tell_at || is_hashed) && self.folder.dirty.swap(false, Ordering::Relaxed) {
@@ -565,18 +575,18 @@ impl Watch<'_> {
         }
     }
 
-    fn look(&mut self, now: Instant) {
+    fn scan_now(&mut self, now: Instant) {
         if let Some(found) = self.list() {
-            self.take_in(found, now);
+            self.apply_scan(found, now);
         }
     }
 
     /// Lists the folder. What is learnt from now on is newer than the list. `None`: it cannot be listed now, and nothing
     /// follows from that for what is there.
-    fn list(&self) -> Option<Vec<Found>> {
-        self.folder.known().learnt.clear();
+    fn list(&self) -> Option<Vec<ScannedFile>> {
+        self.folder.known().changed_since_scan.clear();
         let found = self.folder.scan();
-        if let Some(error) = found.as_ref().err().filter(|error| scan::is_shortage(error)) {
+        if let Some(error) = found.as_ref().err().filter(|error| scan::is_out_of_resources(error)) {
             log::warn!("{} is not looked at just now: {error}", self.folder.path().display());
             return None;
         }
@@ -586,17 +596,18 @@ impl Watch<'_> {
     }
 
     /// Forgets what has gone or changed, has hashed what has settled.
-    fn take_in(&mut self, found: Vec<Found>, now: Instant) {
-        let looks: HashMap<&FileName, Look> = found.iter().map(|f| (&f.name, f.look)).collect();
-        self.folder.queue.retain(|name, look| looks.get(name) == Some(&look));
-        self.pending.retain(|name, look| looks.get(name) == Some(look));
+    fn apply_scan(&mut self, found: Vec<ScannedFile>, now: Instant) {
+        let identities: HashMap<&FileName, FileIdentity> =
+            found.iter().map(|f| (&f.name, f.identity)).collect();
+        self.folder.queue.retain(|name, identity| identities.get(name) == Some(&identity));
+        self.pending.retain(|name, identity| identities.get(name) == Some(identity));
         let mut known = self.folder.known();
-        if known.look(&looks, now) {
+        if known.apply(&identities, now) {
             self.folder.note_change();
         }
         for found in found {
             let is_known = known.files.contains_key(&found.name)
-                || known.learnt.contains(&found.name)
+                || known.changed_since_scan.contains(&found.name)
                 || known.failed.get(&found.name).is_some_and(|file| now < file.retry_at)
                 || self.folder.queue.contains(&found);
             if is_known {
@@ -604,7 +615,7 @@ impl Watch<'_> {
             } else if self.pending.remove(&found.name).is_some() {
                 self.folder.queue.add(found);
             } else {
-                self.pending.insert(found.name, found.look);
+                self.pending.insert(found.name, found.identity);
             }
         }
     }

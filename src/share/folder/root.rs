@@ -20,23 +20,23 @@ use crate::model::PeerId;
 
 /// A folder, and where it was found.
 #[derive(Debug)]
-pub(super) struct Root {
+pub(super) struct FolderRoot {
     path: Arc<PathBuf>,
     inode: u64,
-    held: Mutex<Held>,
+    held: Mutex<OpenRoot>,
     is_away: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Held {
+struct OpenRoot {
     /// The folder, locked for as long as it is open.
     folder: Arc<File>,
     device: u64,
 }
 
-impl Root {
+impl FolderRoot {
     /// Opens a folder and locks it.
-    pub fn open(path: &Path) -> Result<Root, FolderError> {
+    pub fn open(path: &Path) -> Result<FolderRoot, FolderError> {
         let unreadable = |source| FolderError::Unreadable { path: path.to_owned(), source };
         // Where it is now, whatever becomes of the present working directory.
         let path = path.canonicalize().map_err(unreadable)?;
@@ -50,8 +50,8 @@ impl Root {
                 log::warn!("cannot make sure that nobody else shares {}: {error}", path.display());
             }
         }
-        let held = Held { folder: Arc::new(folder), device: metadata.dev() };
-        Ok(Root {
+        let held = OpenRoot { folder: Arc::new(folder), device: metadata.dev() };
+        Ok(FolderRoot {
             path: Arc::new(path),
             inode: metadata.ino(),
             held: Mutex::new(held),
@@ -74,7 +74,7 @@ impl Root {
         Arc::clone(&self.held().folder)
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, OpenRoot> {
         // Its two fields are changed together.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,7 +94,7 @@ impl Root {
             if !is_it {
                 return Err(io::Error::other("another folder is in its place"));
             }
-            *held = Held { folder: Arc::new(found), device: metadata.dev() };
+            *held = OpenRoot { folder: Arc::new(found), device: metadata.dev() };
         }
         Ok(Arc::clone(&held.folder))
     }
@@ -123,14 +123,14 @@ fn open(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::share::folder::state::State;
+    use crate::share::folder::state::FolderState;
 
     #[test]
     fn a_disk_that_comes_back_under_another_number_is_known_by_what_is_kept_there() {
         let dir = tempfile::tempdir().unwrap();
-        let root = Root::open(dir.path()).unwrap();
-        let returns = |state: Option<State>| {
-            if let Some(State { peer, inode, .. }) = state {
+        let root = FolderRoot::open(dir.path()).unwrap();
+        let returns = |state: Option<FolderState>| {
+            if let Some(FolderState { peer, inode, .. }) = state {
                 state::save(&root.folder(), peer, inode, std::iter::empty()).unwrap();
             }
             root.held().device += 1;
@@ -139,9 +139,9 @@ mod tests {
             root.in_place(PeerId(7)).is_ok()
         };
         assert!(!returns(None));
-        assert!(!returns(Some(State::new(PeerId(8), root.inode()))));
-        assert!(!returns(Some(State::new(PeerId(7), root.inode() + 1))));
-        assert!(returns(Some(State::new(PeerId(7), root.inode()))));
+        assert!(!returns(Some(FolderState::new(PeerId(8), root.inode()))));
+        assert!(!returns(Some(FolderState::new(PeerId(7), root.inode() + 1))));
+        assert!(returns(Some(FolderState::new(PeerId(7), root.inode()))));
         assert!(root.in_place(PeerId(8)).is_ok(), "it is held under its new number");
     }
 }

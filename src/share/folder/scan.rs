@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::Look;
+use super::FileIdentity;
 use super::state;
 use crate::limits;
 use crate::model::{FileName, NameError};
@@ -19,16 +19,16 @@ use crate::share::offer::FileStamp;
 
 /// A file that can be offered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct ScannedFile {
     pub name: FileName,
-    pub look: Look,
+    pub identity: FileIdentity,
 }
 
 /// What a look has found.
 #[derive(Debug, Default)]
-pub(super) struct Scan {
+pub(super) struct FolderScan {
     /// In order of name.
-    pub files: Vec<Found>,
+    pub files: Vec<ScannedFile>,
     /// Everything else, and why it is not offered.
     pub left_out: BTreeMap<OsString, LeftOut>,
 }
@@ -76,8 +76,8 @@ impl fmt::Display for LeftOut {
 const OTHERS_PARTS: [&str; 4] = [".crdownload", ".aria2", ".!qb", ".download"];
 
 /// Looks at a folder.
-pub(super) fn scan(folder: &File) -> io::Result<Scan> {
-    let mut scan = Scan::default();
+pub(super) fn scan(folder: &File) -> io::Result<FolderScan> {
+    let mut scan = FolderScan::default();
     for entry in Dir::read_from(folder)? {
         let entry = entry?;
         let file_name = OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
@@ -86,7 +86,7 @@ pub(super) fn scan(folder: &File) -> io::Result<Scan> {
         }
         let metadata = match metadata(folder, &file_name) {
             Ok(metadata) => metadata,
-            Err(error) if is_shortage(&error) => return Err(error),
+            Err(error) if is_out_of_resources(&error) => return Err(error),
             // It went just now.
             Err(_) => continue,
         };
@@ -104,13 +104,13 @@ pub(super) fn scan(folder: &File) -> io::Result<Scan> {
 }
 
 /// Whether an error says that this process or its machine lacks something, and nothing of what was looked at.
-pub(super) fn is_shortage(error: &io::Error) -> bool {
+pub(super) fn is_out_of_resources(error: &io::Error) -> bool {
     let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
     Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
 }
 
 /// A file to offer, or why not; without a reason what Acervo itself keeps there.
-fn judge(file_name: &OsStr, metadata: &Metadata) -> Result<Found, Option<LeftOut>> {
+fn judge(file_name: &OsStr, metadata: &Metadata) -> Result<ScannedFile, Option<LeftOut>> {
     if state::is_own(file_name) {
         return Err(None);
     }
@@ -138,11 +138,11 @@ fn judge(file_name: &OsStr, metadata: &Metadata) -> Result<Found, Option<LeftOut
     if metadata.len() > limits::FILE_BYTES_MAX {
         return Err(Some(LeftOut::TooLarge));
     }
-    Ok(Found { name, look: look(metadata) })
+    Ok(ScannedFile { name, identity: identity(metadata) })
 }
 
-pub(super) fn look(metadata: &Metadata) -> Look {
-    Look { stamp: FileStamp::of(metadata), inode: metadata.ino() }
+pub(super) fn identity(metadata: &Metadata) -> FileIdentity {
+    FileIdentity { stamp: FileStamp::of(metadata), inode: metadata.ino() }
 }
 
 /// Of what is in a folder under a name: not of what a link leads to, but of the link.
@@ -152,7 +152,7 @@ fn metadata(folder: &File, name: &OsStr) -> io::Result<Metadata> {
 }
 
 /// What a regular file looks like; `None` when there is none.
-pub(super) fn look_at(folder: &File, name: &FileName) -> Option<Look> {
+pub(super) fn identity_of(folder: &File, name: &FileName) -> Option<FileIdentity> {
     let metadata = metadata(folder, name.as_str().as_ref()).ok()?;
-    metadata.is_file().then(|| look(&metadata))
+    metadata.is_file().then(|| identity(&metadata))
 }

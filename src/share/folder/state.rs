@@ -18,7 +18,7 @@ use rand::Rng;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::Look;
+use super::FileIdentity;
 use crate::limits::FOLDER_STATE_BYTES_MAX;
 use crate::model::{ChunkHash, FileName, PeerId};
 use crate::share::content::Manifest;
@@ -33,36 +33,36 @@ const HASH_BYTES: usize = 32;
 
 /// A file as it was hashed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Saved {
+pub struct SavedFile {
     /// Its name.
     pub name: FileName,
     /// What it looked like.
-    pub look: Look,
+    pub identity: FileIdentity,
     /// What was in it.
     pub manifest: Manifest,
 }
 
 /// What is known of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct State {
+pub struct FolderState {
     /// Who shares it.
     pub peer: PeerId,
     /// The folder's inode.
     pub inode: u64,
     /// The files.
-    pub files: Vec<Saved>,
+    pub files: Vec<SavedFile>,
 }
 
-impl State {
+impl FolderState {
     /// Nothing is known yet.
-    pub fn new(peer: PeerId, inode: u64) -> State {
-        State { peer, inode, files: Vec::new() }
+    pub fn new(peer: PeerId, inode: u64) -> FolderState {
+        FolderState { peer, inode, files: Vec::new() }
     }
 }
 
 /// How it is written.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredState {
     peer: PeerId,
     inode: u64,
     files: Vec<StoredFile>,
@@ -102,7 +102,7 @@ pub(super) fn clean(folder: &Path) {
 }
 
 /// Reads what is known of the folder with this inode; `None` when that is nothing.
-pub fn load(folder: &Path, inode: u64) -> Option<State> {
+pub fn load(folder: &Path, inode: u64) -> Option<FolderState> {
     let path = folder.join(STATE_FILE);
     let bytes = match read(&path) {
         Ok(bytes) => bytes,
@@ -160,7 +160,7 @@ pub fn save(
     folder: &File,
     peer: PeerId,
     inode: u64,
-    files: impl Iterator<Item = (FileName, Look, Arc<Manifest>)>,
+    files: impl Iterator<Item = (FileName, FileIdentity, Arc<Manifest>)>,
 ) -> io::Result<()> {
     let bytes = encode(peer, inode, files)?;
     if bytes.len() as u64 > FOLDER_STATE_BYTES_MAX {
@@ -196,17 +196,17 @@ pub fn save(
 pub fn encode(
     peer: PeerId,
     inode: u64,
-    files: impl Iterator<Item = (FileName, Look, Arc<Manifest>)>,
+    files: impl Iterator<Item = (FileName, FileIdentity, Arc<Manifest>)>,
 ) -> io::Result<Vec<u8>> {
-    let files = files.map(|(name, look, manifest)| StoredFile {
+    let files = files.map(|(name, identity, manifest)| StoredFile {
         name,
-        size: look.stamp.size,
-        modified_ns: look.stamp.modified.map(nanoseconds),
-        changed_ns: look.stamp.changed_ns,
-        inode: look.inode,
+        size: identity.stamp.size,
+        modified_ns: identity.stamp.modified.map(nanoseconds),
+        changed_ns: identity.stamp.changed_ns,
+        inode: identity.inode,
         hashes: manifest.chunks().iter().flat_map(|hash| hash.0).collect(),
     });
-    let stored = Stored { peer, inode, files: files.collect() };
+    let stored = StoredState { peer, inode, files: files.collect() };
     let mut bytes = [&MAGIC[..], &[0; HASH_BYTES]].concat();
     rmp_serde::encode::write(&mut bytes, &stored).map_err(io::Error::other)?;
     let (head, body) = bytes.split_at_mut(MAGIC.len() + HASH_BYTES);
@@ -215,18 +215,18 @@ pub fn encode(
 }
 
 /// What a state file says; `None` if it is damaged or of another release.
-pub fn decode(bytes: &[u8]) -> Option<State> {
+pub fn decode(bytes: &[u8]) -> Option<FolderState> {
     let rest = bytes.strip_prefix(MAGIC)?;
     let (hash, body) = rest.split_first_chunk::<HASH_BYTES>()?;
     if blake3::hash(body).as_bytes() != hash {
         return None;
     }
-    let Stored { peer, inode, files } = rmp_serde::from_slice(body).ok()?;
+    let StoredState { peer, inode, files } = rmp_serde::from_slice(body).ok()?;
     let files = files.into_iter().map(saved).collect::<Option<Vec<_>>>()?;
-    Some(State { peer, inode, files })
+    Some(FolderState { peer, inode, files })
 }
 
-fn saved(file: StoredFile) -> Option<Saved> {
+fn saved(file: StoredFile) -> Option<SavedFile> {
     let (hashes, rest) = file.hashes.as_chunks::<32>();
     if !rest.is_empty() {
         return None;
@@ -238,8 +238,8 @@ fn saved(file: StoredFile) -> Option<Saved> {
         None => None,
     };
     let stamp = FileStamp { size: file.size, modified, changed_ns: file.changed_ns };
-    let look = Look { stamp, inode: file.inode };
-    Some(Saved { name: file.name, look, manifest })
+    let identity = FileIdentity { stamp, inode: file.inode };
+    Some(SavedFile { name: file.name, identity, manifest })
 }
 
 fn nanoseconds(time: SystemTime) -> i128 {

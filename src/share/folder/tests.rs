@@ -16,9 +16,9 @@ fn name(name: &str) -> FileName {
     FileName::new(name).unwrap()
 }
 
-fn look_at(path: &Path) -> Option<Look> {
+fn identity_of(path: &Path) -> Option<FileIdentity> {
     let folder = File::open(path.parent()?).ok()?;
-    scan::look_at(&folder, &name(path.file_name()?.to_str()?))
+    scan::identity_of(&folder, &name(path.file_name()?.to_str()?))
 }
 
 fn write(folder: &Path, file: &str, bytes: &[u8]) {
@@ -305,48 +305,48 @@ fn a_look_decides_nothing_about_what_was_learnt_since_it_began() {
     write(&path, "film", b"1");
     let (folder, _) = open(&path);
     let film = folder.offer(ContentId(*blake3::hash(b"1").as_bytes())).unwrap();
-    let mut watch = Watch::new(&folder, QUICK);
+    let mut scanner = FolderScanner::new(&folder, QUICK);
     let now = Instant::now();
     let hashes_nothing = || folder.hashing().is_done();
 
     // It looks as it did, and a server has not found it so.
-    let list = watch.list().unwrap();
+    let list = scanner.list().unwrap();
     folder.changed(&film);
-    watch.take_in(list, now);
+    scanner.apply_scan(list, now);
     assert!(names(&folder).is_empty() && hashes_nothing());
-    watch.look(now);
+    scanner.scan_now(now);
     assert!(names(&folder) == ["film"] && hashes_nothing());
 
     // It goes away after it was listed, and comes back.
-    let list = watch.list().unwrap();
+    let list = scanner.list().unwrap();
     std::fs::rename(&path, &away).unwrap();
     folder.changed(&film);
-    watch.take_in(list, now);
+    scanner.apply_scan(list, now);
     assert!(names(&folder).is_empty());
-    watch.look(now);
+    scanner.scan_now(now);
     std::fs::rename(&away, &path).unwrap();
-    watch.look(now);
+    scanner.scan_now(now);
     assert!(names(&folder) == ["film"] && hashes_nothing());
 
     // A download arrives after the folder was listed.
-    let list = watch.list().unwrap();
+    let list = scanner.list().unwrap();
     write(&path, "new", b"22");
     let metadata = std::fs::metadata(path.join("new")).unwrap();
     let manifest = Arc::new(Manifest::of_bytes(b"22").unwrap());
     folder.add(name("new"), manifest, FileStamp::of(&metadata));
-    watch.take_in(list, now);
+    scanner.apply_scan(list, now);
     assert_eq!(names(&folder), ["film", "new"]);
-    watch.look(now);
+    scanner.scan_now(now);
     assert!(names(&folder) == ["film", "new"] && hashes_nothing());
 
     // It truly changes after it was listed.
-    let list = watch.list().unwrap();
+    let list = scanner.list().unwrap();
     write(&path, "film", b"333");
     folder.changed(&film);
-    watch.take_in(list, now);
+    scanner.apply_scan(list, now);
     assert!(names(&folder) == ["new"] && hashes_nothing());
-    watch.look(now);
-    watch.look(now);
+    scanner.scan_now(now);
+    scanner.scan_now(now);
     assert_eq!((folder.hashing().files, folder.hashing().bytes), (1, 3));
 }
 
@@ -357,14 +357,14 @@ fn a_file_that_could_not_be_hashed_is_tried_again_later() {
     write(dir.path(), "film", b"1");
     let folder = Folder::open(dir.path(), PeerId(7)).unwrap();
     let found = folder.scan().unwrap().remove(0);
-    let mut watch = Watch::new(&folder, QUICK);
+    let mut scanner = FolderScanner::new(&folder, QUICK);
     let mut now = Instant::now();
     for wait in [1, 2, 4, 8, 16, 32, 32, 32].map(|times| times * limits::FOLDER_RETRY_MIN) {
         folder.queue.retain(|_, _| false);
         folder.hashed(&found, Err(HashError::Changed), now);
         for (time, is_tried) in [(wait / 2, false), (wait, true)] {
             // Two looks, since what is new is hashed when it has looked the same twice.
-            (0..2).for_each(|_| watch.look(now + time));
+            (0..2).for_each(|_| scanner.scan_now(now + time));
             assert_eq!(folder.queue.contains(&found), is_tried, "{time:?} of {wait:?}");
         }
         now += wait;
@@ -372,7 +372,7 @@ fn a_file_that_could_not_be_hashed_is_tried_again_later() {
     // One that has changed is another one.
     write(dir.path(), "film", b"22");
     folder.queue.retain(|_, _| false);
-    (0..2).for_each(|_| watch.look(now));
+    (0..2).for_each(|_| scanner.scan_now(now));
     assert_eq!(folder.hashing().files, 1);
 }
 
@@ -443,9 +443,9 @@ fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
     let content = |bytes: &[u8]| ContentId(*blake3::hash(bytes).as_bytes());
     let (folder, _) = open(dir.path());
     drop(folder);
-    let before = look_at(&path).unwrap();
+    let before = identity_of(&path).unwrap();
     // As long as it takes until the system's clock for files has moved on.
-    while look_at(&path).unwrap() == before {
+    while identity_of(&path).unwrap() == before {
         write(dir.path(), "a", b"behind");
         File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
     }
@@ -458,10 +458,10 @@ fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
     let offer = folder.offer(content(b"behind")).unwrap();
     // Other bytes, of which the system knows nothing.
     write(dir.path(), "a", b"befoul");
-    let look = look_at(&path).unwrap();
-    let offer = Offer { stamp: Some(look.stamp), ..offer };
-    folder.known().files.get_mut(&name("a")).unwrap().look = look;
-    folder.rotten(&offer);
+    let identity = identity_of(&path).unwrap();
+    let offer = Offer { stamp: Some(identity.stamp), ..offer };
+    folder.known().files.get_mut(&name("a")).unwrap().identity = identity;
+    folder.corrupted(&offer);
     assert!(folder.offer(content(b"behind")).is_none(), "it is withdrawn at once");
     assert!(folder.may_return(content(b"behind")), "the file may hold it after all");
     wait_for(&changes, "what it holds now", || folder.offer(content(b"befoul")).is_some());
@@ -478,7 +478,7 @@ fn what_may_return_is_told_from_what_is_gone() {
     let content = |bytes: &[u8]| ContentId(*blake3::hash(bytes).as_bytes());
     let stands = || (folder.offer(content(b"1")).is_some(), folder.may_return(content(b"1")));
     assert_eq!(stands(), (true, false));
-    let mut watch = Watch::new(&folder, QUICK);
+    let mut scanner = FolderScanner::new(&folder, QUICK);
     let now = Instant::now();
     let hash = |result| {
         let found = folder.scan().unwrap().remove(0);
@@ -496,36 +496,36 @@ fn what_may_return_is_told_from_what_is_gone() {
             folder.changed(&folder.offer(content(b"1")).unwrap());
             assert_eq!(stands(), (false, true));
         }
-        (0..3).for_each(|_| watch.look(now));
+        (0..3).for_each(|_| scanner.scan_now(now));
         assert_eq!(stands(), (false, true), "it waits to be hashed");
         hash(Ok(Manifest::of_bytes(b"1").unwrap()));
         assert_eq!(stands(), (true, false));
-        watch.look(now);
+        scanner.scan_now(now);
     }
     // It holds something else, or cannot be read.
     for other in [Ok(Manifest::of_bytes(b"22").unwrap()), Err(HashError::Changed)] {
         touch();
-        watch.look(now);
+        scanner.scan_now(now);
         assert_eq!(stands(), (false, true));
         hash(other);
         assert_eq!(stands(), (false, false));
         hash(Ok(Manifest::of_bytes(b"1").unwrap()));
-        watch.look(now);
+        scanner.scan_now(now);
     }
     // It goes, at once or while it waits to be hashed.
     for is_touched in [false, true] {
         write(path, "film", b"1");
         touch();
-        watch.look(now);
+        scanner.scan_now(now);
         hash(Ok(Manifest::of_bytes(b"1").unwrap()));
-        watch.look(now);
+        scanner.scan_now(now);
         if is_touched {
             touch();
-            watch.look(now);
+            scanner.scan_now(now);
             assert_eq!(stands(), (false, true));
         }
         std::fs::remove_file(path.join("film")).unwrap();
-        watch.look(now);
+        scanner.scan_now(now);
         assert_eq!(stands(), (false, false));
     }
 }
@@ -555,7 +555,7 @@ fn what_stands_in_the_place_of_a_shared_folder_is_not_offered() {
     write(&path, "film", b"1");
     write(&outside, "secret", b"22");
     let (folder, _) = open(&path);
-    let mut watch = Watch::new(&folder, QUICK);
+    let mut scanner = FolderScanner::new(&folder, QUICK);
     let now = Instant::now();
     let to_outside = |path: &Path| symlink(&outside, path).unwrap();
     let to_itself = |path: &Path| symlink(&away, path).unwrap();
@@ -568,7 +568,7 @@ fn what_stands_in_the_place_of_a_shared_folder_is_not_offered() {
     for (number, stand) in stands.into_iter().enumerate() {
         std::fs::rename(&path, &away).unwrap();
         stand(&path);
-        (0..3).for_each(|_| watch.look(now));
+        (0..3).for_each(|_| scanner.scan_now(now));
         assert!(names(&folder).is_empty() && folder.hashing().is_done(), "{number}");
         // Nothing is kept there either.
         folder.note_change();
@@ -577,17 +577,17 @@ fn what_stands_in_the_place_of_a_shared_folder_is_not_offered() {
         assert!(!is_kept(&outside) && (number == 1 || !is_kept(&path)), "{number}");
         std::fs::rename(&path, dir.path().join(format!("stood-{number}"))).unwrap();
         std::fs::rename(&away, &path).unwrap();
-        watch.look(now);
+        scanner.scan_now(now);
         assert_eq!(names(&folder), ["film"], "{number}");
         assert!(folder.hashing().is_done(), "it is not hashed anew");
     }
     // What is found is looked at and hashed in the folder that was listed, not in what stands in its place since.
     write(&path, "new", b"333");
-    let found = watch.list().unwrap();
+    let found = scanner.list().unwrap();
     std::fs::rename(&path, &away).unwrap();
     to_outside(&path);
     write(&outside, "new", b"444");
     let new = found.iter().find(|found| found.name == name("new")).unwrap();
-    assert_eq!(scan::look_at(&folder.root.folder(), &name("new")), Some(new.look));
-    assert_eq!(scan::look_at(&folder.root.folder(), &name("secret")), None);
+    assert_eq!(scan::identity_of(&folder.root.folder(), &name("new")), Some(new.identity));
+    assert_eq!(scan::identity_of(&folder.root.folder(), &name("secret")), None);
 }

@@ -25,9 +25,9 @@ fn entry((of, what): (u8, u8)) -> FileEntry {
 }
 
 /// Peers of even and of odd numbers come from two IPs.
-fn place(number: u64) -> Place {
+fn place(number: u64) -> PeerEndpoint {
     let origin = IpAddr::from([10, 0, 0, number as u8 % 2]);
-    Place { address: address(number), origin, key: 0 }
+    PeerEndpoint { address: address(number), origin, key: 0 }
 }
 
 const FILE_BYTES: usize = limits::INDEX_FILE_BYTES + "file-0.bin".len();
@@ -44,31 +44,31 @@ const SMALL: IndexLimits = IndexLimits {
 };
 
 #[derive(Clone, Debug)]
-enum Step {
+enum IndexStep {
     Join(Member, Vec<(u8, u8)>),
     Update(Member, Vec<(u8, u8)>, Vec<u8>),
     Fetching(Member, u8),
     Fetched(Member, u8),
-    Hear(Member),
+    Heartbeat(Member),
     Leave(Member),
     Pass(u64),
     Expire,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = IndexStep> {
     let files = || prop::collection::vec((0..5u8, 0..3u8), 0..7);
     let member =
         || (0..5u64, 0..2u64).prop_map(|(peer, session)| Member { peer: PeerId(peer), session });
     prop_oneof![
-        3 => (member(), files()).prop_map(|(peer, files)| Step::Join(peer, files)),
+        3 => (member(), files()).prop_map(|(peer, files)| IndexStep::Join(peer, files)),
         3 => (member(), files(), prop::collection::vec(0..5u8, 0..3))
-            .prop_map(|(peer, added, removed)| Step::Update(peer, added, removed)),
-        2 => (member(), 0..4u8).prop_map(|(peer, what)| Step::Fetching(peer, what)),
-        1 => (member(), 0..4u8).prop_map(|(peer, what)| Step::Fetched(peer, what)),
-        1 => member().prop_map(Step::Hear),
-        1 => member().prop_map(Step::Leave),
-        1 => (0..40u64).prop_map(Step::Pass),
-        1 => Just(Step::Expire),
+            .prop_map(|(peer, added, removed)| IndexStep::Update(peer, added, removed)),
+        2 => (member(), 0..4u8).prop_map(|(peer, what)| IndexStep::Fetching(peer, what)),
+        1 => (member(), 0..4u8).prop_map(|(peer, what)| IndexStep::Fetched(peer, what)),
+        1 => member().prop_map(IndexStep::Heartbeat),
+        1 => member().prop_map(IndexStep::Leave),
+        1 => (0..40u64).prop_map(IndexStep::Pass),
+        1 => Just(IndexStep::Expire),
     ]
 }
 
@@ -81,7 +81,7 @@ struct Model {
 #[derive(Clone, Default)]
 struct ModelPeer {
     session: u64,
-    heard: u64,
+    last_seen: u64,
     files: BTreeMap<u8, u8>,
     fetching: Vec<u8>,
 }
@@ -107,9 +107,9 @@ impl Model {
         self.peers.get_mut(&member.peer.0).filter(|peer| peer.session == member.session)
     }
 
-    fn apply(&mut self, step: &Step, now: u64) -> bool {
+    fn apply(&mut self, step: &IndexStep, now: u64) -> bool {
         match step {
-            Step::Join(member, files) => {
+            IndexStep::Join(member, files) => {
                 let Member { peer, session } = member;
                 let room = self.peers.contains_key(&peer.0) || self.peers.len() < SMALL.peers_max;
                 if !room || !self.fits(peer.0, 0, files.len()) {
@@ -117,10 +117,10 @@ impl Model {
                 }
                 let known = self.peers.entry(peer.0).or_default();
                 known.session = *session;
-                known.heard = now;
+                known.last_seen = now;
                 known.files = files.iter().copied().collect();
             }
-            Step::Update(member, added, removed) => {
+            IndexStep::Update(member, added, removed) => {
                 let Some(known) = self.member(*member) else { return true };
                 let mut files = known.files.clone();
                 files.retain(|name, _| {
@@ -132,9 +132,9 @@ impl Model {
                 files.extend(added.iter().copied());
                 let known = self.member(*member).unwrap();
                 known.files = files;
-                known.heard = now;
+                known.last_seen = now;
             }
-            Step::Fetching(member, what) => {
+            IndexStep::Fetching(member, what) => {
                 let Some(known) = self.member(*member) else { return true };
                 if !known.fetching.contains(what) {
                     if known.fetching.len() >= SMALL.fetching_per_peer_max {
@@ -142,25 +142,25 @@ impl Model {
                     }
                     known.fetching.push(*what);
                 }
-                known.heard = now;
+                known.last_seen = now;
             }
-            Step::Fetched(member, what) => {
+            IndexStep::Fetched(member, what) => {
                 let Some(known) = self.member(*member) else { return true };
                 known.fetching.retain(|fetching| fetching != what);
-                known.heard = now;
+                known.last_seen = now;
             }
-            Step::Hear(member) => {
+            IndexStep::Heartbeat(member) => {
                 if let Some(known) = self.member(*member) {
-                    known.heard = now;
+                    known.last_seen = now;
                 }
             }
-            Step::Leave(member) => {
+            IndexStep::Leave(member) => {
                 if self.member(*member).is_some() {
                     self.peers.remove(&member.peer.0);
                 }
             }
-            Step::Pass(_) => {}
-            Step::Expire => self.peers.retain(|_, peer| now - peer.heard <= 30),
+            IndexStep::Pass(_) => {}
+            IndexStep::Expire => self.peers.retain(|_, peer| now - peer.last_seen <= 30),
         }
         true
     }
@@ -182,34 +182,34 @@ impl Model {
     }
 }
 
-fn apply(index: &mut Index, step: &Step, at: u64) -> bool {
+fn apply(index: &mut Index, step: &IndexStep, at: u64) -> bool {
     let now = Duration::from_secs(at);
     let entries = |files: &[(u8, u8)]| files.iter().copied().map(entry).collect::<Vec<_>>();
     let names = |names: &[u8]| names.iter().copied().map(name).collect::<Vec<_>>();
     match step {
-        Step::Join(member, files) => {
+        IndexStep::Join(member, files) => {
             index.join(*member, place(member.peer.0), entries(files), now).is_ok()
         }
-        Step::Update(member, added, removed) => {
+        IndexStep::Update(member, added, removed) => {
             index.update(*member, entries(added), &names(removed), now).is_ok()
         }
-        Step::Fetching(member, what) => {
+        IndexStep::Fetching(member, what) => {
             index.fetching(*member, content(*what), u64::from(*what) * 10, now).is_ok()
         }
-        Step::Fetched(member, what) => {
+        IndexStep::Fetched(member, what) => {
             index.fetched(*member, content(*what), now);
             true
         }
-        Step::Hear(member) => {
-            index.hear(*member, now);
+        IndexStep::Heartbeat(member) => {
+            index.heartbeat(*member, now);
             true
         }
-        Step::Leave(member) => {
+        IndexStep::Leave(member) => {
             index.leave(*member);
             true
         }
-        Step::Pass(_) => true,
-        Step::Expire => {
+        IndexStep::Pass(_) => true,
+        IndexStep::Expire => {
             index.expire(now, Duration::from_secs(30));
             true
         }
@@ -227,7 +227,7 @@ fn compare(index: &Index, model: &Model, now: u64) -> Result<(), TestCaseError> 
             address: address(*id),
             files: peer.files.len() as u64,
             bytes: peer.files.values().map(|what| u64::from(*what) * 10).sum(),
-            silent_ms: (now - peer.heard) * 1000,
+            silent_ms: (now - peer.last_seen) * 1000,
         })
         .collect();
     prop_assert_eq!(peers, expected);
@@ -280,7 +280,7 @@ fn the_index_answers_as_lists_that_are_walked_through_would() {
     let result = runner.run(&prop::collection::vec(step(), 0..60), |steps| {
         let (mut index, mut model, mut now) = (Index::new(SMALL), Model::default(), 0);
         for step in &steps {
-            if let Step::Pass(seconds) = step {
+            if let IndexStep::Pass(seconds) = step {
                 now += seconds;
             }
             let taken = apply(&mut index, step, now);
@@ -353,7 +353,7 @@ fn who_takes_most_makes_room_for_who_takes_less() {
         fetching_per_peer_max: 1,
     };
     let mut index = Index::new(limits);
-    let at = |origin: u8| Place {
+    let at = |origin: u8| PeerEndpoint {
         address: address(u64::from(origin)),
         origin: IpAddr::from([10, 0, origin, 1]),
         key: 0,
@@ -404,7 +404,7 @@ fn an_answer_names_few_of_one_origin_and_one_at_an_address() {
     });
     for (peer, address) in (0..).zip(addresses) {
         let member = Member { peer: PeerId(peer), session: 0 };
-        let place = Place { address, origin: address.ip(), key: 0 };
+        let place = PeerEndpoint { address, origin: address.ip(), key: 0 };
         let files = if peer % 2 == 0 { vec![entry((0, 1))] } else { vec![] };
         index.join(member, place, files, Duration::ZERO).unwrap();
         assert_eq!(index.fetching(member, content(1), 10, Duration::ZERO), Ok(true));

@@ -10,7 +10,7 @@ use crate::client::ClientError;
 use crate::limits;
 use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::net::RunClock;
-use crate::share::index::{Index, IndexError, IndexLimits, Member, Place};
+use crate::share::index::{Index, IndexError, IndexLimits, Member, PeerEndpoint};
 use crate::wire::share::{FileSummary, PeerSummary, Source};
 
 /// Why a directory did not do what it was asked.
@@ -59,7 +59,7 @@ pub trait Directory: Send + Sync {
     fn join(
         &self,
         member: Member,
-        place: Place,
+        place: PeerEndpoint,
         files: Vec<FileEntry>,
     ) -> Result<(), DirectoryError>;
 
@@ -95,7 +95,7 @@ pub trait Directory: Send + Sync {
     ///
     /// # Errors
     /// The directory does not answer.
-    fn hear(&self, member: Member) -> Result<bool, DirectoryError>;
+    fn heartbeat(&self, member: Member) -> Result<bool, DirectoryError>;
 
     /// A peer goes.
     ///
@@ -183,7 +183,7 @@ impl Directory for MemoryDirectory {
     fn join(
         &self,
         member: Member,
-        place: Place,
+        place: PeerEndpoint,
         files: Vec<FileEntry>,
     ) -> Result<(), DirectoryError> {
         let (mut index, now) = (self.index(), self.now());
@@ -221,8 +221,8 @@ impl Directory for MemoryDirectory {
         Ok(self.index().fetched(member, content, self.now()))
     }
 
-    fn hear(&self, member: Member) -> Result<bool, DirectoryError> {
-        Ok(self.index().hear(member, self.now()))
+    fn heartbeat(&self, member: Member) -> Result<bool, DirectoryError> {
+        Ok(self.index().heartbeat(member, self.now()))
     }
 
     fn leave(&self, member: Member) -> Result<(), DirectoryError> {
@@ -263,7 +263,7 @@ mod tests {
         let address: SocketAddr = "127.0.0.1:5001".parse().unwrap();
         let member = |peer| Member { peer: PeerId(peer), session: peer };
         for peer in [1, 2] {
-            let place = Place { address, origin: address.ip(), key: peer };
+            let place = PeerEndpoint { address, origin: address.ip(), key: peer };
             directory.join(member(peer), place, Vec::new()).unwrap();
         }
         let start = Instant::now();
@@ -274,7 +274,7 @@ mod tests {
         // The one speaks, the other does not.
         let told = stopped + 25 * second;
         let now = directory.time_at(told);
-        assert!(directory.index().hear(member(1), now));
+        assert!(directory.index().heartbeat(member(1), now));
         let gone = (1..=20).flat_map(|tick| directory.expire_at(told + tick * second / 2));
         assert_eq!(gone.collect::<Vec<_>>(), [(PeerId(2), address)]);
     }

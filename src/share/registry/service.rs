@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::RegistryConfig;
-use super::work::{Completion, Effect, Job, Work, frame};
+use super::work::{MembershipChange, RegistryCompletion, RegistryJob, RegistryWork, frame};
 use crate::limits;
 use crate::model::{FileEntry, FileName, PeerId};
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, Service, origin_of};
 use crate::share::greeting;
-use crate::share::index::{Member, Place};
+use crate::share::index::{Member, PeerEndpoint};
 use crate::text::sentence;
 use crate::wire::codec;
 use crate::wire::message::Message;
@@ -23,7 +23,7 @@ use crate::workers::pool::{Pool, SubmitError};
 
 /// A connection.
 #[derive(Debug)]
-struct Guest {
+struct RegistryConnection {
     /// Where it comes from.
     address: SocketAddr,
     greeted: bool,
@@ -32,7 +32,7 @@ struct Guest {
     /// A request of it is under way.
     waits: bool,
     /// When it was last sure to be alive: it has spoken, or its request was still being worked on.
-    heard: Instant,
+    last_seen: Instant,
     /// As whom it is about to join.
     joining: Option<PeerId>,
     /// Of the peer as whom it has joined, or is about to join.
@@ -40,11 +40,11 @@ struct Guest {
     /// Whom it has joined as, and where that one serves.
     joined: Option<(Member, SocketAddr)>,
     /// The parts of a JOIN that have come so far.
-    staged: Option<Staged>,
+    partial: Option<PartialJoin>,
 }
 
 #[derive(Debug)]
-struct Staged {
+struct PartialJoin {
     peer: PeerId,
     address: SocketAddr,
     next_part: u32,
@@ -63,19 +63,19 @@ struct AddressCheck {
     /// The connection that the JOIN came over.
     joiner: ConnectionId,
     id: u64,
-    place: Place,
-    work: Work,
+    place: PeerEndpoint,
+    work: RegistryWork,
     held: usize,
     begun: Instant,
 }
 
 /// The service.
 pub(super) struct RegistryService {
-    pool: Pool<Job, Completion>,
+    pool: Pool<RegistryJob, RegistryCompletion>,
     stop: Receiver<()>,
-    guests: ConnectionMap<Guest>,
+    connections: ConnectionMap<RegistryConnection>,
     /// Which connection has joined, or is about to join, as which peer.
-    holders: HashMap<PeerId, ConnectionId>,
+    id_holders: HashMap<PeerId, ConnectionId>,
     /// By the connection that was dialled for it. At most
     /// [`ADDRESS_CHECKS_MAX`](limits::ADDRESS_CHECKS_MAX).
     checks: ConnectionMap<AddressCheck>,
@@ -83,10 +83,10 @@ pub(super) struct RegistryService {
     /// looks for open ports learns no more than those.
     checked: HashMap<IpAddr, VecDeque<Instant>>,
     silence_timeout: Duration,
-    /// The most [`holders`](Self::holders), so that there are always places for those that come to ask.
+    /// The most [`id_holders`](Self::holders), so that there are always places for those that come to ask.
     peers_max: usize,
     /// Long jobs that wait for their turn. What they hold is counted, and so bounds how many there are.
-    long: VecDeque<Job>,
+    long: VecDeque<RegistryJob>,
     /// Long jobs with the workers, and how many there may be: others' questions find a thread free.
     long_under_way: usize,
     long_max: usize,
@@ -99,7 +99,7 @@ pub(super) struct RegistryService {
 
 impl RegistryService {
     pub fn new(
-        pool: Pool<Job, Completion>,
+        pool: Pool<RegistryJob, RegistryCompletion>,
         config: &RegistryConfig,
         peers_max: usize,
         stop: Receiver<()>,
@@ -108,8 +108,8 @@ impl RegistryService {
         RegistryService {
             pool,
             stop,
-            guests: ConnectionMap::default(),
-            holders: HashMap::new(),
+            connections: ConnectionMap::default(),
+            id_holders: HashMap::new(),
             checks: ConnectionMap::default(),
             checked: HashMap::new(),
             silence_timeout: config.silence_timeout,
@@ -144,8 +144,8 @@ impl RegistryService {
         if let Err(reason) = greeting::check_hello(message) {
             return self.refuse(net, connection, &reason);
         }
-        if let Some(guest) = self.guests.get_mut(&connection) {
-            guest.greeted = true;
+        if let Some(caller) = self.connections.get_mut(&connection) {
+            caller.greeted = true;
         }
         net.set_frame_cap(connection, limits::REGISTRY_FRAME_BYTES_MAX);
         net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
@@ -157,7 +157,7 @@ impl RegistryService {
     fn request(&mut self, net: &mut Net, connection: ConnectionId, id: u64, body: RegistryRequest) {
         let bytes = memory_bytes(&body);
         while !net.try_hold(connection, bytes) {
-            if !self.drop_staged(net, connection, bytes) {
+            if !self.evict_partial(net, connection, bytes) {
                 let busy = busy("too many files are on their way to this registry");
                 net.send_owned(connection, frame(id, busy));
                 return;
@@ -174,12 +174,12 @@ impl RegistryService {
         };
         // Its further requests come when this one is answered.
         net.pause_reading(connection);
-        if let Some(guest) = self.guests.get_mut(&connection) {
-            guest.waits = true;
+        if let Some(caller) = self.connections.get_mut(&connection) {
+            caller.waits = true;
         }
-        if let Work::Join { member, place, .. } = &work {
+        if let RegistryWork::Join { member, place, .. } = &work {
             let (peer, place) = (member.peer, *place);
-            let own = self.guests.get(&connection).map(|guest| guest.address.ip());
+            let own = self.connections.get(&connection).map(|caller| caller.address.ip());
             if !self.has_place(net, connection) {
                 let full = busy("as many peers have joined as this registry has room for");
                 return self.decline(net, connection, id, held, full);
@@ -200,17 +200,18 @@ impl RegistryService {
     /// origin that holds most, if that is more than the origin of who asks would hold; of that origin's own only one
     /// younger than what the one who asks has sent so far. So neither do unfinished JOINs keep others out, nor do
     /// several block each other: the oldest always goes on. `false`: nobody gives way.
-    fn drop_staged(&mut self, net: &mut Net, connection: ConnectionId, bytes: usize) -> bool {
-        let Some(asker) = self.guests.get(&connection) else { return false };
+    fn evict_partial(&mut self, net: &mut Net, connection: ConnectionId, bytes: usize) -> bool {
+        let Some(asker) = self.connections.get(&connection) else { return false };
         let (own, own_since) =
-            (origin_of(asker.address.ip()), asker.staged.as_ref().map(|s| s.since));
-        let staged = || {
-            self.guests.iter().filter_map(|(id, guest)| {
-                Some((*id, origin_of(guest.address.ip()), guest.staged.as_ref()?))
+            (origin_of(asker.address.ip()), asker.partial.as_ref().map(|s| s.since));
+        let partial = || {
+            self.connections.iter().filter_map(|(id, caller)| {
+                Some((*id, origin_of(caller.address.ip()), caller.partial.as_ref()?))
             })
         };
         let mut origins: HashMap<IpAddr, usize> = HashMap::new();
-        staged().for_each(|(_, origin, staged)| *origins.entry(origin).or_default() += staged.held);
+        partial()
+            .for_each(|(_, origin, partial)| *origins.entry(origin).or_default() += partial.held);
         let own_held = origins.get(&own).copied().unwrap_or_default() + bytes;
         let heaviest = origins.into_iter().max_by_key(|(_, held)| *held);
         let Some((heaviest, held)) = heaviest.filter(|(_, held)| *held > 0) else { return false };
@@ -218,8 +219,8 @@ impl RegistryService {
             true => own_since.is_some_and(|own_since| since > own_since),
             false => origin == heaviest && held > own_held,
         };
-        let victims = staged()
-            .filter(|(id, origin, staged)| *id != connection && gives_way(*origin, staged.since));
+        let victims = partial()
+            .filter(|(id, origin, partial)| *id != connection && gives_way(*origin, partial.since));
         let youngest = victims.max_by_key(|(_, origin, s)| (*origin != own, s.since));
         let Some(victim) = youngest.map(|(id, ..)| id) else { return false };
         self.give_up_parts(net, victim);
@@ -228,10 +229,10 @@ impl RegistryService {
 
     /// Forgets the parts of a JOIN that is not finished.
     fn give_up_parts(&mut self, net: &mut Net, connection: ConnectionId) {
-        if let Some(guest) = self.guests.get_mut(&connection)
-            && let Some(staged) = guest.staged.take()
+        if let Some(caller) = self.connections.get_mut(&connection)
+            && let Some(partial) = caller.partial.take()
         {
-            net.release(connection, staged.held);
+            net.release(connection, partial.held);
         }
     }
 
@@ -241,15 +242,15 @@ impl RegistryService {
         net: &mut Net,
         connection: ConnectionId,
         id: u64,
-        work: Work,
+        work: RegistryWork,
         held: usize,
     ) {
         let member = match &work {
-            Work::Join { .. } => None,
-            _ => self.guests.get(&connection).and_then(|guest| guest.joined),
+            RegistryWork::Join { .. } => None,
+            _ => self.connections.get(&connection).and_then(|caller| caller.joined),
         };
         let member = member.map(|(member, _)| member);
-        let why = match self.submit(Job::Request { connection, id, member, work, held }) {
+        let why = match self.submit(RegistryJob::Request { connection, id, member, work, held }) {
             Ok(()) => return,
             Err(SubmitError::Full(_)) => "too many requests wait at this registry",
             Err(SubmitError::Stopped(_)) => "this registry has no thread left to look with",
@@ -274,17 +275,17 @@ impl RegistryService {
 
     /// The request of a connection that was under way has been answered.
     fn answered_request(&mut self, net: &mut Net, connection: ConnectionId) {
-        if let Some(guest) = self.guests.get_mut(&connection) {
-            guest.waits = false;
+        if let Some(caller) = self.connections.get_mut(&connection) {
+            caller.waits = false;
         }
-        self.rests(net, connection);
+        self.set_idle_if_unused(net, connection);
         net.resume_reading(connection);
     }
 
     /// Whoever has not joined and waits for no answer gives way to newcomers.
-    fn rests(&mut self, net: &mut Net, connection: ConnectionId) {
-        let guest = self.guests.get(&connection);
-        if guest.is_some_and(|guest| !guest.waits && guest.joined.is_none()) {
+    fn set_idle_if_unused(&mut self, net: &mut Net, connection: ConnectionId) {
+        let caller = self.connections.get(&connection);
+        if caller.is_some_and(|caller| !caller.waits && caller.joined.is_none()) {
             net.set_idle(connection, true);
         }
     }
@@ -293,9 +294,9 @@ impl RegistryService {
 
     /// Whether there is a place for one more peer, or the address that has the most makes room for one of another.
     fn has_place(&self, net: &mut Net, connection: ConnectionId) -> bool {
-        let Some(guest) = self.guests.get(&connection) else { return false };
-        let holds_one = guest.joined.is_some() || guest.joining.is_some();
-        holds_one || self.holders.len() < self.peers_max || net.displace(guest.address.ip())
+        let Some(caller) = self.connections.get(&connection) else { return false };
+        let holds_one = caller.joined.is_some() || caller.joining.is_some();
+        holds_one || self.id_holders.len() < self.peers_max || net.displace(caller.address.ip())
     }
 
     /// A connection is about to join as a peer, unless another that is alive has.
@@ -306,37 +307,37 @@ impl RegistryService {
         key: u64,
         connection: ConnectionId,
     ) -> Result<(), RegistryReply> {
-        let holder = self.holders.get(&peer).filter(|holder| **holder != connection);
-        let is_alive = |guest: &Guest| {
+        let id_holder = self.id_holders.get(&peer).filter(|id_holder| **id_holder != connection);
+        let is_alive = |caller: &RegistryConnection| {
             // A peer whose connection is dead, which only it knows, joins anew at once.
-            guest.key != key
-                && (guest.joining == Some(peer)
-                    || now.saturating_duration_since(guest.heard) <= self.silence_timeout)
+            caller.key != key
+                && (caller.joining == Some(peer)
+                    || now.saturating_duration_since(caller.last_seen) <= self.silence_timeout)
         };
-        if holder.and_then(|holder| self.guests.get(holder)).is_some_and(is_alive) {
+        if id_holder.and_then(|id_holder| self.connections.get(id_holder)).is_some_and(is_alive) {
             let retry_after_ms = limits::JOINED_ELSEWHERE_RETRY_AFTER_MS;
             return Err(RegistryReply::IdTaken { retry_after_ms });
         }
-        if let Some(guest) = self.guests.get_mut(&connection) {
-            guest.joining = Some(peer);
-            guest.key = key;
-            self.holders.insert(peer, connection);
+        if let Some(caller) = self.connections.get_mut(&connection) {
+            caller.joining = Some(peer);
+            caller.key = key;
+            self.id_holders.insert(peer, connection);
         }
         Ok(())
     }
 
     /// The JOIN of a connection has been answered: it holds the id that it has joined as, and no other.
     fn join_is_over(&mut self, connection: ConnectionId) {
-        let Some(guest) = self.guests.get_mut(&connection) else { return };
-        let joined = guest.joined.map(|(member, _)| member.peer);
-        if let Some(peer) = guest.joining.take().filter(|peer| joined != Some(*peer)) {
+        let Some(caller) = self.connections.get_mut(&connection) else { return };
+        let joined = caller.joined.map(|(member, _)| member.peer);
+        if let Some(peer) = caller.joining.take().filter(|peer| joined != Some(*peer)) {
             self.give_up_id(peer, connection);
         }
     }
 
     fn give_up_id(&mut self, peer: PeerId, connection: ConnectionId) {
-        if self.holders.get(&peer) == Some(&connection) {
-            self.holders.remove(&peer);
+        if self.id_holders.get(&peer) == Some(&connection) {
+            self.id_holders.remove(&peer);
         }
     }
 
@@ -407,7 +408,7 @@ impl RegistryService {
             return;
         };
         net.close(dialled);
-        let from = self.guests.get(&joiner).map(|guest| guest.address.ip());
+        let from = self.connections.get(&joiner).map(|caller| caller.address.ip());
         match (result, from) {
             (Ok(()), Some(_)) => self.hand_over(net, joiner, id, work, held),
             (Err(why), Some(from)) => {
@@ -428,7 +429,7 @@ impl RegistryService {
         let result = match codec::decode(frame) {
             Ok(Message::Welcome(welcome)) => {
                 match self.checks.get(&dialled).map(|check| &check.work) {
-                    Some(Work::Join { member, .. }) => {
+                    Some(RegistryWork::Join { member, .. }) => {
                         greeting::check_welcome(&welcome, member.peer)
                     }
                     // The check has been given up.
@@ -445,7 +446,7 @@ impl RegistryService {
     ///
     /// # Errors
     /// Too many wait, or no worker is left.
-    fn submit(&mut self, job: Job) -> Result<(), SubmitError<()>> {
+    fn submit(&mut self, job: RegistryJob) -> Result<(), SubmitError<()>> {
         if !job.is_long() {
             return self.pool.submit(job).map_err(|error| match error {
                 SubmitError::Full(_) => SubmitError::Full(()),
@@ -489,7 +490,7 @@ impl RegistryService {
         connection: ConnectionId,
         body: RegistryRequest,
         held: usize,
-    ) -> Result<Option<(Work, usize)>, RegistryReply> {
+    ) -> Result<Option<(RegistryWork, usize)>, RegistryReply> {
         let sizes_fit = match &body {
             RegistryRequest::Join { files, .. } | RegistryRequest::Update { added: files, .. } => {
                 files.iter().all(|file| file.size <= limits::FILE_BYTES_MAX)
@@ -506,7 +507,7 @@ impl RegistryService {
         }
         if let RegistryRequest::Join { peer, address, files, part, last, secret, shares } = body {
             let since = net.now();
-            let staged = Staged {
+            let partial = PartialJoin {
                 peer,
                 address,
                 next_part: part,
@@ -516,7 +517,7 @@ impl RegistryService {
                 since,
                 held,
             };
-            return self.join_part(net, connection, staged, last).map(Some);
+            return self.join_part(net, connection, partial, last).map(Some);
         }
         let work = self.short_work(connection, body);
         if work.is_err() {
@@ -529,27 +530,29 @@ impl RegistryService {
         &mut self,
         connection: ConnectionId,
         body: RegistryRequest,
-    ) -> Result<Option<Work>, RegistryReply> {
-        let Some(guest) = self.guests.get(&connection) else { return Ok(None) };
-        let member = || guest.joined.map(|(member, _)| member).ok_or(RegistryReply::NotJoined);
+    ) -> Result<Option<RegistryWork>, RegistryReply> {
+        let Some(caller) = self.connections.get(&connection) else { return Ok(None) };
+        let member = || caller.joined.map(|(member, _)| member).ok_or(RegistryReply::NotJoined);
         Ok(Some(match body {
             RegistryRequest::Join { .. } => return Ok(None),
             RegistryRequest::Search { name } => {
-                let asker = guest.joined.map_or(guest.address, |(_, address)| address);
-                Work::Search { asker, name }
+                let asker = caller.joined.map_or(caller.address, |(_, address)| address);
+                RegistryWork::Search { asker, name }
             }
-            RegistryRequest::SearchContent { content } => Work::SearchContent(content),
+            RegistryRequest::SearchContent { content } => RegistryWork::SearchContent(content),
             RegistryRequest::Update { added, removed } => {
-                Work::Update { member: member()?, added, removed }
+                RegistryWork::Update { member: member()?, added, removed }
             }
             RegistryRequest::Fetching { content, size } => {
-                Work::Fetching { member: member()?, content, size }
+                RegistryWork::Fetching { member: member()?, content, size }
             }
-            RegistryRequest::Fetched { content } => Work::Fetched { member: member()?, content },
-            RegistryRequest::KeepAlive => member().map(|_| Work::KeepAlive)?,
-            RegistryRequest::Leave => Work::Leave(member()?),
-            RegistryRequest::Peers { after } => Work::Peers(after),
-            RegistryRequest::Files { after } => Work::Files(after),
+            RegistryRequest::Fetched { content } => {
+                RegistryWork::Fetched { member: member()?, content }
+            }
+            RegistryRequest::KeepAlive => member().map(|_| RegistryWork::KeepAlive)?,
+            RegistryRequest::Leave => RegistryWork::Leave(member()?),
+            RegistryRequest::Peers { after } => RegistryWork::Peers(after),
+            RegistryRequest::Files { after } => RegistryWork::Files(after),
         }))
     }
 
@@ -558,17 +561,17 @@ impl RegistryService {
         &mut self,
         net: &mut Net,
         connection: ConnectionId,
-        part: Staged,
+        part: PartialJoin,
         last: bool,
-    ) -> Result<(Work, usize), RegistryReply> {
-        let Some(guest) = self.guests.get_mut(&connection) else {
+    ) -> Result<(RegistryWork, usize), RegistryReply> {
+        let Some(caller) = self.connections.get_mut(&connection) else {
             net.release(connection, part.held);
             return Err(RegistryReply::NotJoined);
         };
         // Whatever becomes of this part, it is not kept twice.
-        let before = guest.staged.take();
-        let all_held = part.held + before.as_ref().map_or(0, |staged| staged.held);
-        let whole = match whole(part, before, guest.address) {
+        let before = caller.partial.take();
+        let all_held = part.held + before.as_ref().map_or(0, |partial| partial.held);
+        let whole = match whole(part, before, caller.address) {
             Ok(whole) => whole,
             Err(reply) => {
                 net.release(connection, all_held);
@@ -580,36 +583,38 @@ impl RegistryService {
         if last {
             let session = self.first_session.wrapping_add(connection.to_u64());
             let member = Member { peer: whole.peer, session };
-            let origin = origin_of(guest.address.ip());
-            let place = Place { address: whole.address, origin, key: whole.key };
-            let work = Work::Join { member, place, files: whole.files, shares: whole.shares };
+            let origin = origin_of(caller.address.ip());
+            let place = PeerEndpoint { address: whole.address, origin, key: whole.key };
+            let work =
+                RegistryWork::Join { member, place, files: whole.files, shares: whole.shares };
             return Ok((work, whole.held));
         }
-        guest.staged = Some(Staged { next_part: whole.next_part.saturating_add(1), ..whole });
+        caller.partial =
+            Some(PartialJoin { next_part: whole.next_part.saturating_add(1), ..whole });
         Err(RegistryReply::JoinOk)
     }
 
     fn forget(&mut self, member: Member) {
-        if let Err(refused) = self.submit(Job::Gone(member)) {
+        if let Err(refused) = self.submit(RegistryJob::Gone(member)) {
             log::debug!("peer {} is gone; its silence will take it away: {refused}", member.peer);
         }
     }
 
-    fn completed(&mut self, net: &mut Net, completion: Completion) {
+    fn completed(&mut self, net: &mut Net, completion: RegistryCompletion) {
         match completion {
-            Completion::Gone => self.long_done(),
-            Completion::Expired => self.expiring = false,
-            Completion::Reply { connection, frame, effect, held, was_long } => {
+            RegistryCompletion::Gone => self.long_done(),
+            RegistryCompletion::Expired => self.expiring = false,
+            RegistryCompletion::Reply { connection, frame, effect, held, was_long } => {
                 net.release(connection, held);
                 if was_long {
                     self.long_done();
                 }
-                if let Some(guest) = self.guests.get_mut(&connection) {
-                    guest.heard = net.now();
+                if let Some(caller) = self.connections.get_mut(&connection) {
+                    caller.last_seen = net.now();
                     match effect {
-                        Effect::None => {}
-                        Effect::Joined(member, address) => {
-                            let before = guest.joined.replace((member, address));
+                        MembershipChange::None => {}
+                        MembershipChange::Joined(member, address) => {
+                            let before = caller.joined.replace((member, address));
                             // One connection, one peer.
                             if let Some((before, _)) = before.filter(|(b, _)| b.peer != member.peer)
                             {
@@ -617,14 +622,14 @@ impl RegistryService {
                                 self.forget(before);
                             }
                         }
-                        Effect::Out => {
-                            if let Some((member, _)) = guest.joined.take() {
+                        MembershipChange::Out => {
+                            if let Some((member, _)) = caller.joined.take() {
                                 self.give_up_id(member.peer, connection);
                             }
                         }
                     }
                     self.join_is_over(connection);
-                } else if let Effect::Joined(member, _) = effect {
+                } else if let MembershipChange::Joined(member, _) = effect {
                     self.forget(member);
                 }
                 net.send_owned(connection, frame);
@@ -636,18 +641,18 @@ impl RegistryService {
 
 impl Service for RegistryService {
     fn on_accepted(&mut self, net: &mut Net, connection: ConnectionId, peer: SocketAddr) {
-        let guest = Guest {
+        let caller = RegistryConnection {
             address: peer,
             greeted: false,
             asked: false,
             waits: false,
-            heard: net.now(),
+            last_seen: net.now(),
             joining: None,
             key: 0,
             joined: None,
-            staged: None,
+            partial: None,
         };
-        self.guests.insert(connection, guest);
+        self.connections.insert(connection, caller);
     }
 
     fn on_connected(&mut self, net: &mut Net, dialled: ConnectionId) {
@@ -662,24 +667,24 @@ impl Service for RegistryService {
         if self.checks.contains_key(&connection) {
             return self.answered(net, connection, frame);
         }
-        let Some(guest) = self.guests.get_mut(&connection) else { return };
-        guest.heard = net.now();
+        let Some(caller) = self.connections.get_mut(&connection) else { return };
+        caller.last_seen = net.now();
         let message = match codec::decode(frame) {
             Ok(message) => message,
             Err(error) => return self.refuse(net, connection, &error.to_string()),
         };
-        if !guest.greeted {
+        if !caller.greeted {
             return self.greet(net, connection, &message);
         }
         match message {
             Message::Registry { id, body } => {
-                if !std::mem::replace(&mut guest.asked, true) {
+                if !std::mem::replace(&mut caller.asked, true) {
                     net.set_deadline(connection, None);
                 }
                 // Until it is answered; what is answered at once makes it the last in the order of who gives way.
                 net.set_idle(connection, false);
                 self.request(net, connection, id, body);
-                self.rests(net, connection);
+                self.set_idle_if_unused(net, connection);
             }
             Message::Ping { nonce } => {
                 net.send(connection, |out| encode(&Message::Pong { nonce }, out));
@@ -691,12 +696,12 @@ impl Service for RegistryService {
 
     fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
         self.checked(net, connection, Err(reason.to_string()));
-        let Some(guest) = self.guests.remove(&connection) else { return };
-        net.release(connection, guest.staged.map_or(0, |staged| staged.held));
-        if let Some(peer) = guest.joining {
+        let Some(caller) = self.connections.remove(&connection) else { return };
+        net.release(connection, caller.partial.map_or(0, |partial| partial.held));
+        if let Some(peer) = caller.joining {
             self.give_up_id(peer, connection);
         }
-        if let Some((member, address)) = guest.joined {
+        if let Some((member, address)) = caller.joined {
             self.give_up_id(member.peer, connection);
             log::info!("peer {} at {address} is gone: {reason}", member.peer);
             self.forget(member);
@@ -717,7 +722,7 @@ impl Service for RegistryService {
     fn on_tick(&mut self, net: &mut Net) {
         if !self.expiring && self.stopping_since.is_none() {
             // When the queue is full the next tick tries again.
-            self.expiring = match self.pool.submit(Job::Expire) {
+            self.expiring = match self.pool.submit(RegistryJob::Expire) {
                 Ok(()) => true,
                 Err(SubmitError::Full(_)) => false,
                 Err(SubmitError::Stopped(_)) => {
@@ -727,11 +732,13 @@ impl Service for RegistryService {
             };
         }
         let now = net.now();
-        let is_late = |staged: &Staged| {
-            now.saturating_duration_since(staged.since) > limits::JOIN_PARTS_TIMEOUT
+        let is_late = |partial: &PartialJoin| {
+            now.saturating_duration_since(partial.since) > limits::JOIN_PARTS_TIMEOUT
         };
-        let late =
-            self.guests.iter().filter(|(_, guest)| guest.staged.as_ref().is_some_and(is_late));
+        let late = self
+            .connections
+            .iter()
+            .filter(|(_, caller)| caller.partial.as_ref().is_some_and(is_late));
         for connection in late.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.give_up_parts(net, connection);
             let seconds = limits::JOIN_PARTS_TIMEOUT.as_secs();
@@ -758,9 +765,9 @@ impl Service for RegistryService {
     }
 
     fn farewell(&mut self, connection: ConnectionId, reason: &CloseReason) -> Vec<u8> {
-        match (self.guests.get(&connection), reason) {
+        match (self.connections.get(&connection), reason) {
             (None, _) => Vec::new(),
-            (Some(Guest { greeted: true, .. }), CloseReason::Deadline) => {
+            (Some(RegistryConnection { greeted: true, .. }), CloseReason::Deadline) => {
                 let seconds = limits::FIRST_REQUEST_TIMEOUT.as_secs();
                 greeting::refusal(&format!("no request came within {seconds} seconds"))
             }
@@ -785,10 +792,10 @@ fn encode(message: &Message, out: &mut Vec<u8>) {
 
 /// A part of a JOIN together with those that came before it on the same connection, from `from`.
 fn whole(
-    mut part: Staged,
-    before: Option<Staged>,
+    mut part: PartialJoin,
+    before: Option<PartialJoin>,
     from: SocketAddr,
-) -> Result<Staged, RegistryReply> {
+) -> Result<PartialJoin, RegistryReply> {
     part.address.set_ip(part.address.ip().to_canonical());
     if part.address.ip().is_unspecified() {
         // It listens everywhere: it is reached where it comes from.
@@ -802,13 +809,13 @@ fn whole(
         }
         _ if part.address.port() == 0 => return Err(invalid("a peer cannot serve on port 0")),
         _ if part.next_part == 0 => part,
-        Some(mut staged)
-            if (staged.peer, staged.address, staged.key, staged.shares, staged.next_part)
+        Some(mut partial)
+            if (partial.peer, partial.address, partial.key, partial.shares, partial.next_part)
                 == (part.peer, part.address, part.key, part.shares, part.next_part) =>
         {
-            staged.files.append(&mut part.files);
-            staged.held += part.held;
-            staged
+            partial.files.append(&mut part.files);
+            partial.held += part.held;
+            partial
         }
         _ => {
             let reason = "this part of a JOIN does not follow the one before, or that one had to make room: send \

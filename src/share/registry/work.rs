@@ -9,7 +9,7 @@ use crate::console::Console;
 use crate::limits;
 use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::net::ConnectionId;
-use crate::share::index::{Member, Place};
+use crate::share::index::{Member, PeerEndpoint};
 use crate::text::counted;
 use crate::wire::codec;
 use crate::wire::message::Message;
@@ -17,8 +17,8 @@ use crate::wire::share::RegistryReply;
 
 /// What is to be done.
 #[derive(Debug)]
-pub(super) enum Work {
-    Join { member: Member, place: Place, files: Vec<FileEntry>, shares: bool },
+pub(super) enum RegistryWork {
+    Join { member: Member, place: PeerEndpoint, files: Vec<FileEntry>, shares: bool },
     Update { member: Member, added: Vec<FileEntry>, removed: Vec<FileName> },
     Fetching { member: Member, content: ContentId, size: u64 },
     Fetched { member: Member, content: ContentId },
@@ -32,32 +32,38 @@ pub(super) enum Work {
 
 /// A piece of work.
 #[derive(Debug)]
-pub(super) enum Job {
+pub(super) enum RegistryJob {
     /// A request, which holds so many bytes. `member` is who the connection has joined as, except for a JOIN.
-    Request { connection: ConnectionId, id: u64, member: Option<Member>, work: Work, held: usize },
+    Request {
+        connection: ConnectionId,
+        id: u64,
+        member: Option<Member>,
+        work: RegistryWork,
+        held: usize,
+    },
     /// A member whose connection has ended.
     Gone(Member),
     /// Time passes.
     Expire,
 }
 
-impl Job {
+impl RegistryJob {
     /// Whether it may take long: it changes many files.
     pub fn is_long(&self) -> bool {
         match self {
-            Job::Request { work, .. } => work.files() > limits::REGISTRY_LONG_FILES_MIN,
-            Job::Gone(_) => true,
-            Job::Expire => false,
+            RegistryJob::Request { work, .. } => work.files() > limits::REGISTRY_LONG_FILES_MIN,
+            RegistryJob::Gone(_) => true,
+            RegistryJob::Expire => false,
         }
     }
 }
 
-impl Work {
+impl RegistryWork {
     /// Files that come or go.
     fn files(&self) -> usize {
         match self {
-            Work::Join { files, .. } => files.len(),
-            Work::Update { added, removed, .. } => added.len() + removed.len(),
+            RegistryWork::Join { files, .. } => files.len(),
+            RegistryWork::Update { added, removed, .. } => added.len() + removed.len(),
             _ => 0,
         }
     }
@@ -65,7 +71,7 @@ impl Work {
 
 /// What a request has done to its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Effect {
+pub(super) enum MembershipChange {
     /// Nothing.
     None,
     /// It has joined as this member, which serves there.
@@ -76,9 +82,15 @@ pub(super) enum Effect {
 
 /// What came of it.
 #[derive(Debug)]
-pub(super) enum Completion {
+pub(super) enum RegistryCompletion {
     /// The answer as a whole frame, and what the request held.
-    Reply { connection: ConnectionId, frame: Vec<u8>, effect: Effect, held: usize, was_long: bool },
+    Reply {
+        connection: ConnectionId,
+        frame: Vec<u8>,
+        effect: MembershipChange,
+        held: usize,
+        was_long: bool,
+    },
     /// A member that is gone has been forgotten.
     Gone,
     /// So have those who were silent.
@@ -93,10 +105,10 @@ pub(super) struct RegistryWorker {
 
 impl RegistryWorker {
     /// Does one job.
-    pub fn run(&self, job: Job) -> Completion {
+    pub fn run(&self, job: RegistryJob) -> RegistryCompletion {
         let was_long = job.is_long();
         match job {
-            Job::Request { connection, id, member, work, held } => {
+            RegistryJob::Request { connection, id, member, work, held } => {
                 let (reply, effect) = self.answer(member, work).unwrap_or_else(|error| {
                     let retry_after_ms = error.retry_after_ms();
                     let reply = match error {
@@ -107,26 +119,26 @@ impl RegistryWorker {
                             RegistryReply::Error { message: error.to_string(), retry_after_ms }
                         }
                     };
-                    (reply, Effect::None)
+                    (reply, MembershipChange::None)
                 });
                 let frame = frame(id, reply);
-                Completion::Reply { connection, frame, effect, held, was_long }
+                RegistryCompletion::Reply { connection, frame, effect, held, was_long }
             }
-            Job::Gone(member) => {
+            RegistryJob::Gone(member) => {
                 if let Err(error) = self.directory.leave(member) {
                     // Its silence will take it away.
                     log::warn!("peer {} is gone and cannot be forgotten yet: {error}", member.peer);
                 }
-                Completion::Gone
+                RegistryCompletion::Gone
             }
-            Job::Expire => {
+            RegistryJob::Expire => {
                 match self.directory.expire() {
                     Ok(expired) => expired.into_iter().for_each(|(peer, address)| {
                         log::info!("peer {peer} at {address} has fallen silent");
                     }),
                     Err(error) => log::debug!("cannot look for silent peers: {error}"),
                 }
-                Completion::Expired
+                RegistryCompletion::Expired
             }
         }
     }
@@ -134,16 +146,16 @@ impl RegistryWorker {
     fn answer(
         &self,
         member: Option<Member>,
-        work: Work,
-    ) -> Result<(RegistryReply, Effect), DirectoryError> {
+        work: RegistryWork,
+    ) -> Result<(RegistryReply, MembershipChange), DirectoryError> {
         // Whatever a member asks shows that it lives: one that searches all the while sends no KEEP_ALIVE.
         if let Some(member) = member
-            && !self.directory.hear(member)?
+            && !self.directory.heartbeat(member)?
         {
-            return Ok((RegistryReply::NotJoined, Effect::Out));
+            return Ok((RegistryReply::NotJoined, MembershipChange::Out));
         }
         let reply = match work {
-            Work::Join { member, place, files, shares } => {
+            RegistryWork::Join { member, place, files, shares } => {
                 let address = place.address;
                 // The line is about who shares something; that somebody fetches shows in who asks.
                 let names = (shares && self.console.is_on()).then(|| names(&files));
@@ -154,9 +166,9 @@ impl RegistryWorker {
                 if let Some(names) = names {
                     self.console.show(RegistryEvent::Joined { address, names });
                 }
-                return Ok((RegistryReply::JoinOk, Effect::Joined(member, address)));
+                return Ok((RegistryReply::JoinOk, MembershipChange::Joined(member, address)));
             }
-            Work::Update { member, added, removed } => {
+            RegistryWork::Update { member, added, removed } => {
                 let (new, gone) = (added.len(), removed.len());
                 let known = self.directory.update(member, added, &removed)?;
                 if known {
@@ -165,21 +177,21 @@ impl RegistryWorker {
                 }
                 return Ok(if_known(known, RegistryReply::UpdateOk));
             }
-            Work::Fetching { member, content, size } => {
+            RegistryWork::Fetching { member, content, size } => {
                 let known = self.directory.fetching(member, content, size)?;
                 return Ok(if_known(known, RegistryReply::UpdateOk));
             }
-            Work::Fetched { member, content } => {
+            RegistryWork::Fetched { member, content } => {
                 let known = self.directory.fetched(member, content)?;
                 return Ok(if_known(known, RegistryReply::UpdateOk));
             }
-            Work::KeepAlive => RegistryReply::AliveOk,
-            Work::Leave(member) => {
+            RegistryWork::KeepAlive => RegistryReply::AliveOk,
+            RegistryWork::Leave(member) => {
                 self.directory.leave(member)?;
                 log::info!("peer {} has left", member.peer);
-                return Ok((RegistryReply::LeaveOk, Effect::Out));
+                return Ok((RegistryReply::LeaveOk, MembershipChange::Out));
             }
-            Work::Search { asker, name } => {
+            RegistryWork::Search { asker, name } => {
                 let mut sources = Vec::new();
                 for name in name.spellings() {
                     sources = self.directory.search(&name)?;
@@ -192,19 +204,19 @@ impl RegistryWorker {
                 }
                 RegistryReply::Sources(sources)
             }
-            Work::SearchContent(content) => {
+            RegistryWork::SearchContent(content) => {
                 RegistryReply::Sources(self.directory.sources_of(content)?)
             }
-            Work::Peers(after) => {
+            RegistryWork::Peers(after) => {
                 let (peers, more) = self.directory.peers(after)?;
                 RegistryReply::Peers { peers, more }
             }
-            Work::Files(after) => {
+            RegistryWork::Files(after) => {
                 let (files, more) = self.directory.files(after.as_ref())?;
                 RegistryReply::Files { files, more }
             }
         };
-        Ok((reply, Effect::None))
+        Ok((reply, MembershipChange::None))
     }
 }
 
@@ -212,8 +224,12 @@ fn names(files: &[FileEntry]) -> Vec<FileName> {
     files.iter().map(|file| file.name.clone()).collect()
 }
 
-fn if_known(known: bool, reply: RegistryReply) -> (RegistryReply, Effect) {
-    if known { (reply, Effect::None) } else { (RegistryReply::NotJoined, Effect::Out) }
+fn if_known(known: bool, reply: RegistryReply) -> (RegistryReply, MembershipChange) {
+    if known {
+        (reply, MembershipChange::None)
+    } else {
+        (RegistryReply::NotJoined, MembershipChange::Out)
+    }
 }
 
 /// A reply as one frame. Replies fit by construction (see the relations checked in `limits`); one that

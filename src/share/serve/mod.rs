@@ -18,8 +18,8 @@
 
 mod peers;
 mod places;
+mod read;
 mod service;
-mod source;
 
 use std::io;
 use std::net::SocketAddr;
@@ -80,7 +80,7 @@ pub struct ServeStatus {
 
 /// A [`ServeStatus`] that one thread keeps up to date and others read.
 #[derive(Debug, Default)]
-struct Counters {
+struct ServeCounters {
     peers: AtomicU64,
     chunks: AtomicU64,
     bytes: AtomicU64,
@@ -90,20 +90,20 @@ struct Counters {
 
 /// A running server. It stops when it is dropped.
 #[derive(Debug)]
-pub struct Server {
+pub struct PeerServer {
     address: SocketAddr,
-    counters: Arc<Counters>,
+    counters: Arc<ServeCounters>,
     wake: WakeHandle,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Server {
+impl PeerServer {
     /// Starts to serve on a bound address.
     ///
     /// # Errors
     ///
     /// This process may not have another event loop or thread, or so few open files that there is room for nobody.
-    pub fn start(listener: Listener, options: ServeOptions) -> Result<Server, ServeError> {
+    pub fn start(listener: Listener, options: ServeOptions) -> Result<PeerServer, ServeError> {
         let address = listener.address();
         // The other half is for downloads and for the files themselves: else strangers who say nothing would take them all.
         let room = files::half_room(limits::SHARE_CONNECTIONS_MAX)?;
@@ -120,7 +120,7 @@ impl Server {
         };
         let event_loop = EventLoop::new(config, Some(listener))?;
         let wake = event_loop.wake_handle();
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(ServeCounters::default());
         let mut service = ShareService::new(options, &wake, Arc::clone(&counters))
             .map_err(ServeError::Threads)?;
         let run = move || {
@@ -130,7 +130,7 @@ impl Server {
         };
         let thread = std::thread::Builder::new().name("share-serve".to_owned()).spawn(run);
         let thread = Some(thread.map_err(ServeError::Threads)?);
-        Ok(Server { address, counters, wake, thread })
+        Ok(PeerServer { address, counters, wake, thread })
     }
 
     /// Where it serves.
@@ -151,7 +151,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for PeerServer {
     fn drop(&mut self) {
         self.counters.stop.store(true, Ordering::Release);
         self.wake.wake();

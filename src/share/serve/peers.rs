@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::places::Times;
+use super::places::TakerTimes;
 use crate::limits;
 use crate::model::ContentId;
 use crate::share::chunks::ChunkSet;
 
 /// A chunk that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct ChunkRequest {
     pub request: u64,
     pub content: ContentId,
     pub index: u64,
@@ -21,7 +21,7 @@ pub(super) struct Wanted {
 
 /// A chunk, or a slice of one, on its way out: the chunk's announcing frame, and the rest of the bytes.
 #[derive(Debug)]
-pub(super) struct Outgoing {
+pub(super) struct OutgoingChunk {
     /// Until it is sent.
     pub header: Option<Vec<u8>>,
     pub bytes: Bytes,
@@ -31,7 +31,7 @@ pub(super) struct Outgoing {
 
 /// A piece of a chunk that was handed to the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(super) struct SentPiece {
     pub bytes: usize,
     /// Its buffer is free when it is taken.
     pub ends_buffer: bool,
@@ -40,15 +40,15 @@ pub(super) struct Piece {
 
 /// A chunk that is read and sent slice by slice.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Slices {
-    pub wanted: Wanted,
+pub(super) struct SlicedChunk {
+    pub wanted: ChunkRequest,
     /// The chunk's length in bytes.
     pub length: usize,
     /// Bytes of it that have been read.
     pub read: usize,
 }
 
-impl Slices {
+impl SlicedChunk {
     /// The length of the next slice in bytes.
     pub(super) fn next_len(&self) -> usize {
         (self.length - self.read).min(limits::UPLOAD_SLICE_BYTES)
@@ -57,7 +57,7 @@ impl Slices {
 
 /// A content of which a peer wants to know each new chunk.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct ContentWatch {
     pub request: u64,
     pub content: ContentId,
     /// What it was told of.
@@ -66,7 +66,7 @@ pub(super) struct Watch {
 
 /// One peer.
 #[derive(Debug)]
-pub(super) struct Peer {
+pub(super) struct ServedPeer {
     pub address: SocketAddr,
     /// When it had its last turn, or connected, in order.
     pub last_turn: u64,
@@ -76,22 +76,22 @@ pub(super) struct Peer {
     /// Its connection is being closed, or is gone: nothing more is read for it.
     pub is_ending: bool,
     /// Asked for, and not being read yet.
-    pub wanted: VecDeque<Wanted>,
+    pub wanted: VecDeque<ChunkRequest>,
     /// Being read, as a whole or a slice of it.
     pub reading: usize,
     /// The chunk that is sent in slices, until its last one has been read. Meanwhile nothing else is read for it.
-    pub slices: Option<Slices>,
+    pub slices: Option<SlicedChunk>,
     /// Read, and not handed to the connection whole.
-    pub outgoing: VecDeque<Outgoing>,
+    pub outgoing: VecDeque<OutgoingChunk>,
     /// Handed to the connection and not taken by the system.
-    pub pieces: VecDeque<Piece>,
+    pub pieces: VecDeque<SentPiece>,
     /// A chunk is sent in part, so that no frame may be.
     pub is_within_chunk: bool,
     /// Bytes of the chunk that it takes now, in pieces that the system has taken whole.
     pub taken_bytes: u64,
     /// Frames that may not come between a chunk's pieces.
-    pub behind: Vec<u8>,
-    pub watches: Vec<Watch>,
+    pub deferred: Vec<u8>,
+    pub watches: Vec<ContentWatch>,
     /// For how long it has kept this side waiting over the chunk that it takes now, until `waited_for` …
     pub kept_waiting: Duration,
     /// … and since when it does so again.
@@ -102,15 +102,15 @@ pub(super) struct Peer {
     pub waiting_since: Option<Instant>,
 }
 
-impl Peer {
+impl ServedPeer {
     /// Nothing more is read for it.
     pub(super) fn end(&mut self) {
         self.is_ending = true;
         self.wanted.clear();
     }
 
-    pub(super) fn new(address: SocketAddr, last_turn: u64) -> Peer {
-        Peer {
+    pub(super) fn new(address: SocketAddr, last_turn: u64) -> ServedPeer {
+        ServedPeer {
             address,
             last_turn,
             greeted: false,
@@ -123,7 +123,7 @@ impl Peer {
             pieces: VecDeque::new(),
             is_within_chunk: false,
             taken_bytes: 0,
-            behind: Vec::new(),
+            deferred: Vec::new(),
             watches: Vec::new(),
             kept_waiting: Duration::ZERO,
             waited_for: None,
@@ -144,15 +144,15 @@ impl Peer {
     }
 
     /// Whether it wants something, and nothing is being sent to it.
-    pub(super) fn waits(&self) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         !self.wanted.is_empty() && !self.is_served()
     }
 
     /// How it takes its chunks.
-    pub(super) fn times(&self, now: Instant) -> Times {
+    pub(super) fn times(&self, now: Instant) -> TakerTimes {
         let again = self.waited_for.map(|since| now.saturating_duration_since(since));
         let taking = self.kept_waiting + again.unwrap_or_default();
-        Times { took: self.took, taking }
+        TakerTimes { took: self.took, taking }
     }
 
     /// Whether this side waits for it from now on.
@@ -187,19 +187,19 @@ impl Peer {
     }
 
     /// Whether it is to be told of new chunks now. What is not told now is told later.
-    pub(super) fn hears_of_chunks(&self) -> bool {
-        !self.watches.is_empty() && !self.is_crowded()
+    pub(super) fn is_to_be_notified(&self) -> bool {
+        !self.watches.is_empty() && !self.is_backlogged()
     }
 
     /// Whether so much waits behind the chunk that nothing more is to be asked, or told.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.behind.len() > limits::BEHIND_CHUNK_BYTES_MAX
+    pub(super) fn is_backlogged(&self) -> bool {
+        self.deferred.len() > limits::BEHIND_CHUNK_BYTES_MAX
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::places::Taker;
+    use super::super::places::TakerSpeed;
     use super::*;
 
     /// Under a rate 28 connections that took a little every ten seconds had every place for good.
@@ -207,17 +207,17 @@ mod tests {
     fn whoever_does_not_take_what_it_is_given_is_slow_also_under_a_rate() {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let mut peer = Peer::new(SocketAddr::from(([127, 0, 0, 1], 1)), 1);
+        let mut peer = ServedPeer::new(SocketAddr::from(([127, 0, 0, 1], 1)), 1);
         // It takes what it is given now and then, and is slow by the sum of what it does not take.
         for turn in 0..6 {
             peer.wait_for(true, at(1000 * turn));
-            assert!(peer.times(at(1000 * turn)).taker() != Taker::Slow, "turn {turn}");
+            assert!(peer.times(at(1000 * turn)).taker() != TakerSpeed::Slow, "turn {turn}");
             peer.wait_for(false, at(1000 * turn + 90));
         }
         assert_eq!(peer.times(at(9000)).taking, Duration::from_millis(540));
-        assert_eq!(peer.times(at(9000)).taker(), Taker::Slow);
+        assert_eq!(peer.times(at(9000)).taker(), TakerSpeed::Slow);
         // Of a chunk in two pieces it has taken one and a half.
-        let piece = |bytes, ends| Piece { bytes, ends_buffer: ends, ends_chunk: ends };
+        let piece = |bytes, ends| SentPiece { bytes, ends_buffer: ends, ends_chunk: ends };
         peer.pieces.extend([piece(600, false), piece(400, true)]);
         peer.piece_taken(at(9000));
         assert_eq!((peer.taken_bytes(200), peer.holds()), (800, 1));
@@ -232,15 +232,19 @@ mod tests {
     fn a_peer_is_not_slow_for_what_is_still_being_read() {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let mut peer = Peer::new(SocketAddr::from(([127, 0, 0, 1], 1)), 1);
+        let mut peer = ServedPeer::new(SocketAddr::from(([127, 0, 0, 1], 1)), 1);
         for slice in 0..4 {
-            peer.pieces.push_back(Piece { bytes: 10, ends_buffer: true, ends_chunk: slice == 3 });
+            peer.pieces.push_back(SentPiece {
+                bytes: 10,
+                ends_buffer: true,
+                ends_chunk: slice == 3,
+            });
             peer.wait_for(true, at(1000 * slice));
             peer.piece_taken(at(1000 * slice + 10));
             assert_eq!(peer.holds(), 0);
-            assert_ne!(peer.times(at(1000 * slice + 900)).taker(), Taker::Slow);
+            assert_ne!(peer.times(at(1000 * slice + 900)).taker(), TakerSpeed::Slow);
         }
         assert_eq!(peer.took, Some(Duration::from_millis(40)));
-        assert_eq!(peer.times(at(9000)).taker(), Taker::Quick);
+        assert_eq!(peer.times(at(9000)).taker(), TakerSpeed::Quick);
     }
 }

@@ -17,7 +17,7 @@ use crate::limits;
 
 /// How a peer takes its chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taker {
+pub(super) enum TakerSpeed {
     /// It has taken none yet.
     New,
     Quick,
@@ -27,20 +27,20 @@ pub(super) enum Taker {
 /// How long a peer keeps this side waiting: without a limit on its rate, from handing over a chunk, or a slice of it, until it
 /// is taken; with one, while it has not taken what it was given already.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Times {
+pub(super) struct TakerTimes {
     /// Over the last chunk.
     pub took: Option<Duration>,
     /// Over the present one so far.
     pub taking: Duration,
 }
 
-impl Times {
-    pub(super) fn taker(self) -> Taker {
+impl TakerTimes {
+    pub(super) fn taker(self) -> TakerSpeed {
         let time = self.took.unwrap_or_default().max(self.taking);
         match self.took {
-            _ if time >= limits::UPLOAD_SLOW_AFTER => Taker::Slow,
-            Some(_) => Taker::Quick,
-            None => Taker::New,
+            _ if time >= limits::UPLOAD_SLOW_AFTER => TakerSpeed::Slow,
+            Some(_) => TakerSpeed::Quick,
+            None => TakerSpeed::New,
         }
     }
 
@@ -68,16 +68,16 @@ impl Times {
 
 /// The numbers in the rules; tests draw them small.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rules {
+pub(super) struct PlaceRules {
     /// See [`limits::UPLOAD_CHUNKS_PER_PEER_MAX`].
     pub whole_per_peer_max: usize,
     /// See [`limits::UPLOAD_SLOW_PER_ORIGIN_MAX`].
     pub slow_per_origin_max: usize,
 }
 
-impl Default for Rules {
-    fn default() -> Rules {
-        Rules {
+impl Default for PlaceRules {
+    fn default() -> PlaceRules {
+        PlaceRules {
             whole_per_peer_max: limits::UPLOAD_CHUNKS_PER_PEER_MAX,
             slow_per_origin_max: limits::UPLOAD_SLOW_PER_ORIGIN_MAX,
         }
@@ -86,39 +86,39 @@ impl Default for Rules {
 
 /// A peer that may have a buffer for a whole chunk.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Claim {
+pub(super) struct BufferClaim {
     /// Buffers of all peers of its origin.
     pub origin_holds: usize,
     /// When it had its last turn, or connected, in order. That it was told to come later does not matter.
     pub last_turn: u64,
 }
 
-impl Rules {
+impl PlaceRules {
     /// Whether a peer that has `holds` buffers, and no chunk that is sent in slices, may have one more for a whole chunk, of
     /// which `free` are left; the second round of turns is for those who have some already.
     pub(super) fn may_have_whole(
         &self,
         free: usize,
         holds: usize,
-        taker: Taker,
+        taker: TakerSpeed,
         second_round: bool,
     ) -> bool {
         let is_its_round = holds == 0 || second_round && holds < self.whole_per_peer_max;
-        taker == Taker::Quick && is_its_round && free > 1
+        taker == TakerSpeed::Quick && is_its_round && free > 1
     }
 
     /// Whether a peer to which nothing is being sent may begin with a chunk in slices, when slow ones of its origin are
     /// being sent one at these rates.
-    pub(super) fn may_begin(&self, times: Times, slow_rates: &[f64]) -> bool {
+    pub(super) fn may_begin(&self, times: TakerTimes, slow_rates: &[f64]) -> bool {
         let shown = times.shown_rate();
         let count = |rate: &&f64| **rate * limits::UPLOAD_FAR_FACTOR >= shown;
-        times.taker() != Taker::Slow
+        times.taker() != TakerSpeed::Slow
             || slow_rates.iter().filter(count).count() < self.slow_per_origin_max
     }
 }
 
 /// Which of these has the next buffer for a whole chunk.
-pub(super) fn next_whole(claims: &[Claim]) -> Option<usize> {
+pub(super) fn next_whole(claims: &[BufferClaim]) -> Option<usize> {
     (0..claims.len()).min_by_key(|at| (claims[*at].origin_holds, claims[*at].last_turn))
 }
 
@@ -135,7 +135,7 @@ mod tests {
 
     /// A peer that wants chunk after chunk.
     #[derive(Clone, Debug, Default)]
-    struct Peer {
+    struct SimPeer {
         origin: usize,
         /// Bytes a second that its own line takes.
         rate: f64,
@@ -157,16 +157,16 @@ mod tests {
         failures: u32,
     }
 
-    impl Peer {
-        fn of(rate: f64) -> Peer {
-            Peer { rate, ..Peer::default() }
+    impl SimPeer {
+        fn of(rate: f64) -> SimPeer {
+            SimPeer { rate, ..SimPeer::default() }
         }
 
-        fn times(&self) -> Times {
-            Times { took: self.took, taking: self.taking }
+        fn times(&self) -> TakerTimes {
+            TakerTimes { took: self.took, taking: self.taking }
         }
 
-        fn taker(&self) -> Taker {
+        fn taker(&self) -> TakerSpeed {
             self.times().taker()
         }
 
@@ -184,9 +184,9 @@ mod tests {
     }
 
     /// A server with a line of its own, in virtual time.
-    struct Server {
-        peers: Vec<Peer>,
-        rules: Rules,
+    struct SimServer {
+        peers: Vec<SimPeer>,
+        rules: PlaceRules,
         whole_max: usize,
         now: Duration,
         step: Duration,
@@ -195,11 +195,11 @@ mod tests {
         random: SmallRng,
     }
 
-    impl Server {
-        fn new(peers: Vec<Peer>, uplink: f64, step: Duration) -> Server {
-            let mut server = Server {
+    impl SimServer {
+        fn new(peers: Vec<SimPeer>, uplink: f64, step: Duration) -> SimServer {
+            let mut server = SimServer {
                 peers: Vec::new(),
-                rules: Rules::default(),
+                rules: PlaceRules::default(),
                 whole_max: limits::UPLOAD_CHUNKS_MAX,
                 now: Duration::ZERO,
                 step,
@@ -211,7 +211,7 @@ mod tests {
             server
         }
 
-        fn connect(&mut self, mut peer: Peer) {
+        fn connect(&mut self, mut peer: SimPeer) {
             self.marks += 1;
             (peer.last_turn, peer.asks_at) = (self.marks, self.now);
             self.peers.push(peer);
@@ -221,7 +221,7 @@ mod tests {
         fn send(&mut self) {
             let seconds = self.step.as_secs_f64();
             let now = self.now;
-            let takes = |peer: &&Peer| !peer.left.is_empty() && peer.pauses_until <= now;
+            let takes = |peer: &&SimPeer| !peer.left.is_empty() && peer.pauses_until <= now;
             let rates = self.peers.iter().filter(takes).map(|peer| peer.rate);
             let mut rates: Vec<f64> = rates.collect();
             rates.sort_by(f64::total_cmp);
@@ -290,11 +290,11 @@ mod tests {
         }
 
         fn origin_holds(&self, origin: usize) -> usize {
-            self.peers.iter().filter(|peer| peer.origin == origin).map(Peer::holds).sum()
+            self.peers.iter().filter(|peer| peer.origin == origin).map(SimPeer::holds).sum()
         }
 
         fn whole_free(&self) -> usize {
-            let whole = self.peers.iter().filter(|peer| !peer.has_slices).map(Peer::holds);
+            let whole = self.peers.iter().filter(|peer| !peer.has_slices).map(SimPeer::holds);
             self.whole_max - whole.sum::<usize>()
         }
 
@@ -311,24 +311,25 @@ mod tests {
             for second_round in [false, true] {
                 loop {
                     let free = self.whole_free();
-                    let may_have = |peer: &Peer| {
+                    let may_have = |peer: &SimPeer| {
                         let (holds, taker) = (peer.holds(), peer.taker());
                         let is_asking = peer.waits_since.is_some() && !peer.has_slices;
                         is_asking && self.rules.may_have_whole(free, holds, taker, second_round)
                     };
                     let all = 0..self.peers.len();
                     let ids: Vec<usize> = all.filter(|at| may_have(&self.peers[*at])).collect();
-                    let claim = |at: &usize| Claim {
+                    let claim = |at: &usize| BufferClaim {
                         origin_holds: self.origin_holds(self.peers[*at].origin),
                         last_turn: self.peers[*at].last_turn,
                     };
-                    let claims: Vec<Claim> = ids.iter().map(claim).collect();
+                    let claims: Vec<BufferClaim> = ids.iter().map(claim).collect();
                     let Some(next) = next_whole(&claims) else { break };
                     self.give(ids[next]);
                 }
             }
             let mut slow: HashMap<usize, Vec<f64>> = HashMap::new();
-            let is_slow = |peer: &&Peer| !peer.left.is_empty() && peer.taker() == Taker::Slow;
+            let is_slow =
+                |peer: &&SimPeer| !peer.left.is_empty() && peer.taker() == TakerSpeed::Slow;
             for peer in self.peers.iter().filter(is_slow) {
                 let rate = peer.times().rate(peer.taken_bytes() as u64);
                 slow.entry(peer.origin).or_default().push(rate);
@@ -341,7 +342,7 @@ mod tests {
                 let times = self.peers[at].times();
                 let slow = slow.entry(self.peers[at].origin).or_default();
                 if self.rules.may_begin(times, slow) {
-                    if times.taker() == Taker::Slow {
+                    if times.taker() == TakerSpeed::Slow {
                         slow.push(times.shown_rate());
                         slow_turns.push(at);
                     }
@@ -378,11 +379,11 @@ mod tests {
     /// How long a peer that comes when the others have long been there takes over a hundred chunks.
     fn time_of_one_more(others: usize, others_take: Duration) -> Duration {
         let rate = CHUNK / others_take.as_secs_f64();
-        let other = |at: usize| Peer { origin: 1 + at, ..Peer::of(rate) };
+        let other = |at: usize| SimPeer { origin: 1 + at, ..SimPeer::of(rate) };
         let others = (0..others).map(other).collect();
-        let mut server = Server::new(others, f64::INFINITY, Duration::from_millis(2));
+        let mut server = SimServer::new(others, f64::INFINITY, Duration::from_millis(2));
         server.run(secs(8));
-        server.connect(Peer::of(110.0 * CHUNK));
+        server.connect(SimPeer::of(110.0 * CHUNK));
         while server.peers.last().is_some_and(|peer| peer.chunks < 100) {
             server.step();
             assert!(server.now < secs(60), "beside peers that take {others_take:?}");
@@ -415,16 +416,16 @@ mod tests {
         let crowds = [(48, 48), (200, 200), (1000, 1000), (200, 1), (1000, 4)];
         for (others, origins) in crowds {
             for (at_secs, pauses_ms) in [(1, 0), (7, 1500)] {
-                let other = |at: usize| Peer {
+                let other = |at: usize| SimPeer {
                     origin: 1 + at % origins,
                     is_stubborn: true,
-                    ..Peer::of(5000.0)
+                    ..SimPeer::of(5000.0)
                 };
                 let others_there = (0..others).map(other).collect();
                 let mut server =
-                    Server::new(others_there, f64::INFINITY, Duration::from_millis(20));
+                    SimServer::new(others_there, f64::INFINITY, Duration::from_millis(20));
                 server.run(secs(at_secs));
-                server.connect(Peer::of(110.0 * CHUNK));
+                server.connect(SimPeer::of(110.0 * CHUNK));
                 let quick = others;
                 let begun = server.now;
                 let mut waited = Duration::ZERO;
@@ -451,11 +452,11 @@ mod tests {
     #[test]
     fn a_crowd_of_an_address_does_not_keep_out_a_quick_one_of_the_same() {
         for others in [48, 200] {
-            let dribbler = Peer { is_stubborn: true, ..Peer::of(5000.0) };
+            let dribbler = SimPeer { is_stubborn: true, ..SimPeer::of(5000.0) };
             let mut server =
-                Server::new(vec![dribbler; others], f64::INFINITY, Duration::from_millis(20));
+                SimServer::new(vec![dribbler; others], f64::INFINITY, Duration::from_millis(20));
             server.run(secs(20));
-            server.connect(Peer { pauses_until: secs(21), ..Peer::of(110.0 * CHUNK) });
+            server.connect(SimPeer { pauses_until: secs(21), ..SimPeer::of(110.0 * CHUNK) });
             while server.peers[others].chunks < 100 {
                 server.step();
                 assert!(server.now < secs(30), "beside {others}");
@@ -469,12 +470,15 @@ mod tests {
     fn who_has_a_slow_line_gets_on_beside_any_crowd() {
         for (rate, others_take) in [(50_000.0, 5000.0), (5000.0, 5000.0), (20_000.0, 100.0 * CHUNK)]
         {
-            let other =
-                |at: usize| Peer { origin: 1 + at, is_stubborn: true, ..Peer::of(others_take) };
+            let other = |at: usize| SimPeer {
+                origin: 1 + at,
+                is_stubborn: true,
+                ..SimPeer::of(others_take)
+            };
             let others = (0..200).map(other).collect();
-            let mut server = Server::new(others, 100.0 * CHUNK, Duration::from_millis(100));
+            let mut server = SimServer::new(others, 100.0 * CHUNK, Duration::from_millis(100));
             server.run(secs(5));
-            server.connect(Peer::of(rate));
+            server.connect(SimPeer::of(rate));
             let alone = Duration::from_secs_f64(3.0 * CHUNK / rate);
             server.run(secs(5) + alone + alone / 8);
             let chunks = server.peers[200].chunks;
@@ -492,22 +496,22 @@ mod tests {
         for _ in 0..200 {
             let origins = random.random_range(1..5);
             let count = random.random_range(1..25);
-            let mut peer = || Peer {
+            let mut peer = || SimPeer {
                 origin: random.random_range(0..origins),
                 is_stubborn: random.random(),
                 rate: CHUNK * [0.0, 0.005, 0.5, 1.5, 100.0][random.random_range(0..5)],
                 pauses_until: Duration::from_millis(random.random_range(0..1500)),
-                ..Peer::default()
+                ..SimPeer::default()
             };
-            let peers: Vec<Peer> = (0..count).map(|_| peer()).collect();
-            let mut server = Server::new(peers, 8.0 * CHUNK, Duration::from_millis(50));
+            let peers: Vec<SimPeer> = (0..count).map(|_| peer()).collect();
+            let mut server = SimServer::new(peers, 8.0 * CHUNK, Duration::from_millis(50));
             server.whole_max = random.random_range(2..6);
             let whole_per_peer_max = random.random_range(1..3);
             let slow_per_origin_max = random.random_range(1..4);
-            server.rules = Rules { whole_per_peer_max, slow_per_origin_max };
+            server.rules = PlaceRules { whole_per_peer_max, slow_per_origin_max };
             let mut turns_of_others = vec![0; count];
             for _ in 0..1000 {
-                let alike = |server: &Server, at: usize| {
+                let alike = |server: &SimServer, at: usize| {
                     let origin = server.peers[at].origin;
                     server.peers.iter().filter(|peer| peer.origin == origin).count()
                 };
@@ -526,7 +530,7 @@ mod tests {
                     if !peer.left.is_empty() {
                         *turns = 0;
                     }
-                    assert!(!peer.waits() || peer.taker() == Taker::Slow, "{peer:?}");
+                    assert!(!peer.waits() || peer.taker() == TakerSpeed::Slow, "{peer:?}");
                     assert!(*turns <= alike(&server, at), "{at}: {peer:?}");
                 }
             }
@@ -539,8 +543,9 @@ mod tests {
     fn a_crowd_on_a_slow_line_loses_next_to_nothing() {
         let uplink = 1.2 * CHUNK;
         for takers in [20, 30, 60, 100] {
-            let peers = (0..takers).map(|origin| Peer { origin, ..Peer::of(f64::MAX) }).collect();
-            let mut server = Server::new(peers, uplink, Duration::from_millis(50));
+            let peers =
+                (0..takers).map(|origin| SimPeer { origin, ..SimPeer::of(f64::MAX) }).collect();
+            let mut server = SimServer::new(peers, uplink, Duration::from_millis(50));
             server.run(secs(600));
             let chunks: Vec<u64> = server.peers.iter().map(|peer| peer.chunks).collect();
             let all: u64 = chunks.iter().sum();
@@ -555,9 +560,9 @@ mod tests {
     #[test]
     fn whoever_takes_nothing_costs_the_others_next_to_nothing() {
         for (honest, rate) in [(10, 5_000.0), (30, 0.0)] {
-            let dribbler = Peer { is_stubborn: true, origin: 1, ..Peer::of(rate) };
-            let peers = [vec![Peer::of(f64::MAX); honest], vec![dribbler; 60]].concat();
-            let mut server = Server::new(peers, 1.2 * CHUNK, Duration::from_millis(50));
+            let dribbler = SimPeer { is_stubborn: true, origin: 1, ..SimPeer::of(rate) };
+            let peers = [vec![SimPeer::of(f64::MAX); honest], vec![dribbler; 60]].concat();
+            let mut server = SimServer::new(peers, 1.2 * CHUNK, Duration::from_millis(50));
             server.run(secs(300));
             let chunks: Vec<u64> = server.peers[..honest].iter().map(|peer| peer.chunks).collect();
             let all: u64 = chunks.iter().sum();
@@ -569,8 +574,11 @@ mod tests {
     /// Two hundred connections of one origin that take whatever they get, and one of another.
     #[test]
     fn an_origin_has_as_much_as_another_however_many_its_connections() {
-        let peers = [vec![Peer::of(f64::MAX); 200], vec![Peer { origin: 1, ..Peer::of(f64::MAX) }]];
-        let mut server = Server::new(peers.concat(), 50.0 * CHUNK, Duration::from_millis(10));
+        let peers = [
+            vec![SimPeer::of(f64::MAX); 200],
+            vec![SimPeer { origin: 1, ..SimPeer::of(f64::MAX) }],
+        ];
+        let mut server = SimServer::new(peers.concat(), 50.0 * CHUNK, Duration::from_millis(10));
         server.run(secs(20));
         let chunks = server.peers.last().map_or(0, |peer| peer.chunks);
         println!("{chunks} of a thousand chunks");
@@ -581,27 +589,28 @@ mod tests {
     #[test]
     fn who_keeps_this_side_waiting_is_slow() {
         let ms = Duration::from_millis;
-        let of =
-            |took: Option<u64>, taking| Times { took: took.map(ms), taking: ms(taking) }.taker();
+        let of = |took: Option<u64>, taking| {
+            TakerTimes { took: took.map(ms), taking: ms(taking) }.taker()
+        };
         assert_eq!(
             [of(None, 0), of(None, 499), of(None, 500)],
-            [Taker::New, Taker::New, Taker::Slow]
+            [TakerSpeed::New, TakerSpeed::New, TakerSpeed::Slow]
         );
-        assert_eq!([of(Some(499), 0), of(Some(0), 500)], [Taker::Quick, Taker::Slow]);
+        assert_eq!([of(Some(499), 0), of(Some(0), 500)], [TakerSpeed::Quick, TakerSpeed::Slow]);
         // Until it has taken another one in time.
-        assert_eq!([of(Some(500), 0), of(Some(20), 0)], [Taker::Slow, Taker::Quick]);
+        assert_eq!([of(Some(500), 0), of(Some(20), 0)], [TakerSpeed::Slow, TakerSpeed::Quick]);
     }
 
     #[test]
     fn who_has_stopped_is_closed_and_only_alike_wait_for_each_other() {
         let times =
-            |took: Option<u64>, taking| Times { took: took.map(secs), taking: secs(taking) };
+            |took: Option<u64>, taking| TakerTimes { took: took.map(secs), taking: secs(taking) };
         assert!(times(None, 61).has_stopped(61 * 1000) && !times(None, 61).has_stopped(61 * 1100));
         assert!(!times(None, 59).has_stopped(0));
         // What it has shown counts until more can be told.
         assert_eq!(times(Some(2), 1).rate(0), CHUNK / 2.0);
         assert_eq!(times(Some(2), 4).rate(4000), 1000.0);
-        let rules = Rules { slow_per_origin_max: 2, whole_per_peer_max: 1 };
+        let rules = PlaceRules { slow_per_origin_max: 2, whole_per_peer_max: 1 };
         let alike = times(Some(2), 1).rate(0);
         assert!(!rules.may_begin(times(Some(2), 0), &[alike, alike]));
         assert!(rules.may_begin(times(Some(2), 0), &[alike, 1000.0, 1000.0]));

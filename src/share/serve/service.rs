@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::peers::{Outgoing, Peer, Piece, Slices, Wanted, Watch};
-use super::places::{Claim, Rules, Taker, next_whole};
-use super::source::{self, SourceError};
-use super::{Counters, ServeOptions};
+use super::peers::{ChunkRequest, ContentWatch, OutgoingChunk, SentPiece, ServedPeer, SlicedChunk};
+use super::places::{BufferClaim, PlaceRules, TakerSpeed, next_whole};
+use super::read::{self, ReadError};
+use super::{ServeCounters, ServeOptions};
 use crate::limits;
 use crate::model::{ContentId, FileName, PeerId};
 use crate::net::{
@@ -31,7 +31,7 @@ use crate::workers::pool::{Pool, SubmitError};
 
 /// Who has a chunk read, or a slice of one.
 #[derive(Clone, Copy)]
-enum Reader {
+enum ReadFor {
     /// A peer that wants it, and what it called its request.
     Peer { id: ConnectionId, request: u64, is_slice: bool },
     /// This side, since somebody said that it was wrong.
@@ -39,8 +39,8 @@ enum Reader {
 }
 
 /// What to read: as many bytes of a chunk as the buffer is long.
-struct Job {
-    reader: Reader,
+struct ReadJob {
+    reader: ReadFor,
     catalog: Arc<dyn Catalog>,
     offer: Offer,
     index: u64,
@@ -52,32 +52,32 @@ struct Job {
 
 /// What came of it. The buffer comes back whatever it was: the buffers bound the jobs outstanding, so none may be
 /// free any sooner than its job's place in the pool is.
-struct Done {
-    reader: Reader,
+struct ReadDone {
+    reader: ReadFor,
     catalog: Arc<dyn Catalog>,
     offer: Offer,
     buffer: Buffer,
-    outcome: Result<(), SourceError>,
+    outcome: Result<(), ReadError>,
 }
 
-fn work(mut job: Job, whole: &mut Vec<u8>) -> Done {
+fn work(mut job: ReadJob, whole: &mut Vec<u8>) -> ReadDone {
     let (index, offset) = (job.index, job.offset);
-    let outcome = source::read(&job.offer, index, offset, job.is_checked, &mut job.buffer, whole);
-    let Job { reader, catalog, offer, buffer, .. } = job;
-    Done { reader, catalog, offer, buffer, outcome }
+    let outcome = read::read(&job.offer, index, offset, job.is_checked, &mut job.buffer, whole);
+    let ReadJob { reader, catalog, offer, buffer, .. } = job;
+    ReadDone { reader, catalog, offer, buffer, outcome }
 }
 
 /// Which chunks are compared with their hashes before they are sent: those that are asked for a second time, since
 /// whoever got wrong bytes may not have said so; and of all others one in
 /// [`UPLOAD_CHECKED_EACH`](limits::UPLOAD_CHECKED_EACH), as a disk may rot at any time.
 #[derive(Default)]
-struct Checks {
+struct SpotChecks {
     reads: u64,
     /// Of each content what was sent, and what was checked.
     contents: HashMap<ContentId, (ChunkSet, ChunkSet)>,
 }
 
-impl Checks {
+impl SpotChecks {
     fn is_due(&mut self, content: ContentId, chunks: u64, index: u64) -> bool {
         if self.contents.len() >= limits::UPLOAD_CHECKED_CONTENTS_MAX
             && !self.contents.contains_key(&content)
@@ -98,7 +98,7 @@ impl Checks {
 }
 
 /// A rate limit and the piece that goes at once under it.
-struct Pace {
+struct RateLimit {
     bucket: TokenBucket,
     piece_bytes: usize,
 }
@@ -106,12 +106,12 @@ struct Pace {
 pub(super) struct ShareService {
     peer: Arc<AtomicU64>,
     catalogs: Vec<Arc<dyn Catalog>>,
-    pace: Option<Pace>,
-    peers: ConnectionMap<Peer>,
-    rules: Rules,
+    rate_limit: Option<RateLimit>,
+    peers: ConnectionMap<ServedPeer>,
+    rules: PlaceRules,
     /// Turns and connections so far, by which they are put in order.
-    marks: u64,
-    checks: Checks,
+    turns: u64,
+    checks: SpotChecks,
     /// Chunks that were said to be wrong, each once; one at a time is looked at, so that whoever doubts everything takes
     /// one buffer from those who want something.
     doubts: VecDeque<(ContentId, u64)>,
@@ -120,8 +120,8 @@ pub(super) struct ShareService {
     buffers: BufferPool,
     /// For slices, one for each connection.
     slices: BufferPool,
-    readers: Pool<Job, Done>,
-    counters: Arc<Counters>,
+    readers: Pool<ReadJob, ReadDone>,
+    counters: Arc<ServeCounters>,
     next_watch: Option<Instant>,
 }
 
@@ -129,7 +129,7 @@ impl ShareService {
     pub(super) fn new(
         options: ServeOptions,
         wake: &WakeHandle,
-        counters: Arc<Counters>,
+        counters: Arc<ServeCounters>,
     ) -> io::Result<ShareService> {
         let wake = wake.clone();
         let slices_max = options.connections_max.unwrap_or(limits::SHARE_CONNECTIONS_MAX);
@@ -145,22 +145,22 @@ impl ShareService {
                 move |job| work(job, &mut whole)
             },
         )?;
-        let pace = options.limit_bytes_per_s.map(|rate| {
+        let rate_limit = options.limit_bytes_per_s.map(|rate| {
             let tick_bytes = rate / (1000 / limits::PACED_TICK.as_millis() as u64);
             let piece =
                 tick_bytes.clamp(limits::PACED_PIECE_BYTES_MIN as u64, limits::CHUNK_BYTES as u64);
             // What a few late ticks leave behind is made up for.
             let bucket = TokenBucket::new(rate, 4 * piece, Instant::now());
-            Pace { bucket, piece_bytes: piece as usize }
+            RateLimit { bucket, piece_bytes: piece as usize }
         });
         Ok(ShareService {
             peer: options.peer,
             catalogs: options.catalogs,
-            pace,
+            rate_limit,
             peers: ConnectionMap::default(),
-            rules: Rules::default(),
-            marks: 0,
-            checks: Checks::default(),
+            rules: PlaceRules::default(),
+            turns: 0,
+            checks: SpotChecks::default(),
             doubts: VecDeque::new(),
             is_doubt_read: false,
             buffers: BufferPool::new(limits::CHUNK_BYTES, limits::UPLOAD_CHUNKS_MAX),
@@ -191,7 +191,7 @@ impl ShareService {
         net.set_idle_timeout(id, Some(limits::SHARE_IDLE_TIMEOUT));
         net.set_frame_cap(id, limits::SHARE_REQUEST_BYTES_MAX);
         let peer = PeerId(self.peer.load(Ordering::Relaxed));
-        self.say(net, id, &greeting::welcome(peer));
+        self.send(net, id, &greeting::welcome(peer));
     }
 
     fn request(&mut self, net: &mut Net, id: ConnectionId, request: u64, body: PeerRequest) {
@@ -200,7 +200,7 @@ impl ShareService {
             PeerRequest::Hashes { content, first } => Some(self.hashes(content, first)),
             PeerRequest::Watch { content } => self.watch(net, id, request, content).err(),
             PeerRequest::Chunk { content, index } => {
-                let wanted = self.want(id, Wanted { request, content, index }, net.now());
+                let wanted = self.want(id, ChunkRequest { request, content, index }, net.now());
                 self.keep_place(net, id);
                 wanted.err()
             }
@@ -217,7 +217,7 @@ impl ShareService {
             }
         };
         if let Some(body) = answer {
-            self.say(net, id, &Message::ShareReply { id: request, body });
+            self.send(net, id, &Message::ShareReply { id: request, body });
         }
     }
 
@@ -285,35 +285,35 @@ impl ShareService {
                 let told = chunks.snapshot();
                 let runs = told.runs();
                 if !told.is_full() {
-                    peer.watches.push(Watch { request, content, told });
+                    peer.watches.push(ContentWatch { request, content, told });
                 }
                 runs
             }
         };
-        self.tell_runs(net, id, request, &runs);
+        self.send_runs(net, id, request, &runs);
         Ok(())
     }
 
-    fn tell_runs(&mut self, net: &mut Net, id: ConnectionId, request: u64, runs: &[(u64, u64)]) {
+    fn send_runs(&mut self, net: &mut Net, id: ConnectionId, request: u64, runs: &[(u64, u64)]) {
         let mut parts = runs.chunks(limits::RUNS_PER_FRAME_MAX);
         // An answer is owed also when there is nothing to tell.
         let first = parts.next().unwrap_or_default();
         for part in std::iter::once(first).chain(parts) {
             let body = PeerReply::Have { runs: part.to_vec() };
-            self.say(net, id, &Message::ShareReply { id: request, body });
+            self.send(net, id, &Message::ShareReply { id: request, body });
         }
     }
 
     /// Tells watchers what is new.
-    fn tell_watchers(&mut self, net: &mut Net) {
+    fn notify_watchers(&mut self, net: &mut Net) {
         let watchers: Vec<ConnectionId> =
-            self.peers.iter().filter(|(_, p)| p.hears_of_chunks()).map(|(id, _)| *id).collect();
+            self.peers.iter().filter(|(_, p)| p.is_to_be_notified()).map(|(id, _)| *id).collect();
         for id in watchers {
             let Some(peer) = self.peers.get_mut(&id) else {
                 continue;
             };
             let mut watches = std::mem::take(&mut peer.watches);
-            watches.retain_mut(|watch| self.tell_watcher(net, id, watch));
+            watches.retain_mut(|watch| self.notify_watcher(net, id, watch));
             if let Some(peer) = self.peers.get_mut(&id) {
                 peer.watches = watches;
             }
@@ -321,10 +321,15 @@ impl ShareService {
     }
 
     /// Whether there can be more to tell later.
-    fn tell_watcher(&mut self, net: &mut Net, id: ConnectionId, watch: &mut Watch) -> bool {
+    fn notify_watcher(
+        &mut self,
+        net: &mut Net,
+        id: ConnectionId,
+        watch: &mut ContentWatch,
+    ) -> bool {
         let Some((_, offer)) = self.offer(watch.content) else {
             let body = self.not_here(watch.content);
-            self.say(net, id, &Message::ShareReply { id: watch.request, body });
+            self.send(net, id, &Message::ShareReply { id: watch.request, body });
             return false;
         };
         let now = match &offer.available {
@@ -338,14 +343,19 @@ impl ShareService {
             watch.told.insert_run(*first, *count);
         }
         if !new.is_empty() {
-            self.tell_runs(net, id, watch.request, &new);
+            self.send_runs(net, id, watch.request, &new);
         }
         !watch.told.is_full()
     }
 
     /// Takes note of a wish for a chunk; or the answer to one that cannot be had.
-    fn want(&mut self, id: ConnectionId, wanted: Wanted, now: Instant) -> Result<(), PeerReply> {
-        let Wanted { content, index, .. } = wanted;
+    fn want(
+        &mut self,
+        id: ConnectionId,
+        wanted: ChunkRequest,
+        now: Instant,
+    ) -> Result<(), PeerReply> {
+        let ChunkRequest { content, index, .. } = wanted;
         let (_, offer) = self.offer(content).ok_or_else(|| self.not_here(content))?;
         if index >= chunk_count(offer.manifest.size()) {
             let message = format!("there is no chunk {index} of {content}");
@@ -380,7 +390,7 @@ impl ShareService {
         peer.wanted.retain(|wanted| wanted.request != request);
         if peer.wanted.len() < waiting {
             let body = denied(DenialCode::Cancelled, "it was called off".to_owned());
-            self.say(net, id, &Message::ShareReply { id: request, body });
+            self.send(net, id, &Message::ShareReply { id: request, body });
         }
     }
 
@@ -396,8 +406,9 @@ impl ShareService {
             let Some(buffer) = self.buffers.take(chunk_len(index, offer.manifest.size())) else {
                 return self.doubts.push_front((content, index));
             };
-            let reader = Reader::Doubt;
-            let job = Job { reader, catalog, offer, index, offset: 0, is_checked: true, buffer };
+            let reader = ReadFor::Doubt;
+            let job =
+                ReadJob { reader, catalog, offer, index, offset: 0, is_checked: true, buffer };
             self.is_doubt_read = self.readers.submit(job).is_ok();
             if !self.is_doubt_read {
                 log::error!("chunks have no thread to be read by");
@@ -422,7 +433,7 @@ impl ShareService {
             {
                 *origins.entry(origin).or_default() += 1;
                 if let Err(body) = self.read_whole(id, wanted) {
-                    self.say(net, id, &Message::ShareReply { id: wanted.request, body });
+                    self.send(net, id, &Message::ShareReply { id: wanted.request, body });
                 }
             }
         }
@@ -437,30 +448,30 @@ impl ShareService {
         second_round: bool,
     ) -> Option<ConnectionId> {
         let free = self.buffers.available();
-        let may_have = |peer: &Peer| {
+        let may_have = |peer: &ServedPeer| {
             let taker = peer.times(now).taker();
             peer.slices.is_none()
                 && self.rules.may_have_whole(free, peer.holds(), taker, second_round)
         };
         let wanting = self.peers.iter().filter(|(_, peer)| !peer.wanted.is_empty());
-        let (ids, claims): (Vec<ConnectionId>, Vec<Claim>) = wanting
+        let (ids, claims): (Vec<ConnectionId>, Vec<BufferClaim>) = wanting
             .filter(|(_, peer)| may_have(peer))
             .map(|(id, peer)| {
                 let origin_holds = origins.get(&origin_of(peer.address.ip())).copied();
                 let origin_holds = origin_holds.unwrap_or_default();
-                (*id, Claim { origin_holds, last_turn: peer.last_turn })
+                (*id, BufferClaim { origin_holds, last_turn: peer.last_turn })
             })
             .unzip();
         next_whole(&claims).map(|at| ids[at])
     }
 
     /// A peer has its turn: its origin, and what it wants.
-    fn take_turn(&mut self, id: ConnectionId, now: Instant) -> Option<(IpAddr, Wanted)> {
+    fn take_turn(&mut self, id: ConnectionId, now: Instant) -> Option<(IpAddr, ChunkRequest)> {
         let peer = self.peers.get_mut(&id)?;
         let wanted = peer.wanted.pop_front()?;
         peer.waiting_since = Some(now);
-        self.marks += 1;
-        peer.last_turn = self.marks;
+        self.turns += 1;
+        peer.last_turn = self.turns;
         Some((origin_of(peer.address.ip()), wanted))
     }
 
@@ -468,7 +479,7 @@ impl ShareService {
     fn begin_slices(&mut self, net: &mut Net) {
         let now = net.now();
         let mut origins = self.slow_rates(net);
-        let waiting = self.peers.iter().filter(|(_, peer)| peer.waits());
+        let waiting = self.peers.iter().filter(|(_, peer)| peer.is_waiting());
         let mut line: Vec<(u64, ConnectionId)> =
             waiting.map(|(id, peer)| (peer.last_turn, *id)).collect();
         line.sort_unstable_by_key(|(last_turn, _)| *last_turn);
@@ -483,12 +494,12 @@ impl ShareService {
             if !self.rules.may_begin(times, slow) {
                 continue;
             }
-            if times.taker() == Taker::Slow {
+            if times.taker() == TakerSpeed::Slow {
                 slow.push(times.shown_rate());
             }
             let Some((_, wanted)) = self.take_turn(id, now) else { continue };
             if let Err(body) = self.begin_slice(id, wanted) {
-                self.say(net, id, &Message::ShareReply { id: wanted.request, body });
+                self.send(net, id, &Message::ShareReply { id: wanted.request, body });
             }
         }
     }
@@ -498,7 +509,7 @@ impl ShareService {
         let mut origins: HashMap<IpAddr, Vec<f64>> = HashMap::new();
         for (id, peer) in self.peers.iter().filter(|(_, peer)| peer.is_served()) {
             let times = peer.times(net.now());
-            if times.taker() == Taker::Slow {
+            if times.taker() == TakerSpeed::Slow {
                 let rate = times.rate(peer.taken_bytes(net.queued_bytes(*id)));
                 origins.entry(origin_of(peer.address.ip())).or_default().push(rate);
             }
@@ -511,10 +522,11 @@ impl ShareService {
         &self,
         now: Instant,
         least: Duration,
-    ) -> impl Iterator<Item = (ConnectionId, &Peer)> {
+    ) -> impl Iterator<Item = (ConnectionId, &ServedPeer)> {
         self.peers.iter().map(|(id, peer)| (*id, peer)).filter(move |(_, peer)| {
             let since = peer.waiting_since;
-            peer.waits() && since.is_some_and(|since| now.saturating_duration_since(since) >= least)
+            peer.is_waiting()
+                && since.is_some_and(|since| now.saturating_duration_since(since) >= least)
         })
     }
 
@@ -524,33 +536,34 @@ impl ShareService {
             self.waiting(net.now(), limits::UPLOAD_WAIT_MAX).map(|(id, _)| id).collect();
         for id in long {
             let wanted = self.peers.get_mut(&id).map(|peer| std::mem::take(&mut peer.wanted));
-            for Wanted { request, .. } in wanted.unwrap_or_default() {
+            for ChunkRequest { request, .. } in wanted.unwrap_or_default() {
                 let message = "others are being served; try again later".to_owned();
                 let body = denied(DenialCode::Busy, message);
-                self.say(net, id, &Message::ShareReply { id: request, body });
+                self.send(net, id, &Message::ShareReply { id: request, body });
             }
         }
     }
 
-    fn read_whole(&mut self, id: ConnectionId, wanted: Wanted) -> Result<(), PeerReply> {
-        let Wanted { request, content, index } = wanted;
+    fn read_whole(&mut self, id: ConnectionId, wanted: ChunkRequest) -> Result<(), PeerReply> {
+        let ChunkRequest { request, content, index } = wanted;
         let (catalog, offer) = self.offer(content).ok_or_else(|| self.not_here(content))?;
         let length = chunk_len(index, offer.manifest.size());
         let buffer = self.buffers.take(length).ok_or_else(no_memory)?;
         let is_checked = self.checks.is_due(content, chunk_count(offer.manifest.size()), index);
-        let reader = Reader::Peer { id, request, is_slice: false };
-        self.submit(Job { reader, catalog, offer, index, offset: 0, is_checked, buffer })
+        let reader = ReadFor::Peer { id, request, is_slice: false };
+        self.submit(ReadJob { reader, catalog, offer, index, offset: 0, is_checked, buffer })
     }
 
     /// Begins with a chunk that is read and sent slice by slice.
-    fn begin_slice(&mut self, id: ConnectionId, wanted: Wanted) -> Result<(), PeerReply> {
-        let Wanted { request, content, index } = wanted;
+    fn begin_slice(&mut self, id: ConnectionId, wanted: ChunkRequest) -> Result<(), PeerReply> {
+        let ChunkRequest { request, content, index } = wanted;
         let (catalog, offer) = self.offer(content).ok_or_else(|| self.not_here(content))?;
-        let slices = Slices { wanted, length: chunk_len(index, offer.manifest.size()), read: 0 };
+        let slices =
+            SlicedChunk { wanted, length: chunk_len(index, offer.manifest.size()), read: 0 };
         let buffer = self.slices.take(slices.next_len()).ok_or_else(no_memory)?;
         let is_checked = self.checks.is_due(content, chunk_count(offer.manifest.size()), index);
-        let reader = Reader::Peer { id, request, is_slice: true };
-        self.submit(Job { reader, catalog, offer, index, offset: 0, is_checked, buffer })?;
+        let reader = ReadFor::Peer { id, request, is_slice: true };
+        self.submit(ReadJob { reader, catalog, offer, index, offset: 0, is_checked, buffer })?;
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.slices = Some(slices);
         }
@@ -559,16 +572,16 @@ impl ShareService {
 
     /// Has the next slice read for those that have taken the one before.
     fn go_on_with_slices(&mut self, net: &mut Net) {
-        let has_room = |peer: &&Peer| peer.holds() == 0 && !peer.is_ending;
-        let next: Vec<(ConnectionId, Slices)> = self
+        let has_room = |peer: &&ServedPeer| peer.holds() == 0 && !peer.is_ending;
+        let next: Vec<(ConnectionId, SlicedChunk)> = self
             .peers
             .iter()
             .filter(|(_, peer)| has_room(peer))
             .filter_map(|(id, peer)| Some((*id, peer.slices?)))
             .collect();
         for (id, slices) in next {
-            let Wanted { request, content, index } = slices.wanted;
-            let reader = Reader::Peer { id, request, is_slice: true };
+            let ChunkRequest { request, content, index } = slices.wanted;
+            let reader = ReadFor::Peer { id, request, is_slice: true };
             let offset = slices.read;
             let submitted = match self.offer(content) {
                 None => Err("its file is not offered any more"),
@@ -578,7 +591,7 @@ impl ShareService {
                         return;
                     };
                     let is_checked = false;
-                    let job = Job { reader, catalog, offer, index, offset, is_checked, buffer };
+                    let job = ReadJob { reader, catalog, offer, index, offset, is_checked, buffer };
                     self.submit(job).map_err(|_| "there is no thread to read it with")
                 }
             };
@@ -596,7 +609,7 @@ impl ShareService {
         net.close(id);
     }
 
-    fn submit(&mut self, job: Job) -> Result<(), PeerReply> {
+    fn submit(&mut self, job: ReadJob) -> Result<(), PeerReply> {
         let reader = job.reader;
         self.readers.submit(job).map_err(|refused| match refused {
             SubmitError::Full(_) => {
@@ -609,7 +622,7 @@ impl ShareService {
                 denied(DenialCode::Unreadable, message)
             }
         })?;
-        if let Reader::Peer { id, .. } = reader
+        if let ReadFor::Peer { id, .. } = reader
             && let Some(peer) = self.peers.get_mut(&id)
         {
             peer.reading += 1;
@@ -617,35 +630,35 @@ impl ShareService {
         Ok(())
     }
 
-    fn on_read(&mut self, net: &mut Net, done: Done) {
-        let Done { reader, catalog, offer, buffer, outcome } = done;
+    fn on_read(&mut self, net: &mut Net, done: ReadDone) {
+        let ReadDone { reader, catalog, offer, buffer, outcome } = done;
         match reader {
-            Reader::Doubt => self.is_doubt_read = false,
-            Reader::Peer { id, .. } => {
+            ReadFor::Doubt => self.is_doubt_read = false,
+            ReadFor::Peer { id, .. } => {
                 if let Some(peer) = self.peers.get_mut(&id) {
                     peer.reading -= 1;
                 }
             }
         }
         match (outcome, reader) {
-            (Ok(()), Reader::Doubt) => {}
-            (Ok(()), Reader::Peer { id, request, is_slice }) => {
+            (Ok(()), ReadFor::Doubt) => {}
+            (Ok(()), ReadFor::Peer { id, request, is_slice }) => {
                 self.sendable(id, request, is_slice, buffer);
             }
             (Err(error), reader) => {
                 log::info!("a peer asked in vain: {error}");
                 match error.code() {
-                    _ if matches!(error, SourceError::Rotten(_)) => catalog.rotten(&offer),
+                    _ if matches!(error, ReadError::Corrupted(_)) => catalog.corrupted(&offer),
                     DenialCode::NotFound | DenialCode::Changed => catalog.changed(&offer),
                     _ => {}
                 }
-                let Reader::Peer { id, request, .. } = reader else { return };
+                let ReadFor::Peer { id, request, .. } = reader else { return };
                 let slices = self.peers.get_mut(&id).and_then(|peer| peer.slices.take());
                 if slices.is_some_and(|slices| slices.read > 0) {
                     return self.leave_within_chunk(net, id, &error.to_string());
                 }
                 let body = denied(error.code(), error.to_string());
-                self.say(net, id, &Message::ShareReply { id: request, body });
+                self.send(net, id, &Message::ShareReply { id: request, body });
             }
         }
     }
@@ -678,12 +691,12 @@ impl ShareService {
         }
         self.counters.bytes.fetch_add(buffer.length() as u64, Ordering::Relaxed);
         let bytes = Bytes::from_owner(buffer);
-        peer.outgoing.push_back(Outgoing { header, bytes, ends_chunk });
+        peer.outgoing.push_back(OutgoingChunk { header, bytes, ends_chunk });
     }
 
     /// Hands chunks that were read to their connections, as far as the rate allows.
     fn send_chunks(&mut self, net: &mut Net) {
-        let Some(pace) = &mut self.pace else {
+        let Some(rate_limit) = &mut self.rate_limit else {
             for (id, peer) in &mut self.peers {
                 while let Some(chunk) = peer.outgoing.pop_front() {
                     send_piece(net, *id, peer, chunk, usize::MAX);
@@ -697,9 +710,9 @@ impl ShareService {
         for (id, peer) in &mut self.peers {
             // It has everything that it asked for, or more than goes at once, and does not take it.
             let has_all = peer.outgoing.is_empty() && !peer.pieces.is_empty();
-            peer.wait_for(has_all || net.queued_bytes(*id) > 2 * pace.piece_bytes, net.now());
+            peer.wait_for(has_all || net.queued_bytes(*id) > 2 * rate_limit.piece_bytes, net.now());
         }
-        let mut room = pace.bucket.available(net.now());
+        let mut room = rate_limit.bucket.available(net.now());
         let mut someone = true;
         // Round after round of one piece each: no peer's chunk takes the rate from the others.
         while room > 0 && someone {
@@ -709,13 +722,13 @@ impl ShareService {
                     continue;
                 };
                 // What the system has not taken yet counts as sent; more of it would only wait there.
-                if room == 0 || net.queued_bytes(*id) > 2 * pace.piece_bytes {
+                if room == 0 || net.queued_bytes(*id) > 2 * rate_limit.piece_bytes {
                     peer.outgoing.push_front(chunk);
                     continue;
                 }
-                let length = chunk.bytes.len().min(pace.piece_bytes);
+                let length = chunk.bytes.len().min(rate_limit.piece_bytes);
                 send_piece(net, *id, peer, chunk, length);
-                pace.bucket.take(length as u64);
+                rate_limit.bucket.take(length as u64);
                 room = room.saturating_sub(length as u64);
                 someone = true;
             }
@@ -723,14 +736,14 @@ impl ShareService {
     }
 
     /// Sends a message, behind the chunk that is being sent in pieces if there is one.
-    fn say(&mut self, net: &mut Net, id: ConnectionId, message: &Message) {
+    fn send(&mut self, net: &mut Net, id: ConnectionId, message: &Message) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
         let mut encoded = Ok(());
         if peer.is_within_chunk {
-            encoded = codec::encode(message, limits::SHARE_FRAME_BYTES_MAX, &mut peer.behind);
-            if peer.is_crowded() {
+            encoded = codec::encode(message, limits::SHARE_FRAME_BYTES_MAX, &mut peer.deferred);
+            if peer.is_backlogged() {
                 net.pause_reading(id);
             }
         } else {
@@ -747,7 +760,7 @@ impl ShareService {
     /// Ends connections over which nearly nothing goes.
     fn close_stopped(&mut self, net: &mut Net) {
         let now = net.now();
-        let has_stopped = |(id, peer): &(&ConnectionId, &Peer)| {
+        let has_stopped = |(id, peer): &(&ConnectionId, &ServedPeer)| {
             peer.is_served()
                 && peer.times(now).has_stopped(peer.taken_bytes(net.queued_bytes(**id)))
         };
@@ -766,8 +779,8 @@ impl ShareService {
 fn send_piece(
     net: &mut Net,
     id: ConnectionId,
-    peer: &mut Peer,
-    mut chunk: Outgoing,
+    peer: &mut ServedPeer,
+    mut chunk: OutgoingChunk,
     length: usize,
 ) {
     let mut queued = true;
@@ -778,7 +791,7 @@ fn send_piece(
     let bytes = chunk.bytes.split_to(length.min(chunk.bytes.len()));
     let ends_buffer = chunk.bytes.is_empty();
     let ends_chunk = ends_buffer && chunk.ends_chunk;
-    let piece = Piece { bytes: bytes.len(), ends_buffer, ends_chunk };
+    let piece = SentPiece { bytes: bytes.len(), ends_buffer, ends_chunk };
     if !queued || !net.send_raw(id, bytes) {
         // The connection is gone, or is being closed, which will be told.
         return peer.end();
@@ -789,8 +802,8 @@ fn send_piece(
     }
     if ends_chunk {
         peer.is_within_chunk = false;
-        if !peer.behind.is_empty() {
-            net.send_owned(id, std::mem::take(&mut peer.behind));
+        if !peer.deferred.is_empty() {
+            net.send_owned(id, std::mem::take(&mut peer.deferred));
             net.resume_reading(id);
         }
     }
@@ -806,8 +819,8 @@ fn denied(code: DenialCode, message: String) -> PeerReply {
 
 impl Service for ShareService {
     fn on_accepted(&mut self, _net: &mut Net, id: ConnectionId, address: SocketAddr) {
-        self.marks += 1;
-        self.peers.insert(id, Peer::new(address, self.marks));
+        self.turns += 1;
+        self.peers.insert(id, ServedPeer::new(address, self.turns));
         self.counters.peers.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -818,7 +831,7 @@ impl Service for ShareService {
         match codec::decode(frame) {
             Ok(message) if !peer.greeted => self.greet(net, id, &message),
             Ok(Message::Share { id: request, body }) => self.request(net, id, request, body),
-            Ok(Message::Ping { nonce }) => self.say(net, id, &Message::Pong { nonce }),
+            Ok(Message::Ping { nonce }) => self.send(net, id, &Message::Pong { nonce }),
             Ok(_) | Err(_) => {
                 net.send_owned(
                     id,
@@ -860,13 +873,13 @@ impl Service for ShareService {
         let now = net.now();
         if self.next_watch.is_none_or(|at| now >= at) {
             self.next_watch = Some(now + limits::SHARE_TICK);
-            self.tell_watchers(net);
+            self.notify_watchers(net);
             self.close_stopped(net);
             self.refuse_waiting(net);
             for id in self.peers.keys().copied().collect::<Vec<_>>() {
                 self.keep_place(net, id);
             }
-            if !self.peers.values().any(Peer::is_uploading) {
+            if !self.peers.values().any(ServedPeer::is_uploading) {
                 self.buffers.release_memory();
                 self.slices.release_memory();
             }
@@ -874,7 +887,7 @@ impl Service for ShareService {
     }
 
     fn on_idle(&mut self, _net: &mut Net, id: ConnectionId) -> bool {
-        !self.peers.get(&id).is_some_and(Peer::is_uploading)
+        !self.peers.get(&id).is_some_and(ServedPeer::is_uploading)
     }
 
     fn before_sleep(&mut self, net: &mut Net) {

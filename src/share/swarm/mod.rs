@@ -57,8 +57,8 @@ use crate::share::chunks::ChunkSet;
 use crate::share::content::{chunk_count, chunk_len};
 use crate::wire::share::DenialCode;
 use picker::Picker;
-pub use source::Standing;
-use source::{Asked, Have, Source};
+pub use source::SourceStatus;
+use source::{Assignment, SourceChunks, SwarmSource};
 
 /// Names a source of one swarm, from 0. The id of one that has failed may become another one's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,7 +66,7 @@ pub struct SourceId(pub usize);
 
 /// Something to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum SwarmAction {
     /// Dial a source (again).
     Connect(SourceId),
     /// Ask a source for a chunk.
@@ -102,7 +102,7 @@ pub enum DropReason {
 
 /// What a swarm is told once.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct SwarmConfig {
     /// The content's length in bytes.
     pub size: u64,
     /// Where its random choices start from.
@@ -123,11 +123,11 @@ pub struct Config {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Chunk {
+enum ChunkState {
     /// Before [`Swarm::begin`].
     Unknown,
     Missing,
-    Asked,
+    Assigned,
     Arrived,
     Stored,
 }
@@ -135,12 +135,12 @@ enum Chunk {
 /// The swarm of one download.
 #[derive(Debug)]
 pub struct Swarm {
-    config: Config,
-    chunks: Vec<Chunk>,
+    config: SwarmConfig,
+    chunks: Vec<ChunkState>,
     picker: Picker,
     /// Who owes the chunks that are asked for.
-    debtors: BTreeMap<u64, Vec<SourceId>>,
-    sources: Vec<Source>,
+    assignees: BTreeMap<u64, Vec<SourceId>>,
+    sources: Vec<SwarmSource>,
     /// Those that are being dialled or there.
     in_use: Vec<SourceId>,
     /// Somebody may have to be dialled.
@@ -155,7 +155,7 @@ pub struct Swarm {
     stored: u64,
     /// Arrived, and neither stored nor found bad.
     arrived: usize,
-    actions: VecDeque<Action>,
+    actions: VecDeque<SwarmAction>,
     /// When a chunk was last found good, or some bytes worth the name came from whom they were owed by …
     progress_at: Duration,
     /// … which counts only for a while after the former.
@@ -168,12 +168,12 @@ pub struct Swarm {
 
 impl Swarm {
     /// A swarm that finds its sources and asks for nothing yet.
-    pub fn new(config: Config, now: Duration) -> Swarm {
+    pub fn new(config: SwarmConfig, now: Duration) -> Swarm {
         let count = chunk_count(config.size);
         Swarm {
-            chunks: vec![Chunk::Unknown; count as usize],
+            chunks: vec![ChunkState::Unknown; count as usize],
             picker: Picker::new(count, config.seed),
-            debtors: BTreeMap::new(),
+            assignees: BTreeMap::new(),
             sources: Vec::new(),
             in_use: Vec::new(),
             look_for_sources: false,
@@ -195,14 +195,14 @@ impl Swarm {
     /// These chunks are stored already; the others are wanted from now on. Once.
     pub fn begin(&mut self, stored: &ChunkSet, now: Duration) {
         for (index, chunk) in (0..).zip(&mut self.chunks) {
-            if *chunk != Chunk::Unknown {
+            if *chunk != ChunkState::Unknown {
                 continue;
             }
             if stored.contains(index) {
-                *chunk = Chunk::Stored;
+                *chunk = ChunkState::Stored;
                 self.stored += 1;
             } else {
-                *chunk = Chunk::Missing;
+                *chunk = ChunkState::Missing;
                 self.picker.put(index);
             }
         }
@@ -211,7 +211,7 @@ impl Swarm {
     }
 
     /// The next thing to do. Ask until there is none, after every input.
-    pub fn next_action(&mut self, now: Duration) -> Option<Action> {
+    pub fn next_action(&mut self, now: Duration) -> Option<SwarmAction> {
         if self.actions.is_empty() {
             self.plan(now);
         }
@@ -235,22 +235,22 @@ impl Swarm {
 
     /// Whether no source will ever be there again.
     pub fn is_hopeless(&self) -> bool {
-        self.sources.iter().all(|source| source.standing == Standing::Banned)
+        self.sources.iter().all(|source| source.status == SourceStatus::Banned)
     }
 
     /// How a source stands.
-    pub fn standing(&self, id: SourceId) -> Standing {
-        self.sources.get(id.0).map_or(Standing::Banned, |source| source.standing)
+    pub fn status(&self, id: SourceId) -> SourceStatus {
+        self.sources.get(id.0).map_or(SourceStatus::Banned, |source| source.status)
     }
 
     /// How many chunks a source owes.
-    pub fn owed(&self, id: SourceId) -> usize {
-        self.sources.get(id.0).map_or(0, |source| source.asked.len())
+    pub fn outstanding(&self, id: SourceId) -> usize {
+        self.sources.get(id.0).map_or(0, |source| source.assignments.len())
     }
 
     /// Whether a source has said that it is busy, and given nothing since.
-    pub fn is_put_off(&self, id: SourceId) -> bool {
-        let says_busy = |source: &Source| source.busy_times > 0 && source.begun_bytes == 0;
+    pub fn reports_busy(&self, id: SourceId) -> bool {
+        let says_busy = |source: &SwarmSource| source.busy_times > 0 && source.begun_bytes == 0;
         self.sources.get(id.0).is_some_and(says_busy)
     }
 
@@ -268,17 +268,17 @@ impl Swarm {
     /// forgotten for it, whose id it gets. `None`: there is no such one.
     pub fn add_source(&mut self, address: SocketAddr, now: Duration) -> Option<SourceId> {
         self.look_for_sources = true;
-        let source = Source::new(address, &self.config, now);
+        let source = SwarmSource::new(address, &self.config, now);
         if self.sources.len() < self.config.known_max {
             self.sources.push(source);
             return Some(SourceId(self.sources.len() - 1));
         }
-        let is_gone = |source: &&Source| {
-            let gone = matches!(source.standing, Standing::Away { .. } | Standing::Banned);
+        let is_gone = |source: &&SwarmSource| {
+            let gone = matches!(source.status, SourceStatus::Away { .. } | SourceStatus::Banned);
             gone && source.unchecked == 0
         };
         // Whoever lied is remembered as long as there are others to forget.
-        let rank = |source: &&Source| (source.standing != Standing::Banned, source.failures);
+        let rank = |source: &&SwarmSource| (source.status != SourceStatus::Banned, source.failures);
         let failed = self.sources.iter().filter(is_gone).max_by_key(rank)?;
         let at = self.sources.iter().position(|source| std::ptr::eq(source, failed))?;
         self.sources[at] = source;
@@ -289,17 +289,17 @@ impl Swarm {
     pub fn connected(&mut self, id: SourceId, now: Duration) {
         let is_full = self.ready() >= self.config.sources_max;
         if let Some(source) = self.sources.get_mut(id.0).filter(|_| is_full)
-            && source.standing == Standing::Connecting
+            && source.status == SourceStatus::Connecting
         {
             // More were dialled than there is room for.
-            source.standing = Standing::Untried;
+            source.status = SourceStatus::Untried;
             self.release(id);
-            return self.actions.push_back(Action::Drop(id, DropReason::Useless));
+            return self.actions.push_back(SwarmAction::Drop(id, DropReason::Useless));
         }
         if let Some(source) = self.sources.get_mut(id.0)
-            && source.standing == Standing::Connecting
+            && source.status == SourceStatus::Connecting
         {
-            source.standing = Standing::Ready;
+            source.status = SourceStatus::Ready;
             source.heard = now;
             source.used = now;
             source.since = now;
@@ -318,7 +318,7 @@ impl Swarm {
     pub fn withdrawn(&mut self, id: SourceId, message: &str, now: Duration) {
         let waits = (limits::SOURCE_WITHDRAWN_MIN, limits::SOURCE_WITHDRAWN_MAX);
         if self.put_away(id, waits, now) {
-            self.actions.push_back(Action::Drop(id, DropReason::Refused(message.to_owned())));
+            self.actions.push_back(SwarmAction::Drop(id, DropReason::Refused(message.to_owned())));
         }
     }
 
@@ -327,7 +327,7 @@ impl Swarm {
         let others = self.in_use.len() > 1 || self.has_candidate(now);
         let waits = (limits::SOURCE_AWAY_MIN, limits::SOURCE_AWAY_MAX);
         if others && self.put_away(id, waits, now) {
-            self.actions.push_back(Action::Drop(id, DropReason::Silent));
+            self.actions.push_back(SwarmAction::Drop(id, DropReason::Silent));
         }
     }
 
@@ -338,7 +338,7 @@ impl Swarm {
             return false;
         };
         let until = now + source.fail(waits.0, waits.1);
-        source.standing = Standing::Away { until };
+        source.status = SourceStatus::Away { until };
         self.release(id);
         true
     }
@@ -352,11 +352,12 @@ impl Swarm {
         };
         source.dry_at = None;
         // Only the first answer may say that there is nothing.
-        let (mut set, mut is_news) = match std::mem::replace(&mut source.have, Have::Whole) {
-            Have::Nothing if runs == [(0, chunks)] => return,
-            Have::Whole => return self.ban(id, DropReason::Protocol),
-            Have::Nothing => (ChunkSet::empty(chunks), true),
-            Have::Part(set) => (set, !runs.is_empty()),
+        let (mut set, mut is_news) = match std::mem::replace(&mut source.have, SourceChunks::Whole)
+        {
+            SourceChunks::Nothing if runs == [(0, chunks)] => return,
+            SourceChunks::Whole => return self.ban(id, DropReason::Protocol),
+            SourceChunks::Nothing => (ChunkSet::empty(chunks), true),
+            SourceChunks::Part(set) => (set, !runs.is_empty()),
         };
         for (first, count) in runs {
             is_news = *count > 0 && set.insert_run(*first, *count);
@@ -365,7 +366,7 @@ impl Swarm {
             }
             (*first..first + count).for_each(|index| self.picker.more(index));
         }
-        source.have = Have::Part(set);
+        source.have = SourceChunks::Part(set);
         if !is_news {
             self.ban(id, DropReason::Protocol);
         }
@@ -379,7 +380,7 @@ impl Swarm {
                 source.heard = now;
             }
             // A source that is asked for nothing is not slow.
-            if !source.asked.is_empty() {
+            if !source.assignments.is_empty() {
                 source.begun_bytes += bytes;
                 source.moved(bytes, now);
                 source.meter.add(bytes, now);
@@ -395,11 +396,11 @@ impl Swarm {
     }
 
     /// This side does not listen to a source at present: its silence means nothing.
-    pub fn held(&mut self, id: SourceId, now: Duration) {
+    pub fn not_read(&mut self, id: SourceId, now: Duration) {
         if let Some(source) = self.sources.get_mut(id.0) {
             source.heard = now;
             source.moved_at = now;
-            source.asked.iter_mut().for_each(|asked| asked.at = now);
+            source.assignments.iter_mut().for_each(|assignment| assignment.at = now);
             (self.progress_at, self.checked_at) = (now, now);
         }
     }
@@ -411,25 +412,25 @@ impl Swarm {
             return false;
         };
         source.begun_bytes = 0;
-        let Some(asked) = source.settle(index) else {
+        let Some(assignment) = source.remove_assignment(index) else {
             // It was called off when it was on its way already, or the source was given up.
             return false;
         };
-        if asked.stalled {
+        if assignment.stalled {
             // It was late, and has kept its word.
             source.stalls = source.stalls.saturating_sub(1);
         }
         source.failures = 0;
         source.busy_times = 0;
         source.unchecked += 1;
-        self.chunks[index as usize] = Chunk::Arrived;
+        self.chunks[index as usize] = ChunkState::Arrived;
         self.arrived += 1;
         self.stalls.remove(&index);
-        let others = self.debtors.remove(&index).unwrap_or_default();
+        let others = self.assignees.remove(&index).unwrap_or_default();
         for other in others.into_iter().filter(|other| *other != id) {
             if let Some(source) = self.sources.get_mut(other.0) {
-                source.settle(index);
-                self.actions.push_back(Action::Cancel(other, index));
+                source.remove_assignment(index);
+                self.actions.push_back(SwarmAction::Cancel(other, index));
             }
         }
         true
@@ -440,7 +441,7 @@ impl Swarm {
         let Some(chunk) = self.chunks.get_mut(index as usize) else {
             return;
         };
-        if *chunk != Chunk::Arrived {
+        if *chunk != ChunkState::Arrived {
             return;
         }
         self.arrived -= 1;
@@ -448,14 +449,14 @@ impl Swarm {
             source.unchecked -= 1;
         }
         if good {
-            *chunk = Chunk::Stored;
+            *chunk = ChunkState::Stored;
             self.stored += 1;
             (self.progress_at, self.checked_at) = (now, now);
             if let Some(source) = self.sources.get_mut(id.0) {
                 source.given_bytes += chunk_len(index, self.config.size) as u64;
             }
         } else {
-            *chunk = Chunk::Missing;
+            *chunk = ChunkState::Missing;
             self.put_back(index);
             self.ban(id, DropReason::WrongBytes);
         }
@@ -464,9 +465,9 @@ impl Swarm {
     /// A stored chunk is not good any more.
     pub fn damaged(&mut self, index: u64, now: Duration) {
         if let Some(chunk) = self.chunks.get_mut(index as usize)
-            && *chunk == Chunk::Stored
+            && *chunk == ChunkState::Stored
         {
-            *chunk = Chunk::Missing;
+            *chunk = ChunkState::Missing;
             self.stored -= 1;
             self.put_back(index);
             (self.progress_at, self.checked_at) = (now, now);
@@ -482,7 +483,8 @@ impl Swarm {
         message: &str,
         now: Duration,
     ) {
-        let Some(source) = self.sources.get_mut(id.0).filter(|source| source.owes(index)) else {
+        let Some(source) = self.sources.get_mut(id.0).filter(|source| source.has_assignment(index))
+        else {
             return;
         };
         match code {
@@ -498,17 +500,17 @@ impl Swarm {
                 return self.ban(id, DropReason::Refused(message.to_owned()));
             }
         }
-        self.unask(id, index);
+        self.unassign(id, index);
     }
 
     /// Leaves a source for good.
     pub fn ban(&mut self, id: SourceId, reason: DropReason) {
         if let Some(source) = self.sources.get_mut(id.0)
-            && source.standing != Standing::Banned
+            && source.status != SourceStatus::Banned
         {
-            source.standing = Standing::Banned;
+            source.status = SourceStatus::Banned;
             self.release(id);
-            self.actions.push_back(Action::Drop(id, reason));
+            self.actions.push_back(SwarmAction::Drop(id, reason));
         }
     }
 
@@ -524,7 +526,7 @@ impl Swarm {
             if !source.is_ready() {
                 continue;
             }
-            let left = if source.asked.is_empty() {
+            let left = if source.assignments.is_empty() {
                 let idle_for = now.saturating_sub(source.used);
                 let mut is_useless = idle_for >= limits::SOURCE_IDLE_MAX && has_candidate;
                 // One that has given something may be of use again. It makes room all the same, lest many such hide one
@@ -542,12 +544,14 @@ impl Swarm {
             };
             if let Some((reason, first_wait)) = left {
                 self.put_away(id, (first_wait, limits::SOURCE_AWAY_MAX), now);
-                self.actions.push_back(Action::Drop(id, reason));
+                self.actions.push_back(SwarmAction::Drop(id, reason));
                 continue;
             }
             let source = &self.sources[id.0];
-            let is_late = |asked: &&Asked| now.saturating_sub(asked.at) >= limits::CHUNK_OVERDUE;
-            let late = source.asked.iter().filter(is_late).map(|asked| asked.chunk);
+            let is_late = |assignment: &&Assignment| {
+                now.saturating_sub(assignment.at) >= limits::CHUNK_OVERDUE
+            };
+            let late = source.assignments.iter().filter(is_late).map(|assignment| assignment.chunk);
             self.overdue.extend(late);
         }
         self.try_others(now);
@@ -557,19 +561,19 @@ impl Swarm {
     pub fn make_room(&mut self, id: SourceId, now: Duration) {
         let waits = (limits::SOURCE_AWAY_MIN, limits::SOURCE_AWAY_MAX);
         if self.is_anybody_hidden() && self.put_away(id, waits, now) {
-            self.actions.push_back(Action::Drop(id, DropReason::Useless));
+            self.actions.push_back(SwarmAction::Drop(id, DropReason::Useless));
         }
     }
 
     /// Whether all places are taken, and there is somebody who never had one.
     fn is_anybody_hidden(&self) -> bool {
-        let is_untried = |source: &Source| source.standing == Standing::Untried;
+        let is_untried = |source: &SwarmSource| source.status == SourceStatus::Untried;
         self.ready() >= self.config.sources_max && self.sources.iter().any(is_untried)
     }
 
     /// Whether all places are taken, and there is somebody who has let nothing lie.
     fn is_anybody_better_hidden(&self, now: Duration) -> bool {
-        let is_better = |source: &Source| is_candidate(source, now) && source.stalls == 0;
+        let is_better = |source: &SwarmSource| is_candidate(source, now) && source.stalls == 0;
         self.ready() >= self.config.sources_max && self.sources.iter().any(is_better)
     }
 
@@ -581,12 +585,12 @@ impl Swarm {
         }
         let long = limits::CHUNK_OVERDUE;
         let in_use = || self.in_use.iter().map(|id| (*id, &self.sources[id.0]));
-        let is_tried = |source: &Source| now.saturating_sub(source.since) >= long;
+        let is_tried = |source: &SwarmSource| now.saturating_sub(source.since) >= long;
         let on_trial = in_use().filter(|(_, source)| !is_tried(source)).count();
         let room = (self.config.sources_max / 4).max(1).saturating_sub(on_trial);
-        let is_slow = |source: &Source| {
-            let owes = source.asked.first();
-            owes.is_some_and(|oldest| now.saturating_sub(oldest.at) >= long)
+        let is_slow = |source: &SwarmSource| {
+            let has_assignment = source.assignments.first();
+            has_assignment.is_some_and(|oldest| now.saturating_sub(oldest.at) >= long)
                 && source.expected_s(0) > long.as_secs_f64()
         };
         let mut slow: Vec<(f64, SourceId)> = in_use()
@@ -596,7 +600,7 @@ impl Swarm {
         slow.sort_by(|(one, _), (other, _)| one.total_cmp(other));
         for (_, id) in slow.into_iter().take(room) {
             self.put_away(id, (limits::SOURCE_SLOW_AWAY, limits::SOURCE_AWAY_MAX), now);
-            self.actions.push_back(Action::Drop(id, DropReason::Slow));
+            self.actions.push_back(SwarmAction::Drop(id, DropReason::Slow));
         }
     }
 
@@ -623,20 +627,21 @@ impl Swarm {
             *origins.entry(origin_of(self.sources[id.0].address.ip())).or_default() += 1;
         }
         // Somebody may be there under any number of names, and be somebody else: it is left in peace for a moment.
-        let is_taken = |source: &&Source| {
+        let is_taken = |source: &&SwarmSource| {
             let dialled = source.dialled.map(|at| now.saturating_sub(at));
             source.is_in_use() || dialled.is_some_and(|ago| ago < limits::SOURCE_REDIAL_MIN)
         };
         let taken = self.sources.iter().filter(is_taken).map(|source| source.address);
         let mut taken: HashSet<SocketAddr> = taken.collect();
         while self.in_use.len() < in_use_max {
-            let rank = |source: &Source| {
+            let rank = |source: &SwarmSource| {
                 let origin = origins.get(&origin_of(source.address.ip()));
-                let is_tried = source.standing != Standing::Untried;
+                let is_tried = source.status != SourceStatus::Untried;
                 (origin.copied().unwrap_or_default(), is_tried, source.stalls)
             };
-            let is_free =
-                |source: &Source| is_candidate(source, now) && !taken.contains(&source.address);
+            let is_free = |source: &SwarmSource| {
+                is_candidate(source, now) && !taken.contains(&source.address)
+            };
             let mut best = None;
             let mut candidates = Vec::new();
             for (at, source) in self.sources.iter().enumerate().filter(|(_, one)| is_free(one)) {
@@ -651,19 +656,19 @@ impl Swarm {
             }
             let Some(at) = candidates.choose(&mut self.random).copied() else { return };
             let source = &mut self.sources[at];
-            source.standing = Standing::Connecting;
+            source.status = SourceStatus::Connecting;
             source.dialled = Some(now);
             taken.insert(source.address);
             *origins.entry(origin_of(source.address.ip())).or_default() += 1;
             self.in_use.push(SourceId(at));
-            self.actions.push_back(Action::Connect(SourceId(at)));
+            self.actions.push_back(SwarmAction::Connect(SourceId(at)));
         }
     }
 
     /// Whether to leave a source that owes something, and for how long at first.
     fn verdict(&self, id: SourceId, now: Duration) -> Option<(DropReason, Duration)> {
         let source = &self.sources[id.0];
-        let oldest = source.asked.first()?;
+        let oldest = source.assignments.first()?;
         let owed_for = now.saturating_sub(oldest.at);
         let silent_for = now.saturating_sub(source.heard).min(owed_for);
         // Others who could take over, and are well.
@@ -673,7 +678,7 @@ impl Swarm {
                 *other_id != id
                     && other.is_ready()
                     && other.has(oldest.chunk)
-                    && (other.asked.is_empty()
+                    && (other.assignments.is_empty()
                         || now.saturating_sub(other.heard) < limits::SOURCE_SILENCE_MAX)
             })
         };
@@ -720,16 +725,17 @@ impl Swarm {
     /// Asks a source for one more chunk, if it has room and something that is wanted.
     fn ask(&mut self, id: SourceId, now: Duration) -> bool {
         let source = &self.sources[id.0];
-        if !source.is_ready() || source.asked.len() >= source.window() || source.is_busy(now) {
+        if !source.is_ready() || source.assignments.len() >= source.window() || source.is_busy(now)
+        {
             return false;
         }
-        if matches!(source.have, Have::Nothing) {
+        if matches!(source.have, SourceChunks::Nothing) {
             return false;
         }
-        if source.asked.is_empty() && self.is_exchanged(id) {
+        if source.assignments.is_empty() && self.is_exchanged(id) {
             let waits = (limits::SOURCE_AWAY_MIN, limits::SOURCE_AWAY_MAX);
             self.put_away(id, waits, now);
-            self.actions.push_back(Action::Drop(id, DropReason::Useless));
+            self.actions.push_back(SwarmAction::Drop(id, DropReason::Useless));
             return false;
         }
         let picked = self.pick_overdue(id, now).or_else(|| self.pick_missing(id, now));
@@ -738,9 +744,9 @@ impl Swarm {
         };
         let source = &mut self.sources[id.0];
         source.ask(index, now);
-        self.chunks[index as usize] = Chunk::Asked;
-        self.debtors.entry(index).or_default().push(id);
-        self.actions.push_back(Action::Request(id, index));
+        self.chunks[index as usize] = ChunkState::Assigned;
+        self.assignees.entry(index).or_default().push(id);
+        self.actions.push_back(SwarmAction::Request(id, index));
         true
     }
 
@@ -775,10 +781,10 @@ impl Swarm {
         }
         let source = &mut self.sources[id.0];
         let picked = match &source.have {
-            Have::Nothing => return None,
-            Have::Whole => self.picker.pick(None, source.next),
-            Have::Part(_) if source.dry_at == Some(self.returns) => None,
-            Have::Part(set) => self.picker.pick(Some(set), source.next),
+            SourceChunks::Nothing => return None,
+            SourceChunks::Whole => self.picker.pick(None, source.next),
+            SourceChunks::Part(_) if source.dry_at == Some(self.returns) => None,
+            SourceChunks::Part(set) => self.picker.pick(Some(set), source.next),
         };
         if picked.is_none() {
             source.dry_at = Some(self.returns);
@@ -795,7 +801,7 @@ impl Swarm {
         // Who has everything can give whatever this one would.
         let others = || {
             others.clone().map(|other| &self.sources[other.0]).filter(|other| {
-                other.is_ready() && matches!(other.have, Have::Whole) && !other.is_busy(now)
+                other.is_ready() && matches!(other.have, SourceChunks::Whole) && !other.is_busy(now)
             })
         };
         // Of two one leaves it to the other at most: whoever is quick leaves nothing to those that have let more lie.
@@ -808,21 +814,21 @@ impl Swarm {
         let (rate, quickest_s) = others.fold((0.0, f64::INFINITY), |(rate, quickest_s), other| {
             (rate + other.meter.rate(), f64::min(quickest_s, other.expected_next_s()))
         });
-        let left = self.picker.missing() + self.debtors.len() as u64;
+        let left = self.picker.missing() + self.assignees.len() as u64;
         own_s > quickest_s && own_s * rate > left as f64 * CHUNK_BYTES as f64
     }
 
     /// A source owes a chunk no more. It is missing again unless another owes it.
-    fn unask(&mut self, id: SourceId, index: u64) {
-        self.sources[id.0].settle(index);
-        let Some(debtors) = self.debtors.get_mut(&index) else {
+    fn unassign(&mut self, id: SourceId, index: u64) {
+        self.sources[id.0].remove_assignment(index);
+        let Some(assignees) = self.assignees.get_mut(&index) else {
             return;
         };
-        debtors.retain(|debtor| *debtor != id);
-        if debtors.is_empty() {
-            self.debtors.remove(&index);
-            if let Some(chunk @ Chunk::Asked) = self.chunks.get_mut(index as usize) {
-                *chunk = Chunk::Missing;
+        assignees.retain(|assignee| *assignee != id);
+        if assignees.is_empty() {
+            self.assignees.remove(&index);
+            if let Some(chunk @ ChunkState::Assigned) = self.chunks.get_mut(index as usize) {
+                *chunk = ChunkState::Missing;
                 self.put_back(index);
             }
         }
@@ -838,21 +844,23 @@ impl Swarm {
         self.sources[id.0].begun_bytes = 0;
         self.in_use.retain(|other| *other != id);
         self.look_for_sources = true;
-        for asked in std::mem::take(&mut self.sources[id.0].asked) {
-            self.unask(id, asked.chunk);
+        for assignment in std::mem::take(&mut self.sources[id.0].assignments) {
+            self.unassign(id, assignment.chunk);
         }
-        if let Have::Part(set) = std::mem::replace(&mut self.sources[id.0].have, Have::Nothing) {
+        if let SourceChunks::Part(set) =
+            std::mem::replace(&mut self.sources[id.0].have, SourceChunks::Nothing)
+        {
             each(&set, |index| self.picker.fewer(index));
         }
     }
 }
 
 /// Whether a source could be dialled now.
-fn is_candidate(source: &Source, now: Duration) -> bool {
-    match source.standing {
-        Standing::Untried => true,
-        Standing::Away { until } => now >= until,
-        Standing::Connecting | Standing::Ready | Standing::Banned => false,
+fn is_candidate(source: &SwarmSource, now: Duration) -> bool {
+    match source.status {
+        SourceStatus::Untried => true,
+        SourceStatus::Away { until } => now >= until,
+        SourceStatus::Connecting | SourceStatus::Ready | SourceStatus::Banned => false,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::source::Asked;
+use super::source::Assignment;
 use super::{SourceId, Swarm};
 use crate::limits;
 
@@ -11,12 +11,12 @@ impl Swarm {
     pub(super) fn note_stalls(&mut self, now: Duration) {
         for id in &self.in_use {
             let source = &mut self.sources[id.0];
-            for at in 0..source.asked.len() {
-                let asked = source.asked[at];
-                if !asked.stalled && source.is_stalled_over(&asked, now) {
-                    source.asked[at].stalled = true;
+            for at in 0..source.assignments.len() {
+                let assignment = source.assignments[at];
+                if !assignment.stalled && source.is_stalled_over(&assignment, now) {
+                    source.assignments[at].stalled = true;
                     source.stalls = source.stalls.saturating_add(1);
-                    *self.stalls.entry(asked.chunk).or_default() += 1;
+                    *self.stalls.entry(assignment.chunk).or_default() += 1;
                 }
             }
         }
@@ -25,10 +25,12 @@ impl Swarm {
     /// A source went away over the chunk that it owed first.
     pub(super) fn note_stall_of_oldest(&mut self, id: SourceId) {
         let Some(source) = self.sources.get_mut(id.0) else { return };
-        if let Some(asked) = source.asked.first_mut().filter(|asked| !asked.stalled) {
-            asked.stalled = true;
+        if let Some(assignment) =
+            source.assignments.first_mut().filter(|assignment| !assignment.stalled)
+        {
+            assignment.stalled = true;
             source.stalls = source.stalls.saturating_add(1);
-            *self.stalls.entry(asked.chunk).or_default() += 1;
+            *self.stalls.entry(assignment.chunk).or_default() += 1;
         }
     }
 
@@ -42,12 +44,14 @@ impl Swarm {
     pub(super) fn pick_overdue(&mut self, id: SourceId, now: Duration) -> Option<u64> {
         let (source, own_s) = (&self.sources[id.0], self.sources[id.0].expected_next_s());
         let at = self.overdue.iter().position(|chunk| {
-            let debtors = self.debtors.get(chunk).map(Vec::as_slice);
-            let [debtor] = debtors.unwrap_or_default() else { return false };
-            let owed_for_s = self.debt(*debtor, *chunk).map_or(0.0, |asked| owed_for_s(asked, now));
-            *debtor != id
+            let assignees = self.assignees.get(chunk).map(Vec::as_slice);
+            let [assignee] = assignees.unwrap_or_default() else { return false };
+            let outstanding_s = self
+                .assignment(*assignee, *chunk)
+                .map_or(0.0, |assignment| outstanding_s(assignment, now));
+            *assignee != id
                 && source.has(*chunk)
-                && owed_for_s >= 2.0 * own_s
+                && outstanding_s >= 2.0 * own_s
                 && self.is_fit(id, *chunk, now)
         })?;
         Some(self.overdue.swap_remove(at))
@@ -58,8 +62,8 @@ impl Swarm {
     /// it count who seems quick.
     fn is_fit(&self, id: SourceId, chunk: u64, now: Duration) -> bool {
         let own = &self.sources[id.0];
-        let debtors = self.debtors.get(&chunk).map(Vec::as_slice).unwrap_or_default();
-        let others = self.in_use.iter().filter(|other| **other != id && !debtors.contains(other));
+        let assignees = self.assignees.get(&chunk).map(Vec::as_slice).unwrap_or_default();
+        let others = self.in_use.iter().filter(|other| **other != id && !assignees.contains(other));
         let mut others = others
             .map(|other| &self.sources[other.0])
             .filter(|other| other.is_ready() && other.has(chunk) && !other.is_busy(now));
@@ -74,21 +78,21 @@ impl Swarm {
         })
     }
 
-    fn debt(&self, id: SourceId, chunk: u64) -> Option<&Asked> {
-        self.sources[id.0].asked.iter().find(|asked| asked.chunk == chunk)
+    fn assignment(&self, id: SourceId, chunk: u64) -> Option<&Assignment> {
+        self.sources[id.0].assignments.iter().find(|assignment| assignment.chunk == chunk)
     }
 
     /// Whether a chunk that was let lie may be asked of one more source, that would take `own_s` over it. As many may be
     /// asked at once as have let it lie: so their number doubles. Whoever is slower than that one does not count.
     fn is_open_to_race(&self, chunk: u64, own_s: f64, now: Duration) -> bool {
-        let debtors = self.debtors.get(&chunk).map(Vec::as_slice).unwrap_or_default();
-        let debts = debtors.iter().filter_map(|debtor| self.debt(*debtor, chunk));
+        let assignees = self.assignees.get(&chunk).map(Vec::as_slice).unwrap_or_default();
+        let assignments = assignees.iter().filter_map(|assignee| self.assignment(*assignee, chunk));
         // One that has not shown anything yet is expected to take no time, which says nothing.
         let soon_s = own_s.max(2.0 * limits::CHUNK_STALLED.as_secs_f64());
-        let awaited = debts.filter(|asked| {
-            let rest = (asked.at + asked.due).saturating_sub(now);
-            let is_new = now.saturating_sub(asked.at) < limits::CHUNK_STALLED;
-            !asked.stalled && (is_new || rest.as_secs_f64() <= soon_s)
+        let awaited = assignments.filter(|assignment| {
+            let rest = (assignment.at + assignment.due).saturating_sub(now);
+            let is_new = now.saturating_sub(assignment.at) < limits::CHUNK_STALLED;
+            !assignment.stalled && (is_new || rest.as_secs_f64() <= soon_s)
         });
         awaited.count() < self.stalls_of(chunk) as usize
     }
@@ -102,30 +106,31 @@ impl Swarm {
         // One that has not been tried yet is worth trying. One that has something to do is only worth it where it is
         // far faster.
         let own_s = source.expected_next_s();
-        let least_s = if source.asked.is_empty() { own_s } else { 4.0 * own_s };
+        let least_s = if source.assignments.is_empty() { own_s } else { 4.0 * own_s };
         let mut slowest: Option<(f64, u64)> = None;
         for other_id in self.in_use.iter().filter(|other| **other != id) {
             let other = &self.sources[other_id.0];
             debug_assert!(
-                other.is_ready() || other.asked.is_empty(),
+                other.is_ready() || other.assignments.is_empty(),
                 "{other_id:?} owes, and is gone"
             );
-            for (position, asked) in other.asked.iter().enumerate() {
-                let debtors = self.debtors.get(&asked.chunk).map(Vec::as_slice).unwrap_or_default();
-                if debtors.contains(&id) || !source.has(asked.chunk) {
+            for (position, assignment) in other.assignments.iter().enumerate() {
+                let assignees =
+                    self.assignees.get(&assignment.chunk).map(Vec::as_slice).unwrap_or_default();
+                if assignees.contains(&id) || !source.has(assignment.chunk) {
                     continue;
                 }
                 let mut other_s = other.expected_s(position);
-                let owed_s = owed_for_s(asked, now);
-                if asked.stalled || owed_s >= limits::CHUNK_OVERDUE.as_secs_f64() {
+                let owed_s = outstanding_s(assignment, now);
+                if assignment.stalled || owed_s >= limits::CHUNK_OVERDUE.as_secs_f64() {
                     other_s = other_s.max(owed_s / 2.0);
                 }
-                let is_slower = debtors.len() == 1 && other_s >= least_s;
+                let is_slower = assignees.len() == 1 && other_s >= least_s;
                 if slowest.is_none_or(|(most_s, _)| other_s > most_s)
-                    && (is_slower || self.is_open_to_race(asked.chunk, own_s, now))
-                    && self.is_fit(id, asked.chunk, now)
+                    && (is_slower || self.is_open_to_race(assignment.chunk, own_s, now))
+                    && self.is_fit(id, assignment.chunk, now)
                 {
-                    slowest = Some((other_s, asked.chunk));
+                    slowest = Some((other_s, assignment.chunk));
                 }
             }
         }
@@ -134,6 +139,6 @@ impl Swarm {
 }
 
 /// For how long a chunk has been owed.
-fn owed_for_s(asked: &Asked, now: Duration) -> f64 {
-    now.saturating_sub(asked.at).as_secs_f64()
+fn outstanding_s(assignment: &Assignment, now: Duration) -> f64 {
+    now.saturating_sub(assignment.at).as_secs_f64()
 }

@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::Config;
+use super::SwarmConfig;
 use crate::limits::{self, CHUNK_BYTES};
 use crate::share::chunks::ChunkSet;
 use crate::share::rate::RateMeter;
 
 /// Where a source is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum SourceStatus {
     /// Known, and not dialled yet.
     Untried,
     /// Being dialled.
@@ -28,7 +28,7 @@ pub enum Standing {
 
 /// What a source has.
 #[derive(Debug)]
-pub(super) enum Have {
+pub(super) enum SourceChunks {
     /// Not known to have anything.
     Nothing,
     /// Everything.
@@ -39,7 +39,7 @@ pub(super) enum Have {
 
 /// A chunk that it owes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
+pub(super) struct Assignment {
     pub(super) chunk: u64,
     pub(super) at: Duration,
     /// How long it was expected to take then.
@@ -50,12 +50,12 @@ pub(super) struct Asked {
 
 /// One source.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct SwarmSource {
     pub(super) address: SocketAddr,
-    pub(super) standing: Standing,
-    pub(super) have: Have,
+    pub(super) status: SourceStatus,
+    pub(super) have: SourceChunks,
     /// What it owes, oldest first.
-    pub(super) asked: Vec<Asked>,
+    pub(super) assignments: Vec<Assignment>,
     /// It had nothing that was missing when the swarm's count of returns was this.
     pub(super) dry_at: Option<u64>,
     /// The chunk after the one it was asked for last.
@@ -91,13 +91,13 @@ pub(super) struct Source {
     pub(super) unchecked: usize,
 }
 
-impl Source {
-    pub(super) fn new(address: SocketAddr, config: &Config, now: Duration) -> Source {
-        Source {
+impl SwarmSource {
+    pub(super) fn new(address: SocketAddr, config: &SwarmConfig, now: Duration) -> SwarmSource {
+        SwarmSource {
             address,
-            standing: Standing::Untried,
-            have: Have::Nothing,
-            asked: Vec::new(),
+            status: SourceStatus::Untried,
+            have: SourceChunks::Nothing,
+            assignments: Vec::new(),
             dry_at: None,
             next: u64::MAX,
             meter: RateMeter::new(config.rate_constant),
@@ -120,19 +120,19 @@ impl Source {
 
     pub(super) fn has(&self, chunk: u64) -> bool {
         match &self.have {
-            Have::Nothing => false,
-            Have::Whole => true,
-            Have::Part(set) => set.contains(chunk),
+            SourceChunks::Nothing => false,
+            SourceChunks::Whole => true,
+            SourceChunks::Part(set) => set.contains(chunk),
         }
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        self.standing == Standing::Ready
+        self.status == SourceStatus::Ready
     }
 
     /// Whether it is being dialled or there.
     pub(super) fn is_in_use(&self) -> bool {
-        matches!(self.standing, Standing::Connecting | Standing::Ready)
+        matches!(self.status, SourceStatus::Connecting | SourceStatus::Ready)
     }
 
     pub(super) fn is_busy(&self, now: Duration) -> bool {
@@ -150,14 +150,14 @@ impl Source {
         (ahead.ceil() as usize + 1).clamp(limits::REQUESTS_AHEAD_MIN, limits::REQUESTS_AHEAD_MAX)
     }
 
-    pub(super) fn owes(&self, chunk: u64) -> bool {
-        self.asked.iter().any(|asked| asked.chunk == chunk)
+    pub(super) fn has_assignment(&self, chunk: u64) -> bool {
+        self.assignments.iter().any(|assignment| assignment.chunk == chunk)
     }
 
     /// Strikes a debt, if there is one.
-    pub(super) fn settle(&mut self, chunk: u64) -> Option<Asked> {
-        let at = self.asked.iter().position(|asked| asked.chunk == chunk)?;
-        Some(self.asked.remove(at))
+    pub(super) fn remove_assignment(&mut self, chunk: u64) -> Option<Assignment> {
+        let at = self.assignments.iter().position(|assignment| assignment.chunk == chunk)?;
+        Some(self.assignments.remove(at))
     }
 
     /// How long one more chunk should take it; no time as long as nobody knows.
@@ -168,7 +168,7 @@ impl Source {
 
     /// One more chunk is asked of it.
     pub(super) fn ask(&mut self, chunk: u64, now: Duration) {
-        if self.asked.is_empty() {
+        if self.assignments.is_empty() {
             self.heard = now;
             self.moved_at = now;
             self.moved_bytes = 0;
@@ -177,7 +177,7 @@ impl Source {
         let stalled_s = limits::CHUNK_STALLED.as_secs_f64();
         let least = (self.meter.rate() * stalled_s / 8.0) as u64;
         self.moved_bytes_min = least.max(limits::CHUNK_STALLED_BYTES);
-        self.asked.push(Asked { chunk, at: now, due: self.due(), stalled: false });
+        self.assignments.push(Assignment { chunk, at: now, due: self.due(), stalled: false });
         self.next = chunk + 1;
     }
 
@@ -191,22 +191,26 @@ impl Source {
     }
 
     /// Whether it lets a chunk lie: it takes much longer than it should, and has stopped giving anything.
-    pub(super) fn is_stalled_over(&self, asked: &Asked, now: Duration) -> bool {
+    pub(super) fn is_stalled_over(&self, assignment: &Assignment, now: Duration) -> bool {
         let has_stopped = now.saturating_sub(self.moved_at) >= limits::CHUNK_STALLED;
-        has_stopped && now.saturating_sub(asked.at) >= limits::CHUNK_STALLED.max(2 * asked.due)
+        has_stopped
+            && now.saturating_sub(assignment.at) >= limits::CHUNK_STALLED.max(2 * assignment.due)
     }
 
     /// Whether nothing is expected of it any more in what it owes.
     pub(super) fn is_stuck(&self, now: Duration) -> bool {
         let stopped_for = now.saturating_sub(self.moved_at);
-        let is_stalled = self.asked.first().is_some_and(|asked| self.is_stalled_over(asked, now));
+        let is_stalled = self
+            .assignments
+            .first()
+            .is_some_and(|assignment| self.is_stalled_over(assignment, now));
         is_stalled && stopped_for >= 2 * limits::CHUNK_STALLED
     }
 
     /// Whether it could begin with one more chunk now, and would not take long over it.
     pub(super) fn is_quick(&self) -> bool {
         let most_s = 2.0 * limits::CHUNK_STALLED.as_secs_f64();
-        self.asked.len() < self.window() && self.expected_next_s() <= most_s
+        self.assignments.len() < self.window() && self.expected_next_s() <= most_s
     }
 
     /// How long it will take over its `position`th debt, from 0.
@@ -218,7 +222,7 @@ impl Source {
 
     /// How long it takes over one more chunk than it owes; no time when that has to be found out.
     pub(super) fn expected_next_s(&self) -> f64 {
-        if self.meter.rate() > 0.0 { self.expected_s(self.asked.len()) } else { 0.0 }
+        if self.meter.rate() > 0.0 { self.expected_s(self.assignments.len()) } else { 0.0 }
     }
 
     /// How long to leave it alone after one more failure: doubling, up to a limit.

@@ -9,7 +9,7 @@ const STEP: Duration = Duration::from_millis(10);
 
 /// A source as it really is.
 #[derive(Clone, Default)]
-struct Peer {
+struct SimPeer {
     /// Bytes a second.
     rate: u64,
     has: Option<Vec<(u64, u64)>>,
@@ -43,7 +43,7 @@ struct Peer {
     dials: Vec<Duration>,
 }
 
-impl Peer {
+impl SimPeer {
     /// Whether it is half-way through a chunk that it does not give.
     fn has_stopped(&self) -> bool {
         let is_kept = |index: &u64| self.halves.is_some_and(|first| *index >= first);
@@ -53,7 +53,7 @@ impl Peer {
 
 struct Sim {
     swarm: Swarm,
-    peers: Vec<Peer>,
+    peers: Vec<SimPeer>,
     now: Duration,
     chunks: u64,
     stored: ChunkSet,
@@ -71,13 +71,13 @@ fn address(number: usize, origin: Option<u8>) -> SocketAddr {
     }
 }
 
-fn whole(rate: u64) -> Peer {
-    Peer { rate, ..Peer::default() }
+fn whole(rate: u64) -> SimPeer {
+    SimPeer { rate, ..SimPeer::default() }
 }
 
 impl Sim {
-    fn new(chunks: u64, peers: Vec<Peer>, seed: u64) -> Sim {
-        let config = Config {
+    fn new(chunks: u64, peers: Vec<SimPeer>, seed: u64) -> Sim {
+        let config = SwarmConfig {
             size: chunks * MIB,
             seed,
             rate_constant: Duration::from_secs(1),
@@ -107,8 +107,8 @@ impl Sim {
     fn act(&mut self) {
         while let Some(action) = self.swarm.next_action(self.now) {
             match action {
-                Action::Connect(id) => self.connect(id),
-                Action::Request(id, index) => {
+                SwarmAction::Connect(id) => self.connect(id),
+                SwarmAction::Request(id, index) => {
                     let peer = &mut self.peers[id.0];
                     assert!(peer.connected, "{id:?} is asked and not connected");
                     // What was called off too late is still being sent, and may be wanted again.
@@ -120,21 +120,21 @@ impl Sim {
                         assert!(has_it, "{id:?} does not have {index}");
                     }
                     peer.wanted.push_back(index);
-                    let asked = self.swarm.debtors.get(&index).map_or(0, Vec::len);
+                    let asked = self.swarm.assignees.get(&index).map_or(0, Vec::len);
                     // As many as have let it lie, beside those, and one that is slower.
                     let stalls = self.swarm.stalls.get(&index).copied().unwrap_or_default();
                     let most = 2 + 2 * stalls as usize;
                     assert!(asked <= most, "chunk {index} asked of {asked}, {stalls} let it lie");
-                    assert!(self.swarm.owed(id) <= limits::REQUESTS_AHEAD_MAX);
+                    assert!(self.swarm.outstanding(id) <= limits::REQUESTS_AHEAD_MAX);
                 }
-                Action::Cancel(id, index) => {
+                SwarmAction::Cancel(id, index) => {
                     let peer = &mut self.peers[id.0];
                     // What is under way is sent to the end.
                     let keep_first = peer.sent_of_first > 0;
                     let first = peer.wanted.front().copied().filter(|_| keep_first);
                     peer.wanted.retain(|wanted| *wanted != index || first == Some(index));
                 }
-                Action::Drop(id, reason) => {
+                SwarmAction::Drop(id, reason) => {
                     let peer = &mut self.peers[id.0];
                     peer.dropped.get_or_insert((self.now, reason));
                     peer.connected = false;
@@ -164,7 +164,8 @@ impl Sim {
 
     fn step(&mut self) {
         self.now += STEP;
-        let gives = |peer: &&Peer| peer.connected && !peer.wanted.is_empty() && !peer.has_stopped();
+        let gives =
+            |peer: &&SimPeer| peer.connected && !peer.wanted.is_empty() && !peer.has_stopped();
         let rates = self.peers.iter().filter(gives);
         let rate: u64 = rates.map(|peer| peer.rate).sum();
         let share = (self.downlink as f64 / rate.max(1) as f64).min(1.0);
@@ -297,7 +298,7 @@ fn the_last_chunks_do_not_wait_for_the_slowest() {
 
 #[test]
 fn a_frozen_source_is_replaced_within_three_seconds() {
-    let frozen = Peer { freezes_at: Some(secs(2)), ..whole(10 * MIB) };
+    let frozen = SimPeer { freezes_at: Some(secs(2)), ..whole(10 * MIB) };
     let mut sim = Sim::new(100, vec![whole(10 * MIB), frozen], 4);
     sim.run(secs(9));
     let (at, reason) = sim.peers[1].dropped.clone().expect("it is dropped");
@@ -307,7 +308,7 @@ fn a_frozen_source_is_replaced_within_three_seconds() {
 
 #[test]
 fn a_lone_silent_source_is_given_longer_and_another_may_come() {
-    let frozen = Peer { freezes_at: Some(secs(1)), ..whole(10 * MIB) };
+    let frozen = SimPeer { freezes_at: Some(secs(1)), ..whole(10 * MIB) };
     let mut sim = Sim::new(50, vec![frozen], 5);
     sim.act();
     while sim.now < secs(10) {
@@ -323,7 +324,7 @@ fn a_lone_silent_source_is_given_longer_and_another_may_come() {
 
 #[test]
 fn a_source_that_comes_late_takes_over_from_a_silent_one_at_once() {
-    let frozen = Peer { freezes_at: Some(Duration::from_millis(200)), ..whole(10 * MIB) };
+    let frozen = SimPeer { freezes_at: Some(Duration::from_millis(200)), ..whole(10 * MIB) };
     let mut sim = Sim::new(4, vec![frozen], 11);
     sim.act();
     while sim.now < secs(5) {
@@ -336,21 +337,21 @@ fn a_source_that_comes_late_takes_over_from_a_silent_one_at_once() {
 
 #[test]
 fn a_source_that_dies_costs_what_it_had_begun() {
-    let dying = Peer { dies_at: Some(Duration::from_millis(1_015)), ..whole(20 * MIB) };
+    let dying = SimPeer { dies_at: Some(Duration::from_millis(1_015)), ..whole(20 * MIB) };
     let mut sim = Sim::new(100, vec![whole(20 * MIB), dying], 6);
     sim.run(secs(5));
     assert!(sim.wasted() <= 3.0, "{} chunks came twice", sim.wasted());
-    assert!(matches!(sim.swarm.standing(SourceId(1)), Standing::Away { .. }));
+    assert!(matches!(sim.swarm.status(SourceId(1)), SourceStatus::Away { .. }));
 }
 
 #[test]
 fn a_liar_is_left_for_good_and_its_chunk_fetched_elsewhere() {
     for seed in 0..20 {
-        let lying = Peer { lies_about: Some(30), ..whole(20 * MIB) };
+        let lying = SimPeer { lies_about: Some(30), ..whole(20 * MIB) };
         // The honest one comes late, so that the liar is asked for everything.
         let mut sim = Sim::new(60, vec![lying], seed);
         sim.act();
-        while sim.swarm.standing(SourceId(0)) != Standing::Banned {
+        while sim.swarm.status(SourceId(0)) != SourceStatus::Banned {
             sim.step();
             assert!(sim.now < secs(5), "seed {seed}");
         }
@@ -360,7 +361,7 @@ fn a_liar_is_left_for_good_and_its_chunk_fetched_elsewhere() {
         sim.run(sim.now + secs(5));
         let (_, reason) = sim.peers[0].dropped.clone().unwrap();
         assert_eq!(reason, DropReason::WrongBytes);
-        assert_eq!(sim.swarm.standing(SourceId(0)), Standing::Banned);
+        assert_eq!(sim.swarm.status(SourceId(0)), SourceStatus::Banned);
     }
 }
 
@@ -382,8 +383,8 @@ fn one_byte_a_second_is_too_slow_with_and_without_others() {
 
 #[test]
 fn a_busy_source_is_asked_again_and_a_chunk_it_lacks_is_not() {
-    let busy = Peer { busy: 3, ..whole(20 * MIB) };
-    let lacking = Peer { lacks: Some(5), ..whole(20 * MIB) };
+    let busy = SimPeer { busy: 3, ..whole(20 * MIB) };
+    let lacking = SimPeer { lacks: Some(5), ..whole(20 * MIB) };
     let mut sim = Sim::new(40, vec![busy, lacking], 9);
     sim.run(secs(10));
     assert!(sim.peers.iter().all(|peer| peer.served > 0));
@@ -412,7 +413,7 @@ fn a_source_that_has_the_content_no_more_is_asked_again_soon() {
             sim.now += STEP;
             sim.swarm.tick(sim.now);
             while let Some(action) = sim.swarm.next_action(sim.now) {
-                if action == Action::Connect(id) {
+                if action == SwarmAction::Connect(id) {
                     asked_again += 1;
                     sim.swarm.connected(id, sim.now);
                     sim.swarm.withdrawn(id, "not yet", sim.now);
@@ -477,7 +478,7 @@ fn a_fast_source_is_found_among_any_number_of_slow_ones() {
 #[test]
 fn a_chunk_that_is_owed_too_long_comes_from_elsewhere_however_fast_its_debtor_seems() {
     for seed in 0..20 {
-        let liar = Peer { withholds: Some(30), ..whole(40 * MIB) };
+        let liar = SimPeer { withholds: Some(30), ..whole(40 * MIB) };
         let mut sim = Sim::new(300, vec![liar, whole(4 * MIB)], seed);
         // The liar is asked first, and so for everything in the beginning.
         sim.run(secs(14));
@@ -516,7 +517,7 @@ fn a_chunk_that_is_owed_too_long_is_not_left_to_the_end() {
 fn any_number_of_dead_sources_hides_no_honest_one() {
     for seed in 0..10 {
         for wait in [Duration::ZERO, limits::SOURCE_DIAL_TIMEOUT] {
-            let dead = Peer { is_dead: Some(wait), ..Peer::default() };
+            let dead = SimPeer { is_dead: Some(wait), ..SimPeer::default() };
             let mut peers = vec![dead; 400];
             peers.push(whole(20 * MIB));
             let mut sim = Sim::new(10, peers, seed);
@@ -529,8 +530,8 @@ fn any_number_of_dead_sources_hides_no_honest_one() {
 #[test]
 fn sources_of_no_use_make_room_for_others() {
     for seed in 0..10 {
-        let useless = Peer { has: Some(vec![]), ..whole(MIB) };
-        let busy = Peer { busy: usize::MAX, ..whole(MIB) };
+        let useless = SimPeer { has: Some(vec![]), ..whole(MIB) };
+        let busy = SimPeer { busy: usize::MAX, ..whole(MIB) };
         let mut peers = [vec![useless; 40], vec![busy; 40]].concat();
         peers.push(whole(20 * MIB));
         Sim::new(10, peers, seed).run(limits::FETCH_PATIENCE_DEFAULT);
@@ -547,9 +548,9 @@ fn any_number_of_dribbling_sources_hides_no_fast_one() {
             peers.push(whole(20 * MIB));
             let mut sim = Sim::new(60, peers, seed);
             // It is the one that has to wait.
-            sim.swarm.sources[others].standing = Standing::Banned;
+            sim.swarm.sources[others].status = SourceStatus::Banned;
             sim.act();
-            sim.swarm.sources[others].standing = Standing::Untried;
+            sim.swarm.sources[others].status = SourceStatus::Untried;
             sim.run(secs(most_s));
             println!("seed {seed}, {others} of {rate} bytes/s: {:?}", sim.now);
         }
@@ -588,20 +589,20 @@ fn whoever_dribbles_holds_no_download_for_longer_than_a_few_times_its_patience()
 #[test]
 fn whoever_calls_itself_many_has_a_share_and_no_more() {
     for seed in 0..5 {
-        let dead = |origin| Peer {
+        let dead = |origin| SimPeer {
             is_dead: Some(limits::SOURCE_DIAL_TIMEOUT),
             origin: Some(origin),
-            ..Peer::default()
+            ..SimPeer::default()
         };
         let mut peers = vec![dead(1); 900];
-        peers.push(Peer { origin: Some(2), ..whole(20 * MIB) });
+        peers.push(SimPeer { origin: Some(2), ..whole(20 * MIB) });
         Sim::new(60, peers, seed).run(secs(7));
 
         // All names are those of one address, which is of no use: it is dialled now and then.
         let mut sim = Sim::new(60, vec![], seed);
         for _ in 0..900 {
             sim.swarm.add_source(address(0, Some(1)), Duration::ZERO);
-            sim.peers.push(Peer { is_dead: Some(Duration::ZERO), ..Peer::default() });
+            sim.peers.push(SimPeer { is_dead: Some(Duration::ZERO), ..SimPeer::default() });
         }
         sim.act();
         while sim.now < secs(20) {
@@ -622,7 +623,7 @@ fn any_number_that_let_the_last_chunks_lie_keeps_none_from_whoever_gives_it() {
         println!("replay with ACERVO_SEED={seed}");
         for (liars, rate) in [(8, 40), (31, 10), (60, 40), (60, 5), (100, 40)] {
             for dribbles in [0, 50] {
-                let liar = Peer { halves: Some(97), dribbles, ..whole(rate * MIB) };
+                let liar = SimPeer { halves: Some(97), dribbles, ..whole(rate * MIB) };
                 let peers = [vec![liar; liars], vec![whole(40 * MIB)]].concat();
                 let sim = Sim { downlink: 400 * MIB, ..Sim::new(100, peers, seed) };
                 let (seconds, wasted) = time_of(sim);
@@ -671,11 +672,11 @@ fn a_chunk_that_some_have_failed_at_is_asked_of_the_others_at_once() {
                 let (peer, id) = (&sim.peers[at], SourceId(at));
                 let is_honest =
                     [peer.lies_about, peer.lacks, peer.withholds].iter().all(Option::is_none);
-                is_honest && peer.connected && sim.swarm.owed(id) == 0
+                is_honest && peer.connected && sim.swarm.outstanding(id) == 0
             };
             let all_idle = (0..sim.peers.len()).filter(|at| is_idle(*at)).count();
             assert!(
-                all_idle == 0 || sim.swarm.picker.missing() == 0 || !sim.swarm.debtors.is_empty(),
+                all_idle == 0 || sim.swarm.picker.missing() == 0 || !sim.swarm.assignees.is_empty(),
                 "{all_idle} honest sources have nothing to do, and nobody is asked for what is missing"
             );
         }
@@ -694,7 +695,7 @@ fn one_that_failed_is_forgotten_for_a_new_one() {
     sim.swarm.disconnected(second, now);
     while sim.swarm.next_action(now).is_some() {}
     assert_eq!(sim.swarm.add_source(address(3, None), now), Some(second), "the liar is remembered");
-    assert_eq!(sim.swarm.standing(second), Standing::Untried);
+    assert_eq!(sim.swarm.status(second), SourceStatus::Untried);
     assert_eq!(sim.swarm.add_source(address(3, None), now), Some(first));
 }
 
@@ -704,8 +705,8 @@ fn who_is_not_listened_to_is_not_silent() {
     sim.act();
     while sim.now < secs(60) {
         sim.step();
-        sim.swarm.held(SourceId(0), sim.now);
-        sim.swarm.held(SourceId(1), sim.now);
+        sim.swarm.not_read(SourceId(0), sim.now);
+        sim.swarm.not_read(SourceId(1), sim.now);
     }
     assert!(sim.peers.iter().all(|peer| peer.dropped.is_none()));
     assert_eq!(sim.swarm.progress_at(), sim.now);
@@ -713,7 +714,7 @@ fn who_is_not_listened_to_is_not_silent() {
 
 #[test]
 fn what_was_kept_is_not_asked_for() {
-    let config = Config {
+    let config = SwarmConfig {
         size: 10 * MIB,
         seed: 1,
         rate_constant: Duration::from_secs(1),
@@ -727,12 +728,12 @@ fn what_was_kept_is_not_asked_for() {
     kept.remove(4);
     let mut swarm = Swarm::new(config, Duration::ZERO);
     let id = swarm.add_source(address(0, None), Duration::ZERO).unwrap();
-    assert_eq!(swarm.next_action(Duration::ZERO), Some(Action::Connect(id)));
+    assert_eq!(swarm.next_action(Duration::ZERO), Some(SwarmAction::Connect(id)));
     swarm.connected(id, Duration::ZERO);
     swarm.have(id, &[(0, 3), (3, 7)]);
     assert_eq!(swarm.next_action(Duration::ZERO), None);
     swarm.begin(&kept, Duration::ZERO);
-    assert_eq!(swarm.next_action(Duration::ZERO), Some(Action::Request(id, 4)));
+    assert_eq!(swarm.next_action(Duration::ZERO), Some(SwarmAction::Request(id, 4)));
     assert_eq!(swarm.next_action(Duration::ZERO), None);
     assert!(swarm.may_receive());
     assert!(swarm.arrived(id, 4));
@@ -757,16 +758,16 @@ fn a_source_that_tells_no_news_is_left() {
         let id = SourceId(0);
         sim.swarm.connected(id, Duration::ZERO);
         sim.swarm.have(id, runs);
-        let left = Action::Drop(id, DropReason::Protocol);
+        let left = SwarmAction::Drop(id, DropReason::Protocol);
         assert_eq!(sim.swarm.next_action(Duration::ZERO), Some(left), "{runs:?}");
 
         // That there is nothing is said once, and whoever has everything has nothing more to tell.
         let id = SourceId(1);
         sim.swarm.connected(id, Duration::ZERO);
         sim.swarm.have(id, &[(0, 10)]);
-        assert_eq!(sim.swarm.standing(id), Standing::Ready);
+        assert_eq!(sim.swarm.status(id), SourceStatus::Ready);
         sim.swarm.have(id, &[(0, 10)]);
-        assert_eq!(sim.swarm.standing(id), Standing::Banned);
+        assert_eq!(sim.swarm.status(id), SourceStatus::Banned);
     }
 }
 
@@ -786,8 +787,8 @@ fn random_swarms_finish() {
         let chunks = 1 + draw(150);
         let cut = draw(chunks + 1);
         let mut peers = vec![
-            Peer { has: Some(vec![(0, cut)]), ..whole((1 + draw(30)) * MIB) },
-            Peer { has: Some(vec![(cut, chunks - cut)]), ..whole((1 + draw(30)) * MIB) },
+            SimPeer { has: Some(vec![(0, cut)]), ..whole((1 + draw(30)) * MIB) },
+            SimPeer { has: Some(vec![(cut, chunks - cut)]), ..whole((1 + draw(30)) * MIB) },
         ];
         for _ in 0..draw(6) {
             let at = Some(Duration::from_millis(draw(5_000)));

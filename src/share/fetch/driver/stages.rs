@@ -3,29 +3,29 @@
 
 use std::sync::Arc;
 
-use super::super::api::{FetchError, Kept, Outcome, Phase};
-use super::super::hashes::{HashLists, Step};
-use super::super::links::Question;
+use super::super::api::{FetchError, FetchOutcome, FetchPhase, Kept};
+use super::super::disk::{DiskDone, DiskJob};
+use super::super::hashes::{HashLists, PageOutcome};
+use super::super::links::RequestKind;
 use super::super::part::Finish;
-use super::super::store::{Done, Job};
-use super::{Driver, Judged};
+use super::{Driver, Handled};
 use crate::limits;
 use crate::model::ChunkHash;
 use crate::net::Net;
 use crate::share::content::{Manifest, chunk_count, chunk_len};
 use crate::share::offer::{Available, FileStamp, Offer};
-use crate::share::swarm::{DropReason, SourceId, Standing};
+use crate::share::swarm::{DropReason, SourceId, SourceStatus};
 use crate::wire::share::PeerRequest;
 use crate::workers::pool::SubmitError;
 
 impl Driver {
     /// Asks somebody for the chunk hashes, or somebody else when that one takes too long.
     pub(super) fn ask_for_hashes(&mut self, net: &mut Net) {
-        if self.phase != Phase::Asking {
+        if self.phase != FetchPhase::Asking {
             return;
         }
         if let Some(manifest) = HashLists::without_asking(self.options.content, self.options.size) {
-            return self.know(net, manifest);
+            return self.manifest_known(net, manifest);
         }
         let now = self.elapsed(net);
         for late in self.lists.late(now) {
@@ -35,14 +35,14 @@ impl Driver {
         self.act(net);
         let ids = (0..self.links.len()).map(SourceId);
         let ready: Vec<SourceId> =
-            ids.filter(|id| self.swarm.standing(*id) == Standing::Ready).collect();
+            ids.filter(|id| self.swarm.status(*id) == SourceStatus::Ready).collect();
         while let Some(source) = self.lists.next(&ready, self.links.len(), now) {
             if let Some(slowest) = self.lists.take_replaced() {
                 self.swarm.make_room(slowest, now);
             }
             let asked = &self.links[source.0].asked;
             // An answer that is still on its way will do.
-            let is_asked = asked.values().any(|question| *question == Question::Hashes(0));
+            let is_asked = asked.values().any(|kind| *kind == RequestKind::Hashes(0));
             if !is_asked && asked.len() < limits::ANSWERS_OWED_MAX {
                 self.ask_hashes_of(net, source, 0);
             }
@@ -51,7 +51,7 @@ impl Driver {
 
     fn ask_hashes_of(&mut self, net: &mut Net, source: SourceId, first: u64) {
         let body = PeerRequest::Hashes { content: self.options.content, first };
-        self.ask(net, source, Question::Hashes(first), body);
+        self.ask(net, source, RequestKind::Hashes(first), body);
     }
 
     pub(super) fn hashes(
@@ -60,29 +60,29 @@ impl Driver {
         source: SourceId,
         first: u64,
         hashes: &[ChunkHash],
-    ) -> Judged {
-        if self.phase != Phase::Asking {
+    ) -> Handled {
+        if self.phase != FetchPhase::Asking {
             // Somebody else was quicker.
             return Ok(());
         }
         let now = self.elapsed(net);
         match self.lists.take(source, first, hashes, now) {
-            Step::More(first) => {
+            PageOutcome::More(first) => {
                 // Progress is a page that nobody has given so far: any number of sources give the first one and leave.
                 if first > self.hashes_known {
                     (self.hashes_at, self.hashes_known) = (now, first);
                 }
                 self.ask_hashes_of(net, source, first);
             }
-            Step::Whole(manifest) => self.know(net, manifest),
-            Step::Late => {}
-            Step::Wrong => return Err(DropReason::WrongBytes),
+            PageOutcome::Whole(manifest) => self.manifest_known(net, manifest),
+            PageOutcome::Late => {}
+            PageOutcome::Wrong => return Err(DropReason::WrongBytes),
         }
         Ok(())
     }
 
     /// The chunk hashes are known: on to what was kept.
-    fn know(&mut self, net: &mut Net, manifest: Manifest) {
+    fn manifest_known(&mut self, net: &mut Net, manifest: Manifest) {
         let manifest = Arc::new(manifest);
         self.manifest = Some(Arc::clone(&manifest));
         if let Some(partials) = &self.options.partials {
@@ -96,7 +96,7 @@ impl Driver {
             });
         }
         if self.part.is_resumed() {
-            self.phase = Phase::Checking;
+            self.phase = FetchPhase::Checking;
         } else {
             self.begin(net);
         }
@@ -110,7 +110,7 @@ impl Driver {
         let Some(manifest) = self.manifest.clone() else {
             return;
         };
-        while self.phase == Phase::Checking
+        while self.phase == FetchPhase::Checking
             && self.check_next < chunks
             && self.checks_under_way <= self.sizes.workers
         {
@@ -122,7 +122,7 @@ impl Driver {
             self.check_next += count;
             self.checks_under_way += 1;
             let manifest = Arc::clone(&manifest);
-            self.submit(net, Job::Check { first, count, buffer, manifest, part });
+            self.submit(net, DiskJob::Check { first, count, buffer, manifest, part });
         }
     }
 
@@ -151,7 +151,7 @@ impl Driver {
     }
 
     fn begin(&mut self, net: &mut Net) {
-        self.phase = Phase::Fetching;
+        self.phase = FetchPhase::Fetching;
         let now = self.elapsed(net);
         self.swarm.begin(&self.stored.snapshot(), now);
         // An earlier download may have got everything, and not come to giving it its name.
@@ -160,16 +160,16 @@ impl Driver {
 
     fn finish_when_whole(&mut self, net: &mut Net) {
         // What is allocated after the file was cut would stay behind its end.
-        if self.swarm.is_done() && self.phase == Phase::Fetching && self.is_allocated {
-            self.phase = Phase::Finishing;
+        if self.swarm.is_done() && self.phase == FetchPhase::Fetching && self.is_allocated {
+            self.phase = FetchPhase::Finishing;
             let part = Arc::clone(&self.part);
-            self.submit(net, Job::Finish { part });
+            self.submit(net, DiskJob::Finish { part });
         }
     }
 
     // ---- chunks -----------------------------------------------------------------------------
 
-    pub(super) fn submit(&mut self, net: &mut Net, job: Job) {
+    pub(super) fn submit(&mut self, net: &mut Net, job: DiskJob) {
         let reason = match self.workers.submit(job) {
             Ok(()) => return,
             Err(SubmitError::Stopped(_)) => "the threads that store chunks are gone".to_owned(),
@@ -185,13 +185,13 @@ impl Driver {
         self.end(net, Err(error));
     }
 
-    pub(super) fn done(&mut self, net: &mut Net, done: Done) {
+    pub(super) fn done(&mut self, net: &mut Net, done: DiskDone) {
         match done {
-            Done::Checked { first, count, buffer, good } => {
+            DiskDone::Checked { first, count, buffer, good } => {
                 drop(buffer);
                 self.checked(net, first, count, &good);
             }
-            Done::Stored { source, index, buffer, outcome: Ok(good) } => {
+            DiskDone::Stored { source, index, buffer, outcome: Ok(good) } => {
                 drop(buffer);
                 if good {
                     self.stored.insert(index);
@@ -204,18 +204,18 @@ impl Driver {
                 }
                 self.finish_when_whole(net);
             }
-            Done::Allocated(Ok(_)) => {
+            DiskDone::Allocated(Ok(_)) => {
                 self.is_allocated = true;
                 self.finish_when_whole(net);
             }
-            Done::Stored { outcome: Err(error), .. } | Done::Allocated(Err(error)) => {
+            DiskDone::Stored { outcome: Err(error), .. } | DiskDone::Allocated(Err(error)) => {
                 let needed = self.options.size.saturating_sub(self.stored_bytes());
                 let error = self.part.write_error(error, needed);
                 self.end(net, Err(error));
             }
-            Done::Finished(Ok(Finish::Published(stamp))) => self.finished(net, stamp),
-            Done::Finished(Ok(Finish::Doubtful)) => self.recheck(net),
-            Done::Finished(Err(error)) => self.end(net, Err(error)),
+            DiskDone::Finished(Ok(Finish::Published(stamp))) => self.finished(net, stamp),
+            DiskDone::Finished(Ok(Finish::Doubtful)) => self.recheck(net),
+            DiskDone::Finished(Err(error)) => self.end(net, Err(error)),
         }
     }
 
@@ -226,7 +226,7 @@ impl Driver {
             return self.end(net, Err(FetchError::Touched(self.part.path().to_owned())));
         }
         self.rechecks += 1;
-        self.phase = Phase::Checking;
+        self.phase = FetchPhase::Checking;
         (self.check_next, self.checked) = (0, 0);
     }
 
@@ -245,7 +245,7 @@ impl Driver {
             });
         }
         self.publish(net);
-        let outcome = Outcome {
+        let outcome = FetchOutcome {
             path: self.part.whole_path().to_owned(),
             manifest,
             stamp,

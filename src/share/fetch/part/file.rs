@@ -9,8 +9,9 @@ use std::sync::Arc;
 use rustix::fs::{CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::names::{claim_name, descriptor_path, is_at, is_first_name, link, remove_ours};
-use crate::model::{ContentId, FileName};
+use crate::model::{
+    ContentId, FileName, claim_name, descriptor_path, is_at, is_first_name, link, remove_ours,
+};
 use crate::net::BUFFER_ALIGNMENT;
 use crate::share::fetch::api::{FetchError, Kept};
 
@@ -22,32 +23,32 @@ const ALLOCATE_BYTES: u64 = 64 << 20;
 
 /// What a partial file says it is a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct Trailer {
     /// The whole's length in bytes.
     pub size: u64,
     /// The whole's content.
     pub content: ContentId,
 }
 
-impl Mark {
+impl Trailer {
     /// The trailer that says so.
     pub fn encode(&self) -> [u8; BLOCK_BYTES] {
-        let mut trailer = [0; BLOCK_BYTES];
-        let mut marks = MAGIC.to_vec();
-        marks.extend_from_slice(&self.size.to_le_bytes());
-        marks.extend_from_slice(&self.content.0);
-        marks.extend_from_slice(blake3::hash(&marks).as_bytes());
-        trailer[..marks.len()].copy_from_slice(&marks);
-        trailer
+        let mut block = [0; BLOCK_BYTES];
+        let mut fields = MAGIC.to_vec();
+        fields.extend_from_slice(&self.size.to_le_bytes());
+        fields.extend_from_slice(&self.content.0);
+        fields.extend_from_slice(blake3::hash(&fields).as_bytes());
+        block[..fields.len()].copy_from_slice(&fields);
+        block
     }
 
-    /// What a trailer says, if it is one: any byte that is not as [`Mark::encode`] would have it makes it none.
-    pub fn decode(trailer: &[u8]) -> Option<Mark> {
-        let rest = trailer.strip_prefix(MAGIC)?;
+    /// What a trailer says, if it is one: any byte that is not as [`Trailer::encode`] would have it makes it none.
+    pub fn decode(bytes: &[u8]) -> Option<Trailer> {
+        let rest = bytes.strip_prefix(MAGIC)?;
         let (size, rest) = rest.split_first_chunk()?;
         let (content, _) = rest.split_first_chunk()?;
-        let mark = Mark { size: u64::from_le_bytes(*size), content: ContentId(*content) };
-        (mark.encode() == trailer).then_some(mark)
+        let trailer = Trailer { size: u64::from_le_bytes(*size), content: ContentId(*content) };
+        (trailer.encode() == bytes).then_some(trailer)
     }
 }
 
@@ -62,7 +63,7 @@ pub(super) struct PartFile {
     /// file open for writing.
     pub file: Arc<File>,
     pub may_write: bool,
-    pub mark: Mark,
+    pub trailer: Trailer,
 }
 
 impl PartFile {
@@ -73,7 +74,7 @@ impl PartFile {
         folder: &Path,
         path: &Path,
         name: &FileName,
-        mark: Mark,
+        trailer: Trailer,
     ) -> io::Result<PartFile> {
         let reading = open_again(writable, OFlags::RDONLY);
         let (file, may_write) = match reading {
@@ -85,10 +86,10 @@ impl PartFile {
             folder: folder.to_owned(),
             path: path.to_owned(),
             whole: folder.join(name.as_str()),
-            claim: folder.join(claim_name(name, mark.content)),
+            claim: folder.join(claim_name(name, trailer.content)),
             file: Arc::new(file),
             may_write,
-            mark,
+            trailer,
         })
     }
 
@@ -125,7 +126,7 @@ impl PartFile {
 
     /// Where the trailer is.
     pub fn trailer_at(&self) -> u64 {
-        self.mark.size.next_multiple_of(BLOCK_BYTES as u64)
+        self.trailer.size.next_multiple_of(BLOCK_BYTES as u64)
     }
 
     pub fn length(&self) -> u64 {
@@ -141,11 +142,11 @@ impl PartFile {
             return Ok(false);
         }
         if metadata.len() != self.length() {
-            return Ok(metadata.len() == self.mark.size && self.is_at(&self.claim));
+            return Ok(metadata.len() == self.trailer.size && self.is_at(&self.claim));
         }
         let mut trailer = [0; BLOCK_BYTES];
         self.file.read_exact_at(&mut trailer, self.trailer_at()).map_err(failed)?;
-        Ok(Mark::decode(&trailer) == Some(self.mark))
+        Ok(Trailer::decode(&trailer) == Some(self.trailer))
     }
 
     /// Whether it is a partial file of ours, of whatever content, that nothing was ever written to but its trailer.
@@ -156,10 +157,11 @@ impl PartFile {
         if !metadata.is_file() || self.file.read_exact_at(&mut trailer, at).is_err() {
             return false;
         }
-        let is_whole =
-            |mark: Mark| mark.size.checked_next_multiple_of(BLOCK_BYTES as u64) == Some(at);
+        let is_whole = |trailer: Trailer| {
+            trailer.size.checked_next_multiple_of(BLOCK_BYTES as u64) == Some(at)
+        };
         // A file system that knows no holes says that there is data from the beginning on.
-        Mark::decode(&trailer).is_some_and(is_whole)
+        Trailer::decode(&trailer).is_some_and(is_whole)
             && rustix::fs::seek(&self.file, SeekFrom::Data(0)) == Ok(at)
     }
 
@@ -182,7 +184,7 @@ impl PartFile {
             true => self.restore(writable),
             false => Err(io::ErrorKind::StorageFull.into()),
         });
-        made.map_err(|error| self.write_error(error, self.mark.size))
+        made.map_err(|error| self.write_error(error, self.trailer.size))
     }
 
     /// Whether the disk has room for what is not allocated yet.
@@ -233,7 +235,7 @@ impl PartFile {
             },
             io::ErrorKind::FileTooLarge => FetchError::NotSoLarge {
                 path: self.path.clone(),
-                size: self.mark.size,
+                size: self.trailer.size,
                 kept: Kept(false),
             },
             io::ErrorKind::NotFound => FetchError::PartGone(self.path.clone()),
@@ -255,7 +257,7 @@ impl PartFile {
         if let Err(error) = claimed {
             log::debug!("{} is cut without a claim: {error}", self.path.display());
         }
-        writable.set_len(self.mark.size)?;
+        writable.set_len(self.trailer.size)?;
         writable.sync_all()
     }
 
@@ -269,7 +271,7 @@ impl PartFile {
     /// Gives it its trailer. Until that is durable the claim says whose it is.
     fn restore(&self, writable: &File) -> io::Result<()> {
         // The trailer first: with the right length and without one it would be nobody's.
-        writable.write_all_at(&self.mark.encode(), self.trailer_at())?;
+        writable.write_all_at(&self.trailer.encode(), self.trailer_at())?;
         if writable.metadata()?.len() > self.length() {
             writable.set_len(self.length())?;
         }

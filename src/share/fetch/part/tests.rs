@@ -4,9 +4,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 
-use super::names::link;
 use super::*;
 use crate::limits::{CHUNK_BYTES, FILE_NAME_BYTES_MAX, PART_RECHECKS_MAX};
+use crate::model::link;
 use crate::net::BufferPool;
 
 const SIZE: u64 = CHUNK_BYTES as u64 + 4321;
@@ -33,7 +33,7 @@ fn names(folder: &Path) -> Vec<String> {
 
 fn write(part: &Part, index: u64, byte: u8) {
     let mut buffer =
-        BufferPool::new(CHUNK_BYTES, 1).take(chunk_len(index, part.on_disk.mark.size)).unwrap();
+        BufferPool::new(CHUNK_BYTES, 1).take(chunk_len(index, part.on_disk.trailer.size)).unwrap();
     buffer.as_mut().fill(byte);
     part.write_chunk(index, &buffer).unwrap();
 }
@@ -238,8 +238,8 @@ fn a_late_write_of_a_second_download_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let first = open(folder.path(), SIZE).unwrap().unwrap();
     let file = super::open(&first.on_disk.path, OFlags::RDWR).unwrap();
-    let PartFile { path, mark, .. } = &first.on_disk;
-    let second = PartFile::new(&file, folder.path(), path, &name("film.mkv"), *mark).unwrap();
+    let PartFile { path, trailer, .. } = &first.on_disk;
+    let second = PartFile::new(&file, folder.path(), path, &name("film.mkv"), *trailer).unwrap();
     let before = second.file.metadata().unwrap();
     second.make_room(&file).unwrap();
     let second = Part::begin(second, file, true, true);
@@ -265,27 +265,28 @@ fn what_does_not_fit_takes_no_room_from_others() {
     let folder = tempfile::tempdir().unwrap();
     let part = open(folder.path(), SIZE).unwrap().unwrap();
     let before = part.on_disk.file.metadata().unwrap().blocks();
-    let mark = Mark { size: 1 << 50, ..part.on_disk.mark };
+    let trailer = Trailer { size: 1 << 50, ..part.on_disk.trailer };
     let writable = part.writable().unwrap();
-    let new =
-        |mark| PartFile::new(&writable.file, folder.path(), part.path(), &name("film.mkv"), mark);
-    let on_disk = new(mark).unwrap();
+    let new = |trailer| {
+        PartFile::new(&writable.file, folder.path(), part.path(), &name("film.mkv"), trailer)
+    };
+    let on_disk = new(trailer).unwrap();
     assert!(matches!(on_disk.make_room(&writable.file), Err(FetchError::NoRoom { .. })));
     assert_eq!(on_disk.file.metadata().unwrap().blocks(), before);
 }
 
 #[test]
 fn a_trailer_says_what_it_says_or_nothing() {
-    let mark = Mark { size: SIZE, content: content(b"film") };
-    let trailer = mark.encode();
-    assert_eq!(Mark::decode(&trailer), Some(mark));
+    let trailer = Trailer { size: SIZE, content: content(b"film") };
+    let bytes = trailer.encode();
+    assert_eq!(Trailer::decode(&bytes), Some(trailer));
     for at in (0..88).chain([4095]) {
-        let mut bad = trailer;
+        let mut bad = bytes;
         bad[at] ^= 1;
-        assert_eq!(Mark::decode(&bad), None, "byte {at}");
+        assert_eq!(Trailer::decode(&bad), None, "byte {at}");
     }
     for length in [0, 15, 16, 23, 24, 55, 56, 88, 4095] {
-        assert_eq!(Mark::decode(&trailer[..length]), None, "{length} bytes");
+        assert_eq!(Trailer::decode(&bytes[..length]), None, "{length} bytes");
     }
 }
 

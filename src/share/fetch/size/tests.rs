@@ -176,10 +176,10 @@ fn a_list_ends_where_it_gives_the_contents_id() {
         let pages = manifest.chunks().chunks(HASHES_PER_FRAME_MAX);
         let ends = pages.map(|page| list.take(page)).collect::<Vec<_>>();
         let (last, before) = ends.split_last().unwrap();
-        assert_eq!(*last, Listed::Whole(count, *manifest.chunks().last().unwrap()));
-        let mores = (1..).map(|at| Listed::More(at * page)).take(before.len());
+        assert_eq!(*last, PageVerdict::Whole(count, *manifest.chunks().last().unwrap()));
+        let mores = (1..).map(|at| PageVerdict::More(at * page)).take(before.len());
         assert!(mores.eq(before.iter().map(|listed| match listed {
-            Listed::More(next) => Listed::More(*next),
+            PageVerdict::More(next) => PageVerdict::More(*next),
             other => panic!("{other:?}"),
         })));
     }
@@ -189,15 +189,15 @@ fn a_list_ends_where_it_gives_the_contents_id() {
 fn a_false_or_endless_list_ends() {
     let manifest = manifest_of(10);
     for wrong in [&manifest.chunks()[..0], &manifest.chunks()[..9], &manifest.chunks()[1..]] {
-        assert_eq!(ListProof::new(manifest.content()).take(wrong), Listed::Wrong);
+        assert_eq!(ListProof::new(manifest.content()).take(wrong), PageVerdict::Wrong);
     }
     let mut list = ListProof::new(manifest.content());
-    assert_eq!(list.take(&vec![ChunkHash([1; 32]); HASHES_PER_FRAME_MAX + 1]), Listed::Wrong);
+    assert_eq!(list.take(&vec![ChunkHash([1; 32]); HASHES_PER_FRAME_MAX + 1]), PageVerdict::Wrong);
     let page = vec![ChunkHash([1; 32]); HASHES_PER_FRAME_MAX];
     let mut list = ListProof::new(manifest.content());
     let pages = chunk_count(limits::FILE_BYTES_MAX) / HASHES_PER_FRAME_MAX as u64;
     for at in 1..=pages {
-        assert_eq!(list.take(&page), Listed::More(at * HASHES_PER_FRAME_MAX as u64));
+        assert_eq!(list.take(&page), PageVerdict::More(at * HASHES_PER_FRAME_MAX as u64));
     }
-    assert_eq!(list.take(&page), Listed::Wrong);
+    assert_eq!(list.take(&page), PageVerdict::Wrong);
 }

@@ -25,9 +25,9 @@
 //!
 //! An UPDATE of many files is several writes, and whoever asks in between sees a part of them.
 
-mod looks;
 mod offers;
 mod rows;
+mod scan;
 mod silence;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 use self::rows::*;
-use self::silence::Watch;
+use self::silence::SilenceTracker;
 use super::directory::{Directory, DirectoryError};
 use crate::Client;
 use crate::client::ReadOptions;
@@ -46,7 +46,7 @@ use crate::limits;
 use crate::model::{ContentId, FileEntry, FileName, PeerId, Row};
 use crate::net::RunClock;
 use crate::share::index::{
-    IndexError, IndexLimits, Member, Place, most_offered_first, summaries, whole_first,
+    IndexError, IndexLimits, Member, PeerEndpoint, most_offered_first, summaries, whole_first,
 };
 use crate::wire::share::{FileSummary, PeerSummary, Source};
 
@@ -59,31 +59,31 @@ pub struct StoreDirectory {
     id: RegistryId,
     /// Silence is measured by it.
     clock: Mutex<RunClock>,
-    state: Mutex<State>,
+    state: Mutex<LocalState>,
 }
 
 /// What this registry alone knows.
 #[derive(Default)]
-struct State {
+struct LocalState {
     /// The peers connected to it. One is here before its row is in the store.
-    mine: HashMap<PeerId, Mine>,
-    watch: Watch,
+    local_peers: HashMap<PeerId, LocalPeer>,
+    silence_tracker: SilenceTracker,
     /// When the rows were looked through last, or tried to be.
-    looked: Option<Instant>,
+    scanned_at: Option<Instant>,
     /// Its own row has been written.
-    is_known: bool,
+    has_heartbeat_row: bool,
     /// What there is in all, since somebody counted.
     totals: Option<Totals>,
     /// It has been said that the store does not answer.
-    is_cut_off: bool,
+    is_store_lost: bool,
 }
 
-struct Mine {
+struct LocalPeer {
     session: u64,
     address: SocketAddr,
     key: u64,
     origin: IpAddr,
-    heard: Instant,
+    last_seen: Instant,
     /// Since when its row must be in the store; none while it is joining.
     joined: Option<Instant>,
     files: u64,
@@ -98,7 +98,7 @@ struct Totals {
 }
 
 type Result<T> = std::result::Result<T, DirectoryError>;
-type Files = BTreeMap<FileName, FileRow>;
+type FileRows = BTreeMap<FileName, FileRow>;
 
 /// What was acknowledged to anybody is not missed: a peer that joined at another registry is found here at once.
 const NEWEST: ReadOptions = ReadOptions { at: None, linearizable: true };
@@ -124,7 +124,7 @@ impl StoreDirectory {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner).at(Instant::now())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LocalState> {
         // A worker that panics ends the process, except in tests, which then fail for that.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -198,9 +198,10 @@ impl StoreDirectory {
     /// that are connected to it.
     fn check_origin(&self, peer: PeerId, origin: IpAddr, files: u64) -> Result<()> {
         let state = self.state();
-        let others = state.mine.iter().filter(|(id, mine)| **id != peer && mine.origin == origin);
+        let others =
+            state.local_peers.iter().filter(|(id, local)| **id != peer && local.origin == origin);
         let (peers, others) =
-            others.fold((0, 0), |(peers, files), (_, mine)| (peers + 1, files + mine.files));
+            others.fold((0, 0), |(peers, files), (_, local)| (peers + 1, files + local.files));
         let files_max = self.limits.files_per_origin_max;
         if peers >= self.limits.peers_per_origin_max {
             return Err(IndexError::PeersOfOrigin(peers).into());
@@ -216,7 +217,7 @@ impl StoreDirectory {
     /// join here before they are forgotten.
     fn is_alive(&self, registry: RegistryId) -> Result<bool> {
         let now = self.now();
-        if let Some(silence) = self.state().watch.seen_silence(registry, now) {
+        if let Some(silence) = self.state().silence_tracker.seen_silence(registry, now) {
             return Ok(silence < self.silence_timeout / 2);
         }
         // Not seen by a look so far.
@@ -234,22 +235,28 @@ impl StoreDirectory {
     }
 
     /// Does something with a member, if it is one, and has heard it.
-    fn mine<T>(&self, member: Member, with: impl FnOnce(&mut Mine) -> T) -> Option<T> {
+    fn with_local_peer<T>(
+        &self,
+        member: Member,
+        with: impl FnOnce(&mut LocalPeer) -> T,
+    ) -> Option<T> {
         let now = self.now();
         let mut state = self.state();
-        let mine = state.mine.get_mut(&member.peer)?;
-        (mine.session == member.session).then(|| {
-            mine.heard = now;
-            with(mine)
+        let local = state.local_peers.get_mut(&member.peer)?;
+        (local.session == member.session).then(|| {
+            local.last_seen = now;
+            with(local)
         })
     }
 
     /// It is not a member of this registry any more. `false`: it was not.
     fn forget(&self, member: Member) -> bool {
         let mut state = self.state();
-        let is_mine =
-            state.mine.get(&member.peer).is_some_and(|mine| mine.session == member.session);
-        is_mine && state.mine.remove(&member.peer).is_some()
+        let is_local = state
+            .local_peers
+            .get(&member.peer)
+            .is_some_and(|local| local.session == member.session);
+        is_local && state.local_peers.remove(&member.peer).is_some()
     }
 }
 
@@ -258,11 +265,11 @@ fn count(peers: &[(PeerId, PeerRow)]) -> Totals {
 }
 
 impl Directory for StoreDirectory {
-    fn join(&self, member: Member, place: Place, files: Vec<FileEntry>) -> Result<()> {
-        let (Member { peer, session }, Place { address, origin, key }) = (member, place);
+    fn join(&self, member: Member, place: PeerEndpoint, files: Vec<FileEntry>) -> Result<()> {
+        let (Member { peer, session }, PeerEndpoint { address, origin, key }) = (member, place);
         let (given, files) = (files.len(), by_name(files));
-        if !self.state().is_known {
-            self.live()?;
+        if !self.state().has_heartbeat_row {
+            self.write_heartbeat()?;
         }
         let known = self.peer(peer)?;
         if let Some(row) = known
@@ -275,15 +282,15 @@ impl Directory for StoreDirectory {
         let before = known.map(|known| known.files);
         self.check_origin(peer, origin, given as u64)?;
         self.check_room(before, given as u64)?;
-        let heard = self.now();
-        self.state().mine.insert(
+        let last_seen = self.now();
+        self.state().local.insert(
             peer,
-            Mine {
+            LocalPeer {
                 session,
                 address,
                 key,
                 origin,
-                heard,
+                last_seen,
                 joined: None,
                 files: 0,
                 bytes: 0,
@@ -305,8 +312,9 @@ impl Directory for StoreDirectory {
 
     fn update(&self, member: Member, added: Vec<FileEntry>, removed: &[FileName]) -> Result<bool> {
         let peer = member.peer;
-        let known =
-            self.mine(member, |mine| (mine.address, mine.key, mine.origin, mine.files, mine.bytes));
+        let known = self.with_local_peer(member, |local| {
+            (local.address, local.key, local.origin, local.files, local.bytes)
+        });
         let Some((address, key, origin, had_files, had_bytes)) = known else { return Ok(false) };
         let (given, added) = (added.len() as u64, by_name(added));
         let before = self.files_named(peer, added.keys().chain(removed))?;
@@ -317,7 +325,7 @@ impl Directory for StoreDirectory {
             return Ok(true);
         }
         self.write_difference(peer, &before, &added)?;
-        let sizes = |files: &Files| files.values().map(|f| f.size).fold(0, u64::saturating_add);
+        let sizes = |files: &FileRows| files.values().map(|f| f.size).fold(0, u64::saturating_add);
         let files = stays + added.len() as u64;
         let bytes = had_bytes.saturating_sub(sizes(&before)).saturating_add(sizes(&added));
         let Member { session, .. } = member;
@@ -329,14 +337,16 @@ impl Directory for StoreDirectory {
             return Ok(false);
         }
         self.recount(Some(had_files), Some(files));
-        Ok(self.mine(member, |mine| (mine.files, mine.bytes) = (files, bytes)).is_some())
+        Ok(self
+            .with_local_peer(member, |local| (local.files, local.bytes) = (files, bytes))
+            .is_some())
     }
 
     fn fetching(&self, member: Member, content: ContentId, size: u64) -> Result<bool> {
         let max = self.limits.fetching_per_peer_max;
-        let room = self.mine(member, |mine| {
-            let is_told = mine.fetching.contains(&content);
-            (is_told, is_told || mine.fetching.len() < max)
+        let room = self.with_local_peer(member, |local| {
+            let is_told = local.fetching.contains(&content);
+            (is_told, is_told || local.fetching.len() < max)
         });
         match room {
             None => return Ok(false),
@@ -347,21 +357,21 @@ impl Directory for StoreDirectory {
         let row = encode(&ContentRow { size });
         let keys = [content_key(content, member.peer, None), part_key(member.peer, content)];
         self.client.put_all(keys.map(|key| (key, row.clone())))?;
-        Ok(self.mine(member, |mine| mine.fetching.insert(content)).is_some())
+        Ok(self.with_local_peer(member, |local| local.fetching.insert(content)).is_some())
     }
 
     fn fetched(&self, member: Member, content: ContentId) -> Result<bool> {
-        let told = self.mine(member, |mine| mine.fetching.contains(&content));
+        let told = self.with_local_peer(member, |local| local.fetching.contains(&content));
         if told == Some(true) {
             let keys = [content_key(content, member.peer, None), part_key(member.peer, content)];
             self.client.del_all(keys)?;
-            self.mine(member, |mine| mine.fetching.remove(&content));
+            self.with_local_peer(member, |local| local.fetching.remove(&content));
         }
         Ok(told.is_some())
     }
 
-    fn hear(&self, member: Member) -> Result<bool> {
-        Ok(self.mine(member, |_| ()).is_some())
+    fn heartbeat(&self, member: Member) -> Result<bool> {
+        Ok(self.with_local_peer(member, |_| ()).is_some())
     }
 
     fn leave(&self, member: Member) -> Result<()> {
@@ -377,18 +387,18 @@ impl Directory for StoreDirectory {
         {
             let mut state = self.state();
             let interval = self.silence_timeout / limits::STORE_LOOKS_PER_SILENCE;
-            if state.looked.is_some_and(|at| at.elapsed() < interval) {
+            if state.scanned_at.is_some_and(|at| at.elapsed() < interval) {
                 return Ok(Vec::new());
             }
-            state.looked = Some(Instant::now());
+            state.scanned_at = Some(Instant::now());
         }
-        let looked = self.look();
-        match (&looked, std::mem::replace(&mut self.state().is_cut_off, looked.is_err())) {
+        let scanned = self.scan();
+        match (&scanned, std::mem::replace(&mut self.state().is_store_lost, scanned.is_err())) {
             (Err(error), false) => log::warn!("{error}; nothing is forgotten until it does"),
             (Ok(_), true) => log::info!("the store answers again"),
             _ => {}
         }
-        looked
+        scanned
     }
 
     fn search(&self, name: &FileName) -> Result<Vec<Source>> {
@@ -439,11 +449,11 @@ impl Directory for StoreDirectory {
         rows.truncate(limits::LIST_ROWS_MAX);
         let (now, state) = (self.now(), self.state());
         let page = rows.into_iter().map(|(peer, row)| {
-            let mine = state.mine.get(&peer).filter(|mine| mine.session == row.session);
+            let local = state.local_peers.get(&peer).filter(|local| local.session == row.session);
             // Of another registry's peer nothing is known but how its registry does.
-            let silence = mine.map_or_else(
-                || state.watch.silence(row.registry, now),
-                |mine| now.saturating_duration_since(mine.heard),
+            let silence = local.map_or_else(
+                || state.silence_tracker.silence(row.registry, now),
+                |local| now.saturating_duration_since(local.last_seen),
             );
             let silent_ms = silence.as_millis() as u64;
             let PeerRow { address, files, bytes, .. } = row;
@@ -456,7 +466,7 @@ impl Directory for StoreDirectory {
         let from = after.map_or(NAMES.to_owned(), |name| format!("{NAMES}{name}\u{1}"));
         let mut page: Vec<FileSummary> = Vec::new();
         let mut name: Option<FileName> = None;
-        let mut holders: HashMap<(ContentId, u64), u32> = HashMap::new();
+        let mut id_holders: HashMap<(ContentId, u64), u32> = HashMap::new();
         let mut offers = 0;
         for row in self.rows(&from, &end(NAMES), NEWEST)? {
             let row = row?;
@@ -467,22 +477,22 @@ impl Directory for StoreDirectory {
             };
             if name.as_ref() != Some(&of) {
                 if let Some(name) = name.replace(of) {
-                    page.extend(summaries(&name, std::mem::take(&mut holders)));
+                    page.extend(summaries(&name, std::mem::take(&mut id_holders)));
                 }
                 if page.len() >= limits::LIST_ROWS_MAX || offers >= limits::PAGE_OFFERS_MAX {
                     return Ok((page, true));
                 }
             }
             offers += 1;
-            *holders.entry((content, size)).or_default() += 1;
+            *id_holders.entry((content, size)).or_default() += 1;
         }
-        page.extend(name.iter().flat_map(|name| summaries(name, std::mem::take(&mut holders))));
+        page.extend(name.iter().flat_map(|name| summaries(name, std::mem::take(&mut id_holders))));
         Ok((page, false))
     }
 }
 
 /// Of two files of one name the last counts.
-fn by_name(files: Vec<FileEntry>) -> Files {
+fn by_name(files: Vec<FileEntry>) -> FileRows {
     let row = |FileEntry { name, size, content }| (name, FileRow { size, content });
     files.into_iter().map(row).collect()
 }

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::rows::*;
-use super::{Files, PeerRow, Result, StoreDirectory};
+use super::{FileRows, PeerRow, Result, StoreDirectory};
 use crate::client::ReadOptions;
 use crate::limits;
-use crate::model::{FileName, PeerId, Row};
-use crate::share::index::{Member, Place};
+use crate::model::{FileName, PeerId};
+use crate::share::index::{Member, PeerEndpoint};
+use crate::wire::message::Row;
 
 impl StoreDirectory {
     /// Writes a peer's row over the one it has, and says which that was.
@@ -54,9 +55,9 @@ impl StoreDirectory {
     }
 
     /// What a peer offers.
-    pub(super) fn files_of(&self, peer: PeerId) -> Result<Files> {
+    pub(super) fn files_of(&self, peer: PeerId) -> Result<FileRows> {
         let prefix = files_prefix(peer);
-        let mut files = Files::new();
+        let mut files = FileRows::new();
         for row in self.rows(&prefix, &end(&prefix), ReadOptions::default())? {
             files.extend(file(&row?, &prefix));
         }
@@ -68,9 +69,9 @@ impl StoreDirectory {
         &self,
         peer: PeerId,
         names: impl Iterator<Item = &'a FileName>,
-    ) -> Result<Files> {
+    ) -> Result<FileRows> {
         let (keys, prefix) = (names.map(|name| file_key(peer, name)), files_prefix(peer));
-        let mut files = Files::new();
+        let mut files = FileRows::new();
         for row in self.client.get_all(keys, ReadOptions::default())? {
             files.extend(file(&row?, &prefix));
         }
@@ -98,9 +99,9 @@ impl StoreDirectory {
     pub(super) fn write_join(
         &self,
         Member { peer, session }: Member,
-        Place { address, key, .. }: Place,
+        PeerEndpoint { address, key, .. }: PeerEndpoint,
         known: Option<PeerRow>,
-        files: &Files,
+        files: &FileRows,
     ) -> Result<bool> {
         let fresh = PeerRow {
             address,
@@ -130,9 +131,9 @@ impl StoreDirectory {
         let bytes = bytes.fold(0, u64::saturating_add);
         let row = PeerRow { offered: true, files: count, bytes, ..fresh };
         let previous = self.put_peer(peer, &row)?;
-        self.mine(Member { peer, session }, |mine| {
-            (mine.files, mine.bytes) = (count, bytes);
-            mine.joined = Some(Instant::now());
+        self.with_local_peer(Member { peer, session }, |local| {
+            (local.files, local.bytes) = (count, bytes);
+            local.joined = Some(Instant::now());
         });
         Ok(previous.is_some_and(|previous| previous.session == session))
     }
@@ -141,10 +142,10 @@ impl StoreDirectory {
     pub(super) fn write_difference(
         &self,
         peer: PeerId,
-        before: &Files,
-        files: &Files,
+        before: &FileRows,
+        files: &FileRows,
     ) -> Result<()> {
-        let differ = |a: &Files, b: &Files| -> Vec<(FileName, FileRow)> {
+        let differ = |a: &FileRows, b: &FileRows| -> Vec<(FileName, FileRow)> {
             let differs = |(name, file): &(&FileName, &FileRow)| b.get(*name) != Some(*file);
             a.iter().filter(differs).map(|(name, file)| (name.clone(), *file)).collect()
         };
@@ -160,7 +161,7 @@ impl StoreDirectory {
         // Nobody is sent to it any more, however long the rest takes.
         self.put_peer(peer, &PeerRow { offered: false, ..row })?;
         self.remove_parts(peer)?;
-        self.write_difference(peer, &self.files_of(peer)?, &Files::new())?;
+        self.write_difference(peer, &self.files_of(peer)?, &FileRows::new())?;
         let removed = self.client.del(peer_key(peer))?.previous;
         if removed.is_some() {
             self.recount(Some(row.files), None);

@@ -20,7 +20,7 @@ use crate::wire::share::{RegistryReply, RegistryRequest};
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LineError {
+pub enum RegistryCallError {
     /// It cannot be reached, or who listens there does not greet as a registry does.
     #[error("registry {address} cannot be reached: {reason}")]
     Unreachable {
@@ -86,44 +86,50 @@ pub enum LineError {
 }
 
 /// A connection with one question under way at most.
-pub struct Line {
+pub struct RegistryClient {
     address: SocketAddr,
     stream: TcpStream,
     reader: MessageReader,
     next_id: u64,
 }
 
-impl Line {
+impl RegistryClient {
     /// Dials and greets before `deadline`.
     ///
     /// # Errors
-    /// [`LineError::Unreachable`], [`LineError::Unanswered`], [`LineError::Refused`].
-    pub fn open(address: SocketAddr, deadline: Instant) -> Result<Line, LineError> {
+    /// [`RegistryCallError::Unreachable`], [`RegistryCallError::Unanswered`], [`RegistryCallError::Refused`].
+    pub fn open(
+        address: SocketAddr,
+        deadline: Instant,
+    ) -> Result<RegistryClient, RegistryCallError> {
         let deadline = deadline.min(Instant::now() + limits::CLIENT_CONNECT_TIMEOUT);
         let dialled = dial(address, HelloRole::Share, deadline);
         let (stream, mut reader, _) =
             dialled.map_err(|failure| match failure.reason.strip_prefix(REFUSED) {
-                Some(reason) => LineError::Refused { address, reason: reason.to_owned() },
+                Some(reason) => RegistryCallError::Refused { address, reason: reason.to_owned() },
                 None if failure.reason == NO_GREETING => unanswered(address, NOT_IN_TIME),
                 None => unreachable(address, failure),
             })?;
         reader.set_frame_bytes_max(limits::REGISTRY_FRAME_BYTES_MAX);
-        Ok(Line { address, stream, reader, next_id: 1 })
+        Ok(RegistryClient { address, stream, reader, next_id: 1 })
     }
 
-    /// As [`Line::open`], to the first of several that can be reached.
+    /// As [`RegistryClient::open`], to the first of several that can be reached.
     ///
     /// # Errors
     /// What was wrong with the last one.
-    pub fn open_any(addresses: &[SocketAddr], deadline: Instant) -> Result<Line, LineError> {
+    pub fn open_any(
+        addresses: &[SocketAddr],
+        deadline: Instant,
+    ) -> Result<RegistryClient, RegistryCallError> {
         let mut last = None;
         for address in addresses {
-            match Line::open(*address, deadline) {
+            match RegistryClient::open(*address, deadline) {
                 Ok(line) => return Ok(line),
                 Err(error) => last = Some(error),
             }
         }
-        Err(last.unwrap_or(LineError::Nobody))
+        Err(last.unwrap_or(RegistryCallError::Nobody))
     }
 
     /// Asks the first of several registries that answers, and gives its connection as well. The next one is asked
@@ -136,15 +142,15 @@ impl Line {
         addresses: &[SocketAddr],
         body: &RegistryRequest,
         deadline: Instant,
-    ) -> Result<(Line, RegistryReply), LineError> {
+    ) -> Result<(RegistryClient, RegistryReply), RegistryCallError> {
         let (answer, answered) = bounded(addresses.len().max(1));
         let mut addresses = addresses.iter();
-        let (mut under_way, mut failed) = (0, LineError::Nobody);
+        let (mut under_way, mut failed) = (0, RegistryCallError::Nobody);
         loop {
             if let Some(address) = addresses.next() {
                 let (address, body, answer) = (*address, body.clone(), answer.clone());
                 let ask = move || {
-                    let asked = Line::open(address, deadline).and_then(|mut line| {
+                    let asked = RegistryClient::open(address, deadline).and_then(|mut line| {
                         let reply = line.ask(&body, deadline)?;
                         Ok((line, reply))
                     });
@@ -169,9 +175,11 @@ impl Line {
                 Ok(Ok(answered)) => return Ok(answered),
                 Ok(Err(error)) => {
                     under_way -= 1;
-                    let none_was_reached =
-                        matches!(failed, LineError::Unreachable { .. } | LineError::Nobody);
-                    if none_was_reached || !matches!(error, LineError::Unreachable { .. }) {
+                    let none_was_reached = matches!(
+                        failed,
+                        RegistryCallError::Unreachable { .. } | RegistryCallError::Nobody
+                    );
+                    if none_was_reached || !matches!(error, RegistryCallError::Unreachable { .. }) {
                         failed = error;
                     }
                 }
@@ -188,26 +196,26 @@ impl Line {
     /// Asks. What the registry has no room for at the moment is asked again, until `deadline`.
     ///
     /// # Errors
-    /// See [`LineError`]. After [`LineError::Unanswered`], [`LineError::Refused`] and [`LineError::Wrong`] the
+    /// See [`RegistryCallError`]. After [`RegistryCallError::Unanswered`], [`RegistryCallError::Refused`] and [`RegistryCallError::Wrong`] the
     /// connection is of no more use.
     pub fn ask(
         &mut self,
         body: &RegistryRequest,
         deadline: Instant,
-    ) -> Result<RegistryReply, LineError> {
-        self.ask_telling(body, deadline, &mut |_| {})
+    ) -> Result<RegistryReply, RegistryCallError> {
+        self.ask_reporting(body, deadline, &mut |_| {})
     }
 
-    /// As [`Line::ask`]; `tell` is called with the first refusal that is waited for.
+    /// As [`RegistryClient::ask`]; `tell` is called with the first refusal that is waited for.
     ///
     /// # Errors
     /// As there.
-    pub fn ask_telling(
+    pub fn ask_reporting(
         &mut self,
         body: &RegistryRequest,
         deadline: Instant,
-        tell: &mut dyn FnMut(LineError),
-    ) -> Result<RegistryReply, LineError> {
+        tell: &mut dyn FnMut(RegistryCallError),
+    ) -> Result<RegistryReply, RegistryCallError> {
         let began = Instant::now();
         let (min, max) = (limits::REGISTRY_RETRY_MIN, limits::REGISTRY_BACKOFF_MAX);
         let mut floor = Backoff::new(min, max);
@@ -221,20 +229,22 @@ impl Line {
             let reply = self.exchange(body.clone(), deadline)?;
             match reply {
                 RegistryReply::NotJoined if !matches!(body, RegistryRequest::Join { .. }) => {
-                    return Err(LineError::NotJoined(self.address));
+                    return Err(RegistryCallError::NotJoined(self.address));
                 }
                 RegistryReply::IdTaken { retry_after_ms }
                     if matches!(body, RegistryRequest::Join { .. }) =>
                 {
                     let pause = pause(retry_after_ms);
                     if began.elapsed() + pause >= limits::ID_TAKEN_WAIT {
-                        return Err(LineError::IdTaken(self.address));
+                        return Err(RegistryCallError::IdTaken(self.address));
                     }
                     thread::sleep(pause);
                 }
                 RegistryReply::Error { message, retry_after_ms } => {
-                    let declined =
-                        LineError::Declined { address: self.address, message: sentence(&message) };
+                    let declined = RegistryCallError::Declined {
+                        address: self.address,
+                        message: sentence(&message),
+                    };
                     let pause = pause(retry_after_ms);
                     if retry_after_ms == 0 || Instant::now() + pause >= deadline {
                         return Err(declined);
@@ -268,7 +278,7 @@ impl Line {
         &mut self,
         body: RegistryRequest,
         deadline: Instant,
-    ) -> Result<RegistryReply, LineError> {
+    ) -> Result<RegistryReply, RegistryCallError> {
         let address = self.address;
         let io_failure = |error: io::Error| unanswered_io(address, &error);
         let id = self.next_id;
@@ -286,7 +296,10 @@ impl Line {
                     Message::Ping { nonce } => self.send(&Message::Pong { nonce }, deadline)?,
                     Message::Pong { .. } => {}
                     Message::Refused { reason } => {
-                        return Err(LineError::Refused { address, reason: sentence(&reason) });
+                        return Err(RegistryCallError::Refused {
+                            address,
+                            reason: sentence(&reason),
+                        });
                     }
                     _ => return Err(self.wrong("it says what nobody has asked")),
                 }
@@ -303,11 +316,11 @@ impl Line {
     }
 
     /// What it says is not what a registry says.
-    pub fn wrong(&self, reason: &str) -> LineError {
-        LineError::Wrong { address: self.address, reason: sentence(reason) }
+    pub fn wrong(&self, reason: &str) -> RegistryCallError {
+        RegistryCallError::Wrong { address: self.address, reason: sentence(reason) }
     }
 
-    fn send(&mut self, message: &Message, deadline: Instant) -> Result<(), LineError> {
+    fn send(&mut self, message: &Message, deadline: Instant) -> Result<(), RegistryCallError> {
         let address = self.address;
         let mut frame = Vec::new();
         codec::encode(message, limits::REGISTRY_FRAME_BYTES_MAX, &mut frame)
@@ -337,7 +350,7 @@ fn answers(request: &RegistryRequest, reply: &RegistryReply) -> bool {
 }
 
 /// A list that a registry tells in pages, as far as it has come: it ends, whatever the registry says.
-pub struct Listing<K> {
+pub struct PagedList<K> {
     /// Where the next page begins.
     after: Option<K>,
     rows: usize,
@@ -346,24 +359,28 @@ pub struct Listing<K> {
     waited: Duration,
 }
 
-impl<K: Ord + Clone> Listing<K> {
+impl<K: Ord + Clone> PagedList<K> {
     /// Of no more rows than a registry keeps.
-    pub fn new(rows_max: usize) -> Listing<K> {
-        Listing { after: None, rows: 0, rows_max, waited: Duration::ZERO }
+    pub fn new(rows_max: usize) -> PagedList<K> {
+        PagedList { after: None, rows: 0, rows_max, waited: Duration::ZERO }
     }
 
     /// Asks the first of several registries that answers for the first page; the next ones are to come over the same
     /// connection.
     ///
     /// # Errors
-    /// As [`Line::ask_any`].
+    /// As [`RegistryClient::ask_any`].
     pub fn first_page(
         &mut self,
         addresses: &[SocketAddr],
         request: impl FnOnce(Option<K>) -> RegistryRequest,
-    ) -> Result<(Line, RegistryReply), LineError> {
+    ) -> Result<(RegistryClient, RegistryReply), RegistryCallError> {
         let began = Instant::now();
-        let asked = Line::ask_any(addresses, &request(None), began + limits::REGISTRY_CALL_TIMEOUT);
+        let asked = RegistryClient::ask_any(
+            addresses,
+            &request(None),
+            began + limits::REGISTRY_CALL_TIMEOUT,
+        );
         self.waited += began.elapsed();
         asked
     }
@@ -371,12 +388,12 @@ impl<K: Ord + Clone> Listing<K> {
     /// Asks for the next page, with where it is to begin; pages of few rows have less time for each.
     ///
     /// # Errors
-    /// See [`LineError`].
+    /// See [`RegistryCallError`].
     pub fn next_page(
         &mut self,
-        line: &mut Line,
+        line: &mut RegistryClient,
         request: impl FnOnce(Option<K>) -> RegistryRequest,
-    ) -> Result<RegistryReply, LineError> {
+    ) -> Result<RegistryReply, RegistryCallError> {
         let rows = u32::try_from(self.rows).unwrap_or(u32::MAX);
         let patience = limits::LIST_PATIENCE + limits::JOIN_TIME_PER_FILE * rows;
         let left = patience.saturating_sub(self.waited).min(limits::REGISTRY_CALL_TIMEOUT);
@@ -392,10 +409,10 @@ impl<K: Ord + Clone> Listing<K> {
     /// The page does not go on where the one before has ended, or there are too many.
     pub fn has_next<'a>(
         &mut self,
-        line: &Line,
+        line: &RegistryClient,
         page: impl Iterator<Item = &'a K>,
         more: bool,
-    ) -> Result<bool, LineError>
+    ) -> Result<bool, RegistryCallError>
     where
         K: 'a,
     {
@@ -428,15 +445,15 @@ impl<K: Ord + Clone> Listing<K> {
     }
 }
 
-fn unreachable(address: SocketAddr, failure: Failure) -> LineError {
-    LineError::Unreachable { address, reason: failure.reason }
+fn unreachable(address: SocketAddr, failure: Failure) -> RegistryCallError {
+    RegistryCallError::Unreachable { address, reason: failure.reason }
 }
 
-fn unanswered(address: SocketAddr, reason: &str) -> LineError {
-    LineError::Unanswered { address, reason: reason.to_owned() }
+fn unanswered(address: SocketAddr, reason: &str) -> RegistryCallError {
+    RegistryCallError::Unanswered { address, reason: reason.to_owned() }
 }
 
-fn unanswered_io(address: SocketAddr, error: &io::Error) -> LineError {
+fn unanswered_io(address: SocketAddr, error: &io::Error) -> RegistryCallError {
     match Failure::io(error).reason {
         reason if reason == TIMED_OUT => unanswered(address, NOT_IN_TIME),
         reason => unanswered(address, &reason),

@@ -5,18 +5,18 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::rows::*;
-use super::silence::Found;
-use super::{Mine, Result, State, StoreDirectory, count};
+use super::silence::RegistryHeartbeat;
+use super::{LocalPeer, LocalState, Result, StoreDirectory, count};
 use crate::client::ReadOptions;
 use crate::model::PeerId;
 
 impl StoreDirectory {
     /// Says in the store that this registry lives.
-    pub(super) fn live(&self) -> Result<()> {
+    pub(super) fn write_heartbeat(&self) -> Result<()> {
         let key = registry_key(self.id);
         let silence_timeout_ms = self.silence_timeout.as_millis() as u64;
         self.client.put(&key, encode(&RegistryRow { silence_timeout_ms }))?;
-        if std::mem::replace(&mut self.state().is_known, true) {
+        if std::mem::replace(&mut self.state().has_heartbeat_row, true) {
             self.client.trim(&key)?;
         }
         Ok(())
@@ -24,8 +24,8 @@ impl StoreDirectory {
 
     /// Says that this registry lives, and finds out which others do not, whose peers nobody has, and
     /// which of its own peers have fallen silent or been taken away by somebody.
-    pub(super) fn look(&self) -> Result<Vec<(PeerId, SocketAddr)>> {
-        self.live()?;
+    pub(super) fn scan(&self) -> Result<Vec<(PeerId, SocketAddr)>> {
+        self.write_heartbeat()?;
         let began = Instant::now();
         // The peers before the registries: whoever is named here has its own row by then.
         let peers = self.peer_rows(PEERS, ReadOptions::default())?;
@@ -34,19 +34,19 @@ impl StoreDirectory {
             let row = row?;
             let registry = rest(&row, REGISTRIES).and_then(registry_of);
             let value: Option<RegistryRow> = value(row.value.as_ref());
-            found.extend(registry.zip(value).map(|(registry, value)| Found {
+            found.extend(registry.zip(value).map(|(registry, value)| RegistryHeartbeat {
                 registry,
                 version: row.timestamp,
                 timeout: Duration::from_millis(value.silence_timeout_ms),
             }));
         }
-        let (dead, nobodys) = self.judge(began, &peers, &found);
+        let (dead, orphaned) = self.judge(began, &peers, &found);
         for registry in dead {
             log::warn!("a registry that shares this store has fallen silent: its peers go");
             self.client.del(registry_key(registry))?;
         }
         let mut removed = Vec::new();
-        for (peer, session) in nobodys {
+        for (peer, session) in orphaned {
             removed.extend(self.remove_peer(peer, session)?.map(|address| (peer, address)));
         }
         Ok(removed)
@@ -57,12 +57,12 @@ impl StoreDirectory {
         &self,
         began: Instant,
         peers: &[(PeerId, PeerRow)],
-        found: &[Found],
+        found: &[RegistryHeartbeat],
     ) -> (Vec<RegistryId>, Vec<(PeerId, u64)>) {
         let now = self.now();
         let mut state = self.state();
-        let State { mine, watch, totals, .. } = &mut *state;
-        let mut dead = watch.look(found, self.silence_timeout / 2, now);
+        let LocalState { local_peers, silence_tracker, totals, .. } = &mut *state;
+        let mut dead = silence_tracker.update(found, self.silence_timeout / 2, now);
         dead.retain(|registry| *registry != self.id);
         let alive: HashSet<RegistryId> = found
             .iter()
@@ -71,30 +71,31 @@ impl StoreDirectory {
             .chain([self.id])
             .collect();
         *totals = Some(count(peers));
-        let is_silent = |mine: &Mine| {
-            mine.joined.is_some()
-                && now.saturating_duration_since(mine.heard) > self.silence_timeout
+        let is_silent = |local: &LocalPeer| {
+            local.joined.is_some()
+                && now.saturating_duration_since(local.last_seen) > self.silence_timeout
         };
-        mine.retain(|_, mine| !is_silent(mine));
-        let nobodys = peers.iter().filter(|(peer, row)| {
+        local_peers.retain(|_, local| !is_silent(local));
+        let orphaned = peers.iter().filter(|(peer, row)| {
             if row.registry == self.id {
-                !mine.contains_key(peer)
+                !local_peers.contains_key(peer)
             } else {
                 !alive.contains(&row.registry)
             }
         });
-        let nobodys = nobodys.map(|(peer, row)| (*peer, row.session)).collect();
+        let orphaned = orphaned.map(|(peer, row)| (*peer, row.session)).collect();
         let rows: HashMap<PeerId, &PeerRow> =
             peers.iter().map(|(peer, row)| (*peer, row)).collect();
-        mine.retain(|peer, mine| {
-            let is_theirs = |row: &&PeerRow| (row.registry, row.session) == (self.id, mine.session);
-            let is_due = mine.joined.is_some_and(|joined| joined < began);
+        local_peers.retain(|peer, local| {
+            let is_theirs =
+                |row: &&PeerRow| (row.registry, row.session) == (self.id, local.session);
+            let is_due = local.joined.is_some_and(|joined| joined < began);
             let stays = !is_due || rows.get(peer).is_some_and(is_theirs);
             if !stays {
                 log::info!("peer {peer} was taken away by another registry: it is to join anew");
             }
             stays
         });
-        (dead, nobodys)
+        (dead, orphaned)
     }
 }

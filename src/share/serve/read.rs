@@ -18,7 +18,7 @@ use crate::wire::share::DenialCode;
 
 /// Why a chunk cannot be had from its file.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SourceError {
+pub(super) enum ReadError {
     /// There is no such file any more.
     #[error("{0} is not in the shared folder any more")]
     Gone(String),
@@ -30,7 +30,7 @@ pub(super) enum SourceError {
     Changed(String),
     /// It looks as it did when it was hashed, and holds something else.
     #[error("{0} does not hold what was hashed")]
-    Rotten(String),
+    Corrupted(String),
     /// The system does not let it be read.
     #[error("{file} cannot be read: {source}")]
     Unreadable {
@@ -41,20 +41,20 @@ pub(super) enum SourceError {
     },
 }
 
-impl SourceError {
+impl ReadError {
     pub(super) fn code(&self) -> DenialCode {
         match self {
-            SourceError::Gone(_) => DenialCode::NotFound,
-            SourceError::NotAFile(_) | SourceError::Changed(_) | SourceError::Rotten(_) => {
+            ReadError::Gone(_) => DenialCode::NotFound,
+            ReadError::NotAFile(_) | ReadError::Changed(_) | ReadError::Corrupted(_) => {
                 DenialCode::Changed
             }
-            SourceError::Unreadable { .. } => DenialCode::Unreadable,
+            ReadError::Unreadable { .. } => DenialCode::Unreadable,
         }
     }
 }
 
 /// Opens the file of an offer.
-fn open(offer: &Offer) -> Result<File, SourceError> {
+fn open(offer: &Offer) -> Result<File, ReadError> {
     let name = || offer.file.clone();
     let folder_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // NONBLOCK: a FIFO opens at once instead of waiting for a writer; it means nothing for files.
@@ -62,31 +62,29 @@ fn open(offer: &Offer) -> Result<File, SourceError> {
         OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     // A catalogue gives names, not paths; joining one to a folder must not leave it whatever it holds.
     if offer.file.contains('/') || matches!(&*offer.file, "" | "." | "..") {
-        return Err(SourceError::NotAFile(name()));
+        return Err(ReadError::NotAFile(name()));
     }
     let opened = rustix::fs::open(&**offer.folder, folder_flags, Mode::empty())
         .and_then(|folder| rustix::fs::openat(&folder, &*offer.file, flags, Mode::empty()));
     match opened {
         Ok(file) => Ok(File::from(file)),
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Err(SourceError::Gone(name())),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Err(ReadError::Gone(name())),
         // A link, and a socket or a device without a driver.
-        Err(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO) => {
-            Err(SourceError::NotAFile(name()))
-        }
-        Err(error) => Err(SourceError::Unreadable { file: name(), source: error.into() }),
+        Err(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO) => Err(ReadError::NotAFile(name())),
+        Err(error) => Err(ReadError::Unreadable { file: name(), source: error.into() }),
     }
 }
 
 /// Whether the file is a regular one and looks as it should.
-fn check(file: &File, offer: &Offer) -> Result<(), SourceError> {
+fn check(file: &File, offer: &Offer) -> Result<(), ReadError> {
     let name = || offer.file.clone();
     let metadata =
-        file.metadata().map_err(|source| SourceError::Unreadable { file: name(), source })?;
+        file.metadata().map_err(|source| ReadError::Unreadable { file: name(), source })?;
     if !metadata.is_file() {
-        return Err(SourceError::NotAFile(name()));
+        return Err(ReadError::NotAFile(name()));
     }
     match offer.stamp {
-        Some(stamp) if stamp != FileStamp::of(&metadata) => Err(SourceError::Changed(name())),
+        Some(stamp) if stamp != FileStamp::of(&metadata) => Err(ReadError::Changed(name())),
         _ => Ok(()),
     }
 }
@@ -99,7 +97,7 @@ pub(super) fn read(
     is_checked: bool,
     buffer: &mut Buffer,
     whole: &mut Vec<u8>,
-) -> Result<(), SourceError> {
+) -> Result<(), ReadError> {
     let fill = |file: &File, bytes: &mut [u8], at: u64| file.read_exact_at(bytes, at);
     read_by(fill, offer, index, offset, is_checked, buffer, whole)
 }
@@ -116,7 +114,7 @@ fn read_by(
     is_checked: bool,
     buffer: &mut Buffer,
     whole: &mut Vec<u8>,
-) -> Result<(), SourceError> {
+) -> Result<(), ReadError> {
     let name = || offer.file.clone();
     let by_name;
     let file: &File = match &offer.opened {
@@ -139,16 +137,16 @@ fn read_by(
     match fill(file, read, chunk_offset(index) + begin as u64) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            return Err(SourceError::Changed(name()));
+            return Err(ReadError::Changed(name()));
         }
-        Err(source) => return Err(SourceError::Unreadable { file: name(), source }),
+        Err(source) => return Err(ReadError::Unreadable { file: name(), source }),
     }
     // What was written while it was read shows now, or in the receiver's check of the chunk.
     check(file, offer)?;
     if is_compared && !offer.manifest.matches(index, read) {
         return Err(match offer.stamp {
-            None => SourceError::Changed(name()),
-            Some(_) => SourceError::Rotten(name()),
+            None => ReadError::Changed(name()),
+            Some(_) => ReadError::Corrupted(name()),
         });
     }
     if is_compared && is_slice {
@@ -183,7 +181,7 @@ mod tests {
         }
     }
 
-    fn read(offer: &Offer, index: u64) -> Result<Vec<u8>, SourceError> {
+    fn read(offer: &Offer, index: u64) -> Result<Vec<u8>, ReadError> {
         let length = chunk_len(index, offer.manifest.size());
         read_part(offer, index, 0..length, false)
     }
@@ -193,7 +191,7 @@ mod tests {
         index: u64,
         part: std::ops::Range<usize>,
         is_checked: bool,
-    ) -> Result<Vec<u8>, SourceError> {
+    ) -> Result<Vec<u8>, ReadError> {
         let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(part.len()).unwrap();
         super::read(offer, index, part.start, is_checked, &mut buffer, &mut Vec::new())
             .map(|()| buffer.as_ref().to_vec())
@@ -291,7 +289,7 @@ mod tests {
             file.read_exact_at(bytes, at)
         };
         let outcome = read_by(writes, &offer, 0, 0, false, &mut buffer, &mut Vec::new());
-        assert!(matches!(outcome, Err(SourceError::Changed(_))), "{outcome:?}");
+        assert!(matches!(outcome, Err(ReadError::Changed(_))), "{outcome:?}");
     }
 
     /// What a disk makes of a file, as far as anybody can tell from outside.
@@ -320,7 +318,7 @@ mod tests {
         assert_eq!(read(&offer, 0).unwrap(), b"befoul", "not checked");
         for part in [0..6, 2..4] {
             let checked = read_part(&offer, 0, part, true);
-            assert!(matches!(checked, Err(SourceError::Rotten(_))), "{checked:?}");
+            assert!(matches!(checked, Err(ReadError::Corrupted(_))), "{checked:?}");
         }
     }
 }

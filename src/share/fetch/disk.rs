@@ -10,7 +10,7 @@ use crate::share::content::Manifest;
 use crate::share::swarm::SourceId;
 
 /// Something to do.
-pub(super) enum Job {
+pub(super) enum DiskJob {
     /// Check a chunk that has arrived and, if it is good, write it.
     Store { source: SourceId, index: u64, buffer: Buffer, manifest: Arc<Manifest>, part: Arc<Part> },
     /// Check `count` chunks that an earlier download has left, from `first` on, using `buffer`.
@@ -23,7 +23,7 @@ pub(super) enum Job {
 
 /// What came of it. A buffer comes back in here, and is free when the completion has been collected: it is what
 /// bounds the jobs outstanding, so it must not be free any sooner than a job's place in the pool is.
-pub(super) enum Done {
+pub(super) enum DiskDone {
     /// A chunk was good and is stored, or was not good, or could not be stored.
     Stored { source: SourceId, index: u64, buffer: Buffer, outcome: io::Result<bool> },
     /// Of `count` chunks from `first` on these are good.
@@ -35,17 +35,17 @@ pub(super) enum Done {
 }
 
 /// Does it.
-pub(super) fn work(job: Job) -> Done {
+pub(super) fn work(job: DiskJob) -> DiskDone {
     match job {
-        Job::Store { source, index, buffer, manifest, part } => {
+        DiskJob::Store { source, index, buffer, manifest, part } => {
             let outcome = if manifest.matches(index, buffer.as_ref()) {
                 part.write_chunk(index, &buffer).map(|()| true)
             } else {
                 Ok(false)
             };
-            Done::Stored { source, index, buffer, outcome }
+            DiskDone::Stored { source, index, buffer, outcome }
         }
-        Job::Check { first, count, mut buffer, manifest, part } => {
+        DiskJob::Check { first, count, mut buffer, manifest, part } => {
             let good = (first..first + count).filter(|index| {
                 match part.read_chunk(*index, &mut buffer) {
                     Ok(()) => manifest.matches(*index, buffer.as_ref()),
@@ -57,10 +57,10 @@ pub(super) fn work(job: Job) -> Done {
                 }
             });
             let good = good.collect();
-            Done::Checked { first, count, buffer, good }
+            DiskDone::Checked { first, count, buffer, good }
         }
-        Job::Allocate { part } => Done::Allocated(part.allocate()),
-        Job::Finish { part } => Done::Finished(part.finish()),
+        DiskJob::Allocate { part } => DiskDone::Allocated(part.allocate()),
+        DiskJob::Finish { part } => DiskDone::Finished(part.finish()),
     }
 }
 
@@ -92,12 +92,12 @@ mod tests {
             let mut buffer = buffers.take(CHUNK_BYTES).unwrap();
             buffer.as_mut().fill(7);
             let (manifest, part) = (Arc::clone(&manifest), Arc::clone(&part));
-            let job = Job::Store { source: SourceId(0), index, buffer, manifest, part };
+            let job = DiskJob::Store { source: SourceId(0), index, buffer, manifest, part };
             assert!(workers.submit(job).is_ok(), "chunk {index} has a buffer and no place");
             // It is done, and not collected yet.
             wakes.recv().unwrap();
             assert!(buffers.take(CHUNK_BYTES).is_none());
-            let Some(Done::Stored { outcome: Ok(true), .. }) = workers.collect() else {
+            let Some(DiskDone::Stored { outcome: Ok(true), .. }) = workers.collect() else {
                 panic!("chunk {index} was not stored");
             };
         }
