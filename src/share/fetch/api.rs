@@ -1,4 +1,4 @@
-//! What a download is asked for, and what it tells.
+//! The parameters, results, errors and progress of a download.
 
 use std::fmt;
 use std::io;
@@ -13,42 +13,40 @@ use crate::share::offer::{FileStamp, PartialsSlot};
 use crate::text::counted;
 use crate::wire::share::Source;
 
-/// What to fetch, from whom, to where.
+/// The parameters of a download.
 #[derive(Clone, Debug)]
 pub struct FetchOptions {
-    /// What.
     pub content: ContentId,
-    /// Its length in bytes.
     pub size: u64,
-    /// The file's name to be.
+    /// The name that the file will have.
     pub name: FileName,
-    /// The folder it is to be in, which exists.
+    /// The existing folder in which the file is stored.
     pub to: PathBuf,
-    /// Who has it. Those that offer another content or size under this name are passed over. More
-    /// may follow ([`FetchHandle::add_source`](super::FetchHandle::add_source)).
+    /// The sources known at the start. Those of another content or size are ignored. More can be
+    /// added ([`FetchHandle::add_source`](super::FetchHandle::add_source)).
     pub sources: Vec<Source>,
-    /// The most bytes to receive a second, on the average; no limit when absent.
+    /// Upper bound of the average receiving rate in bytes a second; `None` for no limit.
     pub limit_bytes_per_s: Option<u64>,
-    /// Where to offer what has arrived to others, while the rest is still on its way and after.
+    /// Where verified chunks are offered to others during the download, and the file after it.
     pub partials: Option<PartialsSlot>,
-    /// TCP congestion control by the system's name for it (`reno`, `cubic`, `bbr`); the system's own
-    /// choice when absent. It matters at the side that sends, so little here.
+    /// TCP congestion control algorithm by the system's name (`reno`, `cubic`, `bbr`); `None` for
+    /// the system's default. It acts on the sending side, so it matters little here.
     pub congestion: Option<String>,
-    /// Whether somebody looks for further sources all the while. Else a download whose sources are all gone for good
-    /// ends at once, whatever its patience.
+    /// Whether someone adds further sources during the download. If not, a download whose sources
+    /// are all banned ends at once, whatever its patience.
     pub more_may_come: bool,
-    /// With no source reachable, or none that has what is missing, for this long the download gives
-    /// up. What has arrived is kept.
+    /// How long the download continues without progress before it fails. The partial file is kept.
     pub patience: Duration,
-    /// It ends when every source has answered that it has the content no more, and whoever looks for further ones has
-    /// found none: at once, or after so long if some of it has come. When absent they are waited for like any that give
-    /// nothing.
+    /// How long the download waits after every source has answered that it does not have the
+    /// content any more, and a search has found no other. Applies only if some chunks have been
+    /// fetched; with none the download fails at once. `None`: such sources are waited for like
+    /// silent ones.
     pub gone_after: Option<Duration>,
-    /// Where the random choices start from.
+    /// Seed of all random choices.
     pub seed: u64,
 }
 
-/// Whether something of what has arrived is kept, as the end of a sentence.
+/// Whether the partial file is kept, shown as the end of an error's sentence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kept(pub bool);
 
@@ -58,116 +56,94 @@ impl fmt::Display for Kept {
     }
 }
 
-/// Why a download ended without its file.
+/// Why a download has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// Another file has the name.
+    /// A different file has the name.
     #[error("{} exists and is not the file to fetch; move it away, or fetch to another folder", .0.display())]
     Exists(PathBuf),
-    /// Another download is at it.
+    /// Another process is downloading the file.
     #[error("{} is being fetched by another process; wait for it, or stop it first", .0.display())]
     UnderWay(PathBuf),
-    /// What is kept under the partial file's name is not a part of this.
+    /// The file that has the partial file's name is not a part of this content.
     #[error("{} is not a part of this file; move it away, or fetch to another folder", .0.display())]
     ForeignPart(PathBuf),
-    /// The partial file has been removed, or replaced by another, while it was written to.
+    /// The partial file was removed or replaced during the download.
     #[error("{} was removed while the file arrived; fetch the file again", .0.display())]
     PartGone(PathBuf),
-    /// Another program goes on changing the partial file, or has it open for writing.
+    /// Another program keeps changing the partial file, or has it open for writing.
     #[error(
         "{} is being changed by another program, or is open for writing in one; stop that program and fetch the file \
          again, what has arrived is kept", .0.display()
     )]
     Touched(PathBuf),
-    /// The folder cannot take a file.
+    /// The folder cannot be written to.
     #[error("cannot write to {}: {source}; fetch to another folder", .path.display())]
     Folder {
-        /// What was to be written.
+        /// The path that could not be written.
         path: PathBuf,
-        /// What the system said.
         source: io::Error,
     },
-    /// The disk is too full, or became so.
+    /// The disk is full.
     #[error(
         "no room for {}: {} to be written and {free} free; make room and fetch the file again{kept}",
         .path.display(), counted(*.needed, "byte is", "bytes are")
     )]
     NoRoom {
-        /// The partial file.
         path: PathBuf,
-        /// Bytes still to come.
+        /// Bytes still to be written.
         needed: u64,
-        /// Bytes the file system says it has.
+        /// Free bytes, as the file system reports them.
         free: u64,
-        /// Whether a part of it is kept.
         kept: Kept,
     },
-    /// The file system, or a limit of this process, allows no file of this length.
+    /// The file system or a limit of this process does not allow a file of this size.
     #[error(
         "{} may not grow to the {size} bytes it needs: the file system or `ulimit -f` allows no larger \
          file; lift the limit or fetch to another folder{kept}", .path.display()
     )]
     NotSoLarge {
-        /// The partial file.
         path: PathBuf,
-        /// The whole file's length in bytes.
+        /// The file's final length in bytes.
         size: u64,
-        /// Whether a part of it is kept.
         kept: Kept,
     },
-    /// The disk failed.
+    /// The disk reported an error.
     #[error("{} failed: {source}{kept}", .path.display())]
-    Disk {
-        /// The partial file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-        /// Whether a part of it is kept.
-        kept: Kept,
-    },
-    /// Nobody is left to fetch from.
+    Disk { path: PathBuf, source: io::Error, kept: Kept },
+    /// No source has sent anything for as long as the patience lasts, or all are banned.
     #[error("no peer gives {name} any more ({last}); try again later{kept}")]
     NoSource {
-        /// The file.
         name: FileName,
-        /// What became of the source lost last.
+        /// Why the last source was lost.
         last: String,
-        /// Whether a part of it is kept.
         kept: Kept,
     },
-    /// Every source has answered that it has the content no more.
+    /// Every source has answered that it does not have the content any more.
     #[error("no peer has {name} any more{kept}")]
     Gone {
         /// The name by which the file was asked for.
         name: FileName,
-        /// Whether a part of it is kept.
         kept: Kept,
     },
-    /// A shared file is not that large.
+    /// The size is larger than a shared file may be.
     #[error("{name} has {size} bytes, more than a shared file may have")]
-    TooLarge {
-        /// The file.
-        name: FileName,
-        /// Its length in bytes.
-        size: u64,
-    },
-    /// This process could not go on.
+    TooLarge { name: FileName, size: u64 },
+    /// This process cannot continue, for example because it gets no thread.
     #[error("cannot fetch {name}: {reason}{kept}")]
     Internal {
-        /// The file.
         name: FileName,
-        /// What failed.
+        /// The cause as a clause without a final stop.
         reason: String,
-        /// Whether a part of it is kept.
         kept: Kept,
     },
-    /// It was stopped from outside.
+    /// The owner has called [`FetchHandle::cancel`](super::FetchHandle::cancel).
     #[error("stopped{0}")]
     Cancelled(Kept),
 }
 
 impl FetchError {
-    /// The same error, saying whether anything is kept of what has arrived.
+    /// The same error with its `kept` set.
     pub(super) fn keeping(mut self, is_kept: bool) -> FetchError {
         match &mut self {
             FetchError::NoRoom { kept, .. }
@@ -183,69 +159,64 @@ impl FetchError {
     }
 }
 
-/// A download that has its file.
+/// The result of a successful download.
 #[derive(Clone, Debug)]
 pub struct FetchOutcome {
-    /// The file.
+    /// The path of the file.
     pub path: PathBuf,
-    /// What is in it, chunk by chunk: it need not be hashed again …
+    /// The file's chunk hashes. It need not be hashed again as long as it has `stamp`.
     pub manifest: Arc<Manifest>,
-    /// … as long as it looks like this.
+    /// What the file looked like when it was published.
     pub stamp: FileStamp,
-    /// Bytes of good chunks that came over the network; of one that came from two sources once.
+    /// Bytes of good chunks received, each chunk counted once.
     pub fetched_bytes: u64,
-    /// Bytes of whole chunks that came over the network, those that came twice or wrong included.
-    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "benches read it"))]
+    /// Bytes of all whole chunks received, including those received twice or wrong.
     pub received_bytes: u64,
-    /// Bytes that an earlier download had left and that were good.
+    /// Bytes of good chunks that an earlier download had left.
     pub kept_bytes: u64,
-    /// The file had been there, whole, before.
+    /// Whether the whole file existed before the download.
     pub already_there: bool,
 }
 
-/// What a download does.
+/// The phase of a download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FetchPhase {
-    /// Looks at what is there and makes room.
+    /// Looks for an existing file and prepares the partial file.
     Preparing,
-    /// Asks for the chunk hashes.
+    /// Fetches the chunk hashes.
     Asking,
-    /// Hashes what an earlier download has left.
+    /// Verifies the chunks in the partial file.
     Checking,
-    /// Fetches chunks.
     Fetching,
-    /// Makes the file durable and gives it its name.
+    /// Makes the file durable and renames it.
     Finishing,
-    /// Is over.
+    /// The download has ended.
     Ended,
 }
 
-/// How far a download is.
+/// The progress of a download.
 #[derive(Clone, Debug)]
 pub struct FetchProgress {
-    /// What it does.
     pub phase: FetchPhase,
-    /// The length of the whole in bytes.
+    /// The file's length in bytes.
     pub size: u64,
-    /// Bytes verified and stored; while checking, bytes looked at.
+    /// Bytes verified and stored; during `Checking`, bytes checked.
     pub done_bytes: u64,
-    /// Bytes of those that an earlier download had left.
+    /// Bytes of good chunks that an earlier download had left.
     pub kept_bytes: u64,
     /// Bytes of good chunks received by this download.
     #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "tests read it"))]
     pub fetched_bytes: u64,
-    /// Bytes a second of late.
+    /// Average receiving rate in bytes a second.
     pub rate_bytes_per_s: f64,
-    /// The longest time that the event loop was away from its sockets.
-    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "benches read it"))]
+    /// The longest time that the event loop has been away from its sockets.
     pub longest_stall: Duration,
-    /// Who is or was asked, in order of their addition.
+    /// All sources that have been dialled, in the order in which they were added.
     pub sources: Vec<SourceProgress>,
 }
 
 impl FetchProgress {
-    /// Whether nobody gives any more: the download waits for one of its sources, or a new one, as long as its patience
-    /// lasts.
+    /// Whether every source is lost, so that the download waits for one to return or to be added.
     pub fn waits_for_a_source(&self) -> bool {
         let is_lost = |source: &SourceProgress| matches!(source.state, SourceState::Lost(_));
         matches!(self.phase, FetchPhase::Asking | FetchPhase::Fetching)
@@ -253,7 +224,7 @@ impl FetchProgress {
             && self.sources.iter().all(is_lost)
     }
 
-    /// Whether everybody who is there says that others are being served first, and to come again.
+    /// Whether every connected source answers BUSY because it serves others first.
     pub fn is_put_off(&self) -> bool {
         let mut there =
             self.sources.iter().filter(|one| !matches!(one.state, SourceState::Lost(_))).peekable();
@@ -263,32 +234,29 @@ impl FetchProgress {
     }
 }
 
-/// One source of a download.
+/// The progress of one source.
 #[derive(Clone, Debug)]
 pub struct SourceProgress {
-    /// Who.
     pub peer: PeerId,
-    /// Where.
     pub address: SocketAddr,
-    /// How it is doing.
     pub state: SourceState,
-    /// Bytes of good chunks it has given.
+    /// Bytes of good chunks that it has sent.
     pub given_bytes: u64,
-    /// Bytes a second of late.
+    /// Average rate in bytes a second.
     pub rate_bytes_per_s: f64,
 }
 
-/// How a source is doing.
+/// The state of a source as it is shown to a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceState {
-    /// Being dialled or greeted.
+    /// Being dialled, or connected and not greeted yet.
     Connecting,
-    /// There, and nothing is asked of it now.
+    /// Connected, with no request outstanding.
     Idle,
-    /// Says that others are being served first. It is asked again and again.
+    /// It answers BUSY, and is asked again after a while.
     Busy,
-    /// Gives.
+    /// It has requests outstanding.
     Active,
-    /// Left, for now or for good, and why.
+    /// Not connected, now or for good, with the reason.
     Lost(String),
 }

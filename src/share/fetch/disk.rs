@@ -1,4 +1,7 @@
-//! What a download's worker threads do: check chunks, write them, finish the file.
+//! The work of a download's worker threads: verify chunks, write them, finish the file.
+//!
+//! Rule: a job that needs a buffer owns it, and its completion gives it back. So the number of
+//! buffers bounds the number of jobs outstanding.
 
 use std::io;
 use std::sync::Arc;
@@ -9,32 +12,45 @@ use crate::net::Buffer;
 use crate::share::content::Manifest;
 use crate::share::swarm::SourceId;
 
-/// Something to do.
+/// Consecutive chunks that one job checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CheckRange {
+    pub first: u64,
+    pub count: u64,
+}
+
+impl CheckRange {
+    pub(super) fn chunks(self) -> std::ops::Range<u64> {
+        self.first..self.first + self.count
+    }
+}
+
+/// A job for a worker thread.
 pub(super) enum DiskJob {
-    /// Check a chunk that has arrived and, if it is good, write it.
+    /// Verify a received chunk and, if it is good, write it.
     Store { source: SourceId, index: u64, buffer: Buffer, manifest: Arc<Manifest>, part: Arc<Part> },
-    /// Check `count` chunks that an earlier download has left, from `first` on, using `buffer`.
-    Check { first: u64, count: u64, buffer: Buffer, manifest: Arc<Manifest>, part: Arc<Part> },
-    /// Have the disk set aside what the file takes.
+    /// Verify these chunks of the partial file, reading them into `buffer`.
+    Check { range: CheckRange, buffer: Buffer, manifest: Arc<Manifest>, part: Arc<Part> },
+    /// Reserve disk space for the whole file.
     Allocate { part: Arc<Part> },
-    /// Make the file durable and give it its name.
+    /// Make the file durable and rename it.
     Finish { part: Arc<Part> },
 }
 
-/// What came of it. A buffer comes back in here, and is free when the completion has been collected: it is what
-/// bounds the jobs outstanding, so it must not be free any sooner than a job's place in the pool is.
+/// The completion of a job. Its buffer becomes free only when the loop has collected the
+/// completion, together with the job's place in the pool. If it were free sooner, a loop that
+/// collects late could receive a chunk for which the pool has no place.
 pub(super) enum DiskDone {
-    /// A chunk was good and is stored, or was not good, or could not be stored.
+    /// `Ok(true)`: the chunk was good and is written. `Ok(false)`: it was wrong.
     Stored { source: SourceId, index: u64, buffer: Buffer, outcome: io::Result<bool> },
-    /// Of `count` chunks from `first` on these are good.
-    Checked { first: u64, count: u64, buffer: Buffer, good: Vec<u64> },
-    /// It has, or cannot.
+    /// The good ones of these chunks.
+    Checked { range: CheckRange, buffer: Buffer, good: Vec<u64> },
+    /// Result of allocating the file; `Ok(false)` if the file system does not support it.
     Allocated(io::Result<bool>),
-    /// The file is there, or has to be checked again.
+    /// The file is published, or has to be checked again first.
     Finished(Result<Finish, FetchError>),
 }
 
-/// Does it.
 pub(super) fn work(job: DiskJob) -> DiskDone {
     match job {
         DiskJob::Store { source, index, buffer, manifest, part } => {
@@ -45,11 +61,11 @@ pub(super) fn work(job: DiskJob) -> DiskDone {
             };
             DiskDone::Stored { source, index, buffer, outcome }
         }
-        DiskJob::Check { first, count, mut buffer, manifest, part } => {
-            let good = (first..first + count).filter(|index| {
+        DiskJob::Check { range, mut buffer, manifest, part } => {
+            let good = range.chunks().filter(|index| {
                 match part.read_chunk(*index, &mut buffer) {
                     Ok(()) => manifest.matches(*index, buffer.as_ref()),
-                    // It is fetched again; if the disk is to blame, writing it will tell.
+                    // The chunk is fetched again. If the disk is broken, writing it will fail.
                     Err(error) => {
                         log::warn!("a kept chunk cannot be read: {error}");
                         false
@@ -57,7 +73,7 @@ pub(super) fn work(job: DiskJob) -> DiskDone {
                 }
             });
             let good = good.collect();
-            DiskDone::Checked { first, count, buffer, good }
+            DiskDone::Checked { range, buffer, good }
         }
         DiskJob::Allocate { part } => DiskDone::Allocated(part.allocate()),
         DiskJob::Finish { part } => DiskDone::Finished(part.finish()),
@@ -72,8 +88,8 @@ mod tests {
     use crate::net::BufferPool;
     use crate::workers::pool::Pool;
 
-    /// A worker gave the buffer back before the loop had collected the completion, so that a loop that
-    /// collected late received another chunk and found no place for its job: 2 of 40 downloads failed.
+    /// A worker once gave its buffer back before the loop had collected the completion. The loop
+    /// then received another chunk and found no place for its job: 2 of 40 downloads failed.
     #[test]
     fn a_loop_that_collects_late_never_has_more_chunks_than_places_for_them() {
         let folder = tempfile::tempdir().unwrap();
@@ -83,7 +99,7 @@ mod tests {
         let name = FileName::new("film.mkv").unwrap();
         let part = Part::open(folder.path(), &name, content, size).unwrap().unwrap();
         let part = Arc::new(part);
-        // As small as they may be: one buffer, and so one place.
+        // The smallest size possible: one buffer, and so one place.
         let buffers = BufferPool::new(CHUNK_BYTES, 1);
         let (woken, wakes) = std::sync::mpsc::channel();
         let wake = move || woken.send(()).unwrap();
@@ -94,7 +110,7 @@ mod tests {
             let (manifest, part) = (Arc::clone(&manifest), Arc::clone(&part));
             let job = DiskJob::Store { source: SourceId(0), index, buffer, manifest, part };
             assert!(workers.submit(job).is_ok(), "chunk {index} has a buffer and no place");
-            // It is done, and not collected yet.
+            // The job is done, and its completion is not collected yet.
             wakes.recv().unwrap();
             assert!(buffers.take(CHUNK_BYTES).is_none());
             let Some(DiskDone::Stored { outcome: Ok(true), .. }) = workers.collect() else {

@@ -1,4 +1,6 @@
-//! Asking one peer what it has under a name.
+//! Asks one peer, over a blocking connection, for the file it offers under a name.
+//!
+//! Used where a person names a peer directly. Everywhere else files are found through the registry.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,37 +15,30 @@ use crate::wire::frame::Deframer;
 use crate::wire::message::Message;
 use crate::wire::share::{DenialCode, PeerReply, PeerRequest};
 
-/// Why it is not known what a peer has.
+/// Why a peer has not named a file.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
-    /// It cannot be reached, or does not answer in time.
+    /// It could not be reached, or did not answer in time.
     #[error("peer {address} does not answer: {source}")]
-    Unreachable {
-        /// Who.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// It says no.
+    Unreachable { address: SocketAddr, source: io::Error },
+    /// It answered with a refusal.
     #[error("peer {address} refuses: {}", sentence(reason))]
     Refused {
-        /// Who.
         address: SocketAddr,
-        /// Why; none when it is the greeting that it refuses.
+        /// The code of the refusal; `None` if HELLO was refused.
         code: Option<DenialCode>,
-        /// Its own words.
+        /// The peer's sentence, not escaped.
         reason: String,
     },
-    /// It is no peer.
+    /// What answers does not speak the protocol of a peer.
     #[error("{0} does not answer like a peer; check the address")]
     Protocol(SocketAddr),
 }
 
-/// Asks the peer at `address` who it is and what it has under `name`, and waits for the answer.
+/// Asks the peer at `address` for its id and for the file that it offers under `name`.
 ///
 /// # Errors
-///
-/// It cannot be reached within `timeout`, does not have it, or does not say.
+/// The peer does not answer within `timeout`, refuses, or does not have the file.
 pub fn find(
     address: SocketAddr,
     name: &FileName,

@@ -1,11 +1,16 @@
-//! Getting the chunk hashes of a content from its sources, and knowing that they are right. Pure: time comes from outside.
+//! Fetches the list of chunk hashes of a content from its sources and verifies it.
 //!
-//! A list comes from one source, so that it is known who lies if it is wrong. It comes in pages, and every page is as long
-//! as it may be, so that nobody can dribble hashes. Who does not answer at once costs a moment: another source is
-//! asked beside it, and more of them, the faster the less comes, and the first whole list that is right counts. When all
-//! of these go on and none is done, the slowest makes room for one that was not asked: at first soon, and when all have
-//! had that time, after twice as long, and so on. Whoever gives bytes is not late, however long a
-//! page takes; and an answer counts for the page that it was asked for, never for another.
+//! A list comes from one source, so that it is known who lied if it is wrong. It comes in pages of
+//! a fixed length, so that a source cannot send hashes one by one. If the first source does not
+//! answer at once, others are asked at the same time, at intervals that shrink if none is about to
+//! finish. The first complete list that is right counts. When the maximum number of lists is under
+//! way and none is done, the slowest is replaced by a source that has not been asked: soon at
+//! first, and after twice as long each time that all sources have had their turn.
+//!
+//! Rule: a source that sends bytes is not late, however long a page takes; and an answer counts
+//! only for the page it was requested for.
+//!
+//! The module is pure: time comes from outside.
 
 use std::time::Duration;
 
@@ -14,20 +19,20 @@ use crate::model::{ChunkHash, ContentId};
 use crate::share::content::{Manifest, chunk_count};
 use crate::share::swarm::SourceId;
 
-/// The lists of chunk hashes of one content that are being put together.
+/// The incomplete lists of chunk hashes of one content.
 #[derive(Debug)]
 pub(super) struct HashLists {
     content: ContentId,
     size: u64,
     lists_max: usize,
     lists: Vec<HashList>,
-    /// When the last of them was begun, or was due to be.
+    /// When the last list was started, or was due to be started.
     begun: Duration,
-    /// How many have made room for others.
+    /// The number of lists that have been replaced.
     replacements: u32,
-    /// The source after the one asked last, so that all have their turn.
+    /// The id after the source asked last, so that all sources have their turn.
     next: usize,
-    /// The source whose list has made room for another one.
+    /// The source whose list was replaced by the last call of [`HashLists::next`].
     replaced: Option<SourceId>,
 }
 
@@ -35,10 +40,10 @@ pub(super) struct HashLists {
 struct HashList {
     source: SourceId,
     begun: Duration,
-    /// When it was last looked at whether bytes come, or a page was asked for, and how many have come since.
+    /// Start of the interval over which `new_bytes` are counted.
     looked: Duration,
     new_bytes: u64,
-    /// Bytes of the page that is awaited.
+    /// Bytes received of the outstanding page.
     page_bytes: u64,
     hashes: Vec<ChunkHash>,
 }
@@ -48,23 +53,23 @@ impl HashList {
         now.saturating_sub(self.begun)
     }
 
-    /// Bytes a second that have come of it so far.
+    /// The average rate since it was started, in bytes a second.
     fn pace(&self, now: Duration) -> f64 {
         let bytes = (self.hashes.len() * size_of::<ChunkHash>()) as u64 + self.page_bytes;
         bytes as f64 / self.age(now).as_secs_f64().max(0.001)
     }
 }
 
-/// What came of some hashes.
+/// The result of taking a page.
 #[derive(Debug)]
 pub(super) enum PageOutcome {
-    /// Ask the source for those from here on.
+    /// Request the next page, which begins with this chunk.
     More(u64),
-    /// That was all of them, and they are right.
+    /// The list is complete and right.
     Whole(Manifest),
-    /// The source lies: leave it.
+    /// The page or the list is wrong: the source has to be banned.
     Wrong,
-    /// Nobody waits for them any more.
+    /// The page is not the outstanding one of a list.
     Late,
 }
 
@@ -85,8 +90,8 @@ impl HashLists {
         }
     }
 
-    /// The manifest, where it needs no list: of nothing, and of one chunk. `None` for a content of no
-    /// bytes that claims another hash than nothing has.
+    /// The manifest of a content that needs no list, because it has at most one chunk. `None` for
+    /// larger contents, and for an empty one whose id is not the hash of nothing.
     pub(super) fn without_asking(content: ContentId, size: u64) -> Option<Manifest> {
         let chunks = match chunk_count(size) {
             0 => Vec::new(),
@@ -96,7 +101,7 @@ impl HashLists {
         Manifest::verified(content, size, chunks).ok()
     }
 
-    /// So many bytes have come from a source.
+    /// Records bytes received from a source.
     pub(super) fn received(&mut self, source: SourceId, bytes: u64) {
         if let Some(list) = self.lists.iter_mut().find(|list| list.source == source) {
             list.new_bytes += bytes;
@@ -104,7 +109,8 @@ impl HashLists {
         }
     }
 
-    /// Sources that give next to nothing of a page. They are awaited until they are left ([`HashLists::lost`]).
+    /// Sources that send a page too slowly. Their lists go on until they are lost
+    /// ([`HashLists::lost`]).
     pub(super) fn late(&mut self, now: Duration) -> Vec<SourceId> {
         let mut late = Vec::new();
         for list in &mut self.lists {
@@ -120,13 +126,14 @@ impl HashLists {
         late
     }
 
-    /// The source whose list the last call of [`HashLists::next`] has replaced.
+    /// Takes the source whose list the last call of [`HashLists::next`] has replaced.
     pub(super) fn take_replaced(&mut self) -> Option<SourceId> {
         self.replaced.take()
     }
 
-    /// Whom to ask for the first page now, if anybody, among these, in rising order, of so many that are known. To be
-    /// called until there is none.
+    /// The source to request the first page from now, if any is due. `ready` are the connected
+    /// sources in rising order, `known` is the number of all sources. To be called until it returns
+    /// `None`.
     pub(super) fn next(
         &mut self,
         ready: &[SourceId],
@@ -157,14 +164,14 @@ impl HashLists {
             page_bytes: 0,
             hashes: Vec::new(),
         });
-        // Several are due when this was not asked for a while, but none for the time before.
+        // After a pause several may be due at once, but no more than within one tick.
         let oldest = now.saturating_sub(limits::SHARE_TICK);
         self.begun = if is_first { now } else { due.clamp(oldest, now) };
         self.next = source.0 + 1;
         Some(source)
     }
 
-    /// Whether some list's page will be whole soon, if it goes on as it did.
+    /// Whether some list's page will be complete soon, at its present rate.
     fn is_any_done_soon(&self, now: Duration) -> bool {
         let chunks = chunk_count(self.size);
         self.lists.iter().any(|list| {
@@ -175,7 +182,7 @@ impl HashLists {
         })
     }
 
-    /// The slowest of the lists that have had their time. The fastest of all goes on in any case.
+    /// The slowest of the lists that have had their time. The fastest of all is never replaced.
     fn slowest(&self, known: usize, now: Duration) -> Option<usize> {
         let rounds = self.replacements.checked_div(known as u32).unwrap_or(0);
         let time = limits::HASHES_REPLACE_AFTER_MIN.saturating_mul(2_u32.saturating_pow(rounds));
@@ -184,18 +191,18 @@ impl HashLists {
         let fastest = (0..self.lists.len()).max_by(|a, b| pace(a).total_cmp(&pace(b)))?;
         (0..self.lists.len())
             .filter(|at| *at != fastest && self.lists[*at].age(now) >= time)
-            // Of equals the oldest, or some would stay.
+            // Of equally slow lists the oldest, so that each is replaced in turn.
             .min_by(|a, b| {
                 pace(a).total_cmp(&pace(b)).then(self.lists[*a].begun.cmp(&self.lists[*b].begun))
             })
     }
 
-    /// A source is gone.
+    /// The connection with a source is closed.
     pub(super) fn lost(&mut self, source: SourceId) {
         self.lists.retain(|list| list.source != source);
     }
 
-    /// Takes from a source the page that it was asked for with `first`.
+    /// Takes the page that was requested from a source with `first`.
     pub(super) fn take(
         &mut self,
         source: SourceId,
@@ -242,7 +249,7 @@ mod tests {
         ids.into_iter().map(SourceId).collect()
     }
 
-    /// A content of two pages and its hashes, without its bytes.
+    /// A manifest of two pages of hashes, without the content's bytes.
     fn two_pages() -> Manifest {
         let count = HASHES_PER_FRAME_MAX as u64 + 9;
         let hashes = (0..count).map(|i| ChunkHash(*blake3::hash(&i.to_le_bytes()).as_bytes()));
@@ -283,8 +290,8 @@ mod tests {
         }
     }
 
-    /// A hundred sources that greet and say nothing, or give a page just before they would be late, and one that is
-    /// honest: it was asked after up to 17 seconds.
+    /// A hundred sources that send nothing, or a page just before they would be late, and an honest
+    /// one. Once it took up to 17 seconds until that was asked.
     #[test]
     fn whoever_is_slow_with_hashes_does_not_hide_the_others() {
         let manifest = two_pages();
@@ -332,8 +339,8 @@ mod tests {
         ));
     }
 
-    /// A lone source that hesitated over its second page was asked for the first again; what came for the second was taken
-    /// for the first, and the source for a liar.
+    /// Once a lone source that hesitated over its second page was asked for the first again. Its
+    /// answer for the second was taken for the first, and the source was banned.
     #[test]
     fn a_lone_source_may_hesitate_and_be_slow() {
         let manifest = two_pages();
@@ -341,7 +348,7 @@ mod tests {
         let mut lists = HashLists::new(manifest.content(), manifest.size());
         let only = SourceId(0);
         assert_eq!(lists.next(&[only], 1, ms(0)), Some(only));
-        // Twenty seconds over a page, and never silent.
+        // It takes twenty seconds for a page and is never silent.
         let page_bytes = size_of_val(first) as u64;
         for at in 1..=200 {
             lists.received(only, page_bytes / 200);
@@ -349,11 +356,11 @@ mod tests {
             assert_eq!(lists.next(&[only], 1, ms(100 * at)), None);
         }
         assert!(matches!(lists.take(only, 0, first, ms(20_000)), PageOutcome::More(4096)));
-        // It is said to be late, and is not left, since there is no other.
+        // It is reported late, and is not dropped because it is the only source.
         assert_eq!(lists.late(ms(22_000)), [only]);
         assert_eq!(lists.late(ms(22_100)), []);
         assert_eq!(lists.next(&[only], 1, ms(22_100)), None, "it is asked already");
-        // Another one is asked beside it; an answer to an earlier question is nobody's fault.
+        // Another source is asked as well. An answer to an earlier request harms neither.
         let other = SourceId(1);
         assert_eq!(lists.next(&[only, other], 2, ms(22_200)), Some(other));
         assert!(matches!(lists.take(only, 0, first, ms(22_300)), PageOutcome::Late));

@@ -1,49 +1,49 @@
-//! A download's books of its connections: what was asked on each, and what is coming in.
+//! The state of the connection with each source of a download: outstanding requests and the chunk
+//! being received.
+//!
+//! Rule: every request has exactly one answer, but for a watch, which is answered again and again.
+//! An answer that no outstanding request asks for is a violation of the protocol.
 
 use std::collections::HashMap;
 
-use crate::net::ConnectionId;
 use crate::wire::share::Source;
 
-/// What a request was for.
+/// What a request asks for. An answer has to be of the same kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestKind {
-    /// Which chunks the source has. Answered again and again.
+    /// The chunks that the source has. It is answered again whenever there are new ones.
     Watch,
-    /// Chunk hashes, from this one on.
+    /// The chunk hashes from this chunk on.
     Hashes(u64),
-    /// A chunk.
+    /// The chunk with this number.
     Chunk(u64),
 }
 
 /// A chunk whose bytes come next on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IncomingChunk {
-    /// They wait for a buffer, and the connection is not read.
+    /// No buffer is free for it, so the connection is not read.
     Waiting(u64),
-    /// They are being received.
+    /// Its bytes are being received.
     Receiving(u64),
 }
 
-/// One source and the connection with it, if there is one.
+/// A source and its connection, if there is one.
 #[derive(Debug)]
 pub(super) struct SourceLink {
     pub(super) source: Source,
-    pub(super) connection: Option<ConnectionId>,
+    /// Whether the driver has a connection, or is opening one.
+    pub(super) is_connected: bool,
     pub(super) greeted: bool,
-    /// By request id. Of chunks there are as many as the swarm lets a source owe, and those called off
-    /// and not answered yet.
+    /// Outstanding requests by request id, including cancelled chunks, which are answered as well.
+    /// At most [`ANSWERS_OWED_MAX`](crate::limits::ANSWERS_OWED_MAX).
     pub(super) asked: HashMap<u64, RequestKind>,
     pub(super) incoming: Option<IncomingChunk>,
-    /// PINGs that were not answered yet.
+    /// The number of PINGs that have not been answered.
     pub(super) pings: u32,
-    /// Bytes of every kind received on this connection and accounted for …
-    pub(super) received_bytes: u64,
-    /// … and bytes of chunks.
-    pub(super) chunk_bytes: u64,
     /// Why the last connection ended.
     pub(super) lost: String,
-    /// Its last answer, on whichever connection, was that it has the content no more.
+    /// Whether its last answer, on any connection, was that it does not have the content any more.
     pub(super) is_gone: bool,
 }
 
@@ -51,31 +51,27 @@ impl SourceLink {
     pub(super) fn new(source: Source) -> SourceLink {
         SourceLink {
             source,
-            connection: None,
+            is_connected: false,
             greeted: false,
             asked: HashMap::new(),
             incoming: None,
             pings: 0,
-            received_bytes: 0,
-            chunk_bytes: 0,
             lost: String::new(),
             is_gone: false,
         }
     }
 
-    /// Begins anew with another connection, or none.
-    pub(super) fn reset(&mut self, connection: Option<ConnectionId>) {
-        self.connection = connection;
+    /// Starts over with another connection, or with none.
+    pub(super) fn reset(&mut self, is_connected: bool) {
+        self.is_connected = is_connected;
         self.greeted = false;
         self.asked = HashMap::new();
         self.incoming = None;
         self.pings = 0;
-        self.received_bytes = 0;
-        self.chunk_bytes = 0;
     }
 
-    /// The connection, once it can be used.
-    pub(super) fn ready(&self) -> Option<ConnectionId> {
-        self.connection.filter(|_| self.greeted)
+    /// Whether its next chunk waits for a buffer.
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(self.incoming, Some(IncomingChunk::Waiting(_)))
     }
 }

@@ -1,26 +1,33 @@
-//! Downloads: a content from everybody who has it, checked chunk by chunk, into a file.
+//! Downloads: fetches one content from all sources that have it, verifies it chunk by chunk, and
+//! stores it as a file.
 //!
-//! One thread owns the sockets and runs the [`swarm`](super::swarm), which decides who is asked for
-//! what (`driver`). Chunks are received straight into page-aligned buffers; two other threads
-//! check them and write them to the partial file (`part`, `store`). There are
-//! [`DOWNLOAD_CHUNKS_MAX`](crate::limits::DOWNLOAD_CHUNKS_MAX) buffers: when all are in use no source
-//! is read, so a slow disk slows the network and costs no memory.
+//! One thread owns the sockets (`driver`). It runs a pure state machine that decides everything
+//! (`download`), which uses the [`swarm`](super::swarm) to decide which source is asked for which
+//! chunk. Chunks are received straight into page-aligned buffers; worker threads verify them and
+//! write them to the partial file (`disk`, `part`). At most
+//! [`DOWNLOAD_CHUNKS_MAX`](crate::limits::DOWNLOAD_CHUNKS_MAX) chunks wait to be written. Beyond
+//! that no source is read, so that a slow disk slows the network down and costs no memory.
 //!
-//! The steps of a download: look whether the file is there already; lock, identify and allocate the
-//! partial file; get the chunk hashes from any source and check them against the content's name;
-//! check what an earlier download has left; fetch what is missing; make it durable and rename it.
-//! Whenever it ends before, the partial file stays for the next one.
+//! A download checks whether the file exists already; locks, identifies and allocates the partial
+//! file; fetches the chunk hashes from any source and verifies them against the content's id;
+//! checks what an earlier download has left; fetches what is missing; and makes the file durable
+//! and renames it.
 //!
-//! Left out: names of hosts (addresses come from the registry), several files at once (each is a
-//! download of its own), priorities among a file's chunks other than rarity.
+//! Rule: no byte is trusted before it is verified against the content's id, and a download that
+//! fails keeps its partial file for the next one.
+//!
+//! Left out: host names (the registry sends addresses), several files in one download, and the
+//! order of a file's chunks.
 
 mod api;
 mod disk;
+mod download;
 mod driver;
 mod find;
 mod hashes;
 mod links;
 mod part;
+mod part_check;
 mod size;
 mod watch;
 
@@ -50,26 +57,27 @@ pub use part::Trailer;
 use part::{Existing, Finish, Part};
 pub use size::{SizeOptions, prove_size};
 
-/// How often a file that another download is just finishing is looked for again.
+/// How often to try again when another download is just finishing the file. Each try sees a later
+/// state of that download, which ends soon.
 const OPEN_ATTEMPTS_MAX: usize = 3;
 
-/// What a download and its handle share.
+/// The state that a download's thread shares with its handle.
 #[derive(Debug)]
 struct FetchShared {
     progress: Mutex<FetchProgress>,
-    /// What the download has not noticed yet.
+    /// Sources that the thread has not taken over yet.
     added: Mutex<AddedSources>,
-    /// How often the download has wanted others to be looked for at once.
+    /// How many searches for further sources the download has requested.
     searches_requested: AtomicU64,
     cancelled: AtomicBool,
     wake: WakeHandle,
 }
 
-/// What came of looking for further sources.
+/// The results of searches for further sources.
 #[derive(Debug, Default)]
 struct AddedSources {
     sources: Vec<Source>,
-    /// Of the looks that were wanted, the last one that has ended, and whose sources are all here.
+    /// The number of the last requested search whose sources have all been added.
     searched: u64,
 }
 
@@ -94,16 +102,16 @@ impl FetchShared {
     }
 
     fn progress(&self) -> MutexGuard<'_, FetchProgress> {
-        // It is replaced or changed field by field; any state of it is one to show.
+        // Progress is replaced as a whole or by single fields, and any state of it can be shown.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn added(&self) -> MutexGuard<'_, AddedSources> {
-        // Each of its fields may be ahead of the other.
+        // Its two fields are independent of each other.
         self.added.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks whoever looks for further sources to do so now; the number of that look.
+    /// Requests a search for further sources and returns its number.
     fn request_search(&self) -> u64 {
         self.searches_requested.fetch_add(1, Ordering::AcqRel) + 1
     }
@@ -113,11 +121,10 @@ impl FetchShared {
     }
 }
 
-/// Starts downloads.
 #[derive(Debug)]
 pub struct Fetch;
 
-/// A download under way. Dropping it stops the download and waits until it has stopped.
+/// A download under way. Dropping it stops the download and waits for its thread.
 #[derive(Debug)]
 pub struct FetchHandle {
     shared: Arc<FetchShared>,
@@ -126,12 +133,11 @@ pub struct FetchHandle {
 }
 
 impl Fetch {
-    /// Starts a download on threads of its own.
+    /// Starts a download on threads of its own. It reports later failures through
+    /// [`FetchHandle::wait`].
     ///
     /// # Errors
-    ///
-    /// The file is larger than may be shared, or this process may not have another event loop or
-    /// thread. Everything else is told by [`FetchHandle::wait`].
+    /// The file is larger than may be shared, or the system refuses an event loop or a thread.
     pub fn start(options: FetchOptions) -> Result<FetchHandle, FetchError> {
         if options.size > limits::FILE_BYTES_MAX {
             return Err(FetchError::TooLarge { name: options.name, size: options.size });
@@ -148,7 +154,7 @@ impl Fetch {
             move || {
                 let outcome = run(options, event_loop, &shared);
                 shared.progress().phase = FetchPhase::Ended;
-                // Nobody may want to know any more.
+                // The receiver is gone if the handle is being dropped.
                 let _ = result_in.send(outcome);
             }
         };
@@ -159,15 +165,14 @@ impl Fetch {
 }
 
 impl FetchHandle {
-    /// How far it is.
     pub fn progress(&self) -> FetchProgress {
         self.shared.progress().clone()
     }
 
-    /// One more source. One that it knows already, by peer and address, is passed over.
+    /// Adds a source. One whose address is known already is ignored.
     pub fn add_source(&self, source: Source) {
         let mut added = self.shared.added();
-        // Whoever adds faster than a download can look has more than it takes anyway.
+        // A download takes no more sources than this anyway.
         if added.sources.len() < limits::SOURCES_KNOWN_MAX {
             added.sources.push(source);
         }
@@ -175,27 +180,28 @@ impl FetchHandle {
         self.shared.wake.wake();
     }
 
-    /// The number of the last look for further sources that the download has wanted at once, from 0 on: nobody has the
-    /// content any more whom it knows. Read it before looking, and tell it to [`FetchHandle::searched`].
+    /// The number of the last search that the download has requested because none of its sources
+    /// has the content any more; 0 before the first. To be read before searching, and passed to
+    /// [`FetchHandle::searched`] afterwards.
     pub fn search_requested(&self) -> u64 {
         self.shared.searches_requested.load(Ordering::Acquire)
     }
 
-    /// The look of this number has ended: whoever was found is added.
+    /// The search with this number has ended, and all sources that it found have been added.
     pub fn searched(&self, number: u64) {
         self.shared.added().searched = number;
         self.shared.wake.wake();
     }
 
-    /// Stops it; what has arrived is kept. It ends with [`FetchError::Cancelled`], unless it has ended
-    /// already.
+    /// Stops the download and keeps the partial file. It ends with [`FetchError::Cancelled`],
+    /// unless it has already ended.
     pub fn cancel(&self) {
         self.shared.cancelled.store(true, Ordering::Release);
         self.shared.wake.wake();
     }
 
-    /// Waits this long for its end. `None`: it goes on. The result is given once; after that the
-    /// answer is [`FetchError::Cancelled`].
+    /// Waits for the end, at most `timeout`; `None` if the download is still running. The result is
+    /// returned once, and [`FetchError::Cancelled`] after that.
     pub fn wait_for(&self, timeout: Duration) -> Option<Result<FetchOutcome, FetchError>> {
         match self.result.recv_timeout(timeout) {
             Ok(result) => Some(result),
@@ -204,11 +210,10 @@ impl FetchHandle {
         }
     }
 
-    /// Waits for its end.
+    /// Waits for the end.
     ///
     /// # Errors
-    ///
-    /// Why there is no file.
+    /// The reason why there is no file.
     pub fn wait(self) -> Result<FetchOutcome, FetchError> {
         self.result.recv().unwrap_or(Err(FetchError::Cancelled(Kept(false))))
     }
@@ -227,7 +232,7 @@ impl Drop for FetchHandle {
 
 fn loop_config(options: &FetchOptions) -> LoopConfig {
     let default_budget = limits::SHARE_READ_BUDGET_BYTES as u64;
-    // Under a rate, a turn reads a tick's worth, so that what comes is spread over time.
+    // With a rate limit each turn reads one tick's worth, so that the bytes are spread over time.
     let budget = options.limit_bytes_per_s.map_or(default_budget, |rate| {
         let tick_bytes = rate / (1000 / limits::PACED_TICK.as_millis() as u64);
         tick_bytes.clamp(limits::PACED_PIECE_BYTES_MIN as u64, default_budget)
@@ -246,7 +251,7 @@ fn loop_config(options: &FetchOptions) -> LoopConfig {
     }
 }
 
-/// A download from beginning to end, on its own thread.
+/// Runs a download on its own thread, from start to end.
 fn run(
     options: FetchOptions,
     event_loop: EventLoop,
@@ -276,7 +281,7 @@ fn check_folder(options: &FetchOptions) -> Result<(), FetchError> {
     Ok(())
 }
 
-/// There is a file of this name and length: is it the one?
+/// Verifies a file of the wanted name and length that exists already.
 fn compare(
     options: &FetchOptions,
     file: &File,
@@ -334,7 +339,7 @@ fn fetch(
             })?;
         let mut finish = part.finish()?;
         if finish == Finish::Doubtful {
-            // There is nothing in it that could be wrong.
+            // An empty file has no bytes that another program could have changed.
             finish = part.finish()?;
         }
         let Finish::Published(stamp) = finish else {

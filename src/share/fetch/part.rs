@@ -1,36 +1,41 @@
-//! The file that arrives: `NAME.part` until it is whole, then `NAME`.
+//! The partial file: `NAME.part` until the download is complete, then `NAME`.
 //!
-//! A partial file is as long as the whole, rounded up to [`BLOCK_BYTES`], and one block more, the
-//! *trailer*, which says what it is a part of. There must be room for all of it before the first byte
-//! is fetched, so that a full disk is known at once; and it is allocated at once, so that it stays so. Which chunks are in
-//! it is written nowhere: whoever resumes hashes what there is, at less than a millisecond a chunk, and so notices damage
-//! as well.
+//! A partial file is as long as the content, rounded up to [`BLOCK_BYTES`], and one block more: the
+//! *trailer*, which says what it is a part of. There has to be space for all of it before the first
+//! chunk is fetched, so that a full disk is noticed at once, and it is allocated at once, so that
+//! this stays so. Which chunks it holds is recorded nowhere. A download that resumes hashes what is
+//! there, at less than a millisecond for a chunk, and so notices damage as well.
 //!
 //! ```text
-//! | chunk 0 | chunk 1 | … | last chunk, zeros to a whole block | trailer: magic, size, content, hash of these |
+//! | chunk 0 | chunk 1 | … | last chunk, padded | trailer: magic, size, content, their hash |
 //! ```
 //!
-//! **A file that is not ours is never touched.** Browsers call their downloads `NAME.part`, too. Ours is what has the trailer;
-//! anything else under that name ends the download, unread and unlocked. A new partial file is made without a name, or
-//! under a random one where that cannot be, and gets its own only when it has its trailer, its lock and its watch: so
-//! no crash leaves one without, and nobody else has it open.
+//! Rules:
 //!
-//! **What gets the final name is the open file**, whose chunks were verified, and not whatever is under a path by then:
-//! somebody may have removed `NAME.part` meanwhile, and another download have begun a new one.
+//! - **A file that is not ours is never touched.** Browsers call their downloads `NAME.part`, too.
+//!   Ours has the trailer. Any other file of that name ends the download, unread and unlocked. A
+//!   new partial file is created without a name (or under a random one, where the file system
+//!   cannot do that) and gets its name only when it has its trailer, its lock and its watch. So no
+//!   crash leaves one without a trailer, and no other program has it open.
+//! - **The open file gets the final name**, whose chunks were verified, and not whatever has the
+//!   partial name by then: someone may have removed `NAME.part`, and another download may have
+//!   created a new one.
+//! - **No other program can write to the file when it gets its name, and all of it was checked if
+//!   one may have written.** When all chunks are stored, our own writable descriptors are closed
+//!   and a [`Lease`] is taken, which exists only while nobody else has the file open for writing or
+//!   mapped writable. If an earlier download left the file, or anybody has opened it since this one
+//!   began ([`OpenWatch`]), all of it is checked under the lease, and what is wrong is fetched
+//!   again. A program that does not stop writing is waited for a little, and then reported. Where
+//!   the file system has no leases, the whole file is always checked, and checked again if its
+//!   stamp has changed meanwhile.
 //!
-//! **Nobody writes to it when it gets that name, and all of it was checked if anybody may have.** When everything has
-//! arrived our descriptors that can write are closed, and a [`Lease`] is taken, which there is only while nobody else has
-//! the file open for writing or has a mapping that can. If it was left by an earlier download, or anybody has
-//! opened it since this one began ([`OpenWatch`]), the whole of it is checked under the lease; what is not good is fetched again, and
-//! then it begins anew. Somebody who does not end writing is waited for a little, and then told of. Where the file system knows no
-//! leases the whole is always checked, and again if its length or time of change is not the same after that.
+//! Publishing takes these steps, after each of which a crash may come: link the file as its
+//! *claim*, which identifies it while it has no trailer; cut it to the content's length; make its
+//! bytes durable; link it as the final name, replacing nothing; make that durable; remove the other
+//! two names.
 //!
-//! The steps at the end, each of which may be the last before a crash: give the file the name of a *claim*, which says that
-//! it is ours while it has no trailer; cut it to the content's length; make the bytes durable; give it the final
-//! name, replacing nothing; make that durable; take the other two names away.
-//!
-//! Chunks are written past the page cache where the system allows that: it costs a tenth of the
-//! processor time, and there is nothing left to write when the file is to be durable.
+//! Chunks are written past the page cache where the system allows it. That takes a tenth of the
+//! processor time, and leaves nothing to be written when the file is made durable.
 
 use std::fs::File;
 use std::io;
@@ -63,16 +68,18 @@ mod names;
 #[cfg(test)]
 mod tests;
 
-/// How often a partial file that came or went just when it was looked for is looked for again.
+/// How often to look again at a partial file that was created or removed between two looks.
 const OPEN_ATTEMPTS_MAX: usize = 5;
-/// `EIO`. The system says it of a write past the page cache to what others have mapped and changed.
+/// `EIO`, which the system returns when a write past the page cache meets pages that another
+/// program has mapped and changed.
 const STALE_PAGES: Option<i32> = Some(Errno::IO.raw_os_error());
 
-/// A partial file, locked against other downloads as long as this exists.
+/// A partial file. It is locked against other downloads as long as this exists.
 #[derive(Debug)]
 pub(super) struct Part {
     on_disk: PartFile,
-    /// What is served of it: a descriptor of its own, since whoever opens it by its name is a doubt.
+    /// The descriptor from which it is served. It is opened before the watch starts: opening the
+    /// file by its name later would make the file doubtful.
     served: Option<Arc<File>>,
     direct_works: AtomicBool,
     watch: OpenWatch,
@@ -80,49 +87,50 @@ pub(super) struct Part {
     is_resumed: bool,
 }
 
-/// What chunks are written through.
+/// The descriptors through which chunks are written.
 #[derive(Debug)]
 struct Writable {
     file: File,
-    /// The same file, past the page cache.
+    /// A second descriptor, which bypasses the page cache.
     direct: Option<File>,
 }
 
-/// How far the file is on its way to its name.
+/// The progress of publishing the file.
 #[derive(Debug)]
 struct FinishState {
-    /// None from when everything has arrived, as long as nothing has to be fetched again.
+    /// `None` from when all chunks are stored, unless some have to be fetched again.
     writable: Option<Arc<Writable>>,
     lease: Option<Lease>,
-    /// Others may have written to it: it gets its name only after a check of the whole.
+    /// Whether another program may have written to it, so that it has to be checked as a whole.
     is_doubtful: bool,
-    /// It was checked, or is being checked, under the lease; or, where there are none, while it looked like this.
+    /// The stamp of the last check under the lease; without leases, the stamp before the check.
     checked: Option<FileStamp>,
-    /// It has no trailer.
+    /// Whether it has been cut to the content's length and so has no trailer.
     is_cut: bool,
     is_published: bool,
 }
 
-/// What came of finishing a file.
+/// The result of trying to publish a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Finish {
-    /// It has its final name, and looks like this.
+    /// It has its final name and this stamp.
     Published(FileStamp),
-    /// Another program may have changed it: it is a part still, and to be checked in whole before it is finished again.
+    /// Another program may have changed it. It is still a partial file, and has to be checked as a
+    /// whole before the next attempt.
     Doubtful,
 }
 
-/// What is under the name of a partial file.
+/// What has the name of the partial file.
 enum ExistingPart {
     Nothing,
-    /// It got its final name, or went, just now.
+    /// It has just been published or removed by another download.
     Finished,
-    /// It is locked; with a descriptor that can write.
+    /// Our partial file, locked, and a writable descriptor of it.
     Ours(PartFile, File),
 }
 
-/// Whether another download has the lock of the partial file that is there. Looked at through a descriptor that reads
-/// alone: one that may write would take its lease from the other one, which would then have to check everything again.
+/// Whether another download holds the lock of the file. It looks through a read-only descriptor: a
+/// writable one would break the other download's lease and make it check its whole file again.
 fn is_locked_by_other(path: &Path, new: impl Fn(&File) -> io::Result<PartFile>) -> bool {
     let Ok(file) = open(path, OFlags::RDONLY) else { return false };
     let ours = new(&file).is_ok_and(|part| part.is_ours().unwrap_or(false));
@@ -130,7 +138,7 @@ fn is_locked_by_other(path: &Path, new: impl Fn(&File) -> io::Result<PartFile>) 
     ours && lock() == Err(Errno::WOULDBLOCK)
 }
 
-/// Opens the partial file that is there, if it is ours.
+/// Opens the partial file under this path, if there is one and it is ours.
 fn find(
     path: &Path,
     new: impl Fn(&File) -> io::Result<PartFile>,
@@ -142,7 +150,7 @@ fn find(
     let file = match open(path, OFlags::RDWR) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(ExistingPart::Nothing),
-        // Somebody holds a lease of it: a download that began just now.
+        // Someone holds a lease on it: another download that has just begun.
         Err(Errno::AGAIN) => return Err(FetchError::UnderWay(path.to_owned())),
         Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => return Err(foreign()),
         Err(error) => {
@@ -152,15 +160,16 @@ fn find(
     let mut part = new(&file).map_err(|source| disk(path, source))?;
     if !part.is_ours()? {
         if part.is_blank() && part.lock(&file).is_ok() && part.is_blank() && part.is_at(path) {
-            // A download of another content, which was killed before anything of it was verified.
+            // The partial file of another content, whose download ended before any chunk was
+            // stored.
             part.remove();
             return Ok(ExistingPart::Nothing);
         }
-        // Unless it has lost its trailer to the download that is just finishing it.
+        // If it is there no more, the download that is just publishing it has cut off its trailer.
         return if part.is_at(path) { Err(foreign()) } else { Ok(ExistingPart::Finished) };
     }
     part.lock(&file)?;
-    // Whoever had the lock may have finished: then this file has its final name by now.
+    // The download that held the lock may have published the file before it let go.
     match existing(&part.whole, part.trailer.size) {
         Ok(Existing::Nothing) if part.is_at(path) => {}
         Ok(_) => return Ok(ExistingPart::Finished),
@@ -176,8 +185,8 @@ fn find(
 }
 
 impl Part {
-    /// Opens, locks and allocates the partial file of a download, as it was left or anew. `None`: the
-    /// file was finished by another download meanwhile.
+    /// Opens, locks and prepares the partial file of a download, or creates it. Returns `None` if
+    /// another download has published the file meanwhile.
     pub(super) fn open(
         folder: &Path,
         name: &FileName,
@@ -203,7 +212,7 @@ impl Part {
         Err(FetchError::UnderWay(path))
     }
 
-    /// Makes a new partial file. `None`: somebody else's has come in between.
+    /// Creates a partial file. Returns `None` if another has got its name meanwhile.
     fn create(
         folder: &Path,
         path: &Path,
@@ -216,7 +225,7 @@ impl Part {
             on_disk.make_room(file)?;
             Ok(on_disk)
         };
-        // Without a name nobody else opens it before it is watched.
+        // A file without a name cannot be opened by others before it is watched.
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         if let Ok(file) = rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666)) {
             let file = File::from(file);
@@ -241,8 +250,8 @@ impl Part {
         }
     }
 
-    /// Opens it for writing chunks, and watches it. Whoever opens it after this is somebody else, and so may somebody be
-    /// who `is_known` has opened it before.
+    /// Opens it for writing and starts the watch. Another program may have it open if `is_known`,
+    /// that is, if it had a name before.
     fn begin(on_disk: PartFile, file: File, is_resumed: bool, is_known: bool) -> Part {
         let direct = open_again(&file, OFlags::WRONLY | OFlags::DIRECT).ok();
         let served = open_again(&file, OFlags::RDONLY).ok().map(Arc::new);
@@ -260,21 +269,20 @@ impl Part {
     }
 
     fn end(&self) -> MutexGuard<'_, FinishState> {
-        // Where a worker panics its download ends.
+        // If a worker panics, its download ends with an error, so the state is not used any more.
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an earlier download has left something in it.
+    /// Whether an earlier download has left it.
     pub(super) fn is_resumed(&self) -> bool {
         self.is_resumed
     }
 
-    /// What it is served from.
     pub(super) fn served(&self) -> Option<Arc<File>> {
         self.served.clone()
     }
 
-    /// The name it has as long as it is a part.
+    /// The file name of the partial file.
     pub(super) fn file_name(&self) -> String {
         let name = self.on_disk.path.file_name();
         name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
@@ -288,24 +296,24 @@ impl Part {
         &self.on_disk.whole
     }
 
-    /// Takes its name away: nothing of it was verified.
+    /// Removes its name. To be called when no chunk of it is verified.
     pub(super) fn remove(&self) {
         self.on_disk.remove();
     }
 
-    /// Has the file system set everything aside, so that nobody else can take it. `false`: it does not
-    /// know how. That takes a millisecond on most, and a tenth of a second a gibibyte on one in memory:
-    /// so it is done while the first chunks are on their way.
+    /// Reserves disk space for the whole file. Returns false if the file system does not support
+    /// it. This takes a millisecond on most file systems, and 0.1 s for each GiB on tmpfs, so it is
+    /// done while the first chunks are being received.
     pub(super) fn allocate(&self) -> io::Result<bool> {
         self.on_disk.set_aside(&self.writable()?.file)
     }
 
-    /// What an error of writing means, with `needed` bytes still to come.
+    /// Translates an error of writing, with `needed` bytes still to be written.
     pub(super) fn write_error(&self, error: io::Error, needed: u64) -> FetchError {
         self.on_disk.write_error(error, needed)
     }
 
-    /// Reads chunk `index` into `buffer`, which takes on its length.
+    /// Reads chunk `index` into `buffer` and sets the buffer's length.
     pub(super) fn read_chunk(&self, index: u64, buffer: &mut Buffer) -> io::Result<()> {
         buffer.set_len(chunk_len(index, self.on_disk.trailer.size));
         self.on_disk.file.read_exact_at(buffer.as_mut(), chunk_offset(index))
@@ -314,8 +322,8 @@ impl Part {
     /// Writes chunk `index`.
     ///
     /// # Errors
-    /// What the system says; `NotFound` when the file has been removed, so that a download does not go on to its
-    /// end in vain.
+    /// The error of the system; `NotFound` if the file was removed, so that a download does not go
+    /// on in vain.
     pub(super) fn write_chunk(&self, index: u64, buffer: &Buffer) -> io::Result<()> {
         self.on_disk.check_not_removed()?;
         let writable = self.writable()?;
@@ -323,8 +331,8 @@ impl Part {
         if let Some(direct) = &writable.direct
             && self.direct_works.load(Ordering::Relaxed)
         {
-            // Not padded to a whole block: where a file system has no locks, another download of the same content
-            // may have cut and published this very file, which must not grow.
+            // Not padded to a whole block. On a file system without locks another download of the
+            // same content may have cut and published this very file, which must not grow.
             let (blocks, rest) = buffer.as_ref().split_at(length - length % BLOCK_BYTES);
             match direct.write_all_at(blocks, offset) {
                 Ok(()) => return writable.file.write_all_at(rest, offset + blocks.len() as u64),
@@ -338,22 +346,23 @@ impl Part {
         writable.file.write_all_at(buffer.as_ref(), offset)
     }
 
-    /// What chunks are written through. After everything had arrived it is opened anew: others may have come in between.
+    /// The descriptors to write through. If they were closed for publishing, the file is opened
+    /// again.
     fn writable(&self) -> io::Result<Arc<Writable>> {
         let mut end = self.end();
         if let Some(writable) = &end.writable {
             return Ok(Arc::clone(writable));
         }
-        // Before it is opened, or that would wait for this very lease.
+        // Before opening the file for writing, which would wait for this very lease.
         (end.lease, end.checked, end.is_doubtful) = (None, None, true);
-        // Through the page cache, where whoever has it mapped sees the same bytes.
+        // Through the page cache, so that a program that has the file mapped sees the same bytes.
         let file = open_again(&self.on_disk.file, OFlags::RDWR)?;
         let writable = Arc::new(Writable { file, direct: None });
         end.writable = Some(Arc::clone(&writable));
         Ok(writable)
     }
 
-    /// Makes the whole file durable and gives it its name, if nobody else may have changed it since it was checked.
+    /// Publishes the file durably, unless another program may have changed it since it was checked.
     pub(super) fn finish(&self) -> Result<Finish, FetchError> {
         let failed = |source| self.write_error(source, 0);
         if std::fs::symlink_metadata(&self.on_disk.whole).is_ok() {
@@ -367,11 +376,11 @@ impl Part {
         let look = || self.on_disk.file.metadata().map(|metadata| FileStamp::of(&metadata));
         let held = self.hold(&mut end);
         let verified = look().map_err(failed)?;
-        // Whoever was there before the lease has opened it before.
+        // Whoever was there before the lease must have opened the file before it.
         end.is_doubtful |= self.watch.was_opened() && end.checked.is_none();
         let is_checked = match held {
-            // Not every file system that gives leases looks whether the file is mapped: overlayfs does not. What is
-            // stored through a mapping after the pages were clean changes the stamp.
+            // Not every file system that grants leases also looks for mappings: overlayfs does not.
+            // A store through a mapping after the pages were written back changes the stamp.
             Ok(()) => !end.is_doubtful || end.checked == Some(verified),
             Err(NoLease::Unsupported) => end.checked == Some(verified),
             Err(NoLease::Writers) => false,
@@ -380,7 +389,7 @@ impl Part {
             log::info!("{} may have been changed: it is checked", self.on_disk.path.display());
             end.is_doubtful = true;
             end.checked = (held != Err(NoLease::Writers)).then_some(verified);
-            // After the stamp was taken: from here on whatever is stored through a mapping changes it.
+            // After the stamp was taken: from now on any store through a mapping changes it.
             self.on_disk.file.sync_all().map_err(failed)?;
             return Ok(Finish::Doubtful);
         }
@@ -395,22 +404,23 @@ impl Part {
         remove_ours(&self.on_disk.file, &self.on_disk.path);
         remove_ours(&self.on_disk.file, &self.on_disk.claim);
         self.on_disk.sync_folder()?;
-        // Names given and taken change the time of the last change, and nothing else. A file that was written to since
-        // keeps the stamp that it has no more, and so is hashed anew before it is shared.
+        // Linking and unlinking change only ctime. If anything else has changed, the file keeps a
+        // stamp that is not its own any more, and so is hashed again before it is shared.
         let named = look().map_err(failed)?;
         let is_same = (named.size, named.modified) == (verified.size, verified.modified);
         Ok(Finish::Published(if is_same { named } else { verified }))
     }
 
-    /// Nothing more is to be written: it gets its length, and is made durable.
+    /// Everything is written: cuts the file to its length and makes it durable.
     fn close(&self, end: &mut FinishState, writable: &File) -> io::Result<()> {
-        // Somebody may have cut it by its path, without opening it.
+        // Another program may have truncated it by its path, without opening it.
         if !end.is_cut && !self.on_disk.is_ours().unwrap_or(false) {
             end.is_doubtful = true;
         }
         end.is_cut = true;
         match self.on_disk.cut(writable) {
-            // It is told once: of pages that others have changed, or of a disk that fails, which reading or writing tells.
+            // EIO is reported once: for pages that another program has changed, or for a broken
+            // disk, which will fail again.
             Err(error) if error.raw_os_error() == STALE_PAGES => {
                 end.is_doubtful |= self.watch.was_opened();
                 if end.is_doubtful { Ok(()) } else { Err(error) }
@@ -419,12 +429,12 @@ impl Part {
         }
     }
 
-    /// Makes sure that nobody else writes to it, waiting a little for who does.
+    /// Takes the lease. Waits a little for a program that has the file open for writing.
     fn hold(&self, end: &mut FinishState) -> Result<(), NoLease> {
         if end.lease.as_ref().is_some_and(Lease::is_whole) {
             return Ok(());
         }
-        // Somebody waits for the one that there was, or has it open by now: what was checked under it does not count.
+        // Somebody waits for the earlier lease or was let in, so a check under it does not count.
         if end.lease.take().is_some() {
             (end.checked, end.is_doubtful) = (None, true);
         }
@@ -438,7 +448,8 @@ impl Part {
                     end.lease = Some(lease);
                     return Ok(());
                 }
-                // It may be a program that was started just now and has not let go of our own descriptors yet.
+                // It may be a child process that was just forked and has not closed our descriptors
+                // yet.
                 Err(NoLease::Writers) if left > 0 => {
                     left -= 1;
                     thread::sleep(limits::PART_WRITER_LOOK_INTERVAL);

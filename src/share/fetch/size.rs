@@ -1,17 +1,19 @@
-//! Proves the size of a content of which the registry tells several.
+//! Proves the size of a content for which the registry names several sizes.
 //!
-//! A content has one size, and the peers that have it prove it to anybody, whatever size they told. The list of its
-//! chunk hashes proves itself against the content's id, and ends where it gives that id. The last chunk then hashes,
-//! at its place, to the last hash of the list: its place and its length are the size.
+//! A content has exactly one size, and every peer that has it can prove it, whatever size was
+//! announced. The list of its chunk hashes is verified against the content's id, and ends where it
+//! gives that id. The last chunk is verified against the last hash of the list at its place in the
+//! content: its place and length give the size.
 //!
-//! The list alone proves nothing. Where the hashes of inner nodes of the tree stand for those of chunks, a shorter list
-//! gives the same id. But a node's hash depends on where in the content its bytes begin, so no bytes of one chunk at
-//! the place that such a list says hash to it.
+//! The list alone proves nothing. If the hashes of inner nodes of the tree stand in for those of
+//! chunks, a shorter list gives the same id. But a node's hash depends on the offset at which its
+//! bytes begin, so no bytes of one chunk hash to it at the place that such a list claims.
 //!
-//! Sources are asked side by side, [`SIZE_QUESTIONS_MAX`](limits::SIZE_QUESTIONS_MAX) at once, each on a thread of its
-//! own that no other one waits for: at first for a moment, then, when all have had that, for twice as long, and so on.
-//! Those of one origin have their turns after one of each other origin. Who has given the whole list may take its time
-//! for the chunk, as far as that leaves the others half of the places.
+//! Rule: no source delays the others. [`SIZE_QUESTIONS_MAX`](limits::SIZE_QUESTIONS_MAX) sources
+//! are asked at once, each on its own thread. Each has a moment at first, and twice as long each
+//! time that all have had theirs. Sources of one IP address have their turns after one of each
+//! other address. A source that has sent the whole list may take longer for the chunk, as long as
+//! half of the threads are left for others.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read, Write};
@@ -35,22 +37,21 @@ use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::{PeerReply, PeerRequest, Source};
 
-/// Which content's size is wanted, and who may know it.
+/// The parameters of [`prove_size`].
 #[derive(Clone, Debug)]
 pub struct SizeOptions {
-    /// The file's name, for the sentence that says that nobody knows.
+    /// The file's name, for error messages.
     pub name: FileName,
-    /// What the size is wanted of.
     pub content: ContentId,
-    /// Who says that they have it, whatever size they tell.
+    /// The peers that claim to have the content, whatever size they announce.
     pub sources: Vec<Source>,
-    /// For how long to ask in all.
+    /// How long to try in all.
     pub patience: Duration,
-    /// Ends it when it is set.
+    /// Ends the search when set.
     pub stop: Arc<AtomicBool>,
 }
 
-/// Why a source has not proved a size.
+/// Why a source has not proved the size.
 #[derive(Debug, thiserror::Error)]
 enum ProofFailure {
     #[error("it does not answer: {0}")]
@@ -59,7 +60,7 @@ enum ProofFailure {
     Late,
     #[error("{}", sentence(.0))]
     Denied(String),
-    /// What it says is false: it is asked no more.
+    /// What it sends is false: it is not asked again.
     #[error("{0}")]
     Lie(String),
 }
@@ -70,18 +71,17 @@ impl ProofFailure {
     }
 }
 
-/// The source that has proved the size, and with that size; the first one counts. `more` is called now and then, on a
-/// thread of its own, for further sources.
+/// Returns the first source that proves the size, with that size. `more` is called now and then, on
+/// a thread of its own, for further sources.
 ///
 /// # Errors
-///
-/// Nobody has proved any within the patience, it was stopped, or the system gives no threads.
+/// No source has proved a size within the patience, `stop` was set, or the system refuses a thread.
 pub fn prove_size(
     options: SizeOptions,
     mut more: impl FnMut() -> Vec<Source> + Send + 'static,
 ) -> Result<Source, FetchError> {
     let SizeOptions { name, content, sources, patience, stop } = options;
-    // Of no bytes there is no chunk to ask for.
+    // An empty content has no chunk to ask for.
     if let Some(source) = sources.first()
         && content == root_of(&[])
     {
@@ -96,7 +96,7 @@ pub fn prove_size(
         state: Mutex::default(),
         found,
     });
-    // Whatever comes of it, the threads end by themselves; one that is dialling is not waited for.
+    // The threads end by themselves. One that is dialling is not waited for.
     let _end = StopOnDrop(Arc::clone(&inquiry));
     inquiry.add(sources);
     let begin = |run: Box<dyn FnOnce() + Send>| {
@@ -136,7 +136,7 @@ pub fn prove_size(
     }
 }
 
-/// Ends the threads of an inquiry.
+/// Ends the threads of an inquiry when it is dropped.
 struct StopOnDrop(Arc<Inquiry>);
 
 impl Drop for StopOnDrop {
@@ -145,7 +145,7 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// What the threads that ask share.
+/// The state that the asking threads share.
 struct Inquiry {
     content: ContentId,
     deadline: Instant,
@@ -156,30 +156,30 @@ struct Inquiry {
 
 #[derive(Default)]
 struct InquiryState {
-    /// Who is to be asked, those asked least first.
+    /// Sources to be asked, those that have been asked least often first.
     waiting: VecDeque<Attempt>,
-    /// The addresses of all that were ever added.
+    /// The addresses of all sources that were ever added.
     known: HashSet<SocketAddr>,
-    /// Why the last source that failed has failed.
+    /// Why the last source has failed.
     last: String,
-    /// How many take their time for the last chunk.
+    /// The number of threads that take longer for a last chunk.
     patient: usize,
-    /// When the next one may ask for the last chunk.
+    /// The earliest time at which another last chunk may be requested.
     next_chunk: Option<Instant>,
 }
 
-/// A source that is to be asked.
+/// The next attempt at a source.
 struct Attempt {
     source: Source,
-    /// No sooner than this.
+    /// The earliest time of the attempt.
     from: Instant,
-    /// How long it may take over its answers; doubled each time that it did not prove a size.
+    /// The time allowed for all answers; doubled with each failed attempt.
     time: Duration,
 }
 
 impl Inquiry {
     fn state(&self) -> MutexGuard<'_, InquiryState> {
-        // Each of its fields may be ahead of the others.
+        // Its fields are independent of each other.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -187,7 +187,7 @@ impl Inquiry {
         self.is_over.load(Ordering::Acquire) || Instant::now() >= self.deadline
     }
 
-    /// Whether it goes on at that time.
+    /// Sleeps until then. Returns false if the inquiry has ended meanwhile.
     fn pause_until(&self, at: Instant) -> bool {
         while !self.is_over() {
             let left = at.saturating_duration_since(Instant::now());
@@ -199,7 +199,7 @@ impl Inquiry {
         false
     }
 
-    /// Adds those that are not known, in random order, one of each origin first.
+    /// Adds the sources whose address is new, in random order, one of each IP address first.
     fn add(&self, mut sources: Vec<Source>) {
         sources.shuffle(&mut rand::rng());
         let mut of_origin: HashMap<_, usize> = HashMap::new();
@@ -224,7 +224,7 @@ impl Inquiry {
         state.waiting = fresh;
     }
 
-    /// Asks one source after the other, until somebody has proved a size.
+    /// Makes one attempt after the other until a source has proved the size.
     fn work(&self) {
         while !self.is_over() {
             let begun = Instant::now();
@@ -240,7 +240,7 @@ impl Inquiry {
             let failure = match self.ask(&attempt) {
                 Ok(size) => {
                     attempt.source.size = size;
-                    // Somebody else may have been quicker.
+                    // The channel is full if another thread was faster.
                     let _ = self.found.try_send(attempt.source);
                     return;
                 }
@@ -258,7 +258,7 @@ impl Inquiry {
         }
     }
 
-    /// Asks a source for its proof, in its time.
+    /// Asks a source for its proof within the time of the attempt.
     fn ask(&self, attempt: &Attempt) -> Result<u64, ProofFailure> {
         let now = Instant::now();
         let left = self.deadline.saturating_duration_since(now);
@@ -287,8 +287,8 @@ impl Inquiry {
         size
     }
 
-    /// Waits for the turn to ask for the last chunk; how long that took. One after the other, so that many who have it
-    /// do not all send it.
+    /// Waits until a last chunk may be requested, and returns how long that took. They are
+    /// requested one after the other, so that not every source that has one sends it.
     fn await_chunk_turn(&self) -> Result<Duration, ProofFailure> {
         let now = Instant::now();
         let attempt = {
@@ -304,7 +304,6 @@ impl Inquiry {
     }
 }
 
-/// A connection with one source.
 struct SourceDialogue<'a> {
     inquiry: &'a Inquiry,
     stream: TcpStream,
@@ -319,7 +318,7 @@ impl SourceDialogue<'_> {
         Ok(self.stream.write_all(&frame)?)
     }
 
-    /// Receives so many bytes, as long as some come.
+    /// Receives exactly as many bytes as fit. Fails if nothing comes for a while.
     fn receive(&mut self, bytes: &mut [u8]) -> Result<(), ProofFailure> {
         let (mut filled, mut silent_since) = (0, Instant::now());
         while filled < bytes.len() {
@@ -382,7 +381,7 @@ impl SourceDialogue<'_> {
         }
     }
 
-    /// How many chunks the content has, and the hash of the last one, as its list says.
+    /// Fetches the list of hashes. Returns the number of chunks and the last chunk's hash.
     fn list(&mut self) -> Result<(u64, ChunkHash), ProofFailure> {
         let content = self.inquiry.content;
         let (mut list, mut first) = (ListProof::new(content), 0);
@@ -399,7 +398,7 @@ impl SourceDialogue<'_> {
         }
     }
 
-    /// The size, of which the last of `count` chunks is the proof.
+    /// Fetches the last of `count` chunks, and returns the size that it proves.
     fn last_chunk(&mut self, count: u64, last: ChunkHash) -> Result<u64, ProofFailure> {
         self.deadline += self.inquiry.await_chunk_turn()?;
         let (content, index) = (self.inquiry.content, count - 1);
@@ -420,8 +419,9 @@ impl SourceDialogue<'_> {
     }
 }
 
-/// A list of chunk hashes of unknown length that comes page by page. All pages but the last are full, so each is a whole
-/// subtree, of which only the hash is kept: a list of any length takes no memory to speak of.
+/// Verifies a list of chunk hashes of unknown length page by page. All pages but the last are full,
+/// so each is a whole subtree, and only its hash is kept. So a list of any length takes little
+/// memory.
 #[derive(Debug)]
 struct ListProof {
     content: ContentId,
@@ -429,14 +429,14 @@ struct ListProof {
     count: u64,
 }
 
-/// What came of a page.
+/// What a page means for the list.
 #[derive(Debug, PartialEq, Eq)]
 enum PageVerdict {
-    /// The next one is to begin with this chunk.
+    /// The list goes on with this chunk.
     More(u64),
-    /// That was the last one: the number of chunks, and the last one's hash.
+    /// The list is complete: the number of chunks, and the last chunk's hash.
     Whole(u64, ChunkHash),
-    /// It cannot be a page of this list.
+    /// This cannot be a page of the content's list.
     Wrong,
 }
 
@@ -453,7 +453,8 @@ impl ListProof {
             return PageVerdict::Wrong;
         }
         self.pages.push(subtree_hash(page));
-        // The tree over full pages, of a power of two of chunks each, is the one over their chunks.
+        // A full page covers a power of two of chunks, so the tree over pages is the tree over
+        // chunks.
         let root = if self.pages.len() == 1 { root_of(page) } else { root_of(&self.pages) };
         if root == self.content {
             PageVerdict::Whole(self.count, *last)

@@ -1,4 +1,4 @@
-//! Downloads whose loop is driven in ways that a machine at peace would not show.
+//! Downloads whose event loop is delayed in ways that an idle machine would not show.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
@@ -13,16 +13,16 @@ use crate::share::content::{chunk_count, chunk_offset};
 use crate::share::offer::{Available, Catalog, Offer, Partials};
 use crate::share::serve::{PeerServer, ServeOptions};
 
-/// How often a download's loop looks at its sockets between a completion and its collection.
+/// How many turns of the loop a completion waits to be collected.
 const TURNS_LATE: u32 = 20;
 
-/// A download whose loop collects late.
+/// A download whose loop collects completions late.
 struct Late {
     driver: Driver,
     turns: u32,
     shared: Arc<FetchShared>,
     part: PathBuf,
-    /// Another program writes to the first so many chunks of the part when all but so many have arrived.
+    /// The number of chunks that another program overwrites, when as many are still to come.
     spoils: u64,
     to_come: u64,
     deadline: Instant,
@@ -90,7 +90,7 @@ impl Service for Late {
     }
 }
 
-/// Serves a file of `folder` from three peers, which begin in order.
+/// Serves one file from three peers.
 fn three_peers(folder: &std::path::Path, bytes: &[u8]) -> (Vec<PeerServer>, Manifest, Vec<Source>) {
     std::fs::write(folder.join("film.mkv"), bytes).unwrap();
     let manifest = Manifest::of_bytes(bytes).unwrap();
@@ -125,8 +125,8 @@ fn three_peers(folder: &std::path::Path, bytes: &[u8]) -> (Vec<PeerServer>, Mani
     (servers, manifest, sources)
 }
 
-/// Downloads `manifest` with small sizes of all kinds and a loop that collects late; another program spoils so many
-/// chunks of each.
+/// Downloads `manifest` with many combinations of small sizes and a loop that collects late, while
+/// another program overwrites `spoils` chunks of each partial file.
 fn download_late(manifest: &Manifest, sources: &[Source], bytes: &[u8], spoils: u64) {
     for seed in 0..12 {
         let to = tempfile::tempdir().unwrap();
@@ -172,8 +172,8 @@ fn random_bytes(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A worker gave a buffer back before the loop had collected its completion, so that a loop that collected late
-/// took it, received another chunk and had no place for its job: 2 of 40 downloads failed.
+/// Once a worker gave its buffer back before the loop had collected its completion. A loop that
+/// collected late received another chunk and had no place for its job: 2 of 40 downloads failed.
 #[test]
 fn downloads_end_well_however_few_the_buffers_and_however_late_the_loop_collects() {
     let shared = tempfile::tempdir().unwrap();
@@ -182,8 +182,8 @@ fn downloads_end_well_however_few_the_buffers_and_however_late_the_loop_collects
     download_late(&manifest, &sources, &bytes, 0);
 }
 
-/// Chunks that were fetched again took the places of the checks, and when the last check that was under way had been
-/// collected beside them, nobody asked for the next one: "checking what is there already" for ever.
+/// Once chunks that were fetched again took the places of checks. After the last check had been
+/// collected nobody started the next one: "checking what is there already" for ever.
 #[test]
 fn a_check_of_the_whole_goes_on_beside_chunks_that_are_fetched_again() {
     let shared = tempfile::tempdir().unwrap();

@@ -1,11 +1,13 @@
-//! Whether another program has had a partial file open since its download began.
+//! Tells whether another program has opened the partial file since its download began.
 //!
-//! Hashing the whole file once more before it gets its name would be certain, and would read from the disk all that was
-//! written past the page cache: on a slow disk the download would take twice as long. So inotify tells whether anybody
-//! has opened it meanwhile: whatever they did to it, through a mapping or a hole punched, and however close to a write of
-//! ours, they had to open it first. Nothing is counted, as equal events in a row may be told as one: whoever has opened
-//! it at all is a doubt, and costs one check of the whole. Without inotify, of which a user has a limited number, there
-//! always is a doubt.
+//! Hashing the whole file once more before it is published would be safe, but it would read back
+//! everything that was written past the page cache: on a slow disk a download would take twice as
+//! long. Instead inotify reports every `open` of the file. A program that changes the file in any
+//! way, through a mapping or by punching a hole, has to open it first.
+//!
+//! Rule: any open since the download began makes the file doubtful, which costs one check of the
+//! whole file. Events are not counted, because inotify merges equal ones. Without inotify, of which
+//! each user has a limited number, the file is always doubtful.
 
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -16,17 +18,17 @@ use rustix::io::Errno;
 
 use super::part::descriptor_path;
 
-/// Room for the events that are read at once. An event of a file that is watched itself takes 16 bytes.
+/// Size of the buffer for events. An event of a watched file without a name takes 16 bytes, so this
+/// is room for 256 at once; more are read in further turns.
 const EVENTS_BYTES: usize = 4096;
 
-/// A watch over one file.
 #[derive(Debug)]
 pub(super) struct OpenWatch {
     events: Option<OwnedFd>,
 }
 
 impl OpenWatch {
-    /// Begins to watch. Descriptors that are opened later are others'.
+    /// Starts to watch. Every descriptor that is opened after this belongs to another program.
     pub(super) fn start(file: &File) -> OpenWatch {
         let events = OpenWatch::listen(file);
         if let Err(error) = &events {
@@ -41,7 +43,7 @@ impl OpenWatch {
         Ok(events)
     }
 
-    /// Whether anybody may have opened it since the beginning, or since this was asked last.
+    /// Whether the file may have been opened since the start, or since the last call.
     pub(super) fn was_opened(&self) -> bool {
         let Some(events) = &self.events else { return true };
         let mut room = [MaybeUninit::uninit(); EVENTS_BYTES];
@@ -49,7 +51,7 @@ impl OpenWatch {
         let mut was_opened = false;
         loop {
             match reader.next() {
-                // Or events were lost, or the file system is gone.
+                // Also when events were lost, or the file system was unmounted.
                 Ok(_) => was_opened = true,
                 Err(Errno::AGAIN) => return was_opened,
                 Err(Errno::INTR) => {}

@@ -1,37 +1,40 @@
-//! Which of the missing chunks to ask a source for: the rarest first.
+//! Picks the rarest of the missing chunks that a source has.
 //!
-//! Missing chunks are kept in buckets by how many sources have them, so that the rarest are found
-//! without looking at the others, and a change of one chunk costs the same however many there are.
-//! Sources that have everything make all chunks equally less rare and are not counted.
+//! Missing chunks are kept in buckets by the number of sources that have them. So the rarest are
+//! found without looking at the others, and changing one chunk takes constant time. Sources that
+//! have the whole content make every chunk equally less rare and are not counted.
 //!
-//! Among equally rare chunks a source goes on with the one after its last, so that disks at both
-//! ends read and write in order; else it begins somewhere at random, so that several downloads of
-//! the same content take different parts and have something to give each other.
+//! Among equally rare chunks a source continues with the chunk after its previous one, so that the
+//! disks at both ends read and write sequentially. Otherwise it starts at a random chunk, so that
+//! several downloads of one content fetch different parts and can serve each other.
+//!
+//! Rule: a chunk is in exactly one bucket while it is missing, at the position recorded for it, and
+//! in none otherwise.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::share::chunks::ChunkSet;
 
-/// A chunk that is not missing has no place in any bucket.
+/// The position of a chunk that is not missing.
 const NOWHERE: u32 = u32::MAX;
 
-/// The missing chunks. A content has at most 2²⁰ chunks, see
-/// [`FILE_BYTES_MAX`](crate::limits::FILE_BYTES_MAX): numbers of 32 bits hold them.
+/// The missing chunks. A content has at most 2²⁰ chunks
+/// ([`FILE_BYTES_MAX`](crate::limits::FILE_BYTES_MAX)), so 32 bits are enough for a chunk's number.
 #[derive(Debug)]
 pub(super) struct Picker {
-    /// How many of the sources that have a part have each chunk.
+    /// For each chunk, how many of the sources with a part of the content have it.
     rarity: Vec<u16>,
-    /// Where in the bucket of its rarity each chunk is.
+    /// For each chunk, its position in the bucket of its rarity, or [`NOWHERE`].
     place: Vec<u32>,
-    /// By rarity.
+    /// For each rarity, the missing chunks of that rarity, in no order.
     buckets: Vec<Vec<u32>>,
     missing: u64,
     random: SmallRng,
 }
 
 impl Picker {
-    /// Nothing of `chunks` chunks is missing yet.
+    /// No chunk is missing at first.
     pub(super) fn new(chunks: u64, seed: u64) -> Picker {
         let chunks = chunks as usize;
         Picker {
@@ -43,39 +46,39 @@ impl Picker {
         }
     }
 
-    /// How many chunks are missing.
     pub(super) fn missing(&self) -> u64 {
         self.missing
     }
 
-    /// Chunk `index` is missing (again).
+    /// Chunk `index` has become missing.
     pub(super) fn put(&mut self, index: u64) {
-        if self.place[index as usize] == NOWHERE {
-            self.enter(index as u32);
-            self.missing += 1;
-        }
+        let place = self.place[index as usize];
+        assert_eq!(place, NOWHERE, "chunk {index} is missing already");
+        self.enter(index as u32);
+        self.missing += 1;
     }
 
-    /// Chunk `index` is missing no more.
-    pub(super) fn take(&mut self, index: u64) {
-        if self.place[index as usize] != NOWHERE {
-            self.leave(index as u32);
-            self.missing -= 1;
-        }
+    /// Chunk `index` is not missing any more.
+    fn take(&mut self, index: u64) {
+        self.leave(index as u32);
+        self.missing -= 1;
     }
 
     /// One more source with a part of the content has chunk `index`.
     pub(super) fn more(&mut self, index: u64) {
-        self.change_rarity(index, |rarity| rarity.saturating_add(1));
+        self.change_rarity(index, |rarity| rarity + 1);
     }
 
-    /// One fewer.
+    /// One fewer source with a part of the content has chunk `index`.
     pub(super) fn fewer(&mut self, index: u64) {
-        self.change_rarity(index, |rarity| rarity.saturating_sub(1));
+        let rarity = self.rarity[index as usize];
+        assert!(rarity > 0, "no source has chunk {index}");
+        self.change_rarity(index, |rarity| rarity - 1);
     }
 
-    /// A chunk for a source that has `have` (all when absent) and was last asked for the one before
-    /// `next`. It is missing no more. `None`: the source has nothing that is missing.
+    /// Picks a chunk for a source that has `have` (`None` for the whole content) and was last asked
+    /// for the chunk before `next`. The chunk is not missing any more. Returns `None` if the source
+    /// has no missing chunk.
     pub(super) fn pick(&mut self, have: Option<&ChunkSet>, next: u64) -> Option<u64> {
         let has = |index: u32| have.is_none_or(|set| set.contains(u64::from(index)));
         for rarity in 0..self.buckets.len() {
@@ -129,6 +132,7 @@ impl Picker {
     fn leave(&mut self, index: u32) {
         let bucket = &mut self.buckets[usize::from(self.rarity[index as usize])];
         let place = self.place[index as usize] as usize;
+        assert_eq!(bucket.get(place), Some(&index), "chunk {index} is at its place");
         self.place[index as usize] = NOWHERE;
         bucket.swap_remove(place);
         if let Some(moved) = bucket.get(place) {
@@ -152,7 +156,7 @@ mod tests {
         let mut picker = picker(6);
         [0, 1, 1, 2, 2, 2, 3, 4, 5, 5].into_iter().for_each(|index| picker.more(index));
         picker.fewer(1);
-        // 0, 1, 3 and 4 are had once, 5 twice, 2 thrice.
+        // Chunks 0, 1, 3 and 4 are at one source each, 5 at two, 2 at three.
         let order: Vec<u64> = std::iter::from_fn(|| picker.pick(None, 99)).collect();
         let mut rarest = order[..4].to_vec();
         rarest.sort_unstable();
@@ -173,7 +177,6 @@ mod tests {
         rest.sort_unstable();
         let expected: Vec<u64> = (40..60).filter(|index| *index != 41).collect();
         assert_eq!(rest, expected);
-        picker.put(41);
         picker.put(41);
         assert_eq!(picker.missing(), 79);
         assert_eq!(picker.pick(Some(&have), 0), Some(41));

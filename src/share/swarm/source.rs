@@ -1,4 +1,8 @@
-//! One source, as the swarm knows it.
+//! What the swarm knows of one source: its connection, its chunks, its outstanding requests and how
+//! it has served so far.
+//!
+//! Rule: this file computes with the facts of one source (rate, expected times, waits). Comparing
+//! sources is left to `Swarm`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,86 +12,80 @@ use crate::limits::{self, CHUNK_BYTES};
 use crate::share::chunks::ChunkSet;
 use crate::share::rate::RateMeter;
 
-/// Where a source is in its life.
+/// The connection of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceStatus {
-    /// Known, and not dialled yet.
+    /// No connection has been attempted.
     Untried,
-    /// Being dialled.
+    /// A connection is being opened.
     Connecting,
-    /// There.
     Ready,
-    /// Gone, to be dialled again then.
+    /// Not connected; it may be dialled again at `until`.
     Away {
-        /// When.
         until: Duration,
     },
-    /// Gone for good.
+    /// Dropped for good, and never dialled again.
     Banned,
 }
 
-/// What a source has.
+/// The chunks that a source has announced.
 #[derive(Debug)]
 pub(super) enum SourceChunks {
-    /// Not known to have anything.
+    /// It has announced nothing yet.
     Nothing,
-    /// Everything.
     Whole,
-    /// Some of it.
+    /// These chunks of the content.
     Part(ChunkSet),
 }
 
-/// A chunk that it owes.
+/// An outstanding request for a chunk.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Assignment {
     pub(super) chunk: u64,
     pub(super) at: Duration,
-    /// How long it was expected to take then.
+    /// The time that the chunk was expected to take when it was requested.
     pub(super) due: Duration,
-    /// It took much longer, which has been counted.
+    /// Whether a stall over this chunk has been counted.
     pub(super) stalled: bool,
 }
 
-/// One source.
 #[derive(Debug)]
 pub(super) struct SwarmSource {
     pub(super) address: SocketAddr,
     pub(super) status: SourceStatus,
     pub(super) have: SourceChunks,
-    /// What it owes, oldest first.
+    /// Outstanding requests, oldest first.
     pub(super) assignments: Vec<Assignment>,
-    /// It had nothing that was missing when the swarm's count of returns was this.
+    /// The value of `ChunkTable::returns` at which it had no missing chunk.
     pub(super) dry_at: Option<u64>,
-    /// The chunk after the one it was asked for last.
+    /// The chunk after the one that was requested last.
     pub(super) next: u64,
     pub(super) meter: RateMeter,
-    /// When it last gave a byte, or was asked while it owed nothing, or was not listened to.
+    /// When it last sent a byte, was asked while idle, or was not being read.
     pub(super) heard: Duration,
-    /// It has said that it is busy.
+    /// Not asked before this time, because it has answered BUSY.
     pub(super) busy_until: Option<Duration>,
-    /// Refusals for being busy since it last gave a chunk.
+    /// Consecutive BUSY answers since it last sent a chunk.
     pub(super) busy_times: u32,
-    /// Bytes that have come since its last whole chunk: of the one it gives now.
+    /// Bytes received of the chunk that it is sending.
     pub(super) begun_bytes: u64,
-    /// When it last gave as much as is progress for one that was so quick when it was asked last, or was asked while it
-    /// owed nothing …
+    /// When it last moved `moved_bytes_min` bytes, or was asked while idle.
     pub(super) moved_at: Duration,
-    /// … bytes since …
+    /// Bytes received since `moved_at`.
     pub(super) moved_bytes: u64,
-    /// … and how many bytes those have to be.
+    /// How many bytes count as moving: depends on its rate when it was asked last.
     pub(super) moved_bytes_min: u64,
-    /// When it was dialled last.
     pub(super) dialled: Option<Duration>,
-    /// Since when it is there.
+    /// When the present connection was established.
     pub(super) since: Duration,
-    /// When it last owed something, or connected.
+    /// When it last had a request outstanding, or was connected.
     pub(super) used: Duration,
-    /// In a row, for how long to leave it alone.
+    /// Consecutive failures, which determine how long it is left alone.
     pub(super) failures: u32,
     pub(super) given_bytes: u64,
-    /// Chunks that it has let lie, and not given afterwards.
+    /// Chunks that it has stalled over and not sent afterwards.
     pub(super) stalls: u32,
-    /// Chunks of its that have arrived and are not checked yet.
+    /// Chunks from it that have arrived and are not verified yet.
     pub(super) unchecked: usize,
 }
 
@@ -130,7 +128,7 @@ impl SwarmSource {
         self.status == SourceStatus::Ready
     }
 
-    /// Whether it is being dialled or there.
+    /// Whether it occupies a place.
     pub(super) fn is_in_use(&self) -> bool {
         matches!(self.status, SourceStatus::Connecting | SourceStatus::Ready)
     }
@@ -139,9 +137,10 @@ impl SwarmSource {
         self.busy_until.is_some_and(|until| now < until)
     }
 
-    /// How many chunks it may owe: what it gives in the time that asking ahead covers, and one more. One that takes
-    /// twice that time for a chunk, or has not shown anything yet, owes one: a round trip between two chunks is
-    /// nothing to it, and whatever it owes in the end has to be fetched elsewhere.
+    /// The number of requests it may have outstanding: what it serves within
+    /// [`limits::REQUEST_AHEAD`], and one more. A source that needs twice that time for a chunk, or
+    /// has sent nothing yet, gets one: a round trip between two chunks does not slow it down, and
+    /// what it has outstanding in the end has to be fetched elsewhere.
     pub(super) fn window(&self) -> usize {
         let ahead = self.meter.rate() * limits::REQUEST_AHEAD.as_secs_f64() / CHUNK_BYTES as f64;
         if ahead < 0.5 {
@@ -154,26 +153,25 @@ impl SwarmSource {
         self.assignments.iter().any(|assignment| assignment.chunk == chunk)
     }
 
-    /// Strikes a debt, if there is one.
     pub(super) fn remove_assignment(&mut self, chunk: u64) -> Option<Assignment> {
         let at = self.assignments.iter().position(|assignment| assignment.chunk == chunk)?;
         Some(self.assignments.remove(at))
     }
 
-    /// How long one more chunk should take it; no time as long as nobody knows.
+    /// How long one more chunk should take; zero as long as its rate is unknown.
     pub(super) fn due(&self) -> Duration {
         let due = Duration::try_from_secs_f64(self.expected_next_s());
         due.unwrap_or(Duration::MAX).min(limits::LONE_SOURCE_SLOW_AFTER)
     }
 
-    /// One more chunk is asked of it.
+    /// Records the request for one more chunk.
     pub(super) fn ask(&mut self, chunk: u64, now: Duration) {
         if self.assignments.is_empty() {
             self.heard = now;
             self.moved_at = now;
             self.moved_bytes = 0;
         }
-        // An eighth of its rate, since others may come to share its line.
+        // An eighth of its rate, because others may come to share its line.
         let stalled_s = limits::CHUNK_STALLED.as_secs_f64();
         let least = (self.meter.rate() * stalled_s / 8.0) as u64;
         self.moved_bytes_min = least.max(limits::CHUNK_STALLED_BYTES);
@@ -181,7 +179,7 @@ impl SwarmSource {
         self.next = chunk + 1;
     }
 
-    /// So many bytes more have come of what it owes.
+    /// Records that bytes of requested chunks have been received.
     pub(super) fn moved(&mut self, bytes: u64, now: Duration) {
         self.moved_bytes += bytes;
         if self.moved_bytes >= self.moved_bytes_min {
@@ -190,14 +188,15 @@ impl SwarmSource {
         }
     }
 
-    /// Whether it lets a chunk lie: it takes much longer than it should, and has stopped giving anything.
+    /// Whether it has stalled over a chunk: the chunk takes much longer than expected, and nothing
+    /// is coming any more.
     pub(super) fn is_stalled_over(&self, assignment: &Assignment, now: Duration) -> bool {
         let has_stopped = now.saturating_sub(self.moved_at) >= limits::CHUNK_STALLED;
         has_stopped
             && now.saturating_sub(assignment.at) >= limits::CHUNK_STALLED.max(2 * assignment.due)
     }
 
-    /// Whether nothing is expected of it any more in what it owes.
+    /// Whether it has stopped for so long that nothing more is expected of its oldest request.
     pub(super) fn is_stuck(&self, now: Duration) -> bool {
         let stopped_for = now.saturating_sub(self.moved_at);
         let is_stalled = self
@@ -207,32 +206,34 @@ impl SwarmSource {
         is_stalled && stopped_for >= 2 * limits::CHUNK_STALLED
     }
 
-    /// Whether it could begin with one more chunk now, and would not take long over it.
+    /// Whether it could start with one more chunk now and would soon complete it.
     pub(super) fn is_quick(&self) -> bool {
         let most_s = 2.0 * limits::CHUNK_STALLED.as_secs_f64();
         self.assignments.len() < self.window() && self.expected_next_s() <= most_s
     }
 
-    /// How long it will take over its `position`th debt, from 0.
+    /// The expected time in seconds until it has completed its request at `position`, from 0.
     pub(super) fn expected_s(&self, position: usize) -> f64 {
         let bytes = (position + 1) as f64 * CHUNK_BYTES as f64 - self.begun_bytes as f64;
-        // A source that has not shown anything yet is not waited for.
+        // A source that has sent nothing yet seems infinitely slow here, so that others race it.
         bytes.max(0.0) / self.meter.rate().max(1.0)
     }
 
-    /// How long it takes over one more chunk than it owes; no time when that has to be found out.
+    /// The expected time in seconds for one more chunk behind the outstanding ones; 0 as long as
+    /// its rate is unknown, because it has to be tried.
     pub(super) fn expected_next_s(&self) -> f64 {
         if self.meter.rate() > 0.0 { self.expected_s(self.assignments.len()) } else { 0.0 }
     }
 
-    /// How long to leave it alone after one more failure: doubling, up to a limit.
+    /// Records a failure and returns how long to leave the source alone: doubling from `first` to
+    /// `max`.
     pub(super) fn fail(&mut self, first: Duration, max: Duration) -> Duration {
         let wait = first.saturating_mul(1 << self.failures.min(16));
         self.failures = self.failures.saturating_add(1);
         wait.min(max)
     }
 
-    /// How long not to ask it after it has said once more that it is busy.
+    /// Records a BUSY answer: the source is not asked for a time that doubles.
     pub(super) fn refuse_busy(&mut self, now: Duration) {
         let wait = limits::SOURCE_BUSY_MIN.saturating_mul(1 << self.busy_times.min(16));
         self.busy_times = self.busy_times.saturating_add(1);

@@ -1,4 +1,8 @@
-//! A partial file on the disk: what says that it is ours, its lock, its room, and the steps that give it its name.
+//! A partial file on the disk: its identification, its lock, its space, and the steps by which it
+//! is published.
+//!
+//! Rule: each method is one step whose effect on the disk is complete when it returns. The order of
+//! the steps is the affair of `Part`.
 
 use std::fs::File;
 use std::io;
@@ -9,29 +13,28 @@ use std::sync::Arc;
 use rustix::fs::{CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom};
 use rustix::io::Errno;
 
-use crate::model::{
-    ContentId, FileName, claim_name, descriptor_path, is_at, is_first_name, link, remove_ours,
-};
+use super::names::{claim_name, descriptor_path, is_at, is_first_name, link, remove_ours};
+use crate::model::{ContentId, FileName};
 use crate::net::BUFFER_ALIGNMENT;
 use crate::share::fetch::api::{FetchError, Kept};
 
-/// What direct IO goes in units of, and the trailer's length.
+/// The unit of direct I/O, and the length of the trailer.
 pub(super) const BLOCK_BYTES: usize = BUFFER_ALIGNMENT;
 const MAGIC: &[u8; 16] = b"acervo part v1\r\n";
-/// Allocated at once.
+/// The number of bytes that are allocated in one call, 64 MiB: while it runs the file is locked,
+/// and chunks cannot be written.
 const ALLOCATE_BYTES: u64 = 64 << 20;
 
-/// What a partial file says it is a part of.
+/// The content that a partial file belongs to, stored in its last block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trailer {
-    /// The whole's length in bytes.
+    /// The content's length in bytes.
     pub size: u64,
-    /// The whole's content.
     pub content: ContentId,
 }
 
 impl Trailer {
-    /// The trailer that says so.
+    /// The bytes of the trailer.
     pub fn encode(&self) -> [u8; BLOCK_BYTES] {
         let mut block = [0; BLOCK_BYTES];
         let mut fields = MAGIC.to_vec();
@@ -42,7 +45,7 @@ impl Trailer {
         block
     }
 
-    /// What a trailer says, if it is one: any byte that is not as [`Trailer::encode`] would have it makes it none.
+    /// Parses a trailer. `None` if any byte differs from what [`Trailer::encode`] would write.
     pub fn decode(bytes: &[u8]) -> Option<Trailer> {
         let rest = bytes.strip_prefix(MAGIC)?;
         let (size, rest) = rest.split_first_chunk()?;
@@ -52,15 +55,15 @@ impl Trailer {
     }
 }
 
-/// A file that is a part, or is to become one, and its names.
+/// A partial file and its names.
 #[derive(Debug)]
 pub(super) struct PartFile {
     pub folder: PathBuf,
     pub path: PathBuf,
     pub whole: PathBuf,
     pub claim: PathBuf,
-    /// Holds the lock. Open for reading alone, unless that cannot be: so that it can be known whether anybody has the
-    /// file open for writing.
+    /// The descriptor that holds the lock. It is read-only where possible, so that the system can
+    /// tell whether anybody else has the file open for writing.
     pub file: Arc<File>,
     pub may_write: bool,
     pub trailer: Trailer,
@@ -68,7 +71,7 @@ pub(super) struct PartFile {
 
 impl PartFile {
     /// # Errors
-    /// The system allows no further descriptor.
+    /// The system refuses another descriptor.
     pub fn new(
         writable: &File,
         folder: &Path,
@@ -79,7 +82,7 @@ impl PartFile {
         let reading = open_again(writable, OFlags::RDONLY);
         let (file, may_write) = match reading {
             Ok(file) => (file, false),
-            // This process has no way to its open files.
+            // This process cannot reach its open files under /proc.
             Err(_) => (writable.try_clone()?, true),
         };
         Ok(PartFile {
@@ -93,10 +96,11 @@ impl PartFile {
         })
     }
 
-    /// Takes away the random name that a partial file was made under, where its process was killed before it did.
+    /// Removes the random name under which a partial file was created, if its process was killed
+    /// before it could.
     pub fn remove_first_name(&self) {
         if self.file.metadata().is_ok_and(|metadata| metadata.nlink() > 1) {
-            // What cannot be listed keeps one hidden name more, which costs nothing until the file is removed.
+            // If the folder cannot be listed, a hidden name remains, which costs nothing.
             for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
                 if is_first_name(&entry.file_name()) {
                     remove_ours(&self.file, &entry.path());
@@ -105,26 +109,28 @@ impl PartFile {
         }
     }
 
-    /// Locks it, through `writable` where only such a descriptor can have a lock.
+    /// Locks the file. On some file systems only a writable descriptor can have a lock; then the
+    /// lock is taken through `writable`.
     pub fn lock(&mut self, writable: &File) -> Result<(), FetchError> {
         let lock = |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
         let mut locked = lock(&self.file);
         if locked == Err(Errno::BADF) {
-            // A file system that is on another machine.
+            // A file system on another machine.
             let file = writable.try_clone().map_err(|source| disk(&self.path, source))?;
             locked = lock(&file);
             (self.file, self.may_write) = (Arc::new(file), true);
         }
         match locked {
-            // A file system without locks: a second download of the file is then not noticed. Both write the same
-            // verified bytes to the same places, and nothing beyond the content once there is a trailer.
+            // A file system without locks: a second download of the file is not noticed. Both write
+            // the same verified bytes to the same places, and nothing beyond the content once it is
+            // published.
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => Ok(()),
             Err(Errno::WOULDBLOCK) => Err(FetchError::UnderWay(self.path.clone())),
             Err(error) => Err(FetchError::Folder { path: self.path.clone(), source: error.into() }),
         }
     }
 
-    /// Where the trailer is.
+    /// The offset of the trailer.
     pub fn trailer_at(&self) -> u64 {
         self.trailer.size.next_multiple_of(BLOCK_BYTES as u64)
     }
@@ -133,8 +139,8 @@ impl PartFile {
         self.trailer_at() + BLOCK_BYTES as u64
     }
 
-    /// Whether it is a partial file of this content, by its trailer or, when that has been cut off already, by its
-    /// claim.
+    /// Whether it is a partial file of this content: by its trailer or, if that has been cut off,
+    /// by its claim.
     pub fn is_ours(&self) -> Result<bool, FetchError> {
         let failed = |source| disk(&self.path, source);
         let metadata = self.file.metadata().map_err(failed)?;
@@ -149,7 +155,7 @@ impl PartFile {
         Ok(Trailer::decode(&trailer) == Some(self.trailer))
     }
 
-    /// Whether it is a partial file of ours, of whatever content, that nothing was ever written to but its trailer.
+    /// Whether it is a partial file of ours, of any content, to which no chunk was ever written.
     pub fn is_blank(&self) -> bool {
         let Ok(metadata) = self.file.metadata() else { return false };
         let Some(at) = metadata.len().checked_sub(BLOCK_BYTES as u64) else { return false };
@@ -160,26 +166,27 @@ impl PartFile {
         let is_whole = |trailer: Trailer| {
             trailer.size.checked_next_multiple_of(BLOCK_BYTES as u64) == Some(at)
         };
-        // A file system that knows no holes says that there is data from the beginning on.
+        // A file system without holes reports data from the start, and so no file of it is blank.
         Trailer::decode(&trailer).is_some_and(is_whole)
             && rustix::fs::seek(&self.file, SeekFrom::Data(0)) == Ok(at)
     }
 
-    /// Takes its name away: nothing of it was verified.
+    /// Removes its name. To be called when no chunk of it is verified.
     pub fn remove(&self) {
         remove_ours(&self.file, &self.path);
     }
 
-    /// Whether the file has this name.
+    /// Whether this path leads to the file.
     pub fn is_at(&self, path: &Path) -> bool {
         self.file.metadata().is_ok_and(|metadata| is_at(&metadata, path))
     }
 
-    /// Makes sure that the disk has room for everything, and marks the file as what it is.
+    /// Makes sure that the disk has space for everything, and writes the trailer.
     pub fn make_room(&self, writable: &File) -> Result<(), FetchError> {
-        // Not by allocating: what does not fit would take all room there is from everybody else, for a moment.
+        // Not by allocating: a file that does not fit would take all space from others for a
+        // moment.
         let made = self.fits().and_then(|fits| match fits {
-            // It has its trailer.
+            // It has its length, and so its trailer.
             true if self.file.metadata()?.len() == self.length() => Ok(()),
             true => self.restore(writable),
             false => Err(io::ErrorKind::StorageFull.into()),
@@ -187,18 +194,19 @@ impl PartFile {
         made.map_err(|error| self.write_error(error, self.trailer.size))
     }
 
-    /// Whether the disk has room for what is not allocated yet.
+    /// Whether the disk has space for what is not allocated yet.
     pub fn fits(&self) -> io::Result<bool> {
         let allocated = self.file.metadata()?.blocks().saturating_mul(512);
         Ok(self.length().saturating_sub(allocated) <= self.free())
     }
 
     pub fn set_aside(&self, writable: &File) -> io::Result<bool> {
-        // Others may have written meanwhile: never so much that nothing is left to them.
+        // Other programs may have written meanwhile. Never take so much that nothing is left for
+        // them.
         if !self.fits()? {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        // A piece at a time: the file is locked meanwhile, and chunks want to be written.
+        // In pieces: the file is locked during each, and chunks are waiting to be written.
         let mut at = 0;
         while at < self.length() {
             let piece = ALLOCATE_BYTES.min(self.length() - at);
@@ -212,19 +220,19 @@ impl PartFile {
         Ok(true)
     }
 
-    /// Bytes free for us on the file system; as many as there may be where it does not say.
+    /// Free bytes on the file system; `u64::MAX` if it does not say.
     pub fn free(&self) -> u64 {
         let Ok(stat) = rustix::fs::fstatvfs(&self.file) else { return u64::MAX };
         let blocks = match stat.f_blocks {
             0 => return u64::MAX,
-            // What is set aside for the superuser.
+            // Including what is reserved for the superuser.
             _ if rustix::process::geteuid().is_root() => stat.f_bfree,
             _ => stat.f_bavail,
         };
         blocks.saturating_mul(stat.f_frsize)
     }
 
-    /// What an error of writing means, with `needed` bytes still to come.
+    /// Translates an error of writing, with `needed` bytes still to be written.
     pub fn write_error(&self, error: io::Error, needed: u64) -> FetchError {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FetchError::NoRoom {
@@ -250,9 +258,11 @@ impl PartFile {
         }
     }
 
-    /// Cuts the file to the content's length, and makes it durable. Its claim says meanwhile whose it is.
+    /// Cuts the file to the content's length and makes it durable. Its claim identifies it
+    /// meanwhile.
     pub fn cut(&self, writable: &File) -> io::Result<()> {
-        // Where a file cannot have two names, a crash just now leaves a part that has to be removed by hand.
+        // On a file system without links, a crash at this moment leaves a partial file that has to
+        // be removed by hand.
         let claimed = link(&self.file, &self.claim);
         if let Err(error) = claimed {
             log::debug!("{} is cut without a claim: {error}", self.path.display());
@@ -261,16 +271,16 @@ impl PartFile {
         writable.sync_all()
     }
 
-    /// Makes it a part again, which cannot get its final name.
+    /// Gives a file that could not be published its trailer again.
     pub fn uncut(&self, writable: &File) {
         if let Err(error) = self.restore(writable) {
             log::warn!("{} has no trailer: {error}", self.path.display());
         }
     }
 
-    /// Gives it its trailer. Until that is durable the claim says whose it is.
+    /// Writes the trailer. The claim identifies the file until the trailer is durable.
     fn restore(&self, writable: &File) -> io::Result<()> {
-        // The trailer first: with the right length and without one it would be nobody's.
+        // The trailer first: a file of the right length without a trailer would not be recognized.
         writable.write_all_at(&self.trailer.encode(), self.trailer_at())?;
         if writable.metadata()?.len() > self.length() {
             writable.set_len(self.length())?;
@@ -287,16 +297,17 @@ impl PartFile {
         synced.map_err(|source| disk(&self.whole, source))
     }
 
-    /// Gives the open file the name `to`, which must be free. It may keep its present name `from`, too.
+    /// Gives the open file the name `to`. It may keep its present name `from` as well.
     ///
     /// # Errors
-    /// `AlreadyExists` when the name is taken, `NotFound` when the file has been removed.
+    /// `AlreadyExists` if the name is taken, `NotFound` if the file has been removed.
     pub fn give_name(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.check_not_removed()?;
         match link(&self.file, to) {
             Ok(()) => return Ok(()),
             Err(Errno::EXIST) => return Err(io::ErrorKind::AlreadyExists.into()),
-            // The file system knows no second names, or this process has no way to its open files.
+            // No links on this file system, or this process cannot reach its open files under
+            // /proc.
             Err(error) => log::debug!("{} is renamed: {error}", from.display()),
         }
         if !self.is_at(from) {
@@ -306,13 +317,13 @@ impl PartFile {
         if self.is_at(to) {
             return Ok(());
         }
-        // Another file had come under the name at this very moment: it gets that back.
+        // Another file took the name at this very moment: it gets it back.
         rustix::fs::renameat_with(CWD, to, CWD, from, RenameFlags::NOREPLACE)?;
         Err(io::ErrorKind::NotFound.into())
     }
 }
 
-/// Opens the file once more, whatever its names are.
+/// Opens an open file once more, whatever its names are.
 pub(super) fn open_again(file: &File, access: OFlags) -> io::Result<File> {
     let opened = rustix::fs::open(descriptor_path(file), access | OFlags::CLOEXEC, Mode::empty());
     Ok(File::from(opened?))

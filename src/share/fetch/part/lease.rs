@@ -1,35 +1,39 @@
-//! Whether anybody has a file open for writing, and keeping it so that nobody has.
+//! Makes sure that no other program has a file open for writing.
 //!
-//! A read lease (`fcntl(2)`, `F_SETLEASE`) is given only while no descriptor of the file may write and no shared mapping
-//! of it can, and while it is held whoever opens the file for writing waits. Those who read are in nobody's way.
-//! The system waits for the holder for 45 seconds, and then lets the other one in: so it has to be looked at again
-//! before anything is built on it.
+//! A read lease (`fcntl(2)`, `F_SETLEASE`) is granted only while no descriptor and no shared
+//! mapping of the file is writable. While it is held, opening the file for writing blocks; opening
+//! it for reading does not.
+//!
+//! Rule: the system lets a writer in after 45 seconds, so a lease has to be checked
+//! ([`Lease::is_whole`]) before anything is built on it.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-/// `F_SETSIG` of Linux, on every architecture, which the crate does not name.
+/// `F_SETSIG`, which the libc crate does not define. It has this value on every architecture of
+/// Linux.
 const F_SETSIG: libc::c_int = 10;
 
-/// Nobody else has the file open for writing. Given back when it is dropped.
+/// A read lease. Dropping it gives it back.
 #[derive(Debug)]
 pub(super) struct Lease(Arc<File>);
 
-/// Why there is no lease.
+/// Why a lease was not granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoLease {
-    /// Somebody has the file open for writing.
+    /// Another program has the file open for writing.
     Writers,
-    /// The file system knows none, or the file is another user's.
+    /// The file system has no leases, or the file belongs to another user.
     Unsupported,
 }
 
 impl Lease {
-    /// Takes a lease on a file that is open for reading alone.
+    /// Takes a lease on a file that is open for reading only.
     pub fn take(file: &Arc<File>) -> Result<Lease, NoLease> {
-        // Whoever waits for it is told of by a signal that does nothing by itself, rather than by one that ends us.
+        // The system signals that someone waits for the lease. SIGURG is ignored by default; the
+        // usual signal would end the process.
         let asked = fcntl(file, F_SETSIG, libc::SIGURG)
             .and_then(|_| fcntl(file, libc::F_SETLEASE, libc::c_int::from(libc::F_RDLCK as i16)));
         match asked {
@@ -41,7 +45,7 @@ impl Lease {
         }
     }
 
-    /// Whether nobody waits for it to be given back, or has been let in.
+    /// Whether nobody waits for the lease or has been let in.
     pub fn is_whole(&self) -> bool {
         fcntl(&self.0, libc::F_GETLEASE, 0).is_ok_and(|kind| kind == libc::F_RDLCK as libc::c_int)
     }
@@ -55,20 +59,20 @@ impl Drop for Lease {
     }
 }
 
-/// Whether the file is on another machine. Where that one grants no leases, some file systems answer as if somebody had
-/// the file open for writing, and go on so for ever.
+/// Whether the file is on another machine. If that one grants no leases, some file systems answer
+/// as if somebody had the file open for writing, for ever.
 fn is_remote(file: &File) -> bool {
-    // CIFS, SMB 2, SMB and NFS, as `statfs(2)` has them.
+    // The numbers of CIFS, SMB 2, SMB and NFS from `statfs(2)`.
     const REMOTE: [u32; 4] = [0xff53_4d42, 0xfe53_4d42, 0x517b, 0x6969];
-    // The field is of another width on some architectures; the numbers have 32 bits.
+    // The field's width depends on the architecture; the numbers have 32 bits.
     rustix::fs::fstatfs(file).is_ok_and(|stat| REMOTE.contains(&(stat.f_type as u32)))
 }
 
-/// The one call to the system that no crate of ours offers without `unsafe`.
+/// The one system call that no crate offers without `unsafe`.
 #[allow(unsafe_code)]
 fn fcntl(file: &File, command: libc::c_int, argument: libc::c_int) -> io::Result<libc::c_int> {
-    // SAFETY: the commands that are used here take a number and touch no memory of this process, and the descriptor is
-    // open for as long as the file is borrowed.
+    // SAFETY: the commands used here take a number and touch no memory of this process, and the
+    // descriptor is open as long as the file is borrowed.
     match unsafe { libc::fcntl(file.as_raw_fd(), command, argument) } {
         -1 => Err(io::Error::last_os_error()),
         done => Ok(done),
@@ -92,7 +96,7 @@ mod tests {
         let reader = File::open(&path).unwrap();
         let lease = Lease::take(&file).unwrap();
         assert!(lease.is_whole());
-        // Whoever does not wait is told so.
+        // A program that does not block gets an error.
         let mut options = File::options();
         let refused = options.write(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);

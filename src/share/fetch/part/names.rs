@@ -1,4 +1,6 @@
-//! The names that a file which arrives has, and what is done to a name only if it is the file's.
+//! The names of a file during its download: partial name, first name, claim, final name.
+//!
+//! Rule: a name is removed only if it leads to the open file itself.
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
@@ -16,20 +18,20 @@ use crate::share::fetch::api::FetchError;
 
 const SUFFIX: &str = ".part";
 
-/// The name of the partial file for a file's name.
+/// The partial file's name for a file of this name.
 pub(super) fn part_name(name: &FileName, content: ContentId) -> String {
     let name = name.as_str();
     if name.len() + SUFFIX.len() <= FILE_NAME_BYTES_MAX {
         return format!("{name}{SUFFIX}");
     }
-    // Too long for the suffix: a part of the name, and of the content's so that no two are the same.
+    // Too long for the suffix: the name is cut, and a part of the content's id keeps it unique.
     let content = &content.to_string()[..16];
     let room = FILE_NAME_BYTES_MAX - SUFFIX.len() - content.len() - 1;
     let kept = (0..=room).rev().find(|length| name.is_char_boundary(*length)).unwrap_or(0);
     format!("{}~{content}{SUFFIX}", &name[..kept])
 }
 
-/// The name that a partial file is made under.
+/// The random name under which a partial file is created where it cannot be without a name.
 pub(super) fn first_name(random: u64) -> String {
     format!(".{random:016x}{SUFFIX}")
 }
@@ -39,24 +41,22 @@ pub(super) fn is_first_name(name: &OsStr) -> bool {
     number.is_some_and(|hex| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// The name that a partial file has as well while it has no trailer: hidden, and nobody else's.
+/// The second name of a partial file while it has no trailer: hidden, and unique to this file.
 pub(super) fn claim_name(name: &FileName, content: ContentId) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&content.0).update(name.as_str().as_bytes());
     format!(".{}{SUFFIX}", &hasher.finalize().to_hex()[..32])
 }
 
-/// What is under the final name.
+/// What has the final name.
 #[derive(Debug)]
 pub(in crate::share::fetch) enum Existing {
-    /// Nothing.
     Nothing,
-    /// A file of the right length, perhaps the one to be fetched.
+    /// A regular file of the right length, which may be the wanted one.
     Candidate(File),
 }
 
-/// Looks whether there is a file of the final name. Anything but a regular file of the right length
-/// is in the way.
+/// Looks at the final name. Anything but a regular file of the right length is an error.
 pub(in crate::share::fetch) fn existing(whole: &Path, size: u64) -> Result<Existing, FetchError> {
     let in_the_way = || FetchError::Exists(whole.to_owned());
     match std::fs::symlink_metadata(whole) {
@@ -65,7 +65,7 @@ pub(in crate::share::fetch) fn existing(whole: &Path, size: u64) -> Result<Exist
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Existing::Nothing),
         Err(source) => return Err(FetchError::Folder { path: whole.to_owned(), source }),
     }
-    // It may have become a link or a pipe by now.
+    // It may have been replaced by a link or a FIFO meanwhile.
     let file = open(whole, OFlags::RDONLY).map_err(|_| in_the_way())?;
     match file.metadata() {
         Ok(metadata) if metadata.is_file() && metadata.len() == size => {
@@ -75,7 +75,7 @@ pub(in crate::share::fetch) fn existing(whole: &Path, size: u64) -> Result<Exist
     }
 }
 
-/// Takes away the names of a partial file that has got its final one before a crash.
+/// Removes the names that a file which was published just before a crash has kept.
 pub(in crate::share::fetch) fn remove_leftovers(
     folder: &Path,
     name: &FileName,
@@ -87,29 +87,29 @@ pub(in crate::share::fetch) fn remove_leftovers(
     }
 }
 
-/// Opens what is under a path if it is neither a link nor something whose opening would wait for somebody.
+/// Opens a path, unless it leads to a link or to something that would block.
 pub(super) fn open(path: &Path, access: OFlags) -> Result<File, Errno> {
     let safe = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     rustix::fs::open(path, access | safe, Mode::from_raw_mode(0o666)).map(File::from)
 }
 
-/// Where an open file is found whatever its names are.
+/// A path that leads to an open file, whatever its names are.
 pub(in crate::share::fetch) fn descriptor_path(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Gives an open file another name, which must be free.
+/// Gives an open file another name, which has to be free.
 pub(super) fn link(file: &File, to: &Path) -> Result<(), Errno> {
     rustix::fs::linkat(CWD, descriptor_path(file), CWD, to, AtFlags::SYMLINK_FOLLOW)
 }
 
-/// Whether the file is the one at `path`.
+/// Whether `path` leads to the file with this metadata.
 pub(super) fn is_at(metadata: &Metadata, path: &Path) -> bool {
     std::fs::symlink_metadata(path)
         .is_ok_and(|there| there.ino() == metadata.ino() && there.dev() == metadata.dev())
 }
 
-/// Takes a name away from an open file, if it is the file's.
+/// Removes a name, if it leads to this open file.
 pub(super) fn remove_ours(file: &File, path: &Path) {
     if file.metadata().is_ok_and(|metadata| is_at(&metadata, path))
         && let Err(error) = std::fs::remove_file(path)

@@ -1,12 +1,12 @@
-//! Parts that are opened, changed by others, finished, and left behind by crashes.
+//! Partial files that are opened, changed by other programs, published, and left behind by crashes.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 
+use super::names::link;
 use super::*;
 use crate::limits::{CHUNK_BYTES, FILE_NAME_BYTES_MAX, PART_RECHECKS_MAX};
-use crate::model::link;
 use crate::net::BufferPool;
 
 const SIZE: u64 = CHUNK_BYTES as u64 + 4321;
@@ -62,7 +62,7 @@ fn a_part_is_written_left_resumed_and_finished() {
     assert!(whole[..CHUNK_BYTES].iter().all(|b| *b == 3));
     assert_eq!(whole[CHUNK_BYTES..], [7; 4321]);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-    // A late comer, who opened the part before it got its name.
+    // Another download that had opened the partial file before it was published.
     assert!(open(folder.path(), SIZE).unwrap().is_none());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
@@ -97,7 +97,8 @@ fn parts_of_other_things_are_not_touched() {
     assert!(matches!(open(folder.path(), SIZE), Err(FetchError::ForeignPart(_))));
 }
 
-/// A liar's content or size, or a download killed at once, left a part that kept the true file out.
+/// Once a partial file of another content, left by a liar's announcement or a killed download, kept
+/// the right file out.
 #[test]
 fn a_part_that_nothing_was_written_to_makes_room_for_another_content() {
     let folder = tempfile::tempdir().unwrap();
@@ -128,11 +129,11 @@ fn nothing_is_replaced_not_even_what_came_last_moment() {
     assert_eq!(std::fs::read(&whole).unwrap(), b"mine");
     drop(part);
     assert!(matches!(open(folder.path(), SIZE), Err(FetchError::Exists(_))));
-    // What it has is not lost by the attempt.
+    // The stored chunks survive the attempt.
     std::fs::remove_file(&whole).unwrap();
     let part = open(folder.path(), SIZE).unwrap().unwrap();
     assert!(part.is_resumed());
-    // The same when the name is taken at the last moment, which only the attempt itself can notice.
+    // Also if the name is taken at the last moment, which only linking can notice.
     part.on_disk.cut(&part.writable().unwrap().file).unwrap();
     std::fs::write(&whole, b"mine").unwrap();
     let error = part.on_disk.give_name(&part.on_disk.path, &part.on_disk.whole).unwrap_err();
@@ -144,7 +145,8 @@ fn nothing_is_replaced_not_even_what_came_last_moment() {
     assert_eq!(names(folder.path()), ["film.mkv.part"]);
 }
 
-/// Browsers call their downloads so: of the right length, empty, or what there was a moment ago.
+/// Browsers use the same name: for a file of the right length, for an empty one, or for one of the
+/// length of a partial file.
 #[test]
 fn somebodys_own_file_of_the_parts_name_is_neither_altered_nor_published() {
     let folder = tempfile::tempdir().unwrap();
@@ -162,8 +164,8 @@ fn somebodys_own_file_of_the_parts_name_is_neither_altered_nor_published() {
     }
 }
 
-/// A download went on writing to its removed part, and then gave the final name to whatever was under the part's:
-/// the beginnings of another download, with bytes of its own or none.
+/// Once a download went on writing to its removed partial file, and then published whatever had the
+/// partial name: the start of another download.
 #[test]
 fn what_gets_the_final_name_is_what_was_written() {
     let folder = tempfile::tempdir().unwrap();
@@ -183,7 +185,7 @@ fn what_gets_the_final_name_is_what_was_written() {
     assert!(matches!(other.finish(), Ok(Finish::Published(_))));
     assert!(std::fs::read(&whole).unwrap() == vec![9; SIZE as usize]);
 
-    // Moved elsewhere, and somebody's own file in its place.
+    // Moved elsewhere, with another program's file in its place.
     std::fs::remove_file(&whole).unwrap();
     let moved = open(folder.path(), SIZE).unwrap().unwrap();
     write(&moved, 0, 3);
@@ -195,7 +197,7 @@ fn what_gets_the_final_name_is_what_was_written() {
     assert_eq!(std::fs::read(&path).unwrap(), b"somebody's own");
 }
 
-/// Every step of the end, as a crash would leave it.
+/// After each step of publishing, as a crash would leave the files.
 #[test]
 fn a_crash_in_the_end_loses_nothing_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -217,8 +219,8 @@ fn a_crash_in_the_end_loses_nothing_and_leaves_nothing() {
     assert_eq!(names(folder.path()), ["film.mkv"]);
 }
 
-/// A process was killed when the part had its name and kept the one that it was made under, which stayed a second
-/// name of the published file for ever.
+/// Once a process was killed between two names of a partial file, and the random one stayed a
+/// second name of the published file for ever.
 #[test]
 fn the_name_that_a_part_was_made_under_does_not_stay() {
     let folder = tempfile::tempdir().unwrap();
@@ -232,7 +234,7 @@ fn the_name_that_a_part_was_made_under_does_not_stay() {
     assert_eq!(names(folder.path()), [&first_name(8), "film.mkv.part", "mine.part"]);
 }
 
-/// Where locks are missing two downloads may have one part: what one has published stays as it is.
+/// Without locks two downloads may share one partial file. What one has published stays as it is.
 #[test]
 fn a_late_write_of_a_second_download_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -259,7 +261,8 @@ fn a_late_write_of_a_second_download_changes_nothing() {
     assert_eq!(whole[CHUNK_BYTES..], [7; 4321]);
 }
 
-/// A download that did not fit took all room there was for a moment, and whoever wrote a file just then failed.
+/// Once a download that did not fit took all space for a moment, and other programs failed to
+/// write.
 #[test]
 fn what_does_not_fit_takes_no_room_from_others() {
     let folder = tempfile::tempdir().unwrap();
@@ -307,14 +310,14 @@ fn long_names_have_parts_too() {
 #[test]
 fn a_file_larger_than_any_disk_is_refused_at_once_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    // A sparse answer would not do: the room is asked of the file system.
+    // Setting a length is not enough: the file system is asked for the space.
     let error = open(folder.path(), 1 << 55).unwrap_err();
     assert!(matches!(error, FetchError::NoRoom { .. } | FetchError::NotSoLarge { .. }), "{error}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
-/// Another process that has a file mapped and nothing else. The system that builds this has a compiler for C, which
-/// knows no rule against mappings.
+/// Another process that has a file mapped and not open. It is written in C, because Rust has no
+/// safe mapping.
 struct Mapper(Child, BufReader<std::process::ChildStdout>);
 
 impl Mapper {
@@ -346,7 +349,7 @@ impl Mapper {
 
 impl Drop for Mapper {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -358,10 +361,10 @@ fn is_good(part: &Part, index: u64, byte: u8) -> bool {
     buffer.as_ref().iter().all(|found| *found == byte)
 }
 
-/// What a store to a page of a mapping that is dirty does to a file cannot be seen from outside it.
+/// A store to a dirty page of a mapping changes the file without any trace outside.
 #[test]
 fn what_is_stored_through_a_mapping_is_never_published() {
-    // The mapping is made while the download goes on, or before it does.
+    // The file is mapped during the download, or before it is resumed.
     for is_resumed in [false, true] {
         let (folder, tools) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut part = open(folder.path(), SIZE).unwrap().unwrap();
@@ -377,7 +380,7 @@ fn what_is_stored_through_a_mapping_is_never_published() {
         assert_eq!(part.finish().unwrap(), Finish::Doubtful);
         assert!(!is_good(&part, 0, 3), "the check finds it");
         write(&part, 0, 3);
-        // A page that is dirty, and good when it is checked.
+        // The page is dirty, and good when it is checked.
         mapper.store(10, 3);
         assert_eq!(part.finish().unwrap(), Finish::Doubtful);
         assert!(is_good(&part, 0, 3) && is_good(&part, 1, 3));
@@ -394,7 +397,8 @@ fn what_is_stored_through_a_mapping_is_never_published() {
     }
 }
 
-/// A program that reads what arrives was taken for one that writes, and the download failed.
+/// Once a program that reads the partial file was taken for one that writes, and the download
+/// failed.
 #[test]
 fn whoever_reads_costs_one_check() {
     let folder = tempfile::tempdir().unwrap();
@@ -405,7 +409,7 @@ fn whoever_reads_costs_one_check() {
     assert_eq!(part.finish().unwrap(), Finish::Doubtful);
     let _another = File::open(part.path()).unwrap();
     assert!(matches!(part.finish(), Ok(Finish::Published(_))));
-    // Who serves it to others costs none.
+    // Serving it to others costs no check.
     let part = Part::open(folder.path(), &name("b"), content(b"film"), SIZE).unwrap().unwrap();
     write(&part, 0, 3);
     part.served().unwrap().read_exact_at(&mut [0; 9], 7).unwrap();
@@ -413,8 +417,8 @@ fn whoever_reads_costs_one_check() {
     assert!(matches!(part.finish(), Ok(Finish::Published(_))));
 }
 
-/// A second download opened the part for writing before it looked at the lock: it was told that it could not write there,
-/// and each attempt took the first one's lease, until that ended with words about a program that changes its part.
+/// Once a second download opened the partial file for writing before it looked at the lock. Each
+/// attempt broke the first one's lease, until that gave up and blamed another program.
 #[test]
 fn a_second_download_takes_no_lease_from_the_first() {
     let folder = tempfile::tempdir().unwrap();
@@ -429,7 +433,7 @@ fn a_second_download_takes_no_lease_from_the_first() {
     assert!(matches!(part.finish().unwrap(), Finish::Published(_)));
 }
 
-/// A writer waits for the lease, and what was checked under it does not count when it is let in.
+/// A writer waits for the lease. When it is let in, the check under the lease does not count.
 #[test]
 fn who_opens_it_for_writing_during_the_check_has_it_checked_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -443,7 +447,7 @@ fn who_opens_it_for_writing_during_the_check_has_it_checked_again() {
         let file = File::options().write(true).open(path).unwrap();
         file.write_all_at(&[9], 10).unwrap();
     });
-    // It has asked when the lease is not whole any more.
+    // It is waiting when the lease is not whole any more.
     let asked = || !part.end().lease.as_ref().is_some_and(Lease::is_whole);
     while !asked() {
         std::thread::yield_now();

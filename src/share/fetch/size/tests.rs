@@ -1,4 +1,4 @@
-//! The question of a file's true size, asked of sources that answer, lie, fall silent or leave.
+//! Proofs of a size by sources that lie in every way.
 
 use std::net::TcpListener;
 
@@ -7,25 +7,25 @@ use crate::limits::{CHUNK_BYTES, HASHES_PER_FRAME_MAX};
 use crate::model::PeerId;
 use crate::share::content::Manifest;
 
-/// What a source does when it is asked for a proof.
+/// How a source answers when it is asked for a proof.
 #[derive(Clone, Copy, Debug)]
 enum Trick {
     Honest,
-    /// Greets and says nothing more.
+    /// It greets and sends nothing more.
     Silent,
-    /// Gives a byte of its page now and then.
+    /// It sends a byte of its page now and then.
     Dribble,
-    /// Gives full pages for ever.
+    /// It sends full pages for ever.
     Endless,
-    /// Announces a frame that nobody takes.
+    /// It announces a frame that is too long.
     Huge,
-    /// Gives the hashes of the nodes above the chunks, which make the same id, and the bytes of a chunk.
+    /// It sends the hashes of the nodes above the chunks, which give the same id, and then a chunk.
     Nodes,
-    /// Gives the whole list and another chunk.
+    /// It sends the whole list, and then another chunk.
     WrongChunk,
-    /// Gives the whole list, and says that the last chunk is shorter than it is.
+    /// It sends the whole list, and a last chunk that is too short.
     ShortChunk,
-    /// Gives the whole list and says nothing more.
+    /// It sends the whole list and nothing more.
     NoChunk,
 }
 
@@ -92,7 +92,7 @@ fn bytes() -> Vec<u8> {
     bytes
 }
 
-/// Sources that tell a false size, each of which does its trick.
+/// Sources that announce a wrong size, each of which plays its trick.
 fn sources(tricks: &[Trick]) -> (Manifest, Vec<Source>) {
     let bytes = Arc::new(bytes());
     let manifest = Manifest::of_bytes(&bytes).unwrap();
@@ -160,7 +160,7 @@ fn whoever_comes_later_is_asked_too_and_a_stop_ends_it() {
     assert!(matches!(stopped, FetchError::Cancelled(_)));
 }
 
-/// A content of so many chunks and its hashes, without its bytes.
+/// A manifest of so many chunks, without the content's bytes.
 fn manifest_of(count: u64) -> Manifest {
     let hashes = (0..count).map(|i| ChunkHash(*blake3::hash(&i.to_le_bytes()).as_bytes()));
     Manifest::new(count * CHUNK_BYTES as u64, hashes.collect()).unwrap()
