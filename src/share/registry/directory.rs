@@ -1,4 +1,6 @@
-//! Where a registry keeps what it knows. Workers ask it; they may wait for its answers.
+//! The interface behind which a registry keeps its index, and the implementation in memory.
+//!
+//! Rule: workers call a [`Directory`] and may wait for it; the event loop never does.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,24 +15,24 @@ use crate::net::RunClock;
 use crate::share::index::{Index, IndexError, IndexLimits, Member, PeerEndpoint};
 use crate::wire::share::{FileSummary, PeerSummary, Source};
 
-/// Why a directory did not do what it was asked.
+/// Why a directory has not done what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// It has no room.
+    /// There is no room.
     #[error(transparent)]
     Full(#[from] IndexError),
-    /// The peer has joined at another registry of the same store, which is alive.
+    /// Another live registry of the same store has the peer's connection.
     #[error(
         "this peer has joined at another registry, which is alive: that connection has to end first"
     )]
     JoinedElsewhere,
-    /// The store behind it does not answer, although it has been given its time.
+    /// The store has not answered in time.
     #[error("the store behind this registry does not answer: {0}")]
     Store(#[from] ClientError),
 }
 
 impl DirectoryError {
-    /// When to try again; 0 when waiting does not help.
+    /// How long to wait before trying again; 0 if waiting does not help.
     pub fn retry_after_ms(&self) -> u32 {
         match self {
             DirectoryError::Full(
@@ -48,14 +50,14 @@ impl DirectoryError {
     }
 }
 
-/// What a registry knows. The methods are those of [`Index`], where their rules are written down; time
-/// is the directory's own business.
+/// What a registry knows. The methods and their rules are those of [`Index`]; each implementation
+/// knows the time by itself.
 pub trait Directory: Send + Sync {
-    /// A peer offers exactly these files. Whether another session of the peer has to end first is for the
-    /// caller to know, as long as that one joined here too.
+    /// Makes these the files of a peer. The caller has checked that no other connection of this
+    /// registry has the peer's id.
     ///
     /// # Errors
-    /// There is no room, or the peer is somebody else's.
+    /// There is no room, or another registry has the peer's connection.
     fn join(
         &self,
         member: Member,
@@ -63,7 +65,7 @@ pub trait Directory: Send + Sync {
         files: Vec<FileEntry>,
     ) -> Result<(), DirectoryError>;
 
-    /// A peer has new files, and others no more; `false` when it is not known.
+    /// Adds and removes files of a peer. Returns false if it has not joined.
     ///
     /// # Errors
     /// There is no room.
@@ -74,7 +76,7 @@ pub trait Directory: Send + Sync {
         removed: &[FileName],
     ) -> Result<bool, DirectoryError>;
 
-    /// A peer serves a part of a content; `false` when it is not known.
+    /// Records that a peer is downloading a content. Returns false if it has not joined.
     ///
     /// # Errors
     /// There is no room.
@@ -85,38 +87,38 @@ pub trait Directory: Send + Sync {
         size: u64,
     ) -> Result<bool, DirectoryError>;
 
-    /// It does no more; `false` when it is not known.
+    /// Records that a peer has ended a download. Returns false if it has not joined.
     ///
     /// # Errors
     /// The directory does not answer.
     fn fetched(&self, member: Member, content: ContentId) -> Result<bool, DirectoryError>;
 
-    /// A peer is alive; `false` when it is not known.
+    /// Records that a peer is alive. Returns false if it has not joined.
     ///
     /// # Errors
     /// The directory does not answer.
     fn heartbeat(&self, member: Member) -> Result<bool, DirectoryError>;
 
-    /// A peer goes.
+    /// Removes a peer.
     ///
     /// # Errors
     /// The directory does not answer.
     fn leave(&self, member: Member) -> Result<(), DirectoryError>;
 
-    /// Forgets who has been silent for too long, and says whom. What stands in the way for long is the
-    /// directory's own to tell.
+    /// Removes the peers that have been silent for too long, and returns them. The directory itself
+    /// logs a failure that lasts.
     ///
     /// # Errors
     /// The directory does not answer.
     fn expire(&self) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError>;
 
-    /// Who has a file of this name.
+    /// The sources of files of this name.
     ///
     /// # Errors
     /// The directory does not answer.
     fn search(&self, name: &FileName) -> Result<Vec<Source>, DirectoryError>;
 
-    /// Who has a content, whole or in part.
+    /// The sources that have a content, as a whole or in part.
     ///
     /// # Errors
     /// The directory does not answer.
@@ -135,18 +137,18 @@ pub trait Directory: Send + Sync {
     fn files(&self, after: Option<&FileName>) -> Result<(Vec<FileSummary>, bool), DirectoryError>;
 }
 
-/// An index in this process's memory.
+/// An index in this process's memory, lost when the process ends.
 #[derive(Debug)]
 pub struct MemoryDirectory {
     index: Mutex<Index>,
     started: Instant,
-    /// Whoever is told of time passing ([`Directory::expire`]) looks at it.
+    /// Measures the time in which this process has run; [`Directory::expire`] advances it.
     clock: Mutex<RunClock>,
     silence_timeout: Duration,
 }
 
 impl MemoryDirectory {
-    /// An empty one, which forgets a peer that is silent for longer than `silence_timeout`.
+    /// An empty index that removes a peer after this time of silence.
     pub fn new(index: IndexLimits, silence_timeout: Duration) -> MemoryDirectory {
         let (index, started) = (Mutex::new(Index::new(index)), Instant::now());
         let clock = Mutex::new(RunClock::new(Some(limits::SHARE_TURN_MAX), started));
@@ -157,7 +159,7 @@ impl MemoryDirectory {
         self.time_at(Instant::now())
     }
 
-    /// How long this registry had run by `now`.
+    /// How long this registry has run by `now`, without the times in which it was stopped.
     fn time_at(&self, now: Instant) -> Duration {
         let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         clock.at(now).saturating_duration_since(self.started)
@@ -168,7 +170,7 @@ impl MemoryDirectory {
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
-        // A worker that panics ends the process, except in tests, which then fail for that.
+        // A worker that panics ends the process; in tests it fails the test.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -255,7 +257,7 @@ impl Directory for MemoryDirectory {
 mod tests {
     use super::*;
 
-    /// A registry that was stopped for longer than its silence time-out forgot every peer when it went on.
+    /// Once a registry that was stopped for longer than its silence time-out forgot every peer.
     #[test]
     fn time_in_which_the_registry_was_stopped_is_nobodys_silence() {
         let (second, silence) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -271,7 +273,7 @@ mod tests {
         for tick in 0..50 {
             assert_eq!(directory.expire_at(stopped + tick * second / 2), [], "tick {tick}");
         }
-        // The one speaks, the other does not.
+        // One peer sends a heartbeat, the other does not.
         let told = stopped + 25 * second;
         let now = directory.time_at(told);
         assert!(directory.index().heartbeat(member(1), now));

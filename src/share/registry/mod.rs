@@ -1,27 +1,33 @@
-//! The registry: who has which files.
+//! The registry: a server that knows which peer has which files.
 //!
-//! It is a service on the event loop, as a server of the store is one. The loop greets, counts, gathers
-//! the parts of a JOIN and hands each whole request to a pool of workers, which ask the [`Directory`]:
-//! an [`Index`](super::index::Index) in memory, or one that is kept in the replicated [`store`]. While a
-//! request of a connection is with the workers nothing more is read from it: so its requests take
-//! effect in order, and one that asks much waits for itself only. Requests that change many files wait for each
-//! other: one of two threads is always left to questions. What requests hold while they wait is counted in
-//! the event loop's budget, and one for which there is no room is told to come later.
+//! It is a service on an event loop (`service`). The loop greets, applies quotas, collects the
+//! parts of a JOIN, and hands each complete request to a pool of workers (`work`), which ask the
+//! [`Directory`]: an [`Index`](super::index::Index) in memory, or one in the replicated [`store`].
 //!
-//! A peer is in the directory until it leaves, its connection ends, or nothing is heard of it for the
-//! silence time-out, in which the registry itself has to have run. A peer that has been forgotten is told so (`NOT_JOINED`) when it speaks again, and
-//! joins anew: so a registry may be restarted whenever one likes.
+//! Rules:
 //!
-//! A peer's id proves nothing, so whoever has joined under one keeps it: a JOIN under the same id over another
-//! connection waits until the first has ended or has been silent for the silence time-out, unless it comes with the
-//! same secret, which a peer draws when it starts and tells nobody but registries. And an address is only
-//! offered to others if it is the IP that the peer's connection comes from, or has answered like a peer when the
-//! registry dialled it. What one IP may have joined is a part of what all may, and where all is taken the IP that has
-//! most makes room for one that has less: peers in the index, and parts of unfinished JOINs.
+//! - While a request of a connection is with the workers, nothing more is read from the connection.
+//!   So its requests take effect in order, and one that asks much delays only itself.
+//! - Requests that change many files run one at a time, so that one of two threads is always free
+//!   for searches. The memory of requests that wait is counted in the loop's budget; one for which
+//!   there is no room is told to come later.
+//! - A peer is known until it leaves, its connection ends, or it has been silent for the time-out
+//!   while the registry was running. A peer that was forgotten is answered NOT_JOINED and joins
+//!   again, so a registry may be restarted at any time.
+//! - A peer id proves nothing, so the first connection that joins under an id keeps it: a JOIN
+//!   under the same id over another connection has to wait until the first has ended or has been
+//!   silent for the time-out, unless it brings the same secret, which a peer draws at its start and
+//!   sends to registries only.
+//! - An address is offered to others only if its IP is the one the connection comes from, or if a
+//!   peer with the right id has answered there when the registry dialled it.
+//! - Each IP address has a share of every limit. When all of a limit is taken, the IP address that
+//!   has most makes room for one that has less: peers in the index, and parts of unfinished JOINs.
 //!
-//! Left out: files themselves never come near a registry.
+//! Left out: the files themselves, which never pass through a registry.
 
+mod address_checks;
 pub mod directory;
+mod partial_join;
 pub mod questions;
 mod service;
 pub mod store;
@@ -49,35 +55,36 @@ use crate::process::watch_signals;
 use crate::text::escape;
 use crate::workers::pool::Pool;
 
-/// Where a registry listens unless it is told otherwise.
+/// The address on which a registry listens by default.
 pub const DEFAULT_REGISTRY: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1099);
 
-/// How a registry is set up.
+/// The parameters of [`run`].
 #[derive(Clone, Debug)]
 pub struct RegistryConfig {
-    /// Where it listens; port 0 takes any free one.
+    /// The address to listen on; port 0 takes any free port.
     pub listen: SocketAddr,
-    /// Whether console lines are written.
+    /// Whether the lines of SPEC C1 are written to standard output.
     pub console: bool,
-    /// Threads that ask the directory.
+    /// The number of threads that ask the directory.
     pub workers: usize,
-    /// A peer that is silent for longer is taken for dead, here as in the directory.
+    /// The time without a message after which a peer counts as dead. The directory has to use the
+    /// same.
     pub silence_timeout: Duration,
-    /// The most peers that may have joined; fewer if the system allows fewer open files.
+    /// The most peers that may have joined. Fewer if the system allows fewer open files.
     pub peers_max: usize,
 }
 
-/// Why a registry could not start, or stopped by itself.
+/// Why a registry could not start, or has stopped by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// The address cannot be listened on.
+    /// It cannot listen on its address.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The event loop failed.
+    /// The event loop has failed.
     #[error(transparent)]
     Loop(#[from] LoopError),
-    /// A thread could not be started.
+    /// The system refused a thread.
     #[error("cannot start a thread: {0}; is the limit on processes too low?")]
     Thread(#[source] io::Error),
     /// Signals cannot be received.
@@ -88,21 +95,15 @@ pub enum RegistryError {
     TooFewFiles(#[from] TooFewFiles),
 }
 
-/// A line of SPEC C1.
+/// An event that has a console line in SPEC C1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegistryEvent {
-    /// A peer has joined.
-    Joined {
-        /// Where it serves.
-        address: SocketAddr,
-        /// What it offers, in the order it gave.
-        names: Vec<FileName>,
-    },
-    /// Somebody looks for a file.
+    /// A peer has joined, with these files in the order in which it sent them.
+    Joined { address: SocketAddr, names: Vec<FileName> },
+    /// A peer has searched for a name.
     Searched {
-        /// Where it serves, if it has joined; else where it asked from.
+        /// The address at which it serves if it has joined, else the one it connects from.
         address: SocketAddr,
-        /// The name.
         name: FileName,
     },
 }
@@ -132,7 +133,7 @@ impl console::ConsoleEntry for RegistryEvent {
     }
 }
 
-/// File names as the console lines of SPEC C show several: escaped, one space between them.
+/// File names as SPEC C shows them in one line: escaped, with one space between them.
 pub fn spaced<'a>(names: impl IntoIterator<Item = &'a FileName> + Clone) -> impl fmt::Display {
     let mut line = String::new();
     for name in names {
@@ -147,14 +148,14 @@ pub fn spaced<'a>(names: impl IntoIterator<Item = &'a FileName> + Clone) -> impl
 /// Runs a registry until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// It could not start, or its event loop failed.
+/// It could not start, or its event loop has failed.
 pub fn run(config: &RegistryConfig, directory: Arc<dyn Directory>) -> Result<(), RegistryError> {
     let listener = Listener::bind(config.listen)?;
     let (stop_in, stop) = bounded(1);
     let watch = |wake: &WakeHandle| {
         let (stop, wake) = (stop_in.clone(), wake.clone());
         let stop = move || {
-            // A stop that was asked for already needs no second word.
+            // The channel is full if a stop was requested already.
             let _ = stop.try_send(());
             wake.wake();
         };
@@ -163,11 +164,12 @@ pub fn run(config: &RegistryConfig, directory: Arc<dyn Directory>) -> Result<(),
     serve(config, directory, listener, io::stdout(), stop, watch)
 }
 
-/// The same on an address that is bound already, writing the console's lines to `out`, until something
-/// comes over `stop`. `started` is given the loop's wake handle, to be used after that.
+/// Like [`run`], but on a bound socket, with the console lines written to `out`, until something is
+/// received from `stop`. `started` is called with the loop's wake handle, which has to be used
+/// after sending a stop.
 ///
 /// # Errors
-/// As [`run`], and those of `started`.
+/// Those of [`run`] and of `started`.
 pub fn serve(
     config: &RegistryConfig,
     directory: Arc<dyn Directory>,

@@ -1,4 +1,4 @@
-//! What `acervo registry` asks on the keyboard when it is started on a terminal without `--listen`.
+//! The questions that `acervo registry` asks when it is started on a terminal without `--listen`.
 
 use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
@@ -7,10 +7,11 @@ use super::DEFAULT_REGISTRY;
 use crate::prompt::questions::{QuestionError, check_own_ip, explain_probe, until_valid};
 use crate::prompt::{parse_ip, parse_port};
 
-/// Asks for IP and port, offering the defaults. `probe` tells whether an address can be listened on.
+/// Asks for IP and port, and offers the defaults. `probe` tests whether an address can be listened
+/// on.
 ///
 /// # Errors
-/// The input ended or failed.
+/// The input has ended or failed.
 pub fn ask(
     input: &mut dyn BufRead,
     output: &mut dyn Write,

@@ -1,14 +1,22 @@
-//! The registry's service on the event loop: greetings, the parts of a JOIN, who holds which id, whether an
-//! address answers, and who waits for what.
+//! The service on the registry's event loop: greetings, the order of requests, and which connection
+//! has which peer id.
+//!
+//! Rule: each connection has at most one request under way, and each peer id has at most one
+//! connection, which has joined or is about to join under it.
+//!
+//! Left out: what a request means, which the workers know (`work`); the parts of a JOIN
+//! (`partial_join`); and which addresses may be dialled (`address_checks`).
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
 use super::RegistryConfig;
+use super::address_checks::{AddressChecks, CheckAdmission};
+use super::partial_join::{self, PartialJoin};
 use super::work::{MembershipChange, RegistryCompletion, RegistryJob, RegistryWork, frame};
 use crate::limits;
 use crate::model::{FileEntry, FileName, PeerId};
@@ -21,77 +29,58 @@ use crate::wire::message::Message;
 use crate::wire::share::{RegistryReply, RegistryRequest};
 use crate::workers::pool::{Pool, SubmitError};
 
-/// A connection.
+/// The state of a connection.
 #[derive(Debug)]
 struct RegistryConnection {
-    /// Where it comes from.
+    /// The address it comes from.
     address: SocketAddr,
     greeted: bool,
-    /// It has asked something, and has no deadline any more.
+    /// Whether it has made a request, after which it has no deadline any more.
     asked: bool,
-    /// A request of it is under way.
+    /// Whether a request of it is under way.
     waits: bool,
-    /// When it was last sure to be alive: it has spoken, or its request was still being worked on.
+    /// When it last sent a message, or had a request under way.
     last_seen: Instant,
-    /// As whom it is about to join.
+    /// The peer id of the JOIN that is under way.
     joining: Option<PeerId>,
-    /// Of the peer as whom it has joined, or is about to join.
+    /// The key of the peer as which it has joined, or is about to join.
     key: u64,
-    /// Whom it has joined as, and where that one serves.
+    /// The member as which it has joined, and the address at which that peer serves.
     joined: Option<(Member, SocketAddr)>,
-    /// The parts of a JOIN that have come so far.
+    /// The parts of an unfinished JOIN.
     partial: Option<PartialJoin>,
 }
 
+/// A JOIN that waits until a peer has answered at its address.
 #[derive(Debug)]
-struct PartialJoin {
-    peer: PeerId,
-    address: SocketAddr,
-    next_part: u32,
-    files: Vec<FileEntry>,
-    key: u64,
-    shares: bool,
-    /// When the first part came.
-    since: Instant,
-    /// What the files hold.
-    held: usize,
-}
-
-/// A JOIN that waits until its address has answered.
-#[derive(Debug)]
-struct AddressCheck {
+struct WaitingJoin {
     /// The connection that the JOIN came over.
     joiner: ConnectionId,
     id: u64,
     place: PeerEndpoint,
     work: RegistryWork,
     held: usize,
-    begun: Instant,
 }
 
-/// The service.
 pub(super) struct RegistryService {
     pool: Pool<RegistryJob, RegistryCompletion>,
     stop: Receiver<()>,
     connections: ConnectionMap<RegistryConnection>,
-    /// Which connection has joined, or is about to join, as which peer.
+    /// The connection that has joined, or is about to join, under each peer id.
     id_holders: HashMap<PeerId, ConnectionId>,
-    /// By the connection that was dialled for it. At most
-    /// [`ADDRESS_CHECKS_MAX`](limits::ADDRESS_CHECKS_MAX).
-    checks: ConnectionMap<AddressCheck>,
-    /// When each origin's checks of the last [`ADDRESS_CHECKS_PERIOD`](limits::ADDRESS_CHECKS_PERIOD) began: whoever
-    /// looks for open ports learns no more than those.
-    checked: HashMap<IpAddr, VecDeque<Instant>>,
+    checks: AddressChecks<ConnectionId, WaitingJoin>,
     silence_timeout: Duration,
-    /// The most [`id_holders`](Self::holders), so that there are always places for those that come to ask.
+    /// The most peer ids that may be held, so that places are left for connections that only
+    /// search.
     peers_max: usize,
-    /// Long jobs that wait for their turn. What they hold is counted, and so bounds how many there are.
+    /// Requests that change many files and wait for their turn. The memory that they hold is
+    /// counted, and so bounds their number.
     long: VecDeque<RegistryJob>,
-    /// Long jobs with the workers, and how many there may be: others' questions find a thread free.
+    /// The number of such requests with the workers, and the most there may be.
     long_under_way: usize,
     long_max: usize,
-    /// Sessions are this plus a connection's id: unlike those of other registries, and of this one
-    /// before it was restarted.
+    /// A session is this number plus the connection's id. So it differs from those of other
+    /// registries and of this registry before a restart.
     first_session: u64,
     expiring: bool,
     stopping_since: Option<Instant>,
@@ -110,8 +99,7 @@ impl RegistryService {
             stop,
             connections: ConnectionMap::default(),
             id_holders: HashMap::new(),
-            checks: ConnectionMap::default(),
-            checked: HashMap::new(),
+            checks: AddressChecks::new(),
             silence_timeout: config.silence_timeout,
             peers_max,
             long: VecDeque::new(),
@@ -123,7 +111,6 @@ impl RegistryService {
         }
     }
 
-    /// Ends the workers.
     pub fn finish(self) {
         if let Err(panicked) = self.pool.shut_down(Instant::now() + limits::STOP_DISK_TIMEOUT) {
             log::error!("{panicked}");
@@ -149,7 +136,7 @@ impl RegistryService {
         }
         net.set_frame_cap(connection, limits::REGISTRY_FRAME_BYTES_MAX);
         net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
-        // Whoever greets and asks nothing still gives way to whoever comes to ask.
+        // A connection that is greeted and requests nothing still gives way to others.
         net.set_deadline(connection, Some(net.now() + limits::FIRST_REQUEST_TIMEOUT));
         net.send(connection, |out| encode(&greeting::welcome(PeerId(0)), out));
     }
@@ -163,7 +150,7 @@ impl RegistryService {
                 return;
             }
         }
-        // What was staged is held already, and is from here on part of the work.
+        // Its memory is counted already, and belongs to the request from now on.
         let (work, held) = match self.work(net, connection, body, bytes) {
             Ok(Some(work)) => work,
             Ok(None) => return net.release(connection, bytes),
@@ -172,7 +159,7 @@ impl RegistryService {
                 return;
             }
         };
-        // Its further requests come when this one is answered.
+        // Its further requests are read when this one is answered.
         net.pause_reading(connection);
         if let Some(caller) = self.connections.get_mut(&connection) {
             caller.waits = true;
@@ -188,46 +175,32 @@ impl RegistryService {
                 return self.decline(net, connection, id, held, reply);
             }
             if own != Some(place.address.ip()) {
-                let begun = net.now();
-                let check = AddressCheck { joiner: connection, id, place, work, held, begun };
-                return self.check_address(net, check);
+                let waiting = WaitingJoin { joiner: connection, id, place, work, held };
+                return self.check_address(net, waiting);
             }
         }
         self.hand_over(net, connection, id, work, held);
     }
 
-    /// Gives up the parts of somebody's JOIN for `bytes` of a request that find no room. The youngest goes, of the
-    /// origin that holds most, if that is more than the origin of who asks would hold; of that origin's own only one
-    /// younger than what the one who asks has sent so far. So neither do unfinished JOINs keep others out, nor do
-    /// several block each other: the oldest always goes on. `false`: nobody gives way.
+    /// Discards the parts of an unfinished JOIN to make room for `bytes` of a request. Returns
+    /// false if no one gives way.
     fn evict_partial(&mut self, net: &mut Net, connection: ConnectionId, bytes: usize) -> bool {
         let Some(asker) = self.connections.get(&connection) else { return false };
-        let (own, own_since) =
-            (origin_of(asker.address.ip()), asker.partial.as_ref().map(|s| s.since));
-        let partial = || {
-            self.connections.iter().filter_map(|(id, caller)| {
-                Some((*id, origin_of(caller.address.ip()), caller.partial.as_ref()?))
-            })
-        };
-        let mut origins: HashMap<IpAddr, usize> = HashMap::new();
-        partial()
-            .for_each(|(_, origin, partial)| *origins.entry(origin).or_default() += partial.held);
-        let own_held = origins.get(&own).copied().unwrap_or_default() + bytes;
-        let heaviest = origins.into_iter().max_by_key(|(_, held)| *held);
-        let Some((heaviest, held)) = heaviest.filter(|(_, held)| *held > 0) else { return false };
-        let gives_way = |origin: IpAddr, since: Instant| match origin == own {
-            true => own_since.is_some_and(|own_since| since > own_since),
-            false => origin == heaviest && held > own_held,
-        };
-        let victims = partial()
-            .filter(|(id, origin, partial)| *id != connection && gives_way(*origin, partial.since));
-        let youngest = victims.max_by_key(|(_, origin, s)| (*origin != own, s.since));
-        let Some(victim) = youngest.map(|(id, ..)| id) else { return false };
-        self.give_up_parts(net, victim);
-        true
+        let own = origin_of(asker.address.ip());
+        let own_since = asker.partial.as_ref().map(|partial| partial.since);
+        let own_held = asker.partial.as_ref().map_or(0, |partial| partial.held);
+        let others = self.connections.iter().filter(|(id, _)| **id != connection);
+        let others = others.filter_map(|(id, caller)| {
+            Some((*id, origin_of(caller.address.ip()), caller.partial.as_ref()?))
+        });
+        let victim = partial_join::giving_way(others, own, own_since, own_held, bytes);
+        if let Some(victim) = victim {
+            self.give_up_parts(net, victim);
+        }
+        victim.is_some()
     }
 
-    /// Forgets the parts of a JOIN that is not finished.
+    /// Discards the parts of a connection's unfinished JOIN.
     fn give_up_parts(&mut self, net: &mut Net, connection: ConnectionId) {
         if let Some(caller) = self.connections.get_mut(&connection)
             && let Some(partial) = caller.partial.take()
@@ -236,7 +209,7 @@ impl RegistryService {
         }
     }
 
-    /// Gives a request to the workers, or tells whoever asked to come later.
+    /// Hands a request to the workers, or answers that there is no room.
     fn hand_over(
         &mut self,
         net: &mut Net,
@@ -282,7 +255,7 @@ impl RegistryService {
         net.resume_reading(connection);
     }
 
-    /// Whoever has not joined and waits for no answer gives way to newcomers.
+    /// Lets a connection give way to others if it has not joined and has no request under way.
     fn set_idle_if_unused(&mut self, net: &mut Net, connection: ConnectionId) {
         let caller = self.connections.get(&connection);
         if caller.is_some_and(|caller| !caller.waits && caller.joined.is_none()) {
@@ -292,14 +265,15 @@ impl RegistryService {
 
     // ---- who holds which id ------------------------------------------------------------------
 
-    /// Whether there is a place for one more peer, or the address that has the most makes room for one of another.
+    /// Whether there is room for one more peer, or the origin that has most makes room for one of
+    /// another.
     fn has_place(&self, net: &mut Net, connection: ConnectionId) -> bool {
         let Some(caller) = self.connections.get(&connection) else { return false };
         let holds_one = caller.joined.is_some() || caller.joining.is_some();
         holds_one || self.id_holders.len() < self.peers_max || net.displace(caller.address.ip())
     }
 
-    /// A connection is about to join as a peer, unless another that is alive has.
+    /// Gives a connection the peer id of its JOIN, unless another live connection has it.
     fn take_id(
         &mut self,
         now: Instant,
@@ -309,7 +283,7 @@ impl RegistryService {
     ) -> Result<(), RegistryReply> {
         let id_holder = self.id_holders.get(&peer).filter(|id_holder| **id_holder != connection);
         let is_alive = |caller: &RegistryConnection| {
-            // A peer whose connection is dead, which only it knows, joins anew at once.
+            // The same peer: its first connection is dead, which only the peer itself knows.
             caller.key != key
                 && (caller.joining == Some(peer)
                     || now.saturating_duration_since(caller.last_seen) <= self.silence_timeout)
@@ -326,7 +300,8 @@ impl RegistryService {
         Ok(())
     }
 
-    /// The JOIN of a connection has been answered: it holds the id that it has joined as, and no other.
+    /// A connection's JOIN has been answered: it has the id of the peer as which it has joined, if
+    /// any.
     fn join_is_over(&mut self, connection: ConnectionId) {
         let Some(caller) = self.connections.get_mut(&connection) else { return };
         let joined = caller.joined.map(|(member, _)| member.peer);
@@ -343,77 +318,40 @@ impl RegistryService {
 
     // ---- whether an address answers ----------------------------------------------------------
 
-    /// Dials the address of a JOIN that is not where the JOIN came from.
-    fn check_address(&mut self, net: &mut Net, check: AddressCheck) {
-        if !self.may_check(net, check.place.origin) {
-            let busy = busy("this registry is dialling too many addresses");
-            return self.decline(net, check.joiner, check.id, check.held, busy);
+    /// Dials the address of a JOIN whose IP is not the one that the JOIN came from.
+    fn check_address(&mut self, net: &mut Net, waiting: WaitingJoin) {
+        let (origin, address, now) = (waiting.place.origin, waiting.place.address, net.now());
+        let too_many = || busy("this registry is dialling too many addresses");
+        match self.checks.admit(origin, now) {
+            CheckAdmission::Admitted => {}
+            CheckAdmission::Refused => {
+                let WaitingJoin { joiner, id, held, .. } = waiting;
+                return self.decline(net, joiner, id, held, too_many());
+            }
+            CheckAdmission::InPlaceOf(dialled) => {
+                if let Some(WaitingJoin { joiner, id, held, .. }) = self.checks.end(dialled) {
+                    net.close(dialled);
+                    self.decline(net, joiner, id, held, too_many());
+                }
+            }
         }
-        let dialled = net.dial(check.place.address);
-        net.set_deadline(dialled, Some(net.now() + limits::ADDRESS_CHECK_TIMEOUT));
-        self.checks.insert(dialled, check);
+        let dialled = net.dial(address);
+        net.set_deadline(dialled, Some(now + limits::ADDRESS_CHECK_TIMEOUT));
+        self.checks.begin(dialled, origin, now, waiting);
     }
 
-    /// Whether one more address may be dialled for somebody from `origin`; counts it if so.
-    fn may_check(&mut self, net: &mut Net, origin: IpAddr) -> bool {
-        let now = net.now();
-        let is_recent =
-            |at: &Instant| now.saturating_duration_since(*at) < limits::ADDRESS_CHECKS_PERIOD;
-        self.checked.retain(|_, begun| {
-            begun.retain(is_recent);
-            !begun.is_empty()
-        });
-        let begun = self.checked.get(&origin).map_or(0, VecDeque::len);
-        if begun >= limits::ADDRESS_CHECKS_PER_ORIGIN_MAX
-            || begun == 0 && self.checked.len() >= limits::ADDRESS_CHECK_ORIGINS_MAX
-            || self.checks.len() >= limits::ADDRESS_CHECKS_MAX && !self.drop_check(net, origin)
-        {
-            return false;
-        }
-        self.checked.entry(origin).or_default().push_back(now);
-        true
-    }
-
-    /// Gives up a check of the origin that has most, for one of an origin that has fewer; or the one that has waited for
-    /// longest, if most addresses would have answered by then.
-    fn drop_check(&mut self, net: &mut Net, origin: IpAddr) -> bool {
-        let mut origins: HashMap<IpAddr, usize> = HashMap::new();
-        self.checks.values().for_each(|c| *origins.entry(c.place.origin).or_default() += 1);
-        let own = origins.get(&origin).copied().unwrap_or_default();
-        let Some((heaviest, most)) = origins.into_iter().max_by_key(|(_, count)| *count) else {
-            return false;
-        };
-        let alike = self.checks.iter().filter(|(_, check)| check.place.origin == heaviest);
-        let of_most = alike.map(|(dialled, _)| *dialled).next().filter(|_| most > own + 1);
-        let is_late = |check: &AddressCheck| {
-            net.now().saturating_duration_since(check.begun) >= limits::ADDRESS_CHECK_GIVES_WAY
-        };
-        let oldest = || {
-            let late = self.checks.iter().filter(|(_, check)| is_late(check));
-            late.min_by_key(|(_, check)| check.begun).map(|(dialled, _)| *dialled)
-        };
-        let Some(dialled) = of_most.or_else(oldest) else { return false };
-        if let Some(AddressCheck { joiner, id, held, .. }) = self.checks.remove(&dialled) {
-            net.close(dialled);
-            let busy = busy("this registry is dialling too many addresses");
-            self.decline(net, joiner, id, held, busy);
-        }
-        true
-    }
-
-    /// The address has answered, or has not and this is why.
+    /// A check has ended with this result.
     fn checked(&mut self, net: &mut Net, dialled: ConnectionId, result: Result<(), String>) {
-        let Some(AddressCheck { joiner, id, place, work, held, .. }) = self.checks.remove(&dialled)
-        else {
-            return;
-        };
+        let Some(waiting) = self.checks.end(dialled) else { return };
+        let WaitingJoin { joiner, id, place, work, held } = waiting;
         net.close(dialled);
         let from = self.connections.get(&joiner).map(|caller| caller.address.ip());
         match (result, from) {
             (Ok(()), Some(_)) => self.hand_over(net, joiner, id, work, held),
             (Err(why), Some(from)) => {
                 log::info!("{} does not answer for a peer from {from}: {why}", place.address);
-                // Not why: a registry is not there to find out what listens where.
+                // The reason is not told: a registry must not be usable to find out what listens
+                // where.
                 let reply = invalid(&format!(
                     "this peer comes from {from}, and no peer answers at {}, where it says it serves: \
                      give an address at which this registry can reach it",
@@ -428,11 +366,11 @@ impl RegistryService {
     fn answered(&mut self, net: &mut Net, dialled: ConnectionId, frame: &[u8]) {
         let result = match codec::decode(frame) {
             Ok(Message::Welcome(welcome)) => {
-                match self.checks.get(&dialled).map(|check| &check.work) {
+                match self.checks.get(dialled).map(|waiting| &waiting.work) {
                     Some(RegistryWork::Join { member, .. }) => {
                         greeting::check_welcome(&welcome, member.peer)
                     }
-                    // The check has been given up.
+                    // The check was given up meanwhile.
                     _ => Ok(()),
                 }
             }
@@ -442,10 +380,10 @@ impl RegistryService {
         self.checked(net, dialled, result);
     }
 
-    /// Hands a job to the workers, or has it wait for its turn.
+    /// Hands a job to the workers, or queues it if it is long.
     ///
     /// # Errors
-    /// Too many wait, or no worker is left.
+    /// The queue is full, or there is no worker left.
     fn submit(&mut self, job: RegistryJob) -> Result<(), SubmitError<()>> {
         if !job.is_long() {
             return self.pool.submit(job).map_err(|error| match error {
@@ -481,9 +419,9 @@ impl RegistryService {
         self.submit_long();
     }
 
-    /// What is to be done for a request that holds so many bytes, and what it holds together with the parts
-    /// before it; or the answer that can be given at once, when what is not kept has been released. `None`
-    /// when the connection is gone.
+    /// Turns a request into work, with the memory that it holds together with earlier parts. If it
+    /// can be answered at once, returns the answer, and has released memory that is not needed any
+    /// more. `None` if the connection is gone.
     fn work(
         &mut self,
         net: &mut Net,
@@ -556,7 +494,7 @@ impl RegistryService {
         }))
     }
 
-    /// Adds a part to those that have come; the last makes the whole.
+    /// Adds a part of a JOIN to the earlier ones. The last part completes the JOIN.
     fn join_part(
         &mut self,
         net: &mut Net,
@@ -568,17 +506,17 @@ impl RegistryService {
             net.release(connection, part.held);
             return Err(RegistryReply::NotJoined);
         };
-        // Whatever becomes of this part, it is not kept twice.
+        // Whatever becomes of this part, the earlier ones are taken out of the connection's state.
         let before = caller.partial.take();
         let all_held = part.held + before.as_ref().map_or(0, |partial| partial.held);
-        let whole = match whole(part, before, caller.address) {
+        let whole = match part.after(before, caller.address) {
             Ok(whole) => whole,
-            Err(reply) => {
+            Err(reason) => {
                 net.release(connection, all_held);
-                return Err(reply);
+                return Err(invalid(&reason));
             }
         };
-        // The parts before may have been another JOIN's, which was given up.
+        // The earlier parts may have belonged to another JOIN, which this part has replaced.
         net.release(connection, all_held - whole.held);
         if last {
             let session = self.first_session.wrapping_add(connection.to_u64());
@@ -615,7 +553,7 @@ impl RegistryService {
                         MembershipChange::None => {}
                         MembershipChange::Joined(member, address) => {
                             let before = caller.joined.replace((member, address));
-                            // One connection, one peer.
+                            // A connection is one peer at a time.
                             if let Some((before, _)) = before.filter(|(b, _)| b.peer != member.peer)
                             {
                                 self.give_up_id(before.peer, connection);
@@ -664,7 +602,7 @@ impl Service for RegistryService {
     }
 
     fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]) {
-        if self.checks.contains_key(&connection) {
+        if self.checks.get(connection).is_some() {
             return self.answered(net, connection, frame);
         }
         let Some(caller) = self.connections.get_mut(&connection) else { return };
@@ -681,7 +619,8 @@ impl Service for RegistryService {
                 if !std::mem::replace(&mut caller.asked, true) {
                     net.set_deadline(connection, None);
                 }
-                // Until it is answered; what is answered at once makes it the last in the order of who gives way.
+                // Until the request is answered; what is answered at once has this connection give
+                // way last.
                 net.set_idle(connection, false);
                 self.request(net, connection, id, body);
                 self.set_idle_if_unused(net, connection);
@@ -721,7 +660,7 @@ impl Service for RegistryService {
 
     fn on_tick(&mut self, net: &mut Net) {
         if !self.expiring && self.stopping_since.is_none() {
-            // When the queue is full the next tick tries again.
+            // If the queue is full, the next tick tries again.
             self.expiring = match self.pool.submit(RegistryJob::Expire) {
                 Ok(()) => true,
                 Err(SubmitError::Full(_)) => false,
@@ -755,7 +694,7 @@ impl Service for RegistryService {
     }
 
     fn before_sleep(&mut self, net: &mut Net) {
-        // Long jobs may have found the workers' queue full of others' questions.
+        // Long jobs may have been waiting for room in the workers' queue.
         self.submit_long();
         let under_way = self.pool.outstanding() + self.long.len();
         if self.stopping_since.is_some() && under_way == 0 {
@@ -790,47 +729,7 @@ fn encode(message: &Message, out: &mut Vec<u8>) {
     }
 }
 
-/// A part of a JOIN together with those that came before it on the same connection, from `from`.
-fn whole(
-    mut part: PartialJoin,
-    before: Option<PartialJoin>,
-    from: SocketAddr,
-) -> Result<PartialJoin, RegistryReply> {
-    part.address.set_ip(part.address.ip().to_canonical());
-    if part.address.ip().is_unspecified() {
-        // It listens everywhere: it is reached where it comes from.
-        part.address.set_ip(from.ip());
-    }
-    let whole = match before {
-        _ if part.address.ip().is_loopback() && !from.ip().is_loopback() => {
-            let reason = "a peer on another machine than its registry cannot serve on a loopback \
-                          address: give the address at which others reach it";
-            return Err(invalid(reason));
-        }
-        _ if part.address.port() == 0 => return Err(invalid("a peer cannot serve on port 0")),
-        _ if part.next_part == 0 => part,
-        Some(mut partial)
-            if (partial.peer, partial.address, partial.key, partial.shares, partial.next_part)
-                == (part.peer, part.address, part.key, part.shares, part.next_part) =>
-        {
-            partial.files.append(&mut part.files);
-            partial.held += part.held;
-            partial
-        }
-        _ => {
-            let reason = "this part of a JOIN does not follow the one before, or that one had to make room: send \
-                          all of them again";
-            return Err(invalid(reason));
-        }
-    };
-    if whole.files.len() > limits::FILES_PER_PEER_MAX {
-        let max = limits::FILES_PER_PEER_MAX;
-        return Err(invalid(&format!("a peer offers at most {max} files: share fewer")));
-    }
-    Ok(whole)
-}
-
-/// What a request holds while it is under way, about.
+/// The memory that a request holds while it is under way, approximately.
 fn memory_bytes(body: &RegistryRequest) -> usize {
     let name = |name: &FileName| name.as_str().len() + limits::ELEMENT_OVERHEAD_BYTES;
     let files = |files: &[FileEntry]| files.iter().map(|file| name(&file.name)).sum::<usize>();
@@ -843,7 +742,7 @@ fn memory_bytes(body: &RegistryRequest) -> usize {
     }
 }
 
-/// What is kept of a peer's secret: whoever sees it, in a store or a log, cannot join with it.
+/// The hash of a peer's secret, so that nobody who reads it in a store or a log can join with it.
 fn key_of(secret: u64) -> u64 {
     let hash = blake3::hash(&secret.to_le_bytes());
     hash.as_bytes().first_chunk().copied().map_or(0, u64::from_le_bytes)

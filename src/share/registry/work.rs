@@ -1,4 +1,8 @@
-//! What a registry's workers do: one whole request each, from the directory's answer to the frame.
+//! The work of a registry's threads: each takes one complete request, asks the directory, and
+//! returns the answer as a frame.
+//!
+//! Rule: a worker changes nothing but the directory. What a request means for its connection is
+//! returned ([`MembershipChange`]) and applied by the event loop.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +19,7 @@ use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::RegistryReply;
 
-/// What is to be done.
+/// What a complete request asks for.
 #[derive(Debug)]
 pub(super) enum RegistryWork {
     Join { member: Member, place: PeerEndpoint, files: Vec<FileEntry>, shares: bool },
@@ -30,10 +34,11 @@ pub(super) enum RegistryWork {
     Files(Option<FileName>),
 }
 
-/// A piece of work.
+/// A job for a worker.
 #[derive(Debug)]
 pub(super) enum RegistryJob {
-    /// A request, which holds so many bytes. `member` is who the connection has joined as, except for a JOIN.
+    /// A request that holds `held` bytes of memory. `member` is the peer as which the connection
+    /// has joined; `None` for a JOIN.
     Request {
         connection: ConnectionId,
         id: u64,
@@ -41,14 +46,14 @@ pub(super) enum RegistryJob {
         work: RegistryWork,
         held: usize,
     },
-    /// A member whose connection has ended.
+    /// Remove a member whose connection has ended.
     Gone(Member),
-    /// Time passes.
+    /// Remove members that have been silent for too long.
     Expire,
 }
 
 impl RegistryJob {
-    /// Whether it may take long: it changes many files.
+    /// Whether it may take long, because it changes many files.
     pub fn is_long(&self) -> bool {
         match self {
             RegistryJob::Request { work, .. } => work.files() > limits::REGISTRY_LONG_FILES_MIN,
@@ -59,7 +64,7 @@ impl RegistryJob {
 }
 
 impl RegistryWork {
-    /// Files that come or go.
+    /// The number of files that it adds or removes.
     fn files(&self) -> usize {
         match self {
             RegistryWork::Join { files, .. } => files.len(),
@@ -69,21 +74,21 @@ impl RegistryWork {
     }
 }
 
-/// What a request has done to its connection.
+/// How a request has changed its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MembershipChange {
-    /// Nothing.
+    /// It has joined as before, or still has not.
     None,
-    /// It has joined as this member, which serves there.
+    /// It has joined as this member, which serves at this address.
     Joined(Member, SocketAddr),
     /// It is not a member any more.
     Out,
 }
 
-/// What came of it.
+/// The completion of a job.
 #[derive(Debug)]
 pub(super) enum RegistryCompletion {
-    /// The answer as a whole frame, and what the request held.
+    /// The answer as a complete frame, and the memory that the request held.
     Reply {
         connection: ConnectionId,
         frame: Vec<u8>,
@@ -91,20 +96,18 @@ pub(super) enum RegistryCompletion {
         held: usize,
         was_long: bool,
     },
-    /// A member that is gone has been forgotten.
+    /// The member was removed.
     Gone,
-    /// So have those who were silent.
+    /// The silent members were removed.
     Expired,
 }
 
-/// What a worker needs.
 pub(super) struct RegistryWorker {
     pub directory: Arc<dyn Directory>,
     pub console: Console<RegistryEvent>,
 }
 
 impl RegistryWorker {
-    /// Does one job.
     pub fn run(&self, job: RegistryJob) -> RegistryCompletion {
         let was_long = job.is_long();
         match job {
@@ -126,7 +129,7 @@ impl RegistryWorker {
             }
             RegistryJob::Gone(member) => {
                 if let Err(error) = self.directory.leave(member) {
-                    // Its silence will take it away.
+                    // It will be removed after its silence time-out.
                     log::warn!("peer {} is gone and cannot be forgotten yet: {error}", member.peer);
                 }
                 RegistryCompletion::Gone
@@ -148,7 +151,8 @@ impl RegistryWorker {
         member: Option<Member>,
         work: RegistryWork,
     ) -> Result<(RegistryReply, MembershipChange), DirectoryError> {
-        // Whatever a member asks shows that it lives: one that searches all the while sends no KEEP_ALIVE.
+        // Any request of a member is a sign of life. A peer that searches all the time sends no
+        // KEEP_ALIVE.
         if let Some(member) = member
             && !self.directory.heartbeat(member)?
         {
@@ -157,7 +161,8 @@ impl RegistryWorker {
         let reply = match work {
             RegistryWork::Join { member, place, files, shares } => {
                 let address = place.address;
-                // The line is about who shares something; that somebody fetches shows in who asks.
+                // The console line is for peers that share files. A peer that only downloads has
+                // its own line when it searches.
                 let names = (shares && self.console.is_on()).then(|| names(&files));
                 let files_count = files.len();
                 self.directory.join(member, place, files)?;
@@ -232,8 +237,8 @@ fn if_known(known: bool, reply: RegistryReply) -> (RegistryReply, MembershipChan
     }
 }
 
-/// A reply as one frame. Replies fit by construction (see the relations checked in `limits`); one that
-/// did not would be lost, not sent in half.
+/// Encodes an answer as one frame. Every answer fits: see the relations in `limits`. If one did
+/// not, it would be lost and not sent in part.
 pub(super) fn frame(id: u64, body: RegistryReply) -> Vec<u8> {
     let mut frame = Vec::new();
     let reply = Message::RegistryReply { id, body };

@@ -1,44 +1,50 @@
-//! A directory in the replicated store, so that several registries serve one index and none of them is a
-//! single point of failure. `rows` has the layout, `offers` writes what peers have, `looks` finds out who lives.
+//! A directory in the replicated store: several registries serve one index, and none of them is a
+//! single point of failure.
+//!
+//! `rows` has the layout, `offers` writes what peers have, `scan` reads all rows now and then, and
+//! `local` has what this registry alone knows and decides what follows from the rows.
 //!
 //! Invariants:
 //!
-//! 1. A peer's row names the registry that it is connected to. Only that one counts the peer's silence, in
-//!    its own memory: a keep-alive costs the store nothing. What is written again and again is one row a
-//!    registry, which says that the registry lives; `silence` tells who does not.
-//! 2. The peer's row is the first to be written and the last to be taken away, and is marked `offered` only
-//!    when all its files are there. So whatever is left half done, by whoever died over it, has a peer's row
-//!    that says so, and peers that have no such row are not found.
-//! 3. A file's three rows are written in one write, and removed in one write.
-//! 4. Nothing keeps versions: a row that is written over is trimmed, and a file that has changed is
-//!    removed and written. What was removed leaves the disk when [`limits::REMOVAL_GRACE`] has passed. A JOIN
-//!    writes only what differs from what is there.
+//! 1. A peer's row names the registry that it is connected to. Only that registry measures the
+//!    peer's silence, in its own memory, so that a keep-alive costs the store nothing. Written
+//!    regularly is one row for each registry, its heartbeat; `silence` tells from these rows which
+//!    registries are dead.
+//! 2. A peer's row is the first to be written and the last to be removed, and is marked `offered`
+//!    only when all its files are there. So whatever a failure leaves half done belongs to a peer's
+//!    row that says so, and peers without such a row are not found by searches.
+//! 3. The three rows of a file are written in one write, and removed in one write.
+//! 4. No versions accumulate: a row that is overwritten is trimmed, and a file that has changed is
+//!    removed and written. Removed rows leave the disk after [`limits::REMOVAL_GRACE`]. A JOIN
+//!    writes only the difference from what is there.
 //!
-//! The store has no compare-and-set, so two registries may get in each other's way over one peer: it joins
-//! at one while the other still takes it for dead. Every such accident ends with a row that is not what the
-//! peer's own registry wrote last. That one finds out when it looks through the rows ([`Directory::expire`]),
-//! and forgets the peer, which is told so, joins anew, and so puts everything right.
+//! The rows are not written with compare-and-set, so two registries may interfere over one peer
+//! that joins at one while the other still believes it dead. Every such accident ends with a row
+//! that differs from what the peer's own registry wrote last. That registry notices in its next
+//! scan ([`Directory::expire`]) and forgets the peer, which is told so, joins again, and so repairs
+//! everything.
 //!
-//! [`IndexLimits`] hold for all registries together. Each counts what there was when it looked last and
-//! what it took itself since: they may be exceeded by what others took in between. The limit on
-//! memory is not held: these are on a disk.
+//! [`IndexLimits`] apply to all registries together. Each registry counts what there was at its
+//! last scan and what it has added since, so they may be exceeded by what others add in between.
+//! The limits on memory do not apply, since the rows are on disk.
 //!
-//! An UPDATE of many files is several writes, and whoever asks in between sees a part of them.
+//! Left out: an UPDATE of many files is several writes, and a search in between sees some of them.
 
+mod local;
 mod offers;
 mod rows;
 mod scan;
 mod silence;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 
+use self::local::{LocalPeer, LocalState, Totals};
 use self::rows::*;
-use self::silence::SilenceTracker;
 use super::directory::{Directory, DirectoryError};
 use crate::Client;
 use crate::client::ReadOptions;
@@ -50,82 +56,42 @@ use crate::share::index::{
 };
 use crate::wire::share::{FileSummary, PeerSummary, Source};
 
-/// The directory. All registries of one store see the same.
+/// The directory. All registries with the same store see the same index.
 pub struct StoreDirectory {
     client: Client,
     limits: IndexLimits,
-    /// How long a peer, or this registry, may be silent.
+    /// The time without a sign of life after which a peer, or a registry, counts as dead.
     silence_timeout: Duration,
     id: RegistryId,
-    /// Silence is measured by it.
+    /// Measures silence, without the times in which this process was stopped.
     clock: Mutex<RunClock>,
     state: Mutex<LocalState>,
-}
-
-/// What this registry alone knows.
-#[derive(Default)]
-struct LocalState {
-    /// The peers connected to it. One is here before its row is in the store.
-    local_peers: HashMap<PeerId, LocalPeer>,
-    silence_tracker: SilenceTracker,
-    /// When the rows were looked through last, or tried to be.
-    scanned_at: Option<Instant>,
-    /// Its own row has been written.
-    has_heartbeat_row: bool,
-    /// What there is in all, since somebody counted.
-    totals: Option<Totals>,
-    /// It has been said that the store does not answer.
-    is_store_lost: bool,
-}
-
-struct LocalPeer {
-    session: u64,
-    address: SocketAddr,
-    key: u64,
-    origin: IpAddr,
-    last_seen: Instant,
-    /// Since when its row must be in the store; none while it is joining.
-    joined: Option<Instant>,
-    files: u64,
-    bytes: u64,
-    fetching: HashSet<ContentId>,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Totals {
-    peers: usize,
-    files: u64,
 }
 
 type Result<T> = std::result::Result<T, DirectoryError>;
 type FileRows = BTreeMap<FileName, FileRow>;
 
-/// What was acknowledged to anybody is not missed: a peer that joined at another registry is found here at once.
+/// Reads everything that was acknowledged to anyone, so that a peer that has joined at another
+/// registry is found here at once.
 const NEWEST: ReadOptions = ReadOptions { at: None, linearizable: true };
 
 impl StoreDirectory {
-    /// A directory in the store that `client` speaks to. A peer, and a registry, may be silent for
+    /// `client` is connected to the store. Peers and registries may be silent for
     /// `silence_timeout`.
     pub fn new(client: Client, index: IndexLimits, silence_timeout: Duration) -> StoreDirectory {
         let id = RegistryId(rand::rng().next_u64());
         let clock = Mutex::new(RunClock::new(Some(limits::SHARE_TURN_MAX), Instant::now()));
-        StoreDirectory {
-            client,
-            limits: index,
-            silence_timeout,
-            id,
-            clock,
-            state: Mutex::default(),
-        }
+        let state = Mutex::new(LocalState::new(id, silence_timeout));
+        StoreDirectory { client, limits: index, silence_timeout, id, clock, state }
     }
 
-    /// The time, without that in which this registry was stopped.
+    /// The time in which this registry has run.
     fn now(&self) -> Instant {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner).at(Instant::now())
     }
 
     fn state(&self) -> MutexGuard<'_, LocalState> {
-        // A worker that panics ends the process, except in tests, which then fail for that.
+        // A worker that panics ends the process; in tests it fails the test.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -154,8 +120,8 @@ impl StoreDirectory {
         Ok(peers)
     }
 
-    /// Which of these peers are offered. The rows that named them are known to this client, so theirs are
-    /// at least as new.
+    /// The rows of those of these peers that are offered. Reading them needs no newest read: this
+    /// client has seen the rows that name them, and reads nothing older.
     fn offered(&self, peers: &[PeerId]) -> Result<HashMap<PeerId, PeerRow>> {
         let mut offered = HashMap::new();
         let keys = peers.iter().map(|peer| peer_key(*peer));
@@ -166,109 +132,49 @@ impl StoreDirectory {
         Ok(offered)
     }
 
-    // ---- this registry's own peers -------------------------------------------------------------
+    // ---- limits and local peers ---------------------------------------------------------------
 
-    /// Whether a JOIN, or an UPDATE, has room for `files` files of a peer that had `before`, if it was known.
+    /// Checks that a JOIN or UPDATE has room for `files` files of a peer that had `before` files,
+    /// or `None` if it is new.
     fn check_room(&self, before: Option<u64>, files: u64) -> Result<()> {
-        let max = self.limits.files_per_peer_max;
-        let fits = |totals: Totals| {
-            if before.is_none() && totals.peers >= self.limits.peers_max {
-                return Err(IndexError::Peers(totals.peers));
-            }
-            if files > max as u64 {
-                return Err(IndexError::FilesOfPeer(max));
-            }
-            let others = totals.files.saturating_sub(before.unwrap_or_default());
-            if others + files > self.limits.files_max as u64 {
-                return Err(IndexError::Files);
-            }
-            Ok(())
-        };
-        let counted = self.state().totals;
+        let fits = |totals: Totals| totals.check_room(&self.limits, before, files);
+        let counted = self.state().totals();
         if counted.is_none_or(|totals| fits(totals).is_err()) {
-            // Nobody is refused for what may have gone since.
-            let totals = count(&self.peer_rows(PEERS, NEWEST)?);
-            self.state().totals = Some(totals);
+            // Counted again, so that no peer is refused for files that are gone since.
+            let totals = Totals::count(&self.peer_rows(PEERS, NEWEST)?);
+            self.state().counted(totals);
             fits(totals)?;
         }
         Ok(())
     }
 
-    /// Whether a peer may have `files` files beside the other peers of its origin. Each registry counts those
-    /// that are connected to it.
-    fn check_origin(&self, peer: PeerId, origin: IpAddr, files: u64) -> Result<()> {
-        let state = self.state();
-        let others =
-            state.local_peers.iter().filter(|(id, local)| **id != peer && local.origin == origin);
-        let (peers, others) =
-            others.fold((0, 0), |(peers, files), (_, local)| (peers + 1, files + local.files));
-        let files_max = self.limits.files_per_origin_max;
-        if peers >= self.limits.peers_per_origin_max {
-            return Err(IndexError::PeersOfOrigin(peers).into());
-        }
-        if others + files > files_max as u64 {
-            return Err(IndexError::FilesOfOrigin(files_max).into());
-        }
-        Ok(())
-    }
-
-    /// Whether another registry still speaks for its peers. One whose row has not changed for half of the time
-    /// after which it is taken for dead, and twice the time in which it should have, does not: its peers may
-    /// join here before they are forgotten.
+    /// Whether another registry still speaks for its peers.
     fn is_alive(&self, registry: RegistryId) -> Result<bool> {
         let now = self.now();
-        if let Some(silence) = self.state().silence_tracker.seen_silence(registry, now) {
-            return Ok(silence < self.silence_timeout / 2);
-        }
-        // Not seen by a look so far.
-        Ok(self.client.get(registry_key(registry))?.value.is_some())
-    }
-
-    /// Counts a peer that had `before` files, and has `now`; none when it is not there.
-    fn recount(&self, before: Option<u64>, now: Option<u64>) {
-        if let Some(totals) = &mut self.state().totals {
-            let (left, came) = (usize::from(before.is_some()), usize::from(now.is_some()));
-            totals.peers = totals.peers.saturating_sub(left) + came;
-            let files = totals.files.saturating_sub(before.unwrap_or_default());
-            totals.files = files + now.unwrap_or_default();
+        let speaks = self.state().speaks(registry, now);
+        match speaks {
+            Some(speaks) => Ok(speaks),
+            // No scan has seen it yet.
+            None => Ok(self.client.get(registry_key(registry))?.value.is_some()),
         }
     }
 
-    /// Does something with a member, if it is one, and has heard it.
+    /// Changes a local peer, if `member` is one, and records a sign of life.
     fn with_local_peer<T>(
         &self,
         member: Member,
         with: impl FnOnce(&mut LocalPeer) -> T,
     ) -> Option<T> {
         let now = self.now();
-        let mut state = self.state();
-        let local = state.local_peers.get_mut(&member.peer)?;
-        (local.session == member.session).then(|| {
-            local.last_seen = now;
-            with(local)
-        })
+        self.state().with_peer(member, now, with)
     }
-
-    /// It is not a member of this registry any more. `false`: it was not.
-    fn forget(&self, member: Member) -> bool {
-        let mut state = self.state();
-        let is_local = state
-            .local_peers
-            .get(&member.peer)
-            .is_some_and(|local| local.session == member.session);
-        is_local && state.local_peers.remove(&member.peer).is_some()
-    }
-}
-
-fn count(peers: &[(PeerId, PeerRow)]) -> Totals {
-    Totals { peers: peers.len(), files: peers.iter().map(|(_, row)| row.files).sum() }
 }
 
 impl Directory for StoreDirectory {
     fn join(&self, member: Member, place: PeerEndpoint, files: Vec<FileEntry>) -> Result<()> {
-        let (Member { peer, session }, PeerEndpoint { address, origin, key }) = (member, place);
+        let (peer, PeerEndpoint { origin, key, .. }) = (member.peer, place);
         let (given, files) = (files.len(), by_name(files));
-        if !self.state().has_heartbeat_row {
+        if !self.state().has_heartbeat_row() {
             self.write_heartbeat()?;
         }
         let known = self.peer(peer)?;
@@ -280,30 +186,17 @@ impl Directory for StoreDirectory {
             return Err(DirectoryError::JoinedElsewhere);
         }
         let before = known.map(|known| known.files);
-        self.check_origin(peer, origin, given as u64)?;
+        self.state().check_origin(&self.limits, peer, origin, given as u64)?;
         self.check_room(before, given as u64)?;
-        let last_seen = self.now();
-        self.state().local.insert(
-            peer,
-            LocalPeer {
-                session,
-                address,
-                key,
-                origin,
-                last_seen,
-                joined: None,
-                files: 0,
-                bytes: 0,
-                fetching: HashSet::new(),
-            },
-        );
+        let now = self.now();
+        self.state().begin_join(member, place, now);
         match self.write_join(member, place, known, &files) {
-            Ok(true) => self.recount(before, Some(files.len() as u64)),
-            // It will be told with its next word that it has to join anew.
-            Ok(false) => drop(self.forget(member)),
+            Ok(true) => self.state().recount(before, Some(files.len() as u64)),
+            // With its next request it will be told to join again.
+            Ok(false) => drop(self.state().forget(member)),
             Err(error) => {
-                // What was written is nobody's now, and goes with the next look.
-                self.forget(member);
+                // The rows that were written are orphaned, and the next scan removes them.
+                self.state().forget(member);
                 return Err(error);
             }
         }
@@ -319,7 +212,7 @@ impl Directory for StoreDirectory {
         let (given, added) = (added.len() as u64, by_name(added));
         let before = self.files_named(peer, added.keys().chain(removed))?;
         let stays = had_files.saturating_sub(before.len() as u64);
-        self.check_origin(peer, origin, stays + given)?;
+        self.state().check_origin(&self.limits, peer, origin, stays + given)?;
         self.check_room(Some(had_files), stays + given)?;
         if before == added {
             return Ok(true);
@@ -333,10 +226,10 @@ impl Directory for StoreDirectory {
         let row = PeerRow { address, session, key, registry, offered: true, files, bytes };
         let previous = self.put_peer(peer, &row)?;
         if previous.is_none_or(|previous| previous.session != session) {
-            self.forget(member);
+            self.state().forget(member);
             return Ok(false);
         }
-        self.recount(Some(had_files), Some(files));
+        self.state().recount(Some(had_files), Some(files));
         Ok(self
             .with_local_peer(member, |local| (local.files, local.bytes) = (files, bytes))
             .is_some())
@@ -375,27 +268,25 @@ impl Directory for StoreDirectory {
     }
 
     fn leave(&self, member: Member) -> Result<()> {
-        if self.forget(member) {
+        let was_local = self.state().forget(member);
+        if was_local {
             self.remove_peer(member.peer, member.session)?;
         }
         Ok(())
     }
 
     fn expire(&self) -> Result<Vec<(PeerId, SocketAddr)>> {
-        // Time passes, also where nothing is due.
+        // Advances the clock even if no scan is due.
         self.now();
-        {
-            let mut state = self.state();
-            let interval = self.silence_timeout / limits::STORE_LOOKS_PER_SILENCE;
-            if state.scanned_at.is_some_and(|at| at.elapsed() < interval) {
-                return Ok(Vec::new());
-            }
-            state.scanned_at = Some(Instant::now());
+        let interval = self.silence_timeout / limits::STORE_LOOKS_PER_SILENCE;
+        if !self.state().begin_scan(interval, Instant::now()) {
+            return Ok(Vec::new());
         }
         let scanned = self.scan();
-        match (&scanned, std::mem::replace(&mut self.state().is_store_lost, scanned.is_err())) {
-            (Err(error), false) => log::warn!("{error}; nothing is forgotten until it does"),
-            (Ok(_), true) => log::info!("the store answers again"),
+        let is_news = self.state().store_answers(scanned.is_ok());
+        match &scanned {
+            Err(error) if is_news => log::warn!("{error}; nothing is forgotten until it does"),
+            Ok(_) if is_news => log::info!("the store answers again"),
             _ => {}
         }
         scanned
@@ -419,7 +310,7 @@ impl Directory for StoreDirectory {
 
     fn sources_of(&self, content: ContentId) -> Result<Vec<Source>> {
         let prefix = content_prefix(content);
-        // By peer, whether it has it whole: a peer may have it under several names.
+        // For each peer whether it has the whole content; it may have it under several names.
         let mut found: BTreeMap<PeerId, (bool, u64)> = BTreeMap::new();
         for row in self.rows(&prefix, &end(&prefix), NEWEST)? {
             let row = row?;
@@ -449,12 +340,7 @@ impl Directory for StoreDirectory {
         rows.truncate(limits::LIST_ROWS_MAX);
         let (now, state) = (self.now(), self.state());
         let page = rows.into_iter().map(|(peer, row)| {
-            let local = state.local_peers.get(&peer).filter(|local| local.session == row.session);
-            // Of another registry's peer nothing is known but how its registry does.
-            let silence = local.map_or_else(
-                || state.silence_tracker.silence(row.registry, now),
-                |local| now.saturating_duration_since(local.last_seen),
-            );
+            let silence = state.silence(peer, &row, now);
             let silent_ms = silence.as_millis() as u64;
             let PeerRow { address, files, bytes, .. } = row;
             PeerSummary { peer, address, files, bytes, silent_ms }
@@ -491,7 +377,7 @@ impl Directory for StoreDirectory {
     }
 }
 
-/// Of two files of one name the last counts.
+/// Of two files of the same name the last counts.
 fn by_name(files: Vec<FileEntry>) -> FileRows {
     let row = |FileEntry { name, size, content }| (name, FileRow { size, content });
     files.into_iter().map(row).collect()

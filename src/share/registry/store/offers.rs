@@ -1,4 +1,7 @@
-//! Writing what peers have, and taking it away.
+//! Writes and removes the rows of what peers have.
+//!
+//! Rule: a peer's row is written before any of its files and removed after all of them, and files
+//! are written in bounded pieces.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -7,12 +10,11 @@ use super::rows::*;
 use super::{FileRows, PeerRow, Result, StoreDirectory};
 use crate::client::ReadOptions;
 use crate::limits;
-use crate::model::{FileName, PeerId};
+use crate::model::{FileName, PeerId, Row};
 use crate::share::index::{Member, PeerEndpoint};
-use crate::wire::message::Row;
 
 impl StoreDirectory {
-    /// Writes a peer's row over the one it has, and says which that was.
+    /// Overwrites a peer's row, and returns the previous one.
     pub(super) fn put_peer(&self, peer: PeerId, row: &PeerRow) -> Result<Option<PeerRow>> {
         let key = peer_key(peer);
         let previous = self.client.replace(&key, encode(row))?.previous;
@@ -22,7 +24,7 @@ impl StoreDirectory {
         Ok(value(previous.as_ref().map(|version| &version.value)))
     }
 
-    /// Writes the rows of files, or takes them away, a bounded number at once.
+    /// Writes or removes the rows of files, a bounded number at once.
     fn write_files(
         &self,
         peer: PeerId,
@@ -31,8 +33,9 @@ impl StoreDirectory {
     ) -> Result<()> {
         for files in files.chunks(limits::STORE_FILES_PER_WRITE) {
             write(files)?;
-            // The log takes writes faster than the servers apply them. A read waits until one has, so that
-            // a long list does not fill the queues that others' writes have to go through.
+            // The log accepts writes faster than the servers apply them. A read waits until this
+            // write is applied, so that a long list does not fill the queues that the writes of
+            // others go through.
             if let Some((name, _)) = files.first() {
                 self.client.get(file_key(peer, name))?;
             }
@@ -54,7 +57,6 @@ impl StoreDirectory {
         })
     }
 
-    /// What a peer offers.
     pub(super) fn files_of(&self, peer: PeerId) -> Result<FileRows> {
         let prefix = files_prefix(peer);
         let mut files = FileRows::new();
@@ -64,7 +66,7 @@ impl StoreDirectory {
         Ok(files)
     }
 
-    /// What it offers of these names.
+    /// The files of a peer with these names.
     pub(super) fn files_named<'a>(
         &self,
         peer: PeerId,
@@ -78,7 +80,7 @@ impl StoreDirectory {
         Ok(files)
     }
 
-    /// Takes away what says that a peer serves parts of what it is fetching.
+    /// Removes the rows of the contents that a peer is downloading.
     pub(super) fn remove_parts(&self, peer: PeerId) -> Result<()> {
         let prefix = parts_prefix(peer);
         let mut keys = Vec::new();
@@ -95,7 +97,8 @@ impl StoreDirectory {
         Ok(())
     }
 
-    /// Writes what a member offers. `false` when somebody else has written the peer's row meanwhile.
+    /// Writes what a member offers. Returns false if somebody else has written the peer's row
+    /// meanwhile.
     pub(super) fn write_join(
         &self,
         Member { peer, session }: Member,
@@ -112,7 +115,7 @@ impl StoreDirectory {
             files: 0,
             bytes: 0,
         };
-        // One that comes back is offered all the while.
+        // A peer that comes back to the same address stays offered during the JOIN.
         let before = known.filter(|known| known.address == address);
         self.put_peer(
             peer,
@@ -123,22 +126,20 @@ impl StoreDirectory {
                 ..fresh
             }),
         )?;
-        // What is read from here on is what there was then, at least: whoever takes this peer away has
-        // either finished, or will take that row away, too.
+        // Files that are read from now on include all that were written before. Whoever is removing
+        // this peer has either finished, or will remove the row that was just written as well.
         self.remove_parts(peer)?;
         self.write_difference(peer, &self.files_of(peer)?, files)?;
         let (count, bytes) = (files.len() as u64, files.values().map(|file| file.size));
         let bytes = bytes.fold(0, u64::saturating_add);
         let row = PeerRow { offered: true, files: count, bytes, ..fresh };
         let previous = self.put_peer(peer, &row)?;
-        self.with_local_peer(Member { peer, session }, |local| {
-            (local.files, local.bytes) = (count, bytes);
-            local.joined = Some(Instant::now());
-        });
+        let (joined, now) = (Instant::now(), self.now());
+        self.state().end_join(Member { peer, session }, (count, bytes), joined, now);
         Ok(previous.is_some_and(|previous| previous.session == session))
     }
 
-    /// Makes a peer's files that were `before` those that are to be.
+    /// Changes a peer's files from `before` to `files`.
     pub(super) fn write_difference(
         &self,
         peer: PeerId,
@@ -154,17 +155,17 @@ impl StoreDirectory {
         self.put_files(peer, &borrowed(&new))
     }
 
-    /// Takes a peer away, if it still is the one that joined in this session, and says where it was.
+    /// Removes a peer, if it still has this session, and returns its address.
     pub(super) fn remove_peer(&self, peer: PeerId, session: u64) -> Result<Option<SocketAddr>> {
         let row = self.peer(peer)?.filter(|row| row.session == session);
         let Some(row) = row else { return Ok(None) };
-        // Nobody is sent to it any more, however long the rest takes.
+        // First of all no one is sent to it any more, however long the rest takes.
         self.put_peer(peer, &PeerRow { offered: false, ..row })?;
         self.remove_parts(peer)?;
         self.write_difference(peer, &self.files_of(peer)?, &FileRows::new())?;
         let removed = self.client.del(peer_key(peer))?.previous;
         if removed.is_some() {
-            self.recount(Some(row.files), None);
+            self.state().recount(Some(row.files), None);
         }
         Ok(removed.map(|_| row.address))
     }
@@ -174,7 +175,6 @@ fn borrowed(files: &[(FileName, FileRow)]) -> Vec<(&FileName, FileRow)> {
     files.iter().map(|(name, file)| (name, *file)).collect()
 }
 
-/// A row of a peer's files.
 fn file(row: &Row, prefix: &str) -> Option<(FileName, FileRow)> {
     let name = rest(row, prefix).and_then(|name| FileName::new(name).ok());
     name.zip(value(row.value.as_ref()))

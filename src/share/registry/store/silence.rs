@@ -1,11 +1,13 @@
-//! Which registries are dead, told by nothing but this one's own clock.
+//! Tells which registries are dead, by nothing but this registry's own clock.
 //!
-//! A registry that lives writes its row again and again, and each time the row has another version. One
-//! whose version has stayed the same for its whole time-out, while this registry could look, is dead. The
-//! versions themselves are never compared with a clock, so that neither clocks that differ nor one that
-//! jumps take a registry away.
+//! A live registry rewrites its row regularly, so its row gets a new version each time. If the
+//! version has stayed the same for the registry's whole time-out while this registry was able to
+//! scan, the registry is dead.
 //!
-//! Pure: `now` comes from outside.
+//! Rule: versions are only compared with each other and never with a clock, so neither clocks that
+//! differ nor one that jumps make a registry seem dead.
+//!
+//! The module is pure: the caller passes the time.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::rows::RegistryId;
 use crate::model::Timestamp;
 
-/// A registry's row as it was found.
+/// The row of a registry as a scan has found it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RegistryHeartbeat {
     pub registry: RegistryId,
@@ -22,17 +24,18 @@ pub(super) struct RegistryHeartbeat {
     pub timeout: Duration,
 }
 
-/// What the looks so far have shown.
+/// What the scans so far have found.
 #[derive(Debug, Default)]
 pub(super) struct SilenceTracker {
-    /// The version each had, and since when.
+    /// The version of each registry, and since when it has had it.
     seen: HashMap<RegistryId, (Timestamp, Instant)>,
     updated_at: Option<Instant>,
 }
 
 impl SilenceTracker {
-    /// Takes in what a look at all rows has found, and says who is dead. After a pause longer than
-    /// `gap_max` without a look everybody's time begins anew: perhaps they, too, could not reach the store.
+    /// Records the rows of a scan and returns the registries that are dead. If the previous scan
+    /// was longer ago than `gap_max`, every registry's time starts anew, since the others may not
+    /// have reached the store either.
     pub fn update(
         &mut self,
         found: &[RegistryHeartbeat],
@@ -55,13 +58,13 @@ impl SilenceTracker {
         dead
     }
 
-    /// For how long a registry has been silent; `None` for one that no look has found.
+    /// How long a registry has been silent; `None` if no scan has found it.
     pub fn seen_silence(&self, registry: RegistryId, now: Instant) -> Option<Duration> {
         let (_, since) = self.seen.get(&registry)?;
         Some(now.saturating_duration_since(*since))
     }
 
-    /// The same, of one that has not been looked at none.
+    /// How long a registry has been silent; zero if no scan has found it.
     pub fn silence(&self, registry: RegistryId, now: Instant) -> Duration {
         self.seen_silence(registry, now).unwrap_or_default()
     }
@@ -88,7 +91,7 @@ mod tests {
         let (mut tracker, start) = (SilenceTracker::default(), Instant::now());
         for second in 0..=10 {
             let now = start + Duration::from_secs(second);
-            // The store's time may jump as it likes, even back.
+            // Versions may jump as they like, even back.
             let version = if second % 2 == 0 { 1_000_000_000 + second } else { second } as i64;
             let dead = tracker.update(&[found(A, version), found(B, 7)], GAP, now);
             assert_eq!(dead, [], "second {second}");

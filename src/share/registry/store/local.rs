@@ -1,0 +1,428 @@
+//! What one registry alone knows: its connected peers, the silence of other registries, and the
+//! totals. It decides what follows from the rows that a scan has read.
+//!
+//! Rule: only rows are durable. This state is lost when the registry ends, after which its peers
+//! are orphaned until they join again.
+//!
+//! The module is pure: the caller passes the time and the rows.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use super::rows::{PeerRow, RegistryId};
+use super::silence::{RegistryHeartbeat, SilenceTracker};
+use crate::model::{ContentId, PeerId};
+use crate::share::index::{IndexError, IndexLimits, Member, PeerEndpoint};
+
+/// A peer that is connected to this registry.
+#[derive(Debug)]
+pub(super) struct LocalPeer {
+    session: u64,
+    last_seen: Instant,
+    /// Since when its row is in the store; `None` while it is joining.
+    joined: Option<Instant>,
+    pub address: SocketAddr,
+    pub key: u64,
+    pub origin: IpAddr,
+    pub files: u64,
+    pub bytes: u64,
+    pub fetching: HashSet<ContentId>,
+}
+
+/// The number of peers and files in the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub peers: usize,
+    pub files: u64,
+}
+
+impl Totals {
+    pub(super) fn count(peers: &[(PeerId, PeerRow)]) -> Totals {
+        Totals { peers: peers.len(), files: peers.iter().map(|(_, row)| row.files).sum() }
+    }
+
+    /// Whether there is room for `files` files of a peer that had `before` files, or `None` if it
+    /// is new.
+    pub(super) fn check_room(
+        self,
+        limits: &IndexLimits,
+        before: Option<u64>,
+        files: u64,
+    ) -> Result<(), IndexError> {
+        if before.is_none() && self.peers >= limits.peers_max {
+            return Err(IndexError::Peers(self.peers));
+        }
+        if files > limits.files_per_peer_max as u64 {
+            return Err(IndexError::FilesOfPeer(limits.files_per_peer_max));
+        }
+        let others = self.files.saturating_sub(before.unwrap_or_default());
+        if others + files > limits.files_max as u64 {
+            return Err(IndexError::Files);
+        }
+        Ok(())
+    }
+}
+
+/// The rows that a scan has read.
+#[derive(Debug, Default)]
+pub(super) struct ScannedRows {
+    /// Read before `registries`, so that every live registry that a peer names is among those.
+    pub peers: Vec<(PeerId, PeerRow)>,
+    pub registries: Vec<RegistryHeartbeat>,
+}
+
+/// What follows from a scan.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct ScanVerdict {
+    /// Registries whose rows are to be removed.
+    pub dead: Vec<RegistryId>,
+    /// Peers whose rows are to be removed if they still have this session: their registry is dead,
+    /// or is this one and does not have their connection.
+    pub orphaned: Vec<(PeerId, u64)>,
+    /// Local peers whose rows another registry has taken over. They have been forgotten, and are to
+    /// join again.
+    pub taken_over: Vec<PeerId>,
+}
+
+/// The state of one registry.
+#[derive(Debug)]
+pub(super) struct LocalState {
+    id: RegistryId,
+    silence_timeout: Duration,
+    /// A peer is here before its row is in the store.
+    peers: HashMap<PeerId, LocalPeer>,
+    silence_tracker: SilenceTracker,
+    /// When the last scan began, whether it succeeded or not.
+    scanned_at: Option<Instant>,
+    has_heartbeat_row: bool,
+    /// `None` until they have been counted.
+    totals: Option<Totals>,
+    is_store_lost: bool,
+}
+
+impl LocalState {
+    pub(super) fn new(id: RegistryId, silence_timeout: Duration) -> LocalState {
+        LocalState {
+            id,
+            silence_timeout,
+            peers: HashMap::new(),
+            silence_tracker: SilenceTracker::default(),
+            scanned_at: None,
+            has_heartbeat_row: false,
+            totals: None,
+            is_store_lost: false,
+        }
+    }
+
+    // ---- this registry's peers --------------------------------------------------------------
+
+    /// A peer has begun to join over a connection of this registry.
+    pub(super) fn begin_join(&mut self, member: Member, endpoint: PeerEndpoint, now: Instant) {
+        let PeerEndpoint { address, origin, key } = endpoint;
+        let peer = LocalPeer {
+            session: member.session,
+            last_seen: now,
+            joined: None,
+            address,
+            key,
+            origin,
+            files: 0,
+            bytes: 0,
+            fetching: HashSet::new(),
+        };
+        self.peers.insert(member.peer, peer);
+    }
+
+    /// The rows of a peer with so many files and bytes were written. `joined` is a time as scans
+    /// begin by, and `now` one by which silence is measured.
+    pub(super) fn end_join(
+        &mut self,
+        member: Member,
+        (files, bytes): (u64, u64),
+        joined: Instant,
+        now: Instant,
+    ) {
+        // A later JOIN over another connection may have replaced the peer.
+        if let Some(peer) = self.get_mut(member) {
+            (peer.files, peer.bytes) = (files, bytes);
+            (peer.joined, peer.last_seen) = (Some(joined), now);
+        }
+    }
+
+    /// Changes a local peer, if `member` is one, and records a sign of life.
+    pub(super) fn with_peer<T>(
+        &mut self,
+        member: Member,
+        now: Instant,
+        with: impl FnOnce(&mut LocalPeer) -> T,
+    ) -> Option<T> {
+        let peer = self.get_mut(member)?;
+        peer.last_seen = now;
+        Some(with(peer))
+    }
+
+    fn get_mut(&mut self, member: Member) -> Option<&mut LocalPeer> {
+        self.peers.get_mut(&member.peer).filter(|peer| peer.session == member.session)
+    }
+
+    /// Removes a local peer. Returns false if `member` is none.
+    pub(super) fn forget(&mut self, member: Member) -> bool {
+        self.get_mut(member).is_some() && self.peers.remove(&member.peer).is_some()
+    }
+
+    /// How long a peer with this row has been silent. Of another registry's peer only the silence
+    /// of its registry is known.
+    pub(super) fn silence(&self, peer: PeerId, row: &PeerRow, now: Instant) -> Duration {
+        let local = self.peers.get(&peer).filter(|local| local.session == row.session);
+        local.map_or_else(
+            || self.silence_tracker.silence(row.registry, now),
+            |local| now.saturating_duration_since(local.last_seen),
+        )
+    }
+
+    /// Checks that a peer may have `files` files beside the other peers of its origin. Each
+    /// registry counts the peers that are connected to it.
+    pub(super) fn check_origin(
+        &self,
+        limits: &IndexLimits,
+        peer: PeerId,
+        origin: IpAddr,
+        files: u64,
+    ) -> Result<(), IndexError> {
+        let others = self.peers.iter().filter(|(id, local)| **id != peer && local.origin == origin);
+        let (peers, others) =
+            others.fold((0, 0), |(peers, files), (_, local)| (peers + 1, files + local.files));
+        let files_max = limits.files_per_origin_max;
+        if peers >= limits.peers_per_origin_max {
+            return Err(IndexError::PeersOfOrigin(peers));
+        }
+        if others + files > files_max as u64 {
+            return Err(IndexError::FilesOfOrigin(files_max));
+        }
+        Ok(())
+    }
+
+    // ---- totals -----------------------------------------------------------------------------
+
+    pub(super) fn totals(&self) -> Option<Totals> {
+        self.totals
+    }
+
+    /// The rows of all peers were counted.
+    pub(super) fn counted(&mut self, totals: Totals) {
+        self.totals = Some(totals);
+    }
+
+    /// Updates the totals for a peer that had `before` files and has `now`; `None` if it was or is
+    /// not there. They are estimates, since other registries add and remove peers as well.
+    pub(super) fn recount(&mut self, before: Option<u64>, now: Option<u64>) {
+        if let Some(totals) = &mut self.totals {
+            let (left, came) = (usize::from(before.is_some()), usize::from(now.is_some()));
+            totals.peers = totals.peers.saturating_sub(left) + came;
+            let files = totals.files.saturating_sub(before.unwrap_or_default());
+            totals.files = files + now.unwrap_or_default();
+        }
+    }
+
+    // ---- heartbeats and scans ---------------------------------------------------------------
+
+    pub(super) fn has_heartbeat_row(&self) -> bool {
+        self.has_heartbeat_row
+    }
+
+    /// The heartbeat was written. Returns whether it has overwritten an earlier one.
+    pub(super) fn wrote_heartbeat(&mut self) -> bool {
+        std::mem::replace(&mut self.has_heartbeat_row, true)
+    }
+
+    /// Whether a scan is due. If so, it counts as begun.
+    pub(super) fn begin_scan(&mut self, interval: Duration, now: Instant) -> bool {
+        let is_due = self.scanned_at.is_none_or(|at| now.saturating_duration_since(at) >= interval);
+        if is_due {
+            self.scanned_at = Some(now);
+        }
+        is_due
+    }
+
+    /// A scan has succeeded, or the store did not answer. Returns whether that is news.
+    pub(super) fn store_answers(&mut self, answers: bool) -> bool {
+        std::mem::replace(&mut self.is_store_lost, !answers) == answers
+    }
+
+    /// Whether another registry still speaks for its peers; `None` if no scan has seen it. It does
+    /// not if its heartbeat has been missing for half of the silence time-out, which is twice its
+    /// interval: then its peers may join here before they are removed.
+    pub(super) fn speaks(&self, registry: RegistryId, now: Instant) -> Option<bool> {
+        let silence = self.silence_tracker.seen_silence(registry, now)?;
+        Some(silence < self.silence_timeout / 2)
+    }
+
+    /// Decides what follows from the rows that a scan has read since `began`, and forgets local
+    /// peers that are silent or were taken over.
+    pub(super) fn scanned(
+        &mut self,
+        rows: &ScannedRows,
+        began: Instant,
+        now: Instant,
+    ) -> ScanVerdict {
+        let own = self.id;
+        self.totals = Some(Totals::count(&rows.peers));
+        let gap_max = self.silence_timeout / 2;
+        let mut dead = self.silence_tracker.update(&rows.registries, gap_max, now);
+        // This registry runs, whatever has kept its heartbeat from the store.
+        dead.retain(|registry| *registry != own);
+        let alive: HashSet<RegistryId> = rows
+            .registries
+            .iter()
+            .map(|heartbeat| heartbeat.registry)
+            .filter(|registry| !dead.contains(registry))
+            .chain([own])
+            .collect();
+        let silence_timeout = self.silence_timeout;
+        self.peers.retain(|_, local| {
+            let silence = now.saturating_duration_since(local.last_seen);
+            local.joined.is_none() || silence <= silence_timeout
+        });
+        let orphaned = rows.peers.iter().filter(|(peer, row)| match row.registry == own {
+            true => !self.peers.contains_key(peer),
+            false => !alive.contains(&row.registry),
+        });
+        let orphaned = orphaned.map(|(peer, row)| (*peer, row.session)).collect();
+        let by_peer: HashMap<PeerId, &PeerRow> =
+            rows.peers.iter().map(|(peer, row)| (*peer, row)).collect();
+        let mut taken_over = Vec::new();
+        self.peers.retain(|peer, local| {
+            // The row of one that has joined since the scan began may be newer than the scan.
+            let is_due = local.joined.is_some_and(|joined| joined < began);
+            let is_ours = |row: &&PeerRow| (row.registry, row.session) == (own, local.session);
+            let stays = !is_due || by_peer.get(peer).is_some_and(is_ours);
+            if !stays {
+                taken_over.push(*peer);
+            }
+            stays
+        });
+        ScanVerdict { dead, orphaned, taken_over }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+
+    const OWN: RegistryId = RegistryId(1);
+    const OTHER: RegistryId = RegistryId(2);
+    const SILENCE: Duration = Duration::from_secs(10);
+
+    fn member(peer: u64) -> Member {
+        Member { peer: PeerId(peer), session: 100 + peer }
+    }
+
+    fn endpoint(peer: u64) -> PeerEndpoint {
+        let address = SocketAddr::from(([10, 0, 0, peer as u8], 1000));
+        PeerEndpoint { address, origin: address.ip(), key: peer }
+    }
+
+    fn row(peer: u64, registry: RegistryId) -> (PeerId, PeerRow) {
+        let PeerEndpoint { address, key, .. } = endpoint(peer);
+        let Member { peer, session } = member(peer);
+        let row = PeerRow { address, session, key, registry, offered: true, files: 2, bytes: 9 };
+        (peer, row)
+    }
+
+    fn heartbeat(registry: RegistryId, version: i64) -> RegistryHeartbeat {
+        RegistryHeartbeat { registry, version: Timestamp(version), timeout: SILENCE }
+    }
+
+    /// A registry to which a peer is connected, and a clock in seconds.
+    fn state_with_peer(peer: u64) -> (LocalState, impl Fn(u64) -> Instant) {
+        let start = Instant::now();
+        let at = move |second: u64| start + Duration::from_secs(second);
+        let mut state = LocalState::new(OWN, SILENCE);
+        state.begin_join(member(peer), endpoint(peer), at(0));
+        state.end_join(member(peer), (2, 9), at(0), at(0));
+        (state, at)
+    }
+
+    #[test]
+    fn a_registry_whose_heartbeat_stops_is_dead_and_its_peers_are_orphaned() {
+        let (mut state, at) = state_with_peer(7);
+        let rows = |version| ScannedRows {
+            peers: vec![row(7, OWN), row(8, OTHER)],
+            registries: vec![heartbeat(OWN, version), heartbeat(OTHER, 1)],
+        };
+        for second in 1..=11 {
+            state.with_peer(member(7), at(second), |_| ());
+            let verdict = state.scanned(&rows(second as i64), at(second), at(second));
+            assert_eq!(verdict, ScanVerdict::default(), "second {second}");
+            let speaks = state.speaks(OTHER, at(second));
+            assert_eq!(speaks, Some(second < 6), "half of its time, from the first scan on");
+        }
+        let verdict = state.scanned(&rows(12), at(12), at(12));
+        let orphaned = vec![(PeerId(8), member(8).session)];
+        assert_eq!(verdict, ScanVerdict { dead: vec![OTHER], orphaned, taken_over: vec![] });
+        assert_eq!(state.totals(), Some(Totals { peers: 2, files: 4 }));
+    }
+
+    #[test]
+    fn a_row_of_a_registry_without_a_heartbeat_is_orphaned_at_once() {
+        let (mut state, at) = state_with_peer(7);
+        let peers = vec![row(7, OWN), row(8, OTHER)];
+        let rows = ScannedRows { peers, registries: vec![heartbeat(OWN, 1)] };
+        let verdict = state.scanned(&rows, at(1), at(1));
+        assert_eq!(verdict.orphaned, [(PeerId(8), member(8).session)]);
+    }
+
+    #[test]
+    fn a_silent_peer_is_forgotten_and_its_row_orphaned() {
+        let (mut state, at) = state_with_peer(7);
+        let rows = || ScannedRows { peers: vec![row(7, OWN)], registries: vec![] };
+        assert_eq!(state.scanned(&rows(), at(10), at(10)), ScanVerdict::default());
+        let verdict = state.scanned(&rows(), at(11), at(11));
+        assert_eq!(verdict.orphaned, [(PeerId(7), member(7).session)]);
+        assert!(!state.forget(member(7)), "it is forgotten already");
+    }
+
+    #[test]
+    fn a_peer_whose_row_another_registry_has_written_is_to_join_again() {
+        for there in [Some(OTHER), None] {
+            let (mut state, at) = state_with_peer(7);
+            let peers = there.map(|registry| row(7, registry)).into_iter().collect();
+            let rows = ScannedRows { peers, registries: vec![heartbeat(OTHER, 1)] };
+            // Its own row may be newer than what a scan has read that began before.
+            assert_eq!(state.scanned(&rows, at(0), at(1)), ScanVerdict::default(), "{there:?}");
+            let verdict = state.scanned(&rows, at(1), at(2));
+            assert_eq!(verdict.taken_over, [PeerId(7)], "{there:?}");
+            assert_eq!(state.with_peer(member(7), at(2), |_| ()), None);
+        }
+    }
+
+    #[test]
+    fn a_peer_that_is_joining_is_neither_silent_nor_taken_over() {
+        let start = Instant::now();
+        let mut state = LocalState::new(OWN, SILENCE);
+        state.begin_join(member(7), endpoint(7), start);
+        let later = start + 5 * SILENCE;
+        let rows = ScannedRows { peers: vec![row(7, OTHER)], registries: vec![] };
+        let verdict = state.scanned(&rows, later, later);
+        assert_eq!(verdict.taken_over, []);
+        state.end_join(member(7), (1, 1), later, later);
+        assert_eq!(state.with_peer(member(7), later, |peer| peer.files), Some(1));
+    }
+
+    #[test]
+    fn a_late_message_of_an_earlier_connection_is_not_about_the_peer() {
+        let (mut state, at) = state_with_peer(7);
+        let earlier = Member { session: 1, ..member(7) };
+        assert_eq!(state.with_peer(earlier, at(1), |_| ()), None);
+        assert!(!state.forget(earlier) && state.forget(member(7)));
+    }
+
+    #[test]
+    fn a_failure_of_the_store_is_news_once_and_so_is_its_end() {
+        let mut state = LocalState::new(OWN, SILENCE);
+        let news = [true, false, false, true, true].map(|answers| state.store_answers(answers));
+        assert_eq!(news, [false, true, false, true, false]);
+    }
+}
