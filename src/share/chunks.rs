@@ -1,8 +1,8 @@
-//! Which chunks of a content somebody has.
+//! Sets of chunk numbers: which chunks of a content a peer has.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A set of chunk numbers below a fixed count, one bit each.
+/// A set of chunk numbers below a fixed count, stored as one bit each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChunkSet {
     words: Vec<u64>,
@@ -11,12 +11,10 @@ pub struct ChunkSet {
 }
 
 impl ChunkSet {
-    /// None of `chunks` chunks.
     pub fn empty(chunks: u64) -> ChunkSet {
         ChunkSet { words: vec![0; chunks.div_ceil(64) as usize], chunks, count: 0 }
     }
 
-    /// All of `chunks` chunks.
     pub fn full(chunks: u64) -> ChunkSet {
         let mut words = vec![u64::MAX; chunks.div_ceil(64) as usize];
         if let (Some(last), used @ 1..) = (words.last_mut(), chunks % 64) {
@@ -25,27 +23,25 @@ impl ChunkSet {
         ChunkSet { words, chunks, count: chunks }
     }
 
-    /// How many chunks the content has.
+    /// How many chunks the content has, whether they are in the set or not.
     pub fn chunks(&self) -> u64 {
         self.chunks
     }
 
-    /// How many of them are in the set.
+    /// How many chunks are in the set.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Whether all of them are.
     pub fn is_full(&self) -> bool {
         self.count == self.chunks
     }
 
-    /// Whether chunk `index` is.
     pub fn contains(&self, index: u64) -> bool {
         index < self.chunks && self.words[(index / 64) as usize] >> (index % 64) & 1 == 1
     }
 
-    /// Adds a chunk; whether it is new. One that the content does not have is not added.
+    /// Adds a chunk and returns whether it was absent. A chunk beyond the content is not added.
     pub fn insert(&mut self, index: u64) -> bool {
         let new = index < self.chunks && !self.contains(index);
         if new {
@@ -55,7 +51,7 @@ impl ChunkSet {
         new
     }
 
-    /// Takes a chunk out; whether it was there.
+    /// Removes a chunk and returns whether it was present.
     pub fn remove(&mut self, index: u64) -> bool {
         let there = self.contains(index);
         if there {
@@ -65,8 +61,10 @@ impl ChunkSet {
         there
     }
 
-    /// Adds `length` chunks from `first` on; whether the content has them all and all of them are
-    /// new. Else none is added: a run costs no more work than it tells news.
+    /// Adds the run of `length` chunks from `first` and returns true, if all of them are chunks of
+    /// the content and none is in the set yet; otherwise changes nothing and returns false. So the
+    /// work that a peer's message causes is bounded by the number of chunks that it newly
+    /// announces.
     pub fn insert_run(&mut self, first: u64, length: u64) -> bool {
         let Some(end) = first.checked_add(length).filter(|end| *end <= self.chunks) else {
             return false;
@@ -80,7 +78,7 @@ impl ChunkSet {
         true
     }
 
-    /// What is in this set and not in `other`, a set of the same content's chunks.
+    /// The chunks of this set that are not in `other`. Both have to be of the same content.
     pub fn without(&self, other: &ChunkSet) -> ChunkSet {
         let mut rest = self.clone();
         for (word, other) in rest.words.iter_mut().zip(&other.words) {
@@ -90,7 +88,7 @@ impl ChunkSet {
         rest
     }
 
-    /// The set as ascending runs that do not touch: first chunk, how many.
+    /// The set as ascending runs of (first chunk, number of chunks). No two runs are adjacent.
     pub fn runs(&self) -> Vec<(u64, u64)> {
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for (base, word) in (0..).step_by(64).zip(&self.words) {
@@ -110,45 +108,40 @@ impl ChunkSet {
     }
 }
 
-/// A set that one thread fills while others look.
+/// A [`ChunkSet`] that one thread extends while other threads read it.
 #[derive(Debug)]
 pub struct SharedChunks {
     set: Mutex<ChunkSet>,
 }
 
 impl SharedChunks {
-    /// Begins with `set`.
     pub fn new(set: ChunkSet) -> SharedChunks {
         SharedChunks { set: Mutex::new(set) }
     }
 
-    /// Adds a chunk.
     pub fn insert(&self, index: u64) {
         self.lock().insert(index);
     }
 
-    /// Takes a chunk out.
     pub fn remove(&self, index: u64) {
         self.lock().remove(index);
     }
 
-    /// Whether chunk `index` is there.
     pub fn contains(&self, index: u64) -> bool {
         self.lock().contains(index)
     }
 
-    /// How many are.
     pub fn count(&self) -> u64 {
         self.lock().count()
     }
 
-    /// A copy of what is there now.
+    /// A copy of the set as it is now.
     pub fn snapshot(&self) -> ChunkSet {
         self.lock().clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, ChunkSet> {
-        // No method leaves the set half changed.
+        // No method panics half-way through a change, so a poisoned set is still consistent.
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,8 +1,9 @@
-//! What names a content and proves its pieces: BLAKE3's own tree, cut at chunks.
+//! Names a content and verifies its pieces with BLAKE3's own tree, cut at chunk boundaries.
 //!
-//! A content is hashed in chunks of [`CHUNK_BYTES`]. Each chunk is a whole subtree of BLAKE3's binary
-//! tree (the paper's section 2.1: a left subtree always holds the largest power of two that leaves
-//! something for the right), so the tree above the chunks gives exactly `b3sum` of the whole file:
+//! A content is hashed in chunks of [`CHUNK_BYTES`]. Each chunk is a whole subtree of BLAKE3's
+//! binary tree (section 2.1 of the paper: a left subtree holds the largest power of two of leaves
+//! that leaves at least one for the right). So the tree above the chunks gives exactly the `b3sum`
+//! of the whole file:
 //!
 //! ```text
 //!                  content id (root)
@@ -12,38 +13,37 @@
 //!        chunk 0    chunk 1
 //! ```
 //!
-//! - A content of one chunk has no tree above it: its only chunk hash *is* the content id.
+//! - A content of one chunk has no tree above it: the hash of its chunk is the content id.
 //! - A content of no bytes has no chunks: its id is the hash of nothing.
-//! - The size is not hashed, but the length of every chunk is, within its own hash: a list of chunk
-//!   hashes that gives the right id under a wrong size is a list that no bytes of that size match.
+//! - The size is not hashed. The length of each chunk is, within the chunk's own hash. So a list of
+//!   chunk hashes may give the right id under a wrong size, but no bytes of that size match it.
 //!
-//! Everything here is pure. Who reads files, and on which thread, is the business of others.
+//! Rule: this module is pure. Reading files, and choosing the thread for it, is left to callers.
 
 use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
 
 use crate::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
 use crate::model::{ChunkHash, ContentId};
 
-/// How many chunks a content of `size` bytes has.
 pub const fn chunk_count(size: u64) -> u64 {
     size.div_ceil(CHUNK_BYTES as u64)
 }
 
-/// The length in bytes of chunk `index` of a content of `size` bytes; 0 past its end.
+/// The length in bytes of chunk `index` of a content of `size` bytes; 0 if there is no such chunk.
 pub const fn chunk_len(index: u64, size: u64) -> usize {
     let rest = size.saturating_sub(chunk_offset(index));
     if rest < CHUNK_BYTES as u64 { rest as usize } else { CHUNK_BYTES }
 }
 
-/// Where in its content chunk `index` begins.
+/// The byte offset at which chunk `index` begins.
 pub const fn chunk_offset(index: u64) -> u64 {
     index.saturating_mul(CHUNK_BYTES as u64)
 }
 
-/// The hash of the bytes of chunk `index` of a content of `size` bytes. `None` when they are not as
-/// many as that chunk has.
+/// The hash of chunk `index` of a content of `size` bytes, or `None` if `bytes` has not exactly the
+/// length of that chunk.
 pub fn hash_chunk(index: u64, size: u64, bytes: &[u8]) -> Option<ChunkHash> {
-    // An empty subtree, or one longer than its place in the tree allows, would make BLAKE3 panic.
+    // BLAKE3 panics on an empty subtree and on one longer than its position in the tree allows.
     if bytes.is_empty() || bytes.len() != chunk_len(index, size) {
         return None;
     }
@@ -55,7 +55,7 @@ pub fn hash_chunk(index: u64, size: u64, bytes: &[u8]) -> Option<ChunkHash> {
     Some(ChunkHash(hasher.finalize_non_root()))
 }
 
-/// A content's size and the hashes of its chunks, as many as it has.
+/// A content's size, the hash of each of its chunks, and the content id that these give.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
     size: u64,
@@ -63,28 +63,28 @@ pub struct Manifest {
     content: ContentId,
 }
 
-/// Why a list of chunk hashes is not the manifest that was wanted.
+/// Why a list of chunk hashes is not the expected manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// More bytes than a shared file may have.
+    /// The content is larger than a shared file may be.
     #[error("a shared file has at most {FILE_BYTES_MAX} bytes, not {0}")]
     TooLarge(u64),
-    /// Not one hash for each chunk.
+    /// There is not exactly one hash for each chunk.
     #[error("{size} bytes have {expected} chunks, not {found}")]
     Count {
-        /// Bytes.
+        /// The content's size in bytes.
         size: u64,
-        /// Chunks they make.
+        /// The number of chunks of a content of that size.
         expected: u64,
-        /// Hashes there are.
+        /// The number of hashes in the list.
         found: usize,
     },
-    /// The hashes belong to something else.
+    /// The hashes give another content id.
     #[error("the chunk hashes are those of content {found}, not of {expected}")]
     Content {
-        /// Wanted.
+        /// The content id that was asked for.
         expected: ContentId,
-        /// Given.
+        /// The content id that the hashes give.
         found: ContentId,
     },
 }
@@ -93,8 +93,7 @@ impl Manifest {
     /// The manifest of a content whose chunks have been hashed, in order.
     ///
     /// # Errors
-    ///
-    /// The content is larger than may be shared, or there is not one hash for each chunk.
+    /// The content is larger than may be shared, or there is not exactly one hash for each chunk.
     pub fn new(size: u64, chunks: Vec<ChunkHash>) -> Result<Manifest, ManifestError> {
         if size > FILE_BYTES_MAX {
             return Err(ManifestError::TooLarge(size));
@@ -107,11 +106,10 @@ impl Manifest {
         Ok(Manifest { size, chunks, content })
     }
 
-    /// The manifest that somebody gave for a content that is known by its id.
+    /// The manifest that somebody else sent for a content whose id is known.
     ///
     /// # Errors
-    ///
-    /// Those of [`Manifest::new`], or the hashes do not give that id.
+    /// Those of [`Manifest::new`], or the hashes give another content id.
     pub fn verified(
         content: ContentId,
         size: u64,
@@ -124,12 +122,10 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The manifest of bytes that are in memory.
+    /// The manifest of bytes in memory.
     ///
     /// # Errors
-    ///
-    /// They are more than may be shared.
-    #[cfg(any(test, feature = "internals"))]
+    /// There are more bytes than a shared file may have.
     pub fn of_bytes(bytes: &[u8]) -> Result<Manifest, ManifestError> {
         let size = bytes.len() as u64;
         let chunks = (0..).zip(bytes.chunks(CHUNK_BYTES));
@@ -141,25 +137,23 @@ impl Manifest {
         self.size
     }
 
-    /// The hash of each chunk, in order.
     pub fn chunks(&self) -> &[ChunkHash] {
         &self.chunks
     }
 
-    /// The hash of the whole content: what names it.
     pub fn content(&self) -> ContentId {
         self.content
     }
 
-    /// Whether these are the bytes of chunk `index`.
     pub fn matches(&self, index: u64, bytes: &[u8]) -> bool {
         let expected = usize::try_from(index).ok().and_then(|index| self.chunks.get(index));
         expected.is_some() && hash_chunk(index, self.size, bytes).as_ref() == expected
     }
 }
 
-/// The root of the tree over chunk hashes, as many as the content has chunks. Over the hashes of whole subtrees of equal
-/// size, which is a power of two, it is the same; only the last one may be of fewer chunks.
+/// The root of the tree over the hashes of a content's chunks. The same algorithm serves for the
+/// hashes of larger subtrees, if all of them cover the same power of two of chunks; only the last
+/// may cover fewer.
 pub fn root_of(chunks: &[ChunkHash]) -> ContentId {
     match chunks {
         [] => ContentId(*blake3::hash(&[]).as_bytes()),
@@ -172,7 +166,8 @@ pub fn root_of(chunks: &[ChunkHash]) -> ContentId {
     }
 }
 
-/// The hash of the subtree over some of the chunks. There is none over no chunk: then it is one that fits nowhere.
+/// The hash of the subtree over some of the chunks. Without chunks there is no such subtree, and
+/// the result is a hash that matches no subtree.
 pub fn subtree_hash(chunks: &[ChunkHash]) -> ChunkHash {
     match chunks {
         [] => ChunkHash(root_of(chunks).0),
@@ -180,12 +175,12 @@ pub fn subtree_hash(chunks: &[ChunkHash]) -> ChunkHash {
     }
 }
 
-/// The chaining value of the subtree over some of the chunks, at least one.
+/// The chaining value of the subtree over at least one chunk.
 fn subtree(chunks: &[ChunkHash]) -> ChainingValue {
     match chunks {
         [only] => only.0,
         _ => {
-            // Halves at the least: the recursion is as deep as the tree, 20 for the largest file.
+            // Each step halves the list, so the recursion is at most 20 deep for the largest file.
             let (left, right) = chunks.split_at(left_count(chunks.len()));
             hazmat::merge_subtrees_non_root(&subtree(left), &subtree(right), Mode::Hash)
         }
@@ -229,7 +224,7 @@ mod tests {
 
     #[test]
     fn the_tree_over_many_chunks_is_blake3s_own() {
-        // Lists of any length, without the bytes: chunks of 1 KiB make the same shape of tree.
+        // Lists of many lengths without the bytes: leaves of 1 KiB make a tree of the same shape.
         for count in (2..=70).chain([127, 128, 129, 255, 256, 257, 1000]) {
             let all = bytes(count * 1024 - 5);
             let hashes: Vec<ChunkHash> = (0..)

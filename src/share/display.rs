@@ -1,6 +1,7 @@
-//! How far something is, for people: bars on a terminal, now and then a line elsewhere, or nothing.
+//! Shows the progress of hashing and of downloads: as bars on a terminal, as a line now and then
+//! elsewhere, or not at all.
 //!
-//! All of it goes to standard error, so that standard output is for results alone.
+//! Rule: everything is written to standard error, so that standard output carries results only.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -18,42 +19,41 @@ use crate::logging;
 use crate::model::FileName;
 use crate::text::{counted, escape, is_dumb_terminal};
 
-/// How something is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DisplayStyle {
-    /// Bars that are drawn again and again.
+    /// Progress bars that are redrawn in place.
     Bars,
-    /// Lines.
+    /// A line at most every [`PROGRESS_LINE_INTERVAL`](limits::PROGRESS_LINE_INTERVAL).
     Lines,
-    /// Not at all.
     Quiet,
 }
 
 impl DisplayStyle {
-    /// What fits standard error, unless nothing is wanted.
+    /// The style that suits standard error.
     pub fn choose(quiet: bool) -> DisplayStyle {
         match quiet {
             true => DisplayStyle::Quiet,
-            // Where the cursor cannot be moved a bar would be nothing at all until the end.
+            // On a terminal that cannot move its cursor, bars would show nothing until the end.
             false if io::stderr().is_terminal() && !is_dumb_terminal() => DisplayStyle::Bars,
             false => DisplayStyle::Lines,
         }
     }
 }
 
-/// A line on standard error, which whoever calls does not wait for: a pipe that nobody reads must stop nothing.
+/// Writes a line to standard error from another thread: the caller does not wait, even if standard
+/// error is a pipe that nobody reads.
 pub fn print_line(line: &str) {
     logging::say(line);
 }
 
-/// A line on the terminal that a bar is shown on, while the bar is away.
+/// Writes a line above a bar.
 fn print_beside(bar: &ProgressBar, line: &str) {
-    // Without a terminal any more there is nobody to tell.
+    // If standard error fails there is nowhere to report it.
     bar.suspend(|| drop(writeln!(io::stderr(), "{line}")));
 }
 
-/// Shows how far the hashing of a folder is: each set of files that are hashed together has a bar of its own, or a
-/// line now and then.
+/// Shows the progress of hashing a folder. Files that are queued together are one batch: each batch
+/// has its own bar, or its own lines.
 pub struct HashDisplay {
     style: DisplayStyle,
     state: Mutex<HashState>,
@@ -62,26 +62,26 @@ pub struct HashDisplay {
 #[derive(Default)]
 struct HashState {
     bar: Option<ProgressBar>,
-    /// When the last line was told, or the present set of files began.
+    /// When the last line was written, or when the current batch began.
     reported_at: Option<Instant>,
-    /// A set of files has begun that has not ended.
+    /// Whether a batch is being hashed.
     is_hashing: bool,
-    /// Nothing is shown any more.
+    /// Whether [`HashDisplay::finish`] has been called.
     is_over: bool,
 }
 
 impl HashDisplay {
-    /// Nothing is shown before there is something to hash.
+    /// Shows nothing until there is something to hash.
     pub fn new(style: DisplayStyle) -> HashDisplay {
         HashDisplay { style, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, HashState> {
-        // Any state of it is one to go on with.
+        // Every state of it can be shown, so a poisoned lock does not matter.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Call it with every progress, from any thread.
+    /// Shows the current progress. May be called from any thread.
     pub fn show(&self, progress: HashProgress) {
         let mut state = self.state();
         if self.style == DisplayStyle::Quiet || state.is_over {
@@ -91,7 +91,7 @@ impl HashDisplay {
         if !std::mem::replace(&mut state.is_hashing, !progress.is_done())
             && state.reported_at.is_some()
         {
-            // Of what is added later only that is told which takes long.
+            // Of later batches only those that take long are reported.
             state.reported_at = Some(now);
         }
         match self.style {
@@ -124,7 +124,7 @@ impl HashDisplay {
         }
     }
 
-    /// A line beside what is shown.
+    /// Writes a line above what is shown.
     pub fn print_line(&self, line: &str) {
         match &self.state().bar {
             Some(bar) => print_beside(bar, line),
@@ -132,7 +132,7 @@ impl HashDisplay {
         }
     }
 
-    /// Shows nothing more, whatever progress is told.
+    /// Removes what is shown and ignores any further progress.
     pub fn finish(&self) {
         let mut state = self.state();
         state.is_over = true;
@@ -142,7 +142,7 @@ impl HashDisplay {
     }
 }
 
-/// What is to be hashed at first, and later how far it is.
+/// The text of a progress line; the first line of a batch says what there is to hash.
 fn hashing_line(progress: &HashProgress, is_first: bool) -> String {
     let HashProgress { files, files_done, bytes, bytes_done } = *progress;
     let size = HumanBytes(bytes);
@@ -161,7 +161,7 @@ impl Drop for HashDisplay {
     }
 }
 
-/// Shows how far a download is, and each of its sources.
+/// Shows the progress of a download and of each of its sources.
 pub struct FetchDisplay {
     style: DisplayStyle,
     name: String,
@@ -170,16 +170,16 @@ pub struct FetchDisplay {
     sources: Vec<ProgressBar>,
     reported_at: Option<Instant>,
     phase: Option<FetchPhase>,
-    /// The line that nobody gives any more has been written.
+    /// Whether it has been reported that no source is left.
     has_reported_waiting: bool,
-    /// Or that those who are there are busy.
+    /// Whether it has been reported that all sources are busy.
     has_reported_busy: bool,
-    /// Since when chunks have been coming.
+    /// Since when the download has been receiving chunks.
     fetching_since: Option<Instant>,
 }
 
 impl FetchDisplay {
-    /// For a file of `size` bytes.
+    /// `size` is the file's length in bytes.
     pub fn new(style_of: DisplayStyle, name: &FileName, size: u64) -> FetchDisplay {
         let target = match style_of {
             DisplayStyle::Bars => ProgressDrawTarget::stderr(),
@@ -201,14 +201,14 @@ impl FetchDisplay {
         }
     }
 
-    /// Call it a few times a second.
+    /// Shows the current progress. To be called a few times a second.
     pub fn show(&mut self, progress: &FetchProgress, now: Instant) {
         let is_fetching = progress.phase == FetchPhase::Fetching;
         let since = self.fetching_since.filter(|_| is_fetching).unwrap_or(now);
         self.fetching_since = is_fetching.then_some(since);
         let mut progress = progress.clone();
         if now.duration_since(since) < limits::RATE_MEASURED_MIN {
-            // What a rate is measured from has hardly begun.
+            // The rate is not known yet: NaN keeps it from being shown.
             progress.rate_bytes_per_s = f64::NAN;
             progress.sources.iter_mut().for_each(|source| source.rate_bytes_per_s = f64::NAN);
         }
@@ -220,7 +220,6 @@ impl FetchDisplay {
         }
     }
 
-    /// Takes the bars away.
     pub fn finish(&mut self) {
         self.sources.iter().for_each(ProgressBar::finish_and_clear);
         self.whole.finish_and_clear();
@@ -249,7 +248,7 @@ impl FetchDisplay {
     fn print_if_due(&mut self, progress: &FetchProgress, now: Instant) {
         const EVERY: Duration = limits::PROGRESS_LINE_INTERVAL;
         let new_phase = self.phase != Some(progress.phase);
-        // Once: a source that is dialled again and again comes and goes.
+        // Reported once, since a source that is dialled again and again comes and goes.
         let new_wait = progress.waits_for_a_source() && !self.has_reported_waiting;
         self.has_reported_waiting |= new_wait;
         let new_busy = progress.is_put_off() && !self.has_reported_busy;
@@ -269,7 +268,7 @@ impl FetchDisplay {
     }
 }
 
-/// What a download does, in a few words.
+/// Describes in a few words what a download is doing.
 fn state(progress: &FetchProgress) -> String {
     if progress.waits_for_a_source() {
         return "no source left, waiting for one".to_owned();
@@ -291,10 +290,10 @@ fn state(progress: &FetchProgress) -> String {
             let mut line = rate(progress.rate_bytes_per_s);
             let left = progress.size.saturating_sub(progress.done_bytes) as f64;
             let seconds = left / progress.rate_bytes_per_s;
-            // Of what does not move nobody knows when it arrives.
+            // Without a rate there is no estimate.
             if seconds.is_finite() && seconds < limits::FLAG_DURATION_MAX.as_secs_f64() {
                 let left = HumanDuration(Duration::from_secs_f64(seconds.ceil()));
-                // Writing into a string does not fail.
+                // Writing into a String cannot fail.
                 let _ = write!(line, ", {left:#} left");
             }
             let _ = write!(line, ", {active}");
@@ -317,12 +316,12 @@ fn source_line(source: &SourceProgress) -> String {
         SourceState::Busy => format!("{address}  {given}  busy with others"),
         SourceState::Active if source.rate_bytes_per_s.is_nan() => format!("{address}  {given}"),
         SourceState::Active => format!("{address}  {given}  {}", rate(source.rate_bytes_per_s)),
-        // The reason may be the other side's own words.
+        // The reason may contain the peer's own words.
         SourceState::Lost(why) => format!("{address}  {given}  lost: {}", escape(why.as_bytes())),
     }
 }
 
-/// Bytes a second, as people read them.
+/// Formats a rate in bytes a second for people.
 pub fn rate(bytes_per_s: f64) -> String {
     format!("{}/s", HumanBytes(bytes_per_s.max(0.0) as u64))
 }
@@ -331,7 +330,7 @@ fn new_bar(length: u64) -> ProgressBar {
     ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr())
 }
 
-/// Draws a row as wide as the terminal: a title, the bar, how many bytes of how many, and what more there is to say.
+/// Draws a row as wide as the terminal: title, bar, bytes done of all bytes, and `more`.
 fn draw_row(bar: &ProgressBar, title: &str, more: &str) {
     let bytes = format!("{}/{}", HumanBytes(bar.position()), HumanBytes(bar.length().unwrap_or(0)));
     let (has_bar, text) = lay_out(title, &format!("{bytes}, {more}"), columns());
@@ -340,8 +339,8 @@ fn draw_row(bar: &ProgressBar, title: &str, more: &str) {
     bar.set_message(text);
 }
 
-/// Whether there is room for a bar beside a row's text, and the text. Where there is not even room for the text, its last
-/// parts are left out: a row that does not fit would stay behind when it is drawn anew.
+/// Decides whether a bar fits beside a row's text, and shortens the text if not even that fits. A
+/// row wider than the terminal would wrap, and its first line would stay when it is redrawn.
 fn lay_out(title: &str, text: &str, columns: usize) -> (bool, String) {
     let taken = title.chars().count() + "[] ".len() + text.chars().count();
     if taken + BAR_COLUMNS_MIN <= columns {
@@ -356,16 +355,16 @@ fn lay_out(title: &str, text: &str, columns: usize) -> (bool, String) {
     (false, text)
 }
 
-/// A bar that is shorter tells nothing.
+/// Narrowest bar that still shows progress.
 const BAR_COLUMNS_MIN: usize = 10;
 
-/// The width of the terminal; of one that does not know it, what the oldest ones have.
+/// The width of the terminal, or 80 if it is unknown, the width of classic terminals.
 fn columns() -> usize {
     let size = rustix::termios::tcgetwinsize(io::stderr());
     size.ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0).unwrap_or(80)
 }
 
-/// The templates are this file's own; one with a mistake in it would be shown as a plain bar.
+// The templates are constants of this file; a wrong one falls back to a plain bar.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
@@ -404,7 +403,7 @@ mod tests {
         assert_eq!(state(&progress(rate)), "2.00 MiB/s, 3s left, 1 source");
         assert_eq!(state(&progress(0.0)), "0 B/s, 1 source");
         assert_eq!(state(&progress(f64::NAN)), "1 source", "before there is a rate");
-        // For half a minute there was "0 B/s, 0 sources", and on the console nothing.
+        // The display once showed "0 B/s, 0 sources" for half a minute.
         let mut alone = progress(0.0);
         alone.sources.remove(0);
         assert_eq!(state(&alone), "no source left, waiting for one");

@@ -1,18 +1,21 @@
-//! How connections of a share begin, and frames made of messages.
+//! The messages that open a connection of the share, and frames around messages.
+//!
+//! The side that connects sends HELLO with the role `Share`; the side that accepts answers WELCOME,
+//! or REFUSED with a reason and then closes. The share reuses the store's HELLO and WELCOME and
+//! leaves their group, log and term fields at zero, because a share has none of these.
 
 use crate::limits::{HELLO_FRAME_BYTES_MAX, SHARE_FRAME_BYTES_MAX};
 use crate::model::{ClusterId, NodeId, PeerId, Timestamp};
 use crate::wire::codec::{self, CodecError};
 use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Welcome};
 
-/// The first message on a connection to a registry or to a peer.
+/// The HELLO with which a connection to a registry or to a peer begins.
 pub fn hello() -> Message {
     let cluster = ClusterId(0);
     Message::Hello(Hello { protocol: PROTOCOL_VERSION, cluster, role: HelloRole::Share })
 }
 
-/// The answer to a good one, of a peer with this id; a registry has none, and 0 for it. A share has no group, no log and no
-/// terms: they are zero.
+/// The WELCOME of the peer with this id. A registry is no peer and passes `PeerId(0)`.
 pub fn welcome(peer: PeerId) -> Message {
     Message::Welcome(Welcome {
         protocol: PROTOCOL_VERSION,
@@ -26,10 +29,10 @@ pub fn welcome(peer: PeerId) -> Message {
     })
 }
 
-/// Which peer answers with this.
+/// The id of the peer that sent this WELCOME.
 ///
 /// # Errors
-/// It is none.
+/// The sender is a registry, which sends the id 0.
 pub fn peer_in_welcome(welcome: &Welcome) -> Result<PeerId, String> {
     match PeerId(welcome.incarnation) {
         PeerId(0) => Err("a registry answers there, and no peer".to_owned()),
@@ -37,10 +40,11 @@ pub fn peer_in_welcome(welcome: &Welcome) -> Result<PeerId, String> {
     }
 }
 
-/// Whether who answers with this is the peer that was meant, and not whoever else listens at its address.
+/// Checks that the WELCOME comes from the expected peer, and not from another process that
+/// happens to listen at its address.
 ///
 /// # Errors
-/// Why it is another one.
+/// The sender is a registry or another peer; the text says which.
 pub fn check_welcome(welcome: &Welcome, peer: PeerId) -> Result<(), String> {
     match peer_in_welcome(welcome)? {
         other if other != peer => Err(format!("another peer answers there, {other}")),
@@ -48,11 +52,10 @@ pub fn check_welcome(welcome: &Welcome, peer: PeerId) -> Result<(), String> {
     }
 }
 
-/// Whether a message is the greeting of somebody who may speak here; else what to tell them.
+/// Checks the first message on an accepted connection.
 ///
 /// # Errors
-///
-/// The reason for refusing.
+/// The message is not a HELLO of the share; the text is the reason to send in REFUSED.
 pub fn check_hello(message: &Message) -> Result<(), String> {
     match message {
         Message::Hello(hello) if hello.protocol != PROTOCOL_VERSION => Err(format!(
@@ -68,7 +71,7 @@ pub fn check_hello(message: &Message) -> Result<(), String> {
     }
 }
 
-/// A refusal as a frame: the last word on a connection.
+/// A REFUSED frame. The sender closes the connection after it.
 pub fn refusal(reason: &str) -> Vec<u8> {
     let mut frame = Vec::new();
     let message = Message::Refused { reason: reason.to_owned() };
@@ -78,11 +81,10 @@ pub fn refusal(reason: &str) -> Vec<u8> {
     frame
 }
 
-/// A message between peers as a frame.
+/// Encodes a message between peers as one frame.
 ///
 /// # Errors
-///
-/// It does not fit one.
+/// The message is longer than [`SHARE_FRAME_BYTES_MAX`].
 pub fn frame(message: &Message) -> Result<Vec<u8>, CodecError> {
     let mut frame = Vec::new();
     codec::encode(message, SHARE_FRAME_BYTES_MAX, &mut frame)?;

@@ -1,53 +1,50 @@
-//! What a registry knows: which peer offers which file, by name and by content.
+//! The registry's index in memory: which peer offers which file, by name and by content.
 //!
-//! Each peer has its own files by name; beside them, `names` has (name, peer) and `contents` has
-//! (content, peer), so that every question is a range of one map. Names are stored once, however many
-//! peers offer them.
+//! Each peer has its files by name. Beside them `names` has (name, peer) and `contents` has
+//! (content, peer), so that every question is one range of one map. A name is stored once, however
+//! many peers offer it.
 //!
 //! Invariants:
 //!
-//! 1. (name, peer) is in `names` exactly when the peer has a file of that name.
-//! 2. `contents` has (content, peer) exactly when the peer has a file of that content or is fetching
-//!    it; its count is how many such files the peer has.
-//! 3. Nothing exceeds [`IndexLimits`]; whatever would is refused before anything is changed.
+//! 1. (name, peer) is in `names` exactly if the peer has a file of that name.
+//! 2. `contents` has (content, peer) exactly if the peer has a file of that content or is
+//!    downloading it; its count is the number of such files.
+//! 3. Nothing exceeds [`IndexLimits`]. A change that would is refused before anything is changed.
 //!
-//! There is no clock, no chance and no IO here: `now` is a time since any one beginning that the caller chooses, and
-//! `seed` draws the sample of sources where there are more than an answer may name.
+//! The module is pure: `now` is a duration since any fixed start, and `seed` draws the sample of
+//! sources if there are more than an answer may name.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod sample;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
-use rand::seq::SliceRandom;
-
+pub use self::sample::{most_offered_first, summaries, whole_first};
 use crate::limits;
 use crate::model::{ContentId, FileEntry, FileName, PeerId};
-use crate::net::origin_of;
 use crate::text::counted;
 use crate::wire::share::{FileSummary, PeerSummary, Source};
 
-/// How much an index may hold; [`Default`] takes it from [`limits`].
+/// Upper bounds of an index. [`Default`] takes them from [`limits`].
 #[derive(Clone, Copy, Debug)]
 pub struct IndexLimits {
-    /// Peers.
     pub peers_max: usize,
-    /// Files one peer offers.
+    /// Files that one peer offers.
     pub files_per_peer_max: usize,
     /// Files of all peers.
     pub files_max: usize,
-    /// Peers of one origin: what the network layer counts as one IP.
+    /// Peers of one origin, that is, of one IP address as the network layer counts it.
     pub peers_per_origin_max: usize,
-    /// Files of all of them.
+    /// Files of all peers of one origin.
     pub files_per_origin_max: usize,
-    /// Bytes of memory that all files take, their names included.
+    /// Bytes of memory for all files and their names.
     pub bytes_max: usize,
-    /// Bytes of memory that the files of one origin's peers take.
+    /// Bytes of memory for the files of one origin's peers.
     pub bytes_per_origin_max: usize,
-    /// Contents one peer is fetching.
+    /// Contents that one peer downloads at once.
     pub fetching_per_peer_max: usize,
 }
 
@@ -66,55 +63,54 @@ impl Default for IndexLimits {
     }
 }
 
-/// Why something was not taken; nothing was changed.
+/// Why a change was refused. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IndexError {
-    /// Too many peers.
+    /// There are too many peers.
     #[error("the registry knows {} and has no room for another: try again later", counted(*.0 as u64, "peer", "peers"))]
     Peers(usize),
-    /// Too many files of one peer.
+    /// One peer has too many files.
     #[error("a peer offers at most {0} files: share fewer")]
     FilesOfPeer(usize),
-    /// Too many files, or names too long, of all peers together.
+    /// All peers together have too many files, or names that are too long.
     #[error("the registry has no room for so many files: try again later, or share fewer")]
     Files,
-    /// Too many peers of one IP.
+    /// There are too many peers of one IP address.
     #[error(
         "{} joined from this IP address, and no more may: stop some of them first",
         counted(*.0 as u64, "peer has", "peers have")
     )]
     PeersOfOrigin(usize),
-    /// Too many files of all peers of one IP.
+    /// The peers of one IP address have too many files.
     #[error("the peers of one IP address offer at most {0} files together: share fewer")]
     FilesOfOrigin(usize),
-    /// Too many files, or names too long, of all peers of one IP.
+    /// The peers of one IP address have files with names that are too long.
     #[error(
         "the peers of one IP address offer files with names too long for a registry: share fewer"
     )]
     BytesOfOrigin,
-    /// A peer fetches too much at once.
+    /// One peer downloads too many contents at once.
     #[error("a peer fetches at most {0} contents at once")]
     Fetching(usize),
 }
 
-/// A peer as one connection joined it: when a peer joins anew, over another connection, what still
-/// comes of the old one is not about it any more.
+/// A peer as joined over one connection. When it joins again over another connection, late messages
+/// of the first one are not about it any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Who.
     pub peer: PeerId,
-    /// Unique to the connection.
+    /// A number that no other connection has.
     pub session: u64,
 }
 
-/// Where a peer serves, and where it was when it said so.
+/// The addresses and the key with which a peer joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerEndpoint {
-    /// Where others reach it.
+    /// The address at which other peers reach it.
     pub address: SocketAddr,
-    /// The IP that its connection comes from, as quotas count it.
+    /// The IP address its connection comes from, as quotas count it. Its `address` may be another.
     pub origin: IpAddr,
-    /// A hash of the peer's secret: over another connection with the same it is the same peer.
+    /// A hash of the peer's secret, by which the registry recognizes it on another connection.
     pub key: u64,
 }
 
@@ -124,14 +120,15 @@ type Name = Arc<FileName>;
 struct PeerRecord {
     session: u64,
     address: SocketAddr,
-    /// The IP that its connection comes from, as quotas count it; its address may be another.
+    /// The IP address its connection comes from, as quotas count it.
     origin: IpAddr,
     last_seen: Duration,
     files: BTreeMap<Name, IndexedFile>,
     bytes: u64,
-    /// What the files take.
+    /// Memory that its files take.
     memory_bytes: usize,
-    /// Contents it serves parts of, with their sizes. A handful.
+    /// Contents it is downloading, with their sizes: a handful, so that a list is searched faster
+    /// than a map.
     fetching: Vec<(ContentId, u64)>,
 }
 
@@ -141,10 +138,10 @@ struct IndexedFile {
     size: u64,
 }
 
-/// A content at a peer.
+/// A content that a peer has or is downloading.
 #[derive(Clone, Copy, Debug)]
 struct Holding {
-    /// Under how many names; 0 when it is only fetching it.
+    /// The number of its files with this content; 0 if it is only downloading it.
     files: u32,
     size: u64,
 }
@@ -156,7 +153,7 @@ pub struct Index {
     peers: BTreeMap<PeerId, PeerRecord>,
     names: BTreeSet<(Name, PeerId)>,
     contents: BTreeMap<(ContentId, PeerId), Holding>,
-    /// What all files take.
+    /// Memory that all files take.
     memory_bytes: usize,
 }
 
@@ -164,27 +161,24 @@ const PEER_MIN: PeerId = PeerId(0);
 const PEER_MAX: PeerId = PeerId(u64::MAX);
 
 impl Index {
-    /// An empty index.
     pub fn new(limits: IndexLimits) -> Index {
         Index { limits, ..Index::default() }
     }
 
-    /// How many peers there are.
-    #[cfg(any(test, feature = "internals"))]
     pub fn peer_count(&self) -> usize {
         self.peers.len()
     }
 
-    /// How many files they offer, each counted as often as it is offered.
-    #[cfg(any(test, feature = "internals"))]
+    /// The number of files, each counted once for every peer that offers it.
     pub fn file_count(&self) -> usize {
         self.names.len()
     }
 
-    /// A peer offers exactly these files from now on. Of two of one name the last counts.
+    /// Makes these the files of a peer, in place of any earlier ones. Of two of the same name the
+    /// last counts.
     ///
     /// # Errors
-    /// There is no room for them; what the peer offered before still stands.
+    /// There is no room. The peer's earlier files stay.
     pub fn join(
         &mut self,
         Member { peer, session }: Member,
@@ -228,10 +222,10 @@ impl Index {
         Ok(())
     }
 
-    /// A peer has new or changed files, and others no more. `Ok(false)`: it is not known.
+    /// Adds and removes files of a peer. `Ok(false)` if it has not joined.
     ///
     /// # Errors
-    /// There is no room for the new ones; nothing was changed.
+    /// There is no room. Nothing is changed.
     pub fn update(
         &mut self,
         member: Member,
@@ -241,7 +235,7 @@ impl Index {
     ) -> Result<bool, IndexError> {
         let Some(known) = self.member(member) else { return Ok(false) };
         let peer = member.peer;
-        // What goes, by being taken away or replaced, each name once.
+        // The names that go, because they are removed or replaced, each once.
         let gone: BTreeSet<&FileName> =
             removed.iter().chain(added.iter().map(|file| &file.name)).collect();
         let gone: Vec<Name> = gone
@@ -266,10 +260,11 @@ impl Index {
         Ok(true)
     }
 
-    /// A peer serves what it has of a content that it is fetching. `Ok(false)`: it is not known.
+    /// Records that a peer is downloading a content and serves what it has of it. `Ok(false)` if
+    /// the peer has not joined.
     ///
     /// # Errors
-    /// It fetches too much at once.
+    /// It is downloading too many contents at once.
     pub fn fetching(
         &mut self,
         member: Member,
@@ -290,7 +285,7 @@ impl Index {
         Ok(true)
     }
 
-    /// A peer fetches a content no more. `false`: the peer is not known.
+    /// Records that a peer has ended a download. Returns false if it has not joined.
     pub fn fetched(&mut self, member: Member, content: ContentId, now: Duration) -> bool {
         let Some(known) = self.member_mut(member) else { return false };
         known.fetching.retain(|(fetching, _)| *fetching != content);
@@ -301,18 +296,18 @@ impl Index {
         self.heartbeat(member, now)
     }
 
-    /// A peer is alive. `false`: it is not known.
+    /// Records that a peer is alive. Returns false if it has not joined.
     pub fn heartbeat(&mut self, member: Member, now: Duration) -> bool {
         let known = self.member_mut(member);
         known.map(|peer| peer.last_seen = peer.last_seen.max(now)).is_some()
     }
 
-    /// A peer goes. `false`: it was not known.
+    /// Removes a peer. Returns false if it has not joined.
     pub fn leave(&mut self, member: Member) -> bool {
         self.member(member).is_some() && self.remove(member.peer).is_some()
     }
 
-    /// Forgets the peers that have been silent for longer than `timeout`, and says which.
+    /// Removes the peers that have been silent for longer than `timeout`, and returns them.
     pub fn expire(&mut self, now: Duration, timeout: Duration) -> Vec<(PeerId, SocketAddr)> {
         let silent = |peer: &PeerRecord| now.saturating_sub(peer.last_seen) > timeout;
         let expired: Vec<_> = self
@@ -325,8 +320,9 @@ impl Index {
         expired
     }
 
-    /// Who has a file of exactly this name: by how many offer its content, then by peer. At most
-    /// [`SOURCES_PER_ANSWER_MAX`](limits::SOURCES_PER_ANSWER_MAX), a sample that `seed` draws.
+    /// The sources of files with exactly this name, those of the most offered content first, then
+    /// by peer id. At most [`SOURCES_PER_ANSWER_MAX`](limits::SOURCES_PER_ANSWER_MAX), a sample
+    /// that `seed` draws.
     pub fn search(&self, name: &FileName, seed: u64) -> Vec<Source> {
         let name = Arc::new(name.clone());
         let range = (Arc::clone(&name), PEER_MIN)..=(Arc::clone(&name), PEER_MAX);
@@ -342,9 +338,8 @@ impl Index {
         most_offered_first(sources, seed)
     }
 
-    /// Who has this content, whole or in part, in order of the peers' ids. At most
-    /// [`SOURCES_PER_ANSWER_MAX`](limits::SOURCES_PER_ANSWER_MAX), a sample that `seed` draws, those who have it
-    /// whole first.
+    /// The sources of a content in order of peer ids, those that have the whole content first. At
+    /// most [`SOURCES_PER_ANSWER_MAX`](limits::SOURCES_PER_ANSWER_MAX), a sample that `seed` draws.
     pub fn sources_of(&self, content: ContentId, seed: u64) -> Vec<Source> {
         let holders = self.contents.range((content, PEER_MIN)..=(content, PEER_MAX));
         let (whole, parts): (Vec<_>, Vec<_>) = holders.partition(|(_, holding)| holding.files > 0);
@@ -356,7 +351,7 @@ impl Index {
         whole_first(whole, parts, seed)
     }
 
-    /// A page of peers, in order of id, and whether more follow.
+    /// A page of peers in order of their ids, and whether more follow.
     pub fn peers(&self, after: Option<PeerId>, now: Duration) -> (Vec<PeerSummary>, bool) {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut rows = self.peers.range((from, Bound::Unbounded));
@@ -371,9 +366,9 @@ impl Index {
         (page, rows.next().is_some())
     }
 
-    /// A page of files, in order of name, and whether more follow. Of one name the most offered
-    /// contents come first, and only
-    /// [`CONTENTS_PER_NAME_LISTED_MAX`](limits::CONTENTS_PER_NAME_LISTED_MAX) of them at all.
+    /// A page of files in order of their names, and whether more follow. Of one name the most
+    /// offered contents come first, at most
+    /// [`CONTENTS_PER_NAME_LISTED_MAX`](limits::CONTENTS_PER_NAME_LISTED_MAX) of them.
     pub fn files(&self, after: Option<&FileName>) -> (Vec<FileSummary>, bool) {
         let from = after.map(|name| (Arc::new(name.clone()), PEER_MAX));
         let from = from.map_or(Bound::Unbounded, Bound::Excluded);
@@ -406,7 +401,8 @@ impl Index {
 
     // ---- changing the three maps together ----------------------------------------------------
 
-    /// Whether `added` fits when `gone` of all files go, and the peer has `has` (before that).
+    /// Checks that `added` fits if `gone` of all files are removed and the peer has `has` files
+    /// before that.
     fn check_room(
         &self,
         has: usize,
@@ -427,7 +423,7 @@ impl Index {
         Ok(())
     }
 
-    /// Whether peers of one origin may offer so many files together, which take so much.
+    /// Checks that the peers of one IP address may have so many files and take so much memory.
     fn check_origin(&self, files: usize, bytes: usize) -> Result<(), IndexError> {
         let max = self.limits.files_per_origin_max;
         if files > max {
@@ -439,7 +435,7 @@ impl Index {
         Ok(())
     }
 
-    /// Whether everybody together leaves room for these files of a peer, whatever they take the place of.
+    /// Whether there is room for these files of a peer without removing anything.
     pub fn has_room(&self, peer: PeerId, added: &[FileEntry]) -> bool {
         let peers = self.peers.len() + usize::from(!self.peers.contains_key(&peer));
         peers <= self.limits.peers_max
@@ -447,15 +443,15 @@ impl Index {
             && self.memory_bytes + memory_of(added) <= self.limits.bytes_max
     }
 
-    /// Where a member's connection comes from.
+    /// The IP address a member's connection comes from.
     pub fn origin(&self, member: Member) -> Option<IpAddr> {
         self.member(member).map(|peer| peer.origin)
     }
 
-    /// Forgets peers until a JOIN or an UPDATE of `peer`, from `origin`, that brings these files has room, or until
-    /// nobody is left to forget; says whom. Who is forgotten comes from the origin that takes most, while that takes
-    /// more than the one which asks would: so a few that fill an index keep nobody out, and none takes from one that
-    /// has less. Call it when there was no room.
+    /// Removes peers until a JOIN or UPDATE of `peer` with these files has room, or none is left to
+    /// remove; returns them. They come from the IP address that takes most memory, as long as that
+    /// takes more than the requesting one would. So a few that fill the index keep no one out, and
+    /// none is removed for the sake of one that takes more. To be called if there is no room.
     pub fn make_room(
         &mut self,
         peer: PeerId,
@@ -463,7 +459,7 @@ impl Index {
         added: &[FileEntry],
     ) -> Vec<(PeerId, SocketAddr)> {
         let mut forgotten = Vec::new();
-        // A peer counts as a file, too, so that those without files cannot fill an index for nothing.
+        // A peer counts like a file, so that peers without files cannot fill the index for free.
         let weight = |peer: &PeerRecord| peer.memory_bytes + limits::INDEX_FILE_BYTES;
         let mut origins: HashMap<IpAddr, usize> = HashMap::new();
         for known in self.peers.values() {
@@ -497,7 +493,7 @@ impl Index {
         }
     }
 
-    /// The name as it is stored already, or new.
+    /// The stored copy of a name, or the name itself if it is new.
     fn intern(&self, name: FileName) -> Name {
         let name = Arc::new(name);
         let next = self.names.range((Arc::clone(&name), PEER_MIN)..).next();
@@ -509,10 +505,15 @@ impl Index {
         )
     }
 
+    /// The record of a peer that has joined, which the callers have made sure of.
+    fn record_mut(&mut self, peer: PeerId) -> &mut PeerRecord {
+        self.peers.get_mut(&peer).unwrap_or_else(|| panic!("peer {peer} has joined"))
+    }
+
     fn insert_file(&mut self, peer: PeerId, file: FileEntry) {
         let name = self.intern(file.name);
         self.remove_file(peer, Arc::clone(&name));
-        let Some(record) = self.peers.get_mut(&peer) else { return };
+        let record = self.record_mut(peer);
         record
             .files
             .insert(Arc::clone(&name), IndexedFile { content: file.content, size: file.size });
@@ -523,42 +524,47 @@ impl Index {
         let holding = self.contents.entry((file.content, peer)).or_insert(holding);
         holding.files += 1;
         holding.size = file.size;
-        self.names.insert((name, peer));
+        let is_new = self.names.insert((name, peer));
+        assert!(is_new, "a name of peer {peer} is listed without its file");
     }
 
-    /// Nothing when the peer has no file of that name.
+    /// Removes a file of a peer, if it has one of that name.
     fn remove_file(&mut self, peer: PeerId, name: Name) {
-        let Some(record) = self.peers.get_mut(&peer) else { return };
+        let record = self.record_mut(peer);
         let Some(file) = record.files.remove(&name) else { return };
         record.memory_bytes -= memory_bytes(&name);
-        self.memory_bytes -= memory_bytes(&name);
-        self.names.remove(&(name, peer));
         record.bytes = record.bytes.saturating_sub(file.size);
         let is_fetching = record.fetching.iter().any(|(content, _)| *content == file.content);
-        if let Some(holding) = self.contents.get_mut(&(file.content, peer)) {
-            holding.files -= 1;
-            if holding.files == 0 && !is_fetching {
-                self.contents.remove(&(file.content, peer));
-            }
+        self.memory_bytes -= memory_bytes(&name);
+        let was_listed = self.names.remove(&(Arc::clone(&name), peer));
+        assert!(was_listed, "{name} of peer {peer} is not listed by name");
+        let holding = self.contents.get_mut(&(file.content, peer));
+        let holding = holding.unwrap_or_else(|| panic!("{name} of peer {peer} has no content"));
+        assert!(holding.files > 0, "{name} of peer {peer} is not counted");
+        holding.files -= 1;
+        if holding.files == 0 && !is_fetching {
+            self.contents.remove(&(file.content, peer));
         }
     }
 
     fn insert_fetching(&mut self, peer: PeerId, content: ContentId, size: u64) {
-        let Some(record) = self.peers.get_mut(&peer) else { return };
-        record.fetching.push((content, size));
+        self.record_mut(peer).fetching.push((content, size));
         self.contents.entry((content, peer)).or_insert(Holding { files: 0, size });
     }
 
-    /// What is returned has the files no more, and says what they took.
+    /// Removes a peer and its files. The result's `memory_bytes` is what the files took.
     fn remove(&mut self, peer: PeerId) -> Option<PeerRecord> {
         let known = self.peers.get(&peer)?;
         let taken = known.memory_bytes;
         let names: Vec<Name> = known.files.keys().map(Arc::clone).collect();
         names.into_iter().for_each(|name| self.remove_file(peer, name));
         let mut record = self.peers.remove(&peer)?;
+        assert_eq!(record.memory_bytes, 0, "peer {peer} has no file any more");
         record.memory_bytes = taken;
         for (content, _) in &record.fetching {
-            self.contents.remove(&(*content, peer));
+            let holding = self.contents.remove(&(*content, peer));
+            let files = holding.map(|holding| holding.files);
+            assert_eq!(files, Some(0), "peer {peer} is downloading {content} and has no file");
         }
         Some(record)
     }
@@ -568,83 +574,9 @@ fn memory_of(files: &[FileEntry]) -> usize {
     files.iter().map(|file| memory_bytes(&file.name)).sum()
 }
 
-/// What a file takes in the three maps, about.
+/// The memory that a file takes in the three maps, approximately.
 fn memory_bytes(name: &FileName) -> usize {
     limits::INDEX_FILE_BYTES + name.as_str().len()
-}
-
-/// What is listed of one name: the most offered contents first, and no more than are listed at all.
-pub fn summaries(
-    name: &FileName,
-    holders: HashMap<(ContentId, u64), u32>,
-) -> impl Iterator<Item = FileSummary> {
-    let mut rows: Vec<_> = holders.into_iter().collect();
-    rows.sort_unstable_by_key(|((content, size), peers)| {
-        (std::cmp::Reverse(*peers), *content, *size)
-    });
-    rows.truncate(limits::CONTENTS_PER_NAME_LISTED_MAX);
-    rows.into_iter().map(move |((content, size), peers)| {
-        let name = name.clone();
-        FileSummary { file: FileEntry { name, size, content }, peers }
-    })
-}
-
-/// Sorts sources so that those of the most offered content come first, then by peer, and keeps no
-/// more than an answer may have: of one content a sample, since peers choose their ids. The most offered one is that
-/// which is at most origins, since who has one may call itself many; of equals the one that most peers have.
-pub fn most_offered_first(sources: Vec<Source>, seed: u64) -> Vec<Source> {
-    let mut sources = few_of_each_origin(sources, &mut SmallRng::seed_from_u64(seed));
-    let mut offers: HashMap<ContentId, (HashSet<IpAddr>, usize)> = HashMap::new();
-    for source in &sources {
-        let (origins, peers) = offers.entry(source.content).or_default();
-        origins.insert(origin_of(source.address.ip()));
-        *peers += 1;
-    }
-    let by_content = |source: &Source| {
-        let offers = offers.get(&source.content);
-        let count = offers.map(|(origins, peers)| (origins.len(), *peers));
-        (std::cmp::Reverse(count), source.content)
-    };
-    if sources.len() > limits::SOURCES_PER_ANSWER_MAX {
-        // Of one content they stay shuffled.
-        sources.sort_by_key(by_content);
-        sources.truncate(limits::SOURCES_PER_ANSWER_MAX);
-    }
-    sources.sort_by_key(|source| (by_content(source), source.peer));
-    sources
-}
-
-/// Those who have a content whole and then those who have parts of it, by peer, no more than an answer may have: a
-/// sample, since peers choose their ids.
-pub fn whole_first(whole: Vec<Source>, parts: Vec<Source>, seed: u64) -> Vec<Source> {
-    let mut random = SmallRng::seed_from_u64(seed);
-    let mut sample = |sources: Vec<Source>, room: usize| {
-        let mut sources = few_of_each_origin(sources, &mut random);
-        sources.truncate(room);
-        sources.sort_by_key(|source| source.peer);
-        sources
-    };
-    let mut sources = sample(whole, limits::SOURCES_PER_ANSWER_MAX);
-    let room = limits::SOURCES_PER_ANSWER_MAX - sources.len();
-    sources.extend(sample(parts, room));
-    sources
-}
-
-/// The same in random order; of one content one at each address and a few at each IP, so that whoever calls itself many
-/// does not hide the others.
-fn few_of_each_origin(mut sources: Vec<Source>, random: &mut SmallRng) -> Vec<Source> {
-    sources.shuffle(random);
-    let mut addresses = HashSet::new();
-    let mut origins: HashMap<(ContentId, IpAddr), usize> = HashMap::new();
-    sources.retain(|source| {
-        let origin = (source.content, origin_of(source.address.ip()));
-        let of_origin = origins.entry(origin).or_default();
-        let is_kept = *of_origin < limits::SOURCES_PER_ORIGIN_MAX
-            && addresses.insert((source.content, source.address));
-        *of_origin += usize::from(is_kept);
-        is_kept
-    });
-    sources
 }
 
 #[cfg(test)]

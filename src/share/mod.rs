@@ -1,12 +1,18 @@
-//! The share: a registry that knows who has which files, and peers that pass them to each other.
+//! The share: a registry that knows which peer has which file, and peers that send the files to
+//! each other.
 //!
-//! A file's content is named by its BLAKE3 hash, the one `b3sum` prints. It travels in chunks of
-//! [`limits::CHUNK_BYTES`](crate::limits::CHUNK_BYTES), each of them a whole subtree of BLAKE3's own
-//! tree, so that the list of chunk hashes can be checked against the content's name, and each chunk
-//! against the list: nobody has to be trusted for either.
+//! A content is named by the BLAKE3 hash of its bytes, the same that `b3sum` prints. It travels in
+//! chunks of [`limits::CHUNK_BYTES`](crate::limits::CHUNK_BYTES). Each chunk is a whole subtree of
+//! BLAKE3's own tree, so the list of chunk hashes is verified against the content's name and each
+//! chunk is verified against the list. Neither the registry nor any peer has to be trusted.
 //!
-//! What it uses of the rest: [`net`](crate::net), [`wire`](crate::wire), [`workers`](crate::workers) and
-//! [`client`](crate::client); never the node core or its storage.
+//! Rule: the share uses [`net`](crate::net), [`wire`](crate::wire), [`workers`](crate::workers)
+//! and [`client`](crate::client), and never the node core, consensus or storage.
+//!
+//! Left out: encryption and accounts. Whoever can connect can search and download.
+
+// The share is no part of the public library: an item whose name and type say all has no comment.
+#![allow(missing_docs)]
 
 pub mod chunks;
 pub mod console;

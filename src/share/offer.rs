@@ -1,4 +1,9 @@
-//! What a peer has to give: the seam between who knows the files and who serves them.
+//! What a peer offers, as the interface between those that know the files and the one that serves
+//! them.
+//!
+//! A [`Catalog`] names the offers: the shared folder is one, and [`Partials`], the downloads under
+//! way, is another. The server (`share::serve`) reads the bytes of an [`Offer`]; a catalogue never
+//! does.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -11,60 +16,60 @@ use super::chunks::SharedChunks;
 use super::content::Manifest;
 use crate::model::{ContentId, FileEntry, FileName};
 
-/// What a [`PeerServer`](super::serve::Server) may give away. It asks on its event loop: answer from
-/// memory, at once.
+/// What a [`PeerServer`](super::serve::PeerServer) may serve. The server calls these methods on
+/// its event loop, so implementations must answer from memory and must not block.
 pub trait Catalog: Send + Sync {
-    /// What is offered under a name.
+    /// The file that is offered under a name.
     fn find(&self, name: &FileName) -> Option<FileEntry>;
 
-    /// The file, or the part of one, that has a content.
+    /// The whole or partial file that has a content.
     fn offer(&self, content: ContentId) -> Option<Offer>;
 
-    /// Whether a file that had this content is still to be looked at, or hashed anew: it may be offered again soon.
+    /// Whether a file that had this content is waiting to be scanned or hashed again, so that the
+    /// content may be offered again within seconds. The server then answers CHANGED, not NOT_FOUND.
     fn may_return(&self, _content: ContentId) -> bool {
         false
     }
 
-    /// Serving `offer` has shown that its file is gone, or not what was hashed any more: do not offer
-    /// it again before looking at the file.
+    /// The server found that the file of `offer` is gone or has changed. The catalogue must not
+    /// offer it again before it has looked at the file.
     fn changed(&self, offer: &Offer);
 
-    /// Serving `offer` has shown that its file holds other bytes than were hashed, although it looks the same: looking at
-    /// it does not help, and it has to be hashed anew.
+    /// The server found that the file of `offer` holds other bytes than were hashed although its
+    /// stamp is unchanged. Looking at it does not help: it has to be hashed again.
     fn corrupted(&self, offer: &Offer) {
         self.changed(offer);
     }
 }
 
-/// Something that can be served. Cheap to clone.
+/// A file that can be served. Cloning it copies a few pointers and a name.
 #[derive(Clone, Debug)]
 pub struct Offer {
-    /// The content: its size and chunk hashes.
     pub manifest: Arc<Manifest>,
-    /// The folder its file is in.
+    /// The folder that holds the file.
     pub folder: Arc<PathBuf>,
     /// The file's name in that folder, without any separator.
     pub file: String,
-    /// The file itself, where it is open for whoever serves it: else it is opened by its name.
+    /// An open descriptor to serve from. Without one, the file is opened by its name for each
+    /// chunk.
     pub opened: Option<Arc<File>>,
-    /// What the file looked like when it was hashed. Absent for a file that is being written to:
-    /// then each chunk is checked before it is sent.
+    /// What the file looked like when it was hashed. `None` for a file that is being written: then
+    /// each chunk is compared with its hash before it is sent.
     pub stamp: Option<FileStamp>,
-    /// Which chunks there are.
     pub available: Available,
 }
 
-/// Which chunks of an offer there are.
+/// Which chunks of an offer can be served.
 #[derive(Clone, Debug)]
 pub enum Available {
-    /// All.
+    /// Every chunk of the content.
     Whole,
-    /// Those that have arrived.
+    /// The chunks that have been received and verified so far.
     Partial(Arc<SharedChunks>),
 }
 
 impl Available {
-    /// Whether chunk `index`, which the content has, can be served.
+    /// Whether chunk `index` can be served. The content has to have such a chunk.
     pub fn contains(&self, index: u64) -> bool {
         match self {
             Available::Whole => true,
@@ -73,20 +78,18 @@ impl Available {
     }
 }
 
-/// What tells, without reading it, that a file is not what it was.
+/// Attributes that change when a file is changed, so that a change is noticed without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileStamp {
-    /// Length in bytes.
     pub size: u64,
-    /// Last modification, where the system knows it.
+    /// Last modification, if the file system records it.
     pub modified: Option<SystemTime>,
-    /// Last change of the file or of what the system knows of it (ctime), in nanoseconds since the Unix epoch: unlike the
-    /// modification time, nobody can turn it back.
+    /// Time of the last change of the file or its inode (ctime), in nanoseconds since the Unix
+    /// epoch. Unlike the modification time, no program can set it back.
     pub changed_ns: i128,
 }
 
 impl FileStamp {
-    /// The stamp of an open file.
     pub fn of(metadata: &Metadata) -> FileStamp {
         let changed_ns =
             i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
@@ -94,8 +97,9 @@ impl FileStamp {
     }
 }
 
-/// What is being downloaded: served from the first chunk on, so that peers who want the same can
-/// pass it on to each other. It is never found by name: it is not a file yet.
+/// The contents that are being downloaded. They are served from the first verified chunk on, so
+/// that peers that download the same content can pass it on to each other. They are never found by
+/// name, because none of them is a file yet.
 #[derive(Debug, Default)]
 pub struct Partials {
     offers: Mutex<PartialOffers>,
@@ -104,11 +108,13 @@ pub struct Partials {
 #[derive(Debug, Default)]
 struct PartialOffers {
     next_slot: u64,
-    /// Of one content there may be several: downloads into different folders, or one that ends since another is at it.
+    /// One content may have several downloads: into different folders, or a second one that ends
+    /// at once because the first is under way.
     by_content: HashMap<ContentId, Vec<(u64, Offer)>>,
 }
 
-/// One download's own place among the [`Partials`]: what it takes back is what it has put there, and nobody else's.
+/// One download's own entry in [`Partials`]. It can replace and remove only what it has inserted
+/// itself.
 #[derive(Clone, Debug)]
 pub struct PartialsSlot {
     partials: Arc<Partials>,
@@ -116,7 +122,6 @@ pub struct PartialsSlot {
 }
 
 impl Partials {
-    /// A place for one more download.
     pub fn slot(self: &Arc<Partials>) -> PartialsSlot {
         let mut offers = self.lock();
         offers.next_slot += 1;
@@ -124,22 +129,22 @@ impl Partials {
     }
 
     fn lock(&self) -> MutexGuard<'_, PartialOffers> {
-        // The map is never left half changed.
+        // No method panics half-way through a change, so a poisoned map is still consistent.
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl PartialsSlot {
-    /// Offers the download's content, in place of what it has offered before.
+    /// Offers a content in place of the one that this download has offered before.
     pub fn insert(&self, offer: Offer) {
         let content = offer.manifest.content();
-        // Under one lock: in between nobody would find it.
+        // Both steps under one lock, so that there is no moment without an offer.
         let mut offers = self.partials.lock();
         offers.remove(self.slot);
         offers.by_content.entry(content).or_default().push((self.slot, offer));
     }
 
-    /// Offers it no more: the download has ended, or the folder's own catalogue has the file.
+    /// Withdraws the offer: the download has ended, or the folder's own catalogue has the file now.
     pub fn remove(&self) {
         self.partials.lock().remove(self.slot);
     }
@@ -170,7 +175,7 @@ impl Catalog for Partials {
     fn changed(&self, offer: &Offer) {
         let (content, mut offers) = (offer.manifest.content(), self.lock());
         if let Some(offers) = offers.by_content.get_mut(&content) {
-            // A part that has got its final name meanwhile is not gone.
+            // A file that has got its final name meanwhile is another offer, and stays.
             offers.retain(|(_, now)| (&now.folder, &now.file) != (&offer.folder, &offer.file));
         }
     }
@@ -181,7 +186,8 @@ mod tests {
     use super::*;
     use crate::share::chunks::ChunkSet;
 
-    /// A second download of a content that was under way ended at once, and took the first one's offer with it.
+    /// A second download of a content that was under way ended at once, and took the first one's
+    /// offer with it.
     #[test]
     fn a_download_takes_back_its_own_offer_and_no_other() {
         let manifest = Arc::new(Manifest::of_bytes(b"content").unwrap());
@@ -200,7 +206,7 @@ mod tests {
         first.insert(offer("first.part", part()));
         second.remove();
         assert_eq!(offered().as_deref(), Some("first.part"));
-        // Into another folder, where it is done sooner.
+        // A download into another folder ends sooner.
         second.insert(offer("second.part", part()));
         second.insert(offer("second", Available::Whole));
         assert_eq!(offered().as_deref(), Some("second"));

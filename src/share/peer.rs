@@ -1,8 +1,10 @@
-//! A peer: a folder that is served, a membership in the share, and downloads that are served on.
+//! Assembles a peer from its parts.
 //!
-//! It puts together what the other parts are for: the [`Folder`] and its [`Watcher`], the transfer
-//! engine's [`PeerServer`] and [`Fetch`], and the [`Membership`] that tells the registry of it all. A process
-//! that only fetches is a peer without a folder: it offers what it has of the content it is fetching.
+//! A peer is a shared folder ([`Folder`] and its [`Watcher`]), a server of chunks ([`PeerServer`]),
+//! a membership that keeps the registry informed ([`Membership`]), and its downloads ([`Fetch`]). A
+//! process that only downloads is a peer without a folder; it serves what it has received so far.
+//!
+//! Left out: what is shown to a person, which `share::display` and `share::console` do.
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,79 +31,78 @@ use crate::model::{ContentId, FileName, PeerId};
 use crate::net::Listener;
 use crate::wire::share::{RegistryReply, RegistryRequest, Source};
 
-/// How a peer is set up.
+/// The parameters of [`Peer::start`].
 pub struct PeerOptions {
-    /// Who; of a folder that is shared, the folder's own.
+    /// The id to join under. For a shared folder it is the id kept in that folder.
     pub peer: PeerId,
-    /// What is shared, if anything.
+    /// The shared folder; `None` for a peer that only downloads.
     pub folder: Option<Arc<Folder>>,
-    /// Where it serves.
+    /// The bound socket on which chunks are served.
     pub listener: Listener,
-    /// The address that it is reached at; an IP of zeros is filled in by the registry.
+    /// The address to announce. The registry replaces an unspecified IP by the connection's own.
     pub address: SocketAddr,
-    /// Where it joins.
+    /// The registries to join at, in order of preference. One at a time is used.
     pub registries: Vec<SocketAddr>,
-    /// The most bytes to send a second, and to receive a second.
+    /// Upper bound of the sending rate, and separately of each download's receiving rate.
     pub limit_bytes_per_s: Option<u64>,
-    /// TCP congestion control, if not the system's own choice.
+    /// TCP congestion control algorithm; `None` for the system's default.
     pub congestion: Option<String>,
-    /// Set when the peer is to end before it has begun.
+    /// Ends the wait for hashing in [`Peer::start`] when set.
     pub stop: Arc<AtomicBool>,
-    /// Is told how far the folder's hashing is, from any thread.
+    /// Called from any thread with the progress of hashing the folder.
     pub hashing: Arc<dyn Fn(HashProgress) + Send + Sync>,
 }
 
-/// Why a peer cannot begin.
+/// Why a peer could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
-    /// It cannot serve.
+    /// The server of chunks could not start.
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// It has no threads.
+    /// The system refused a thread.
     #[error("cannot start a thread: {0}; is the limit on processes too low?")]
     Thread(#[from] io::Error),
 }
 
-/// What to download, from whom, to where.
+/// The parameters of [`Peer::download`].
 #[derive(Clone, Debug)]
 pub struct DownloadRequest {
-    /// What the file is called, and is to be called.
+    /// The name that the file will have.
     pub name: FileName,
-    /// What is in it.
     pub content: ContentId,
-    /// Its length in bytes.
     pub size: u64,
-    /// The folder it is to be in.
+    /// The folder in which the file is stored.
     pub to: PathBuf,
-    /// Who has it.
+    /// The sources known at the start.
     pub sources: Vec<Source>,
-    /// Whether to ask the registry for further sources all the while.
+    /// Whether to ask the registry for further sources during the download.
     pub look_for_more: bool,
-    /// How long to go on when nobody gives anything.
+    /// How long the download continues without progress.
     pub patience: Duration,
-    /// See [`FetchOptions::gone_after`].
+    /// The value of [`FetchOptions::gone_after`].
     pub gone_after: Option<Duration>,
 }
 
-/// A running peer. It leaves the share when it is dropped.
+/// A running peer. Dropping it leaves the share.
 pub struct Peer {
     limit_bytes_per_s: Option<u64>,
     congestion: Option<String>,
     partials: Arc<Partials>,
     folder: Option<Arc<Folder>>,
-    // In the order in which they end: who is asked for files that are not served any more should
-    // know it from the registry.
-    _watcher: Option<Watcher>,
+    // Fields are dropped in this order. The membership ends before the server, so that the registry
+    // stops naming this peer before it stops serving.
+    watcher: Option<Watcher>,
     membership: Arc<Membership>,
     server: PeerServer,
 }
 
 impl Peer {
-    /// Begins to serve and to hash what is to be shared, and joins with what is ready soon
-    /// ([`JOIN_HASHING_WAIT`](limits::JOIN_HASHING_WAIT)); the rest is announced as it comes. `notice` is called on a thread of its own.
+    /// Starts to serve and to hash the folder, waits a short time for hashing
+    /// ([`JOIN_HASHING_WAIT`](limits::JOIN_HASHING_WAIT)), and joins with the files hashed by then.
+    /// The others are announced as they are hashed. `notice` is called on a thread of its own.
     ///
     /// # Errors
-    /// The system gave no threads.
+    /// The server or a thread could not be started.
     pub fn start(
         options: PeerOptions,
         notice: impl FnMut(MembershipNotice) + Send + 'static,
@@ -124,7 +125,7 @@ impl Peer {
             Some(folder) => Arc::<Folder>::clone(folder),
             None => Arc::new(NoFiles),
         };
-        // The folder is hashed before there is a membership that what changes could be told to.
+        // Hashing begins before the membership exists that has to be told of new files.
         let joined: Arc<OnceLock<Arc<Membership>>> = Arc::default();
         let watcher = match &folder {
             None => None,
@@ -166,9 +167,9 @@ impl Peer {
             settled_after: limits::MEMBERSHIP_SETTLED_AFTER,
         };
         let membership = Arc::new(Membership::start(member, notice)?);
-        // It is set once, here.
+        // The cell is set only here, so setting it cannot fail.
         let _ = joined.set(Arc::clone(&membership));
-        // Whatever was ready between the list of its JOIN and now.
+        // Announces the files that were hashed after the JOIN's list was made.
         membership.changed();
         Ok(Peer {
             limit_bytes_per_s,
@@ -181,20 +182,25 @@ impl Peer {
         })
     }
 
-    /// Where it serves.
+    /// The address of the bound socket.
     pub fn serving_at(&self) -> SocketAddr {
         self.server.address()
     }
 
-    /// Who has a file of this name.
+    pub fn shares_a_folder(&self) -> bool {
+        self.watcher.is_some()
+    }
+
+    /// Asks the registry for the sources of a file name.
     ///
     /// # Errors
-    /// The registry cannot be reached, or refuses.
+    /// No registry answered, or the registry refused.
     pub fn search(&self, name: &FileName) -> Result<Vec<Source>, RegistryCallError> {
         Ok(sources(self.membership.ask(RegistryRequest::Search { name: name.clone() })?))
     }
 
-    /// Asks the registry who else has a content, each time it is called; it is nobody when there is no answer.
+    /// Returns a closure that asks the registry for the other sources of a content each time it is
+    /// called. It returns no sources if no registry answers.
     pub fn who_has(
         &self,
         content: ContentId,
@@ -208,10 +214,10 @@ impl Peer {
         }
     }
 
-    /// Begins a download, and offers what has arrived of it to others.
+    /// Starts a download and serves its verified chunks to others while it runs.
     ///
     /// # Errors
-    /// It cannot even begin.
+    /// The download could not be started.
     pub fn download(&self, wanted: DownloadRequest) -> Result<Download, FetchError> {
         let DownloadRequest {
             name,
@@ -224,7 +230,7 @@ impl Peer {
             gone_after,
         } = wanted;
         let in_folder = self.folder.as_ref().filter(|folder| to == folder.path());
-        // A peer does not fetch from itself.
+        // A peer does not download from itself.
         let me = self.membership.peer();
         let sources = sources.into_iter().filter(|source| source.peer != me).collect();
         let slot = self.partials.slot();
@@ -259,7 +265,7 @@ impl Peer {
         })
     }
 
-    /// Asks for further sources until its answer is dropped.
+    /// Asks the registry for further sources again and again until the result is dropped.
     fn search_on(
         &self,
         handle: &Arc<FetchHandle>,
@@ -272,7 +278,7 @@ impl Peer {
             let look = handle.search_requested();
             let asked = membership.ask(RegistryRequest::SearchContent { content });
             let is_answered = asked.is_ok();
-            // Without a registry the download goes on with whom it knows.
+            // If no registry answers, the download continues with the sources it has.
             for source in asked.map(self::sources).unwrap_or_default() {
                 if source.peer != membership.peer() {
                     handle.add_source(source);
@@ -282,7 +288,8 @@ impl Peer {
                 handle.searched(look);
             }
             let next = Instant::now() + limits::SOURCES_REFRESH_INTERVAL;
-            // Sooner when nobody has it any more whom the download knows.
+            // The wait is cut short when the download requests a search because all its sources are
+            // gone.
             while Instant::now() < next && handle.search_requested() == look {
                 let wait = stopped.recv_timeout(limits::STOP_LOOK_INTERVAL);
                 if wait != Err(RecvTimeoutError::Timeout) {
@@ -300,7 +307,8 @@ impl Peer {
     }
 }
 
-/// The sources in an answer to a search, which no other answer passes for ([`RegistryCallError::Wrong`]).
+/// The sources in the answer to a search. The client has already rejected any other kind of answer
+/// ([`RegistryCallError::Wrong`]).
 pub fn sources(reply: RegistryReply) -> Vec<Source> {
     match reply {
         RegistryReply::Sources(sources) => sources,
@@ -308,38 +316,37 @@ pub fn sources(reply: RegistryReply) -> Vec<Source> {
     }
 }
 
-/// A thread that asks for further sources until this is dropped. It is not waited for: a registry may
-/// owe it an answer.
+/// A thread that asks for further sources until this is dropped. Dropping it does not wait for the
+/// thread, which may be waiting for a registry's answer.
 struct SourceSearch {
     _stop: Sender<()>,
 }
 
-/// A download of a peer. Dropping it stops the download and keeps what has arrived.
+/// A download of a peer. Dropping it stops the download and keeps the partial file.
 pub struct Download {
     name: FileName,
     content: ContentId,
     search: Option<SourceSearch>,
     handle: Arc<FetchHandle>,
-    /// What it offers of the content while it fetches it.
+    /// The entry under which its chunks are offered to others.
     slot: PartialsSlot,
     membership: Arc<Membership>,
-    /// The folder the file arrives in, if it is the shared one.
+    /// The shared folder, if that is where the file is stored.
     folder: Option<Arc<Folder>>,
 }
 
 impl Download {
-    /// How far it is.
     pub fn progress(&self) -> FetchProgress {
         self.handle.progress()
     }
 
-    /// Stops it; what has arrived is kept.
+    /// Stops the download and keeps the partial file.
     pub fn cancel(&self) {
         self.handle.cancel();
     }
 
-    /// Waits this long for its end. `None`: it goes on. A file that has arrived in the shared folder is
-    /// offered to others from then on.
+    /// Waits for the end of the download, at most `timeout`; `None` if it is still running. A file
+    /// that has been stored in the shared folder is offered to others from then on.
     pub fn wait_for(&mut self, timeout: Duration) -> Option<Result<FetchOutcome, FetchError>> {
         let result = self.handle.wait_for(timeout)?;
         self.search = None;

@@ -1,11 +1,15 @@
-//! Rates: measured, and kept to. Time comes from outside.
+//! Measures the rate of a flow of bytes, and limits it.
+//!
+//! Both types are pure: the caller passes the current time.
 
 use std::time::{Duration, Instant};
 
-/// A limit on bytes a second: tokens come in at the rate, up to a burst, and are taken as bytes move.
+/// Token bucket: tokens accrue at the configured rate up to the burst size, and one is taken for
+/// each byte that moves.
 ///
-/// Taking may leave a debt, so that what could not be foreseen (how much a read brings) is made up
-/// for by waiting afterwards. The average stays at the rate.
+/// Taking more than is available leaves a debt, which later accrual pays off. So the long-term
+/// average keeps to the rate even if the size of a transfer is known only afterwards, as it is for
+/// a read from a socket.
 #[derive(Clone, Debug)]
 pub struct TokenBucket {
     rate: f64,
@@ -15,29 +19,29 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full bucket for `rate` bytes a second, at least one, that holds `burst` bytes.
+    /// Starts full. `rate` is in bytes a second; a rate or burst of 0 counts as 1.
     pub fn new(rate: u64, burst: u64, now: Instant) -> TokenBucket {
         let burst = burst.max(1) as f64;
         TokenBucket { rate: rate.max(1) as f64, burst, tokens: burst, at: now }
     }
 
-    /// Bytes that may move now; none while there is a debt.
+    /// Bytes that may move now; 0 while there is a debt.
     pub fn available(&mut self, now: Instant) -> u64 {
         let passed = now.saturating_duration_since(self.at);
         self.at = self.at.max(now);
         self.tokens = (self.tokens + passed.as_secs_f64() * self.rate).min(self.burst);
-        // A cast of a negative number gives zero.
+        // Casting a negative float to u64 gives 0, which is what a debt allows.
         self.tokens as u64
     }
 
-    /// These have moved.
+    /// Takes tokens for bytes that have moved.
     pub fn take(&mut self, bytes: u64) {
         self.tokens -= bytes as f64;
     }
 }
 
-/// The rate of a flow of late, in bytes a second: an average in which what was a time constant ago
-/// counts for 1/e.
+/// Exponentially weighted average of a flow, in bytes a second. What was received one time constant
+/// ago has the weight 1/e.
 #[derive(Clone, Debug)]
 pub struct RateMeter {
     constant: Duration,
@@ -47,13 +51,12 @@ pub struct RateMeter {
 }
 
 impl RateMeter {
-    /// A meter with this time constant.
     pub fn new(constant: Duration) -> RateMeter {
         RateMeter { constant, rate: 0.0, pending: 0, at: None }
     }
 
-    /// `bytes` more have come by `now`, a time since any one beginning that does not go back. Call it
-    /// now and then with none, too: time in which nothing comes counts.
+    /// Records that `bytes` more have arrived by `now`, a duration since any fixed start that never
+    /// goes back. Call it with 0 bytes as well: otherwise a flow that has stopped keeps its rate.
     pub fn add(&mut self, bytes: u64, now: Duration) {
         self.pending = self.pending.saturating_add(bytes);
         let Some(at) = self.at else {
@@ -61,20 +64,20 @@ impl RateMeter {
             return;
         };
         let passed = now.saturating_sub(at);
-        // Calls in quick succession are gathered: a rate over nearly no time is noise.
+        // Calls in quick succession are accumulated, since a rate over a few microseconds is noise.
         if passed < self.constant / 20 {
             return;
         }
         let current = self.pending as f64 / passed.as_secs_f64();
         let weight = 1.0 - (-passed.as_secs_f64() / self.constant.as_secs_f64()).exp();
-        // The first interval has no past to be averaged with.
+        // The first interval has no earlier rate to be averaged with.
         let weight = if self.rate == 0.0 { 1.0 } else { weight };
         self.rate += weight * (current - self.rate);
         self.pending = 0;
         self.at = Some(now);
     }
 
-    /// Bytes a second.
+    /// The average in bytes a second.
     pub fn rate(&self) -> f64 {
         self.rate
     }
@@ -94,14 +97,14 @@ mod tests {
         while ms < 10_000 {
             ms += steps.next().unwrap();
             if bucket.available(start + Duration::from_millis(ms)) > 0 {
-                // More than is there: a debt.
+                // Takes more than is available, and so leaves a debt.
                 bucket.take(120_000);
                 moved += 120_000;
             }
         }
         let expected = ms * 1000;
         assert!(moved <= expected + 50_000 + 120_000, "{moved} of {expected}");
-        // Pauses longer than the burst lasts lose what would not have fit.
+        // A pause longer than the burst lasts loses the tokens that did not fit.
         assert!(moved >= expected * 9 / 10, "{moved} of {expected}");
     }
 

@@ -1,4 +1,11 @@
-//! One blocking connection to a registry: a question, then its answer.
+//! A blocking connection to a registry, and paged lists read over it.
+//!
+//! A connection carries one request at a time. Each request has a deadline, within which a request
+//! that the registry has no room for is repeated with growing pauses. [`RegistryClient::ask_any`]
+//! asks several registries and takes the first answer.
+//!
+//! Rule: a registry is not trusted. An answer of the wrong kind, an endless list and a frame that
+//! is too long end the connection with an error.
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -18,66 +25,61 @@ use crate::wire::codec;
 use crate::wire::message::{HelloRole, Message};
 use crate::wire::share::{RegistryReply, RegistryRequest};
 
-/// Why there is no answer.
+/// Why a registry has not answered a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryCallError {
-    /// It cannot be reached, or who listens there does not greet as a registry does.
+    /// No connection came about, or the other side does not send WELCOME.
     #[error("registry {address} cannot be reached: {reason}")]
     Unreachable {
-        /// Who.
         address: SocketAddr,
-        /// Why, in a few words.
+        /// The cause as a clause without a final stop.
         reason: String,
     },
-    /// It was reached, and no whole answer came from it.
+    /// The connection was accepted, but no complete answer arrived.
     #[error("registry {address} was reached, but does not answer: {reason}")]
     Unanswered {
-        /// Where the registry is that took the connection.
         address: SocketAddr,
-        /// Why, in a few words.
+        /// The cause as a clause without a final stop.
         reason: String,
     },
-    /// It answers, and says no.
+    /// The registry answered with an error. The connection can be used further.
     #[error("registry {address} says: {message}")]
     Declined {
-        /// Who.
         address: SocketAddr,
-        /// Its sentence, escaped.
+        /// The registry's sentence, escaped for a terminal.
         message: String,
     },
-    /// It refuses the connection, which it ends with that.
+    /// The registry answered REFUSED, after which it closes the connection.
     #[error("{address} refuses: {reason}")]
     Refused {
-        /// Who.
         address: SocketAddr,
-        /// Its sentence, escaped.
+        /// The registry's sentence, escaped for a terminal.
         reason: String,
     },
-    /// Somebody else has joined there under this peer's id, and is alive.
+    /// Another live connection has joined at this registry under the same peer id.
     #[error(
         "another connection has joined at {0} under this peer's id: if this folder is shared twice, stop one of them"
     )]
     IdTaken(SocketAddr),
-    /// It was reached, and what it says is not what a registry says.
+    /// The answer violates the protocol.
     #[error(
         "{address} does not answer as a registry does: {reason}; check the address, or ask another registry"
     )]
     Wrong {
-        /// Who.
         address: SocketAddr,
-        /// What is wrong with it, escaped.
+        /// The violation as a clause, escaped for a terminal.
         reason: String,
     },
-    /// There is nobody to ask.
+    /// The list of registries is empty.
     #[error("no registry was named")]
     Nobody,
-    /// The one who asks is stopping.
+    /// The membership that was to ask is shutting down.
     #[error("this peer is stopping")]
     Stopping,
-    /// The registry does not know this peer, or not any more.
+    /// The registry does not know this peer, or has forgotten it.
     #[error("the registry {0} does not know this peer")]
     NotJoined(SocketAddr),
-    /// It took this peer in, and did not know it a moment later.
+    /// The registry accepted a JOIN and did not know the peer moments later.
     #[error(
         "the registry {0} took this peer in and did not know it soon after: if there are several behind that \
          address, they have to share a store"
@@ -85,7 +87,7 @@ pub enum RegistryCallError {
     Forgotten(SocketAddr),
 }
 
-/// A connection with one question under way at most.
+/// A connection with at most one request outstanding.
 pub struct RegistryClient {
     address: SocketAddr,
     stream: TcpStream,
@@ -94,10 +96,11 @@ pub struct RegistryClient {
 }
 
 impl RegistryClient {
-    /// Dials and greets before `deadline`.
+    /// Connects and exchanges HELLO and WELCOME. It takes no longer than until `deadline` or
+    /// [`CLIENT_CONNECT_TIMEOUT`](limits::CLIENT_CONNECT_TIMEOUT), whichever is sooner.
     ///
     /// # Errors
-    /// [`RegistryCallError::Unreachable`], [`RegistryCallError::Unanswered`], [`RegistryCallError::Refused`].
+    /// `Unreachable`, `Unanswered` or `Refused`.
     pub fn open(
         address: SocketAddr,
         deadline: Instant,
@@ -114,10 +117,10 @@ impl RegistryClient {
         Ok(RegistryClient { address, stream, reader, next_id: 1 })
     }
 
-    /// As [`RegistryClient::open`], to the first of several that can be reached.
+    /// Opens a connection to the first of several registries that accepts one.
     ///
     /// # Errors
-    /// What was wrong with the last one.
+    /// The error of the last registry that was tried, or `Nobody` for an empty list.
     pub fn open_any(
         addresses: &[SocketAddr],
         deadline: Instant,
@@ -132,12 +135,13 @@ impl RegistryClient {
         Err(last.unwrap_or(RegistryCallError::Nobody))
     }
 
-    /// Asks the first of several registries that answers, and gives its connection as well. The next one is asked
-    /// when one has failed, or has not answered for [`REGISTRY_HEDGE_AFTER`](limits::REGISTRY_HEDGE_AFTER): so one that
-    /// hangs costs no more than that, whether it was reached or not.
+    /// Sends a request to several registries and returns the first answer with its connection. The
+    /// next registry is asked when one fails or has not answered for
+    /// [`REGISTRY_HEDGE_AFTER`](limits::REGISTRY_HEDGE_AFTER), so a registry that hangs delays the
+    /// answer by no more than that.
     ///
     /// # Errors
-    /// What one of them said that was reached; else what was wrong with the last one.
+    /// The error of a registry that was reached, if there is one, else that of the last one.
     pub fn ask_any(
         addresses: &[SocketAddr],
         body: &RegistryRequest,
@@ -154,10 +158,10 @@ impl RegistryClient {
                         let reply = line.ask(&body, deadline)?;
                         Ok((line, reply))
                     });
-                    // Another one may have been sooner.
+                    // The receiver is gone if another registry was faster.
                     let _ = answer.send(asked);
                 };
-                // It ends with its answer, or at the deadline.
+                // The thread ends with its answer or at the deadline.
                 match thread::Builder::new().name("share-ask".to_owned()).spawn(ask) {
                     Ok(_) => under_way += 1,
                     Err(error) => failed = unreachable(address, Failure::io(&error)),
@@ -188,16 +192,15 @@ impl RegistryClient {
         }
     }
 
-    /// Who is at the other end.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Asks. What the registry has no room for at the moment is asked again, until `deadline`.
+    /// Sends a request and waits for its answer. While the registry answers that it has no room,
+    /// the request is repeated until `deadline`.
     ///
     /// # Errors
-    /// See [`RegistryCallError`]. After [`RegistryCallError::Unanswered`], [`RegistryCallError::Refused`] and [`RegistryCallError::Wrong`] the
-    /// connection is of no more use.
+    /// After `Unanswered`, `Refused` and `Wrong` the connection must not be used further.
     pub fn ask(
         &mut self,
         body: &RegistryRequest,
@@ -206,10 +209,10 @@ impl RegistryClient {
         self.ask_reporting(body, deadline, &mut |_| {})
     }
 
-    /// As [`RegistryClient::ask`]; `tell` is called with the first refusal that is waited for.
+    /// Like [`RegistryClient::ask`], and calls `tell` with the first refusal after which it waits.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`RegistryClient::ask`].
     pub fn ask_reporting(
         &mut self,
         body: &RegistryRequest,
@@ -220,7 +223,7 @@ impl RegistryClient {
         let (min, max) = (limits::REGISTRY_RETRY_MIN, limits::REGISTRY_BACKOFF_MAX);
         let mut floor = Backoff::new(min, max);
         let mut is_told = false;
-        // However soon a registry says to come again.
+        // At least our own back-off, however soon the registry asks us to come again.
         let mut pause = |retry_after_ms: u32| {
             let told = Duration::from_millis(u64::from(retry_after_ms));
             told.max(floor.next_wait(rand::rng().next_u64()))
@@ -260,7 +263,7 @@ impl RegistryClient {
         }
     }
 
-    /// Whether the other side has closed the connection. Never waits.
+    /// Whether the other side has closed the connection. Does not block.
     pub fn is_closed(&self) -> bool {
         let looked = self.stream.set_nonblocking(true).and_then(|()| {
             let looked = self.stream.peek(&mut [0]);
@@ -273,7 +276,7 @@ impl RegistryClient {
         }
     }
 
-    /// Sends a question and reads until its answer has come.
+    /// Sends one request and reads until the answer with its id has arrived.
     fn exchange(
         &mut self,
         body: RegistryRequest,
@@ -315,7 +318,7 @@ impl RegistryClient {
         }
     }
 
-    /// What it says is not what a registry says.
+    /// The error for an answer that violates the protocol.
     pub fn wrong(&self, reason: &str) -> RegistryCallError {
         RegistryCallError::Wrong { address: self.address, reason: sentence(reason) }
     }
@@ -332,7 +335,7 @@ impl RegistryClient {
     }
 }
 
-/// Whether this is an answer to that.
+/// Whether a reply is of the kind that the request asks for.
 fn answers(request: &RegistryRequest, reply: &RegistryReply) -> bool {
     match request {
         RegistryRequest::Join { .. } => matches!(reply, RegistryReply::JoinOk),
@@ -349,27 +352,28 @@ fn answers(request: &RegistryRequest, reply: &RegistryReply) -> bool {
     }
 }
 
-/// A list that a registry tells in pages, as far as it has come: it ends, whatever the registry says.
+/// Reads a list that a registry sends in pages. It ends after a bounded number of rows and a
+/// bounded time, whatever the registry sends.
 pub struct PagedList<K> {
-    /// Where the next page begins.
+    /// The last key of the previous page, after which the next page begins.
     after: Option<K>,
     rows: usize,
     rows_max: usize,
-    /// For how long the registry has been waited for.
+    /// Time spent waiting for the registry, without the caller's own time between pages.
     waited: Duration,
 }
 
 impl<K: Ord + Clone> PagedList<K> {
-    /// Of no more rows than a registry keeps.
+    /// `rows_max` is the number of rows that a registry keeps at most.
     pub fn new(rows_max: usize) -> PagedList<K> {
         PagedList { after: None, rows: 0, rows_max, waited: Duration::ZERO }
     }
 
-    /// Asks the first of several registries that answers for the first page; the next ones are to come over the same
-    /// connection.
+    /// Requests the first page from several registries. The further pages have to be read over the
+    /// connection that it returns.
     ///
     /// # Errors
-    /// As [`RegistryClient::ask_any`].
+    /// Those of [`RegistryClient::ask_any`].
     pub fn first_page(
         &mut self,
         addresses: &[SocketAddr],
@@ -385,10 +389,11 @@ impl<K: Ord + Clone> PagedList<K> {
         asked
     }
 
-    /// Asks for the next page, with where it is to begin; pages of few rows have less time for each.
+    /// Requests the next page. The time allowed grows with the number of rows received, so a
+    /// registry that sends pages of few rows is given up early.
     ///
     /// # Errors
-    /// See [`RegistryCallError`].
+    /// Those of [`RegistryClient::ask`].
     pub fn next_page(
         &mut self,
         line: &mut RegistryClient,
@@ -403,10 +408,11 @@ impl<K: Ord + Clone> PagedList<K> {
         asked
     }
 
-    /// Takes note of a page by its keys; whether there is another one.
+    /// Records the keys of a page and returns whether another page follows.
     ///
     /// # Errors
-    /// The page does not go on where the one before has ended, or there are too many.
+    /// `Wrong`, if the keys do not continue where the previous page ended, if the page is empty
+    /// although more are said to follow, or if the list has more rows than a registry keeps.
     pub fn has_next<'a>(
         &mut self,
         line: &RegistryClient,
@@ -419,7 +425,7 @@ impl<K: Ord + Clone> PagedList<K> {
         let mut last: Option<&K> = None;
         let mut rows = 0;
         for key in page {
-            // Of one name there may be several contents, all on one page.
+            // One name may occur several times, once for each content, but only within one page.
             let is_in_order = match (last, &self.after) {
                 (Some(last), _) => key >= last,
                 (None, after) => after.as_ref().is_none_or(|after| key > after),

@@ -1,4 +1,7 @@
-//! Errors that the console's user can do something about, in the console's language.
+//! Explains errors to the console's user, in the console's language.
+//!
+//! Rule: sentences from other machines are English, so they go to the log, and the console gets a
+//! sentence of its own.
 
 use crate::client::greeting::{REFUSED, describe};
 use crate::limits;
@@ -36,7 +39,7 @@ pub(super) fn explain_registry_error(error: &RegistryCallError) -> String {
             format!("Registro {address} não responde: {}.", explain_reason(reason))
         }
         RegistryCallError::Declined { address, message } => {
-            // Its own words are English.
+            // The registry's sentence is English.
             log::info!("registry {address} refuses: {message}");
             format!("Registro {address} recusou: {}.", explain_refusal(message))
         }
@@ -62,7 +65,7 @@ pub(super) fn explain_registry_error(error: &RegistryCallError) -> String {
              eles precisam de um armazenamento em comum."
         ),
         RegistryCallError::Wrong { address, reason } => {
-            // It quotes what came, and is English.
+            // It quotes what was received, and is English.
             log::info!("registry {address}: {reason}");
             format!("Registro {address} não responde como um registro: confira o endereço.")
         }
@@ -71,7 +74,7 @@ pub(super) fn explain_registry_error(error: &RegistryCallError) -> String {
     }
 }
 
-/// What a registry says when it refuses, as far as a person can do something about it.
+/// Translates a registry's refusal, as far as a person can do something about it.
 fn explain_refusal(message: &str) -> &'static str {
     let known = [
         (
@@ -109,13 +112,13 @@ pub(super) fn explain_folder(error: &FolderError) -> String {
     }
 }
 
-/// That so many things in the folder are not offered.
+/// The remark on entries of the folder that are not offered.
 pub(super) fn explain_left_out(number: usize) -> String {
     let what = counted(number as u64, "item da pasta ficou", "itens da pasta ficaram");
     format!("{what} de fora: só entram arquivos comuns e completos, diretamente na pasta.")
 }
 
-/// That so many files are still to be hashed.
+/// The remark on files that are still to be hashed.
 pub(super) fn explain_hashing(files: u64) -> String {
     match files {
         1 => "Falta ler 1 arquivo: ele será oferecido assim que estiver lido.".to_owned(),
@@ -142,7 +145,7 @@ pub(super) fn explain_find(error: &FindError) -> String {
             format!("o peer {address} não responde ({})", explain_reason(&describe(source)))
         }
         FindError::Refused { address, code, reason } => {
-            // Its own words are English.
+            // The peer's sentence is English.
             log::info!("{address} refuses: {}", sentence(reason));
             match code {
                 Some(DenialCode::NotFound) => format!("o peer {address} não tem este arquivo"),
@@ -161,7 +164,7 @@ pub(super) fn explain_find(error: &FindError) -> String {
     }
 }
 
-/// The end of a sentence on a download that has failed.
+/// The end of a sentence on a failed download.
 fn explain_kept(kept: Kept) -> &'static str {
     if kept.0 { "; o que chegou fica guardado" } else { "" }
 }
@@ -233,7 +236,7 @@ mod tests {
         assert!(left[1].starts_with("Faltam ler 2 arquivos: cada um será"), "{left:?}");
     }
 
-    /// What others and the system say is English: a line has one language.
+    /// Sentences from others and from the system are English, and a line has one language.
     #[test]
     fn a_line_of_the_console_is_in_one_language() {
         let address = "10.0.0.1:5000".parse().unwrap();

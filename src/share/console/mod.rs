@@ -1,16 +1,19 @@
-//! The peer's console of SPEC C2: a menu with JOIN, SEARCH and DOWNLOAD, serving all the while.
+//! The peer's console of SPEC C2: a menu with JOIN, SEARCH and DOWNLOAD, while the peer serves.
 //!
-//! What takes time happens on other threads, and its line prints when it is done; so several downloads
-//! can be under way, and the prompt stays usable. The lines of the specification are the only ones on
-//! standard output when input is not a terminal; prompts and remarks then go to standard error.
+//! Whatever takes time runs on a thread of its own and prints its line when it is done, so that
+//! several downloads can be under way and the menu stays usable.
+//!
+//! Rule: if the input is not a terminal, standard output has the lines of the specification only;
+//! prompts and remarks go to standard error.
 
 mod explain;
+mod search;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use rand::Rng;
@@ -19,6 +22,7 @@ use self::explain::{
     explain_fetch, explain_find, explain_folder, explain_hashing, explain_left_out, explain_listen,
     explain_name, explain_registry_error,
 };
+use self::search::{LastSearch, SearchResult, SearchSlot};
 use super::fetch::{FindError, find};
 use super::folder::Folder;
 use super::member::MembershipNotice;
@@ -34,22 +38,22 @@ use crate::prompt::{
 use crate::text::{LineError as InputError, escape};
 use crate::wire::share::{DenialCode, Source};
 
-/// How the console is set up.
+/// The parameters of [`run`].
 #[derive(Clone, Debug)]
 pub struct ConsoleOptions {
-    /// Where to join.
+    /// The registries to join at.
     pub registries: Vec<SocketAddr>,
-    /// The most bytes to send a second, and to receive a second.
+    /// Upper bound of the sending rate, and of each download's receiving rate.
     pub limit_bytes_per_s: Option<u64>,
 }
 
-/// Why the console ended, if not because its user left.
+/// Why the console has ended, if its user has not left.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
-    /// The input failed.
+    /// Reading the input has failed.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// Lines of the specification were lost.
+    /// Lines of the specification could not be written.
     #[error(transparent)]
     Output(#[from] OutputError),
 }
@@ -68,10 +72,9 @@ pub fn run(options: &ConsoleOptions) -> Result<(), ConsoleError> {
 }
 
 const MENU: &str = "[1] JOIN  [2] SEARCH  [3] DOWNLOAD > ";
-/// Where the search for a free port to offer begins.
+/// The first port to offer if it is free: the one behind the registry's default, 1099.
 const FIRST_PORT: u16 = 1100;
 
-/// An entry of the menu.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MenuEntry {
     Join,
@@ -92,66 +95,14 @@ impl MenuEntry {
     }
 }
 
-/// What was searched for last.
-#[derive(Clone)]
-struct LastSearch {
-    name: FileName,
-    found: SearchResult,
-}
-
-/// What came of a search.
-#[derive(Clone)]
-enum SearchResult {
-    /// The answer is still to come, and its line is still to be shown.
-    Pending,
-    /// Whoever has the file, as the registry says.
-    Sources(Vec<Source>),
-    /// The registry did not answer.
-    Unanswered,
-}
-
-/// What the dialogue and its threads share.
+/// The state that the dialogue shares with its threads.
 struct ConsoleShared {
     screen: Arc<dyn Screen>,
-    searched: Mutex<Option<LastSearch>>,
-    /// An answer has come and was shown.
-    answered: Condvar,
+    search: SearchSlot,
     stopping: AtomicBool,
 }
 
-impl ConsoleShared {
-    fn searched(&self) -> MutexGuard<'_, Option<LastSearch>> {
-        // It is set as a whole.
-        self.searched.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What was searched for last and who has it. An answer that is due is waited for as long as it may take, and
-    /// after a moment that is told.
-    fn last_search(&self) -> Option<LastSearch> {
-        let wait = |patience| {
-            let pending = |searched: &mut Option<LastSearch>| {
-                matches!(searched, Some(LastSearch { found: SearchResult::Pending, .. }))
-            };
-            let waited = self.answered.wait_timeout_while(self.searched(), patience, pending);
-            waited.unwrap_or_else(PoisonError::into_inner).0.clone()
-        };
-        let soon = wait(limits::CONSOLE_SILENT_WAIT);
-        let Some(LastSearch { name, found: SearchResult::Pending }) = &soon else { return soon };
-        let name = escape(name.as_str().as_bytes());
-        self.screen.say(&format!("Esperando a resposta do SEARCH de {name}."));
-        wait(limits::REGISTRY_CALL_TIMEOUT)
-    }
-
-    /// The answer to a search has come and was shown, or none will come.
-    fn found(&self, name: &FileName, found: SearchResult) {
-        if let Some(searched) = self.searched().as_mut().filter(|searched| searched.name == *name) {
-            searched.found = found;
-        }
-        self.answered.notify_all();
-    }
-}
-
-/// A peer that has joined.
+/// The peer, once the user has joined.
 struct JoinedPeer {
     peer: Peer,
     address: SocketAddr,
@@ -163,11 +114,11 @@ struct PeerDialogue<'a> {
     options: ConsoleOptions,
     shared: Arc<ConsoleShared>,
     joined: Option<Arc<JoinedPeer>>,
-    /// Searches and downloads under way.
+    /// The threads of searches and downloads.
     tasks: Vec<JoinHandle<()>>,
-    /// Of them, those that have not yet said that they have ended.
+    /// The number of tasks that have not reported their end.
     under_way: usize,
-    /// Each task says so once, as the last thing it does.
+    /// Each task sends once, as the last thing it does.
     ended: (Sender<()>, Receiver<()>),
 }
 
@@ -179,8 +130,7 @@ impl PeerDialogue<'_> {
     ) -> PeerDialogue<'a> {
         let shared = Arc::new(ConsoleShared {
             screen,
-            searched: Mutex::default(),
-            answered: Condvar::new(),
+            search: SearchSlot::default(),
             stopping: AtomicBool::new(false),
         });
         PeerDialogue {
@@ -194,7 +144,7 @@ impl PeerDialogue<'_> {
         }
     }
 
-    /// Serves the menu until the user leaves or the input ends.
+    /// Shows the menu until the user leaves or the input ends.
     fn run(&mut self) -> Result<(), InputError> {
         loop {
             let entry = self.ask(MENU, |line| match line.trim() {
@@ -224,9 +174,10 @@ impl PeerDialogue<'_> {
         }
     }
 
-    /// A pipe's user waits for what was asked for; whoever leaves a terminal does not.
-    fn end(&mut self, kind: InputKind) {
-        if kind == InputKind::Terminal {
+    /// Ends the tasks. On a pipe they are waited for; a user who leaves a terminal has them
+    /// stopped.
+    fn end(&mut self, kind: Kind) {
+        if kind == Kind::Terminal {
             self.shared.stopping.store(true, Ordering::Relaxed);
         }
         for task in self.tasks.drain(..) {
@@ -248,7 +199,7 @@ impl PeerDialogue<'_> {
         self.shared.screen.say(line);
     }
 
-    /// Whether it was begun; if not, why has been said.
+    /// Starts a task. If that is impossible, the user is told why and it returns false.
     fn task(&mut self, run: impl FnOnce(&ConsoleShared) + Send + 'static) -> bool {
         self.tasks.retain(|task| !task.is_finished());
         self.under_way -= self.ended.1.try_iter().count();
@@ -264,7 +215,7 @@ impl PeerDialogue<'_> {
         let task = thread::Builder::new().name("share-task".to_owned());
         match task.spawn(move || {
             run(&shared);
-            // The dialogue, which listens, joins all tasks before it ends.
+            // The receiver is in the dialogue, which joins all tasks before it ends.
             let _ = ended.send(());
         }) {
             Ok(task) => {
@@ -290,11 +241,11 @@ impl PeerDialogue<'_> {
         let screen = Arc::clone(&self.shared.screen);
         let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let ip = prompt::ask_or(self.input, &*screen, "IP deste peer", &local, |text| {
-            // No port of a foreign IP is of use.
+            // Checked before the port is asked for: no port of an IP of another machine is of use.
             let ip = parse_ip(text).and_then(|ip| check_own_ip(ip, &probe));
             ip.map_err(|why| invalid(&why))
         })?;
-        // The port it serves at now is free again when it joins anew, and is the one that is offered.
+        // Its present port will be free when the peer joins again, and is offered first.
         let own = self.joined.as_ref().map(|joined| joined.address);
         let usable = |address: SocketAddr| match own.is_some_and(|own| is_taken_by(own, address)) {
             true => Ok(()),
@@ -321,7 +272,7 @@ impl PeerDialogue<'_> {
                 Err(_) => Err(invalid(&format!("não há uma pasta \"{shown}\" que se possa ler"))),
             }
         })?;
-        // One that has joined leaves first: its folder and its port may be the same.
+        // The present peer leaves first: the new one may have the same folder and port.
         self.joined = None;
         match self.begin(address, &folder) {
             Ok(joined) => self.joined = Some(Arc::new(joined)),
@@ -347,7 +298,7 @@ impl PeerDialogue<'_> {
             limit_bytes_per_s: self.options.limit_bytes_per_s,
             congestion: None,
             stop: Arc::default(),
-            // What is left after a few seconds is told in a remark, in the console's language.
+            // A remark says how much is left after a few seconds, in the console's language.
             hashing: Arc::new(|_| {}),
         };
         let screen = Arc::clone(&self.shared.screen);
@@ -375,7 +326,7 @@ impl PeerDialogue<'_> {
         Ok(JoinedPeer { peer, address, folder: folder.path().to_owned() })
     }
 
-    /// The peer, or a remark that it has not joined.
+    /// The peer; if the user has not joined, tells so.
     fn joined(&self) -> Option<Arc<JoinedPeer>> {
         if self.joined.is_none() {
             self.say("Faça JOIN antes de SEARCH e DOWNLOAD.");
@@ -390,25 +341,24 @@ impl PeerDialogue<'_> {
         let name = self.ask("Arquivo: ", |line| {
             FileName::new(line).map_err(|error| invalid(&explain_name(error)))
         })?;
-        *self.shared.searched() =
-            Some(LastSearch { name: name.clone(), found: SearchResult::Pending });
+        self.shared.search.begin(name.clone());
         let asked = name.clone();
-        // The line is shown first: what was typed ahead asks its questions below it.
+        // The result's line comes before the questions of what was typed ahead.
         let is_begun = self.task(move |shared| match joined.peer.search(&asked) {
             Ok(sources) => {
                 let addresses: Vec<_> =
                     sources.iter().map(|source| source.address.to_string()).collect();
                 let addresses = addresses.join(" ");
                 shared.screen.event(&format!("peers com arquivo solicitado: {addresses}"));
-                shared.found(&asked, SearchResult::Sources(sources));
+                shared.search.end(&asked, SearchResult::Sources(sources));
             }
             Err(error) => {
                 shared.screen.remark(&explain_registry_error(&error));
-                shared.found(&asked, SearchResult::Unanswered);
+                shared.search.end(&asked, SearchResult::Unanswered);
             }
         });
         if !is_begun {
-            self.shared.found(&name, SearchResult::Unanswered);
+            self.shared.search.end(&name, SearchResult::Unanswered);
         }
         Ok(())
     }
@@ -417,18 +367,19 @@ impl PeerDialogue<'_> {
 
     fn download(&mut self) -> Result<(), Stop> {
         let Some(joined) = self.joined() else { return Ok(()) };
-        let Some(LastSearch { name, found }) = self.shared.last_search() else {
+        let screen = &*self.shared.screen;
+        let Some(LastSearch { name, result }) = self.shared.search.wait(screen) else {
             self.say("Faça SEARCH antes de DOWNLOAD.");
             return Ok(());
         };
-        let sources = match &found {
+        let sources = match &result {
             SearchResult::Sources(sources) => &sources[..],
             SearchResult::Pending | SearchResult::Unanswered => &[],
         };
         let other = sources.iter().find(|source| source.address != joined.address);
         let offered = other.map(|source| source.address);
         if offered.is_none() {
-            let why = match &found {
+            let why = match &result {
                 SearchResult::Pending | SearchResult::Unanswered => "O SEARCH não teve resposta",
                 SearchResult::Sources(sources) if sources.is_empty() => {
                     "O SEARCH não achou nenhum peer"
@@ -457,7 +408,7 @@ impl PeerDialogue<'_> {
             }
             Ok(address)
         })?;
-        // If it was not begun that has been said.
+        // If the task was not started, the user has been told.
         let _ = self.task(move |shared| match fetch_from(&joined, &name, address, shared) {
             Ok(()) => {
                 let (name, folder) = (escape(name.as_str().as_bytes()), joined.folder.display());
@@ -474,7 +425,7 @@ impl PeerDialogue<'_> {
     }
 }
 
-/// A path as it was typed, where `~` is the home folder, as in a shell.
+/// A typed path in which `~` is the home folder, as in a shell.
 fn from_home(typed: &str) -> PathBuf {
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
     match (typed.strip_prefix('~'), home) {
@@ -485,7 +436,7 @@ fn from_home(typed: &str) -> PathBuf {
     }
 }
 
-/// Whether nothing else can listen on `address` while this peer listens on `own`.
+/// Whether no one else can listen on `address` while this peer listens on `own`.
 fn is_taken_by(own: SocketAddr, address: SocketAddr) -> bool {
     let is_any = own.ip().is_unspecified() || address.ip().is_unspecified();
     own.port() == address.port() && (own.ip() == address.ip() || is_any)
@@ -502,7 +453,8 @@ fn or_default<'a>(line: &'a str, default: &'a str) -> &'a str {
     }
 }
 
-/// Asks a peer for the first of these names that it has, or gives what it said of the first.
+/// Asks a peer for the first of these names that it has. If it has none, returns its answer for the
+/// first.
 fn find_any(address: SocketAddr, names: &[FileName]) -> Result<(PeerId, FileEntry), FindError> {
     let mut said = None;
     for name in names {
@@ -557,124 +509,4 @@ fn fetch_from(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::prompt::Typed;
-
-    struct Script(std::vec::IntoIter<&'static str>, Vec<String>);
-
-    impl Input for Script {
-        fn read_line(&mut self, prompt: &str) -> Result<Typed, InputError> {
-            self.1.push(prompt.to_owned());
-            Ok(self.0.next().map_or(Typed::End, |line| Typed::Line(line.to_owned())))
-        }
-    }
-
-    #[derive(Default)]
-    struct Lines(Mutex<Vec<String>>);
-
-    impl Screen for Lines {
-        fn event(&self, line: &str) {
-            self.say(line);
-        }
-        fn remark(&self, line: &str) {
-            self.say(line);
-        }
-        fn say(&self, line: &str) {
-            self.0.lock().unwrap().push(line.to_owned());
-        }
-    }
-
-    fn play(typed: Vec<&'static str>) -> (Vec<String>, Vec<String>) {
-        let mut input = Script(typed.into_iter(), Vec::new());
-        let screen = Arc::new(Lines::default());
-        let registries = vec!["127.0.0.1:9".parse().unwrap()];
-        let options = ConsoleOptions { registries, limit_bytes_per_s: None };
-        let mut dialogue =
-            PeerDialogue::new(&mut input, Arc::<Lines>::clone(&screen) as _, options);
-        dialogue.run().unwrap();
-        dialogue.end(InputKind::Pipe);
-        let said = screen.0.lock().unwrap().clone();
-        (input.1, said)
-    }
-
-    #[test]
-    fn the_menu_takes_numbers_and_names_in_any_case() {
-        for (line, entry) in [
-            ("1", MenuEntry::Join),
-            ("join", MenuEntry::Join),
-            ("2", MenuEntry::Search),
-            ("Search", MenuEntry::Search),
-            ("3", MenuEntry::Download),
-            ("DOWNLOAD", MenuEntry::Download),
-            ("Sair", MenuEntry::Leave),
-        ] {
-            assert_eq!(MenuEntry::parse(line), Some(entry), "{line}");
-        }
-        assert_eq!(MenuEntry::parse("4"), None);
-    }
-
-    /// Any other question is dropped without a word: the menu follows.
-    #[test]
-    fn ctrl_c_at_the_menu_tells_how_to_leave() {
-        struct Keys(std::vec::IntoIter<Typed>);
-        impl Input for Keys {
-            fn read_line(&mut self, _: &str) -> Result<Typed, InputError> {
-                Ok(self.0.next().unwrap_or(Typed::End))
-            }
-        }
-        let screen = Arc::new(Lines::default());
-        let options = ConsoleOptions { registries: vec![], limit_bytes_per_s: None };
-        let typed = [Typed::Cancelled, Typed::Line("1".to_owned()), Typed::Cancelled];
-        let mut keys = Keys(Vec::from(typed).into_iter());
-        PeerDialogue::new(&mut keys, Arc::<Lines>::clone(&screen) as _, options).run().unwrap();
-        assert_eq!(*screen.0.lock().unwrap(), ["Para sair, escolha SAIR ou tecle Ctrl-D."]);
-    }
-
-    #[test]
-    fn a_folder_can_be_named_from_home() {
-        let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
-        if !home.as_os_str().is_empty() {
-            assert_eq!(from_home("~/Filmes"), home.join("Filmes"));
-            assert_eq!(from_home("~"), home.join(""));
-        }
-        for other in ["~maria/Filmes", "a~", "/x/~/y", ""] {
-            assert_eq!(from_home(other), PathBuf::from(other));
-        }
-    }
-
-    #[test]
-    fn join_comes_first() {
-        let (prompts, said) = play(vec!["search", "3", "get", ""]);
-        assert_eq!(
-            said,
-            [
-                "Faça JOIN antes de SEARCH e DOWNLOAD.",
-                "Faça JOIN antes de SEARCH e DOWNLOAD.",
-                "Opção desconhecida \"get\": escolha JOIN, SEARCH ou DOWNLOAD (1, 2 ou 3), ou SAIR.",
-            ]
-        );
-        assert!(prompts.iter().all(|prompt| prompt == MENU));
-    }
-
-    #[test]
-    fn answers_of_join_that_cannot_be_used_are_explained() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap().port();
-        let line: &'static str = port.to_string().leak();
-        let (prompts, said) = play(vec!["1", "casa", "", line, "0", "", "", "/dev/null"]);
-        assert_eq!(
-            said,
-            [
-                "Resposta inválida: \"casa\" não é um IP.",
-                &format!("Resposta inválida: a porta {port} já está em uso."),
-                "Resposta inválida: \"0\" não é uma porta (1 a 65535).",
-                "Resposta inválida: não há uma pasta \"\" que se possa ler.",
-                "Resposta inválida: \"/dev/null\" não é uma pasta.",
-            ]
-        );
-        assert_eq!(prompts[1], "IP deste peer [127.0.0.1]: ");
-        assert!(prompts[3].starts_with("Porta deste peer ["), "{prompts:?}");
-        assert_eq!(prompts.last().unwrap(), "Pasta deste peer: ");
-    }
-}
+mod tests;

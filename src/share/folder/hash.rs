@@ -1,8 +1,12 @@
-//! Hashing files with all processors: each thread takes the next chunk of the smallest file that waits.
+//! Hashes files with all processors: each thread takes the next chunk of the smallest file in the
+//! queue.
 //!
-//! So a small file is ready at once, whatever else is being hashed, also one that comes late; and one large file or
-//! a thousand small ones keep every thread busy. The queue outlives any one set of files: whoever looks at the
-//! folder adds what has settled and takes back what has changed.
+//! So a small file is ready at once, whatever else is being hashed, even if it comes late; and one
+//! large file, or a thousand small ones, keeps every thread busy. The queue stays as long as the
+//! folder is shared: the scanner adds files that have settled and removes those that have changed.
+//!
+//! Rule: of a file that was removed from the queue, or added again in another version, late results
+//! are ignored. Each addition has a number by which they are recognized.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,21 +26,19 @@ use crate::share::content::{
     Manifest, ManifestError, chunk_count, chunk_len, chunk_offset, hash_chunk,
 };
 
-/// How far hashing is, since the queue was empty last.
+/// The progress since the queue was last empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HashProgress {
-    /// Files to hash, those that are done included.
+    /// Files to hash, including those that are done.
     pub files: u64,
-    /// Files that are done, or turned out to be none to share.
+    /// Files that are hashed or could not be.
     pub files_done: u64,
     /// Bytes of all files to hash.
     pub bytes: u64,
-    /// Bytes that have been hashed.
     pub bytes_done: u64,
 }
 
 impl HashProgress {
-    /// Whether nothing is left to do.
     pub fn is_done(&self) -> bool {
         self.files_done == self.files
     }
@@ -45,58 +47,59 @@ impl HashProgress {
 /// Why a file could not be hashed.
 #[derive(Debug, thiserror::Error)]
 pub enum HashError {
-    /// It could not be read.
+    /// The system refuses to read it.
     #[error("it cannot be read: {0}")]
     Unreadable(#[from] io::Error),
-    /// It was written to meanwhile.
+    /// It was written to during the hashing.
     #[error("it changed while it was being hashed")]
     Changed,
-    /// What was hashed makes no manifest.
+    /// The chunk hashes are not those of a file that may be shared.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
 }
 
-/// Files that wait to be hashed, or are being hashed.
+/// The queue of files to hash.
 #[derive(Debug, Default)]
 pub(super) struct HashQueue {
     state: Mutex<HashQueueState>,
-    /// There is something to do, or nothing more to be expected.
+    /// Signalled when there is a chunk to hash, and when the queue is stopped.
     work: Condvar,
-    /// The queue is empty.
+    /// Signalled when the queue is empty, and when it is stopped.
     idle: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct HashQueueState {
-    /// By size and then by name, so that the smallest is the first.
+    /// By size and then by name, so that the smallest file is the first.
     files: BTreeMap<(u64, FileName), HashingFile>,
     progress: HashProgress,
-    /// Numbers given to files so far: what comes of one that was taken back is told by its number.
+    /// The number of the file that was added last.
     last_number: u64,
     is_stopping: bool,
 }
 
-/// A file whose chunks are coming in.
+/// A file of the queue and the hashes of its chunks so far.
 #[derive(Debug)]
 struct HashingFile {
     number: u64,
     identity: FileIdentity,
-    /// Chunks that threads have taken.
+    /// The number of chunks that threads have taken.
     taken: u64,
-    /// Empty until the first of them is done, so that only files that have begun take memory.
+    /// Empty until the first chunk is hashed, so that only files that have been started take
+    /// memory.
     hashes: Vec<Option<ChunkHash>>,
     missing: u64,
     bytes_done: u64,
 }
 
-/// One chunk to hash; of an empty file, which has none, the file itself.
+/// One chunk to hash. An empty file, which has no chunk, is one task as well.
 struct HashTask {
     found: ScannedFile,
     number: u64,
     chunk: u64,
 }
 
-/// A file that a thread has open, so that not each chunk costs an `open`.
+/// A file that a thread keeps open, so that it need not be opened for each chunk.
 struct OpenFile {
     number: u64,
     file: File,
@@ -104,11 +107,11 @@ struct OpenFile {
 
 impl HashQueue {
     fn state(&self) -> MutexGuard<'_, HashQueueState> {
-        // Its methods leave it whole.
+        // No method panics half-way through a change, so a poisoned state is still consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a file, unless it is there already as it looks.
+    /// Adds a file, unless it is in the queue with the same identity.
     pub fn add(&self, found: ScannedFile) {
         if self.contains(&found) {
             return;
@@ -136,13 +139,12 @@ impl HashQueue {
         self.work.notify_all();
     }
 
-    /// Whether a file is here as it looks.
     pub fn contains(&self, found: &ScannedFile) -> bool {
         let key = (found.identity.stamp.size, found.name.clone());
         self.state().files.get(&key).is_some_and(|file| file.identity == found.identity)
     }
 
-    /// Takes back every file for which `stays` does not hold.
+    /// Removes every file for which `stays` returns false.
     pub fn retain(&self, stays: impl Fn(&FileName, FileIdentity) -> bool) {
         let mut state = self.state();
         let HashQueueState { files, progress, .. } = &mut *state;
@@ -159,27 +161,26 @@ impl HashQueue {
         }
     }
 
-    /// How far it is.
     pub fn progress(&self) -> HashProgress {
         self.state().progress
     }
 
-    /// Waits until nothing is left to hash, at most this long.
+    /// Waits until the queue is empty, at most `timeout`.
     pub fn wait_until_idle(&self, timeout: Duration) {
         let busy = |state: &mut HashQueueState| !state.files.is_empty() && !state.is_stopping;
-        // A poisoned lock is one whose state is whole all the same.
+        // The result does not matter, not even that of a poisoned lock.
         drop(self.idle.wait_timeout_while(self.state(), timeout, busy));
     }
 
-    /// Nothing more is begun: the threads end.
+    /// Ends the threads when they have hashed their present chunk.
     pub fn stop(&self) {
         self.state().is_stopping = true;
         self.work.notify_all();
         self.idle.notify_all();
     }
 
-    /// Hashes until the queue is stopped. `done` is called with each file and what came of it, and then `told`
-    /// with how far all of it is, which is also called in between.
+    /// Hashes until the queue is stopped. `done` is called with each file and its result. `told` is
+    /// called with the progress after that and after each chunk.
     pub fn work(
         &self,
         root: &FolderRoot,
@@ -201,14 +202,16 @@ impl HashQueue {
         }
     }
 
-    /// Waits for the next chunk, having given back what takes memory or keeps a file open; `None` at the end.
+    /// Waits for the next chunk; `None` when the queue is stopped. Before it waits, it frees the
+    /// buffer and closes the open file.
     fn next_task(&self, buffer: &mut Vec<u8>, opened: &mut Option<OpenFile>) -> Option<HashTask> {
         let mut state = self.state();
         loop {
             if state.is_stopping {
                 return None;
             }
-            // Before the first file with something to take there are no more of them than threads.
+            // The files before it have all their chunks taken: there are no more of them than
+            // threads.
             let next = state.files.iter_mut().find(|((size, _), f)| f.taken < task_count(*size));
             if let Some(((_, name), file)) = next {
                 file.taken += 1;
@@ -220,7 +223,8 @@ impl HashQueue {
         }
     }
 
-    /// Takes in the hash of a chunk. When it was the last, or one failed, what is to become of the file.
+    /// Records the hash of a chunk. Returns the result for the file if it was the last chunk or a
+    /// failure.
     fn take(
         &self,
         task: &HashTask,
@@ -230,14 +234,14 @@ impl HashQueue {
         let mut state = self.state();
         let HashQueueState { files, progress, .. } = &mut *state;
         let file = files.get_mut(&(size, task.found.name.clone()))?;
-        // Of a file that was taken back, or has failed, further chunks are of no use.
+        // The file was removed, or has failed.
         if file.number != task.number || file.missing == 0 {
             return None;
         }
         let hash = match hashed {
             Ok(hash) => hash,
             Err(error) => {
-                // Nobody takes further chunks of it.
+                // No further chunk of it is taken.
                 (file.missing, file.taken) = (0, task_count(size));
                 return Some(Err(error));
             }
@@ -256,7 +260,7 @@ impl HashQueue {
             .then(|| Ok(std::mem::take(&mut file.hashes).into_iter().flatten().collect()))
     }
 
-    /// A file is done with, and known to whoever has to know it.
+    /// Removes a file whose result has been reported.
     fn remove(&self, found: &ScannedFile, number: u64) {
         let mut state = self.state();
         let HashQueueState { files, progress, .. } = &mut *state;
@@ -273,12 +277,12 @@ impl HashQueue {
     }
 }
 
-/// Turns that a file takes: one a chunk, and one for a file without any.
+/// The number of tasks that a file is: one for each chunk, or one if it is empty.
 fn task_count(size: u64) -> u64 {
     chunk_count(size).max(1)
 }
 
-/// Hashes one chunk; nothing of a file without any.
+/// Hashes one chunk; `None` for an empty file.
 fn hash(
     root: &FolderRoot,
     task: &HashTask,
@@ -302,7 +306,7 @@ fn hash(
     hash_chunk(task.chunk, size, piece).map(Some).ok_or(HashError::Changed)
 }
 
-/// A manifest, provided that the file still looks as it did before it was read.
+/// The manifest of a file, if the file still has the identity that it had before it was read.
 fn finish(
     root: &FolderRoot,
     found: &ScannedFile,
@@ -315,9 +319,9 @@ fn finish(
     Ok(Manifest::new(found.identity.stamp.size, hashes)?)
 }
 
-/// Opens a file that was found, if it is still that one.
+/// Opens a scanned file, if it still has its identity.
 fn open(root: &FolderRoot, found: &ScannedFile) -> Result<File, HashError> {
-    // Whatever has taken its place: a link is not followed, a FIFO not waited for.
+    // Something else may be there by now: a link is not followed, a FIFO not waited for.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::openat(root.folder(), found.name.as_str(), flags, Mode::empty())
         .map_err(io::Error::from)?;
@@ -362,7 +366,7 @@ mod tests {
         let queue = HashQueue::default();
         queue.add(large);
         let (done, order) = mpsc::channel();
-        // One thread; the rest comes after the first chunk of the large one.
+        // A single thread; the other files are added after the first chunk of the large one.
         let rest = std::cell::RefCell::new(Some(rest));
         let bytes_before = std::cell::Cell::new(0);
         let told = |progress: HashProgress| {

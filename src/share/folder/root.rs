@@ -1,9 +1,12 @@
-//! The folder that is shared: the one that was opened, whatever its path leads to later.
+//! The folder that was opened, whatever its path leads to later.
 //!
-//! Its files are listed, looked at and hashed below a descriptor of it. Where its path leads elsewhere - it was moved, its
-//! disk was taken out, a link or another folder stands in its place - it has vanished, until the path leads to
-//! it again: else everything behind a link to `/etc` would be published. A disk that comes back may get another device
-//! number; then the folder with the same inode is taken for it if what is kept there (`.acervo-share`) says so.
+//! Files are listed and hashed below a descriptor of the folder.
+//!
+//! Rule: if the path leads elsewhere (the folder was moved, its disk was taken out, a link or
+//! another folder is in its place), the folder counts as away until the path leads to it again.
+//! Otherwise everything behind a link to `/etc` would be published. A disk that comes back may have
+//! another device number; then a folder with the same inode is accepted if the state saved in it
+//! (`.acervo-share`) names the same peer.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -18,7 +21,7 @@ use super::FolderError;
 use super::state;
 use crate::model::PeerId;
 
-/// A folder, and where it was found.
+/// The opened folder and its path.
 #[derive(Debug)]
 pub(super) struct FolderRoot {
     path: Arc<PathBuf>,
@@ -29,23 +32,22 @@ pub(super) struct FolderRoot {
 
 #[derive(Debug)]
 struct OpenRoot {
-    /// The folder, locked for as long as it is open.
+    /// A descriptor of the folder. The folder is locked as long as it is open.
     folder: Arc<File>,
     device: u64,
 }
 
 impl FolderRoot {
-    /// Opens a folder and locks it.
     pub fn open(path: &Path) -> Result<FolderRoot, FolderError> {
         let unreadable = |source| FolderError::Unreadable { path: path.to_owned(), source };
-        // Where it is now, whatever becomes of the present working directory.
+        // Absolute, so that it does not depend on the working directory.
         let path = path.canonicalize().map_err(unreadable)?;
         let folder = open(&path).map_err(unreadable)?;
         let metadata = folder.metadata().map_err(unreadable)?;
         match folder.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(FolderError::InUse(path)),
-            // Some network file systems know no locks.
+            // Some network file systems have no locks.
             Err(TryLockError::Error(error)) => {
                 log::warn!("cannot make sure that nobody else shares {}: {error}", path.display());
             }
@@ -59,30 +61,28 @@ impl FolderRoot {
         })
     }
 
-    /// Where it was opened.
     pub fn path(&self) -> &Arc<PathBuf> {
         &self.path
     }
 
-    /// Its number in its file system.
     pub fn inode(&self) -> u64 {
         self.inode
     }
 
-    /// The folder itself, wherever it is now.
+    /// A descriptor of the folder, even if it is away.
     pub fn folder(&self) -> Arc<File> {
         Arc::clone(&self.held().folder)
     }
 
     fn held(&self) -> MutexGuard<'_, OpenRoot> {
-        // Its two fields are changed together.
+        // The two fields are only changed together.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The folder, if it is in its place. `peer` is who shares it.
+    /// A descriptor of the folder, if its path leads to it. `peer` is the peer that shares it.
     ///
     /// # Errors
-    /// There is none, or something else.
+    /// The path leads to nothing, or to something else.
     pub fn in_place(&self, peer: PeerId) -> io::Result<Arc<File>> {
         let found = open(&self.path)?;
         let metadata = found.metadata()?;
@@ -99,7 +99,7 @@ impl FolderRoot {
         Ok(Arc::clone(&held.folder))
     }
 
-    /// Says that it is not in its place, or is again; each once.
+    /// Logs when the folder goes away and when it comes back.
     pub fn tell(&self, found: Result<(), &io::Error>) {
         let was_away = self.is_away.swap(found.is_err(), Ordering::Relaxed);
         match found {
@@ -113,7 +113,7 @@ impl FolderRoot {
     }
 }
 
-/// Opens a folder, and nothing else that may be there: a link is not followed, a FIFO not waited for.
+/// Opens a folder. A link is not followed, and a FIFO is not waited for.
 fn open(path: &Path) -> io::Result<File> {
     let flags =
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -134,7 +134,7 @@ mod tests {
                 state::save(&root.folder(), peer, inode, std::iter::empty()).unwrap();
             }
             root.held().device += 1;
-            // A disk that is gone holds no lock on the one that comes.
+            // A disk that was taken out holds no lock on the one that comes.
             root.folder().unlock().unwrap();
             root.in_place(PeerId(7)).is_ok()
         };

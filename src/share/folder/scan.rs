@@ -1,4 +1,6 @@
-//! One look at a folder: which of its files can be offered, and what is left out.
+//! Scans a folder: which of its entries can be offered, and why the others are left out.
+//!
+//! Rule: an entry is looked at through the folder's descriptor and without following links.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -24,35 +26,35 @@ pub(super) struct ScannedFile {
     pub identity: FileIdentity,
 }
 
-/// What a look has found.
+/// The result of a scan.
 #[derive(Debug, Default)]
 pub(super) struct FolderScan {
     /// In order of name.
     pub files: Vec<ScannedFile>,
-    /// Everything else, and why it is not offered.
+    /// The other entries, and why each is not offered.
     pub left_out: BTreeMap<OsString, LeftOut>,
 }
 
-/// Why something in a folder is not offered.
+/// Why an entry of a folder is not offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LeftOut {
-    /// A folder: what is offered is directly in the shared one.
+    /// It is a folder. Only files directly in the shared folder are offered.
     Folder,
-    /// A link, which could lead anywhere.
+    /// It is a link, which could lead anywhere.
     Link,
-    /// A FIFO, a socket, a device.
+    /// It is a FIFO, a socket or a device.
     Special,
-    /// A name that begins with a dot, so that nobody shares settings by accident.
+    /// Its name begins with a dot. Such files hold settings, which no one shares on purpose.
     Hidden,
-    /// A file that is still arriving.
+    /// It is the incomplete file of a download.
     Partial,
-    /// A name that is no text.
+    /// Its name is not UTF-8.
     NotUtf8,
-    /// A name that cannot be one of a shared file.
+    /// Its name cannot be that of a shared file.
     Name(NameError),
-    /// More bytes than a shared file may have.
+    /// It is larger than a shared file may be.
     TooLarge,
-    /// One more than a peer may offer.
+    /// The folder has more files than a peer may offer.
     TooMany,
 }
 
@@ -72,10 +74,9 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// What browsers and other programs call a file that they have not got whole, or what they know of one.
+/// The suffixes that browsers and other programs give to incomplete files.
 const OTHERS_PARTS: [&str; 4] = [".crdownload", ".aria2", ".!qb", ".download"];
 
-/// Looks at a folder.
 pub(super) fn scan(folder: &File) -> io::Result<FolderScan> {
     let mut scan = FolderScan::default();
     for entry in Dir::read_from(folder)? {
@@ -87,7 +88,7 @@ pub(super) fn scan(folder: &File) -> io::Result<FolderScan> {
         let metadata = match metadata(folder, &file_name) {
             Ok(metadata) => metadata,
             Err(error) if is_out_of_resources(&error) => return Err(error),
-            // It went just now.
+            // It was removed just now.
             Err(_) => continue,
         };
         match judge(&file_name, &metadata) {
@@ -103,13 +104,14 @@ pub(super) fn scan(folder: &File) -> io::Result<FolderScan> {
     Ok(scan)
 }
 
-/// Whether an error says that this process or its machine lacks something, and nothing of what was looked at.
+/// Whether an error means that this process or machine lacks a resource, and nothing about the
+/// file.
 pub(super) fn is_out_of_resources(error: &io::Error) -> bool {
     let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
     Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
 }
 
-/// A file to offer, or why not; without a reason what Acervo itself keeps there.
+/// A file to offer, or the reason why not; `None` for Acervo's own files, which are not reported.
 fn judge(file_name: &OsStr, metadata: &Metadata) -> Result<ScannedFile, Option<LeftOut>> {
     if state::is_own(file_name) {
         return Err(None);
@@ -145,13 +147,13 @@ pub(super) fn identity(metadata: &Metadata) -> FileIdentity {
     FileIdentity { stamp: FileStamp::of(metadata), inode: metadata.ino() }
 }
 
-/// Of what is in a folder under a name: not of what a link leads to, but of the link.
+/// The metadata of an entry; of a link itself, not of what it leads to.
 fn metadata(folder: &File, name: &OsStr) -> io::Result<Metadata> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     File::from(rustix::fs::openat(folder, name, flags, Mode::empty())?).metadata()
 }
 
-/// What a regular file looks like; `None` when there is none.
+/// The identity of a regular file; `None` if there is none of that name.
 pub(super) fn identity_of(folder: &File, name: &FileName) -> Option<FileIdentity> {
     let metadata = metadata(folder, name.as_str().as_ref()).ok()?;
     metadata.is_file().then(|| identity(&metadata))

@@ -1,10 +1,13 @@
-//! What is known of a folder's files, kept in the folder so that they are hashed once.
+//! The state of a folder, saved in it so that its files need not be hashed again.
 //!
-//! The file `.acervo-share`: eight bytes that say what it is, the BLAKE3 hash of the rest, and the rest
-//! as MessagePack. It is replaced as a whole, by way of a file with a random name that nobody can have prepared; a
-//! link, a FIFO or anything else in its place is neither read, written through nor replaced. One that is damaged, of another format, or that came with
-//! a copy of another folder (it names the folder's inode) is ignored: the folder is hashed again and gets
-//! another peer's id, for a peer is its id and two must not have the same.
+//! The file `.acervo-share` has eight magic bytes, the BLAKE3 hash of the rest, and the rest as
+//! MessagePack. It is replaced as a whole, through a new file with a random name that no one can
+//! have prepared.
+//!
+//! Rule: a link, a FIFO or anything else in its place is not read, written through, or replaced. A
+//! state that is damaged, of another format, or of another folder (it names the folder's inode) is
+//! ignored: then the folder is hashed again and gets a new peer id, since two peers must not have
+//! the same.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -24,43 +27,39 @@ use crate::model::{ChunkHash, FileName, PeerId};
 use crate::share::content::Manifest;
 use crate::share::offer::FileStamp;
 
-/// The file's name in the folder.
+/// The name of the state file.
 pub const STATE_FILE: &str = ".acervo-share";
-/// A file that is to become it is called this, a random number, and this.
+/// Prefix and suffix of the name of a new state file, with a random number between them.
 const NEW_FILE: (&str, &str) = (".acervo-share.", ".new");
 const MAGIC: &[u8; 8] = b"acshare\x02";
 const HASH_BYTES: usize = 32;
 
-/// A file as it was hashed.
+/// A file and the manifest of its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedFile {
-    /// Its name.
     pub name: FileName,
-    /// What it looked like.
+    /// The identity that it had when it was hashed.
     pub identity: FileIdentity,
-    /// What was in it.
     pub manifest: Manifest,
 }
 
-/// What is known of a folder.
+/// The saved state of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FolderState {
-    /// Who shares it.
+    /// The peer that shares the folder.
     pub peer: PeerId,
-    /// The folder's inode.
     pub inode: u64,
-    /// The files.
     pub files: Vec<SavedFile>,
 }
 
 impl FolderState {
-    /// Nothing is known yet.
+    /// The state of a folder that has not been shared before.
     pub fn new(peer: PeerId, inode: u64) -> FolderState {
         FolderState { peer, inode, files: Vec::new() }
     }
 }
 
-/// How it is written.
+/// The serialized form of [`FolderState`].
 #[derive(Serialize, Deserialize)]
 struct StoredState {
     peer: PeerId,
@@ -76,11 +75,11 @@ struct StoredFile {
     modified_ns: Option<i128>,
     changed_ns: i128,
     inode: u64,
-    /// The chunk hashes, one after the other.
+    /// The concatenated chunk hashes.
     hashes: Bytes,
 }
 
-/// Whether a file of the folder is one of this module's own.
+/// Whether an entry of the folder is one of this module's files.
 pub(super) fn is_own(name: &OsStr) -> bool {
     name == STATE_FILE || is_new_file(name)
 }
@@ -91,9 +90,10 @@ fn is_new_file(name: &OsStr) -> bool {
     number.is_some_and(|hex| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Removes what a process that was killed while it wrote has left. Only for whoever holds the folder's lock.
+/// Removes new state files that a killed process has left. Only for the holder of the folder's
+/// lock.
 pub(super) fn clean(folder: &Path) {
-    // What cannot be removed is in nobody's way.
+    // A file that cannot be removed does no harm.
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if is_new_file(&entry.file_name()) && entry.file_type().is_ok_and(|kind| kind.is_file()) {
             let _ = fs::remove_file(entry.path());
@@ -101,7 +101,7 @@ pub(super) fn clean(folder: &Path) {
     }
 }
 
-/// Reads what is known of the folder with this inode; `None` when that is nothing.
+/// Reads the state of the folder with this inode; `None` if there is none that can be used.
 pub fn load(folder: &Path, inode: u64) -> Option<FolderState> {
     let path = folder.join(STATE_FILE);
     let bytes = match read(&path) {
@@ -122,9 +122,9 @@ pub fn load(folder: &Path, inode: u64) -> Option<FolderState> {
     state.filter(|state| state.inode == inode)
 }
 
-/// The state file's bytes. What is longer than the most that is ever written is not read at all.
+/// Reads the state file, unless it is longer than any that is ever written.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    // Whatever is there: a link is not followed, a FIFO not waited for.
+    // A link is not followed, and a FIFO is not waited for.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => File::from(file),
@@ -142,7 +142,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
         );
         return Err(io::Error::other(message));
     }
-    // As long as it was said to be: one that grows meanwhile is damaged.
+    // Only as much as it was long: one that grows meanwhile is damaged.
     let mut bytes = Vec::with_capacity(length as usize);
     file.take(length).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -152,7 +152,7 @@ fn not_a_file() -> io::Error {
     io::Error::other(format!("{STATE_FILE} is not a regular file; remove it"))
 }
 
-/// Writes what is known.
+/// Saves the state of a folder.
 ///
 /// # Errors
 /// The folder cannot be written to.
@@ -174,25 +174,25 @@ pub fn save(
         Err(error) => return Err(error.into()),
     }
     let new = format!("{}{:016x}{}", NEW_FILE.0, rand::rng().next_u64(), NEW_FILE.1);
-    // Made anew, or not at all: nothing that is there is written through.
+    // EXCL: nothing that is there already is written through.
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(0o666);
     let mut file = File::from(rustix::fs::openat(folder, &*new, flags, mode)?);
-    // Not synced: after a power cut a damaged file costs another hashing and no more.
+    // Not synced: if a power cut damages the file, the folder is hashed again and no more.
     let written = file
         .write_all(&bytes)
         .and_then(|()| Ok(rustix::fs::renameat(folder, &*new, folder, STATE_FILE)?));
     if written.is_err() {
-        // It holds nothing that anybody needs, and the next process removes it if this one cannot.
+        // If it cannot be removed, the next process will do so.
         let _ = rustix::fs::unlinkat(folder, &*new, AtFlags::empty());
     }
     written
 }
 
-/// The bytes of a state file.
+/// Encodes a state file.
 ///
 /// # Errors
-/// They cannot be made.
+/// The state cannot be serialized.
 pub fn encode(
     peer: PeerId,
     inode: u64,
@@ -214,7 +214,7 @@ pub fn encode(
     Ok(bytes)
 }
 
-/// What a state file says; `None` if it is damaged or of another release.
+/// Decodes a state file; `None` if it is damaged or of another release.
 pub fn decode(bytes: &[u8]) -> Option<FolderState> {
     let rest = bytes.strip_prefix(MAGIC)?;
     let (hash, body) = rest.split_first_chunk::<HASH_BYTES>()?;
@@ -243,7 +243,7 @@ fn saved(file: StoredFile) -> Option<SavedFile> {
 }
 
 fn nanoseconds(time: SystemTime) -> i128 {
-    // A Duration's nanoseconds are far below the type's limit.
+    // A duration has fewer than 2⁹⁵ nanoseconds.
     let signed = |duration: Duration| duration.as_nanos() as i128;
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => signed(since),
@@ -267,7 +267,7 @@ fn time(nanoseconds: i128) -> Option<SystemTime> {
 mod tests {
     use super::*;
 
-    /// A sparse file of 50 GB made `share` hold 777 MiB.
+    /// Once a sparse file of 50 GB made `share` use 777 MiB of memory.
     #[test]
     fn a_state_longer_than_any_is_not_read() {
         let dir = tempfile::tempdir().unwrap();

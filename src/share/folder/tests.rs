@@ -1,9 +1,10 @@
-//! A shared folder on a real file system: what is scanned, hashed, remembered and left out.
+//! Folders that are watched while their files come, change, vanish and are corrupted.
 
 use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::sync::atomic::AtomicUsize;
 
+use super::watcher::FolderScanner;
 use super::*;
 use crate::model::NameError;
 use crate::share::content::chunk_count;
@@ -25,7 +26,7 @@ fn write(folder: &Path, file: &str, bytes: &[u8]) {
     std::fs::write(folder.join(file), bytes).unwrap();
 }
 
-/// Opens a folder and has it hashed; also how many bytes were hashed for that.
+/// Opens a folder and waits until it is hashed. Returns also the number of bytes hashed.
 fn open(path: &Path) -> (Arc<Folder>, u64) {
     let folder = Folder::open(path, PeerId(7)).unwrap();
     let watcher = Watcher::start(Arc::clone(&folder), QUICK, |_| {}, || {}).unwrap();
@@ -124,7 +125,7 @@ fn what_is_not_a_plain_file_with_a_plain_name_is_not_offered() {
     {
         write(path, bad, b"1");
     }
-    // Names that are only reserved elsewhere.
+    // Names that are reserved on other systems only.
     let elsewhere = ["12:30:05.mkv", "aux.txt", "con", "etc.", "who?"];
     elsewhere.iter().for_each(|name| write(path, name, b"1"));
     let not_utf8 = std::ffi::OsStr::new("ok").to_owned();
@@ -173,7 +174,7 @@ fn one_process_shares_a_folder() {
     write(dir.path(), "file", b"1");
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("fifo"), mode).unwrap();
-    // A FIFO was waited for, until somebody wrote to it.
+    // Once a FIFO was waited for until someone wrote to it.
     for other in ["file", "fifo"] {
         let other = Folder::open(&dir.path().join(other), PeerId(1));
         let Err(FolderError::Unreadable { source, .. }) = &other else { panic!("{other:?}") };
@@ -181,7 +182,7 @@ fn one_process_shares_a_folder() {
     }
 }
 
-/// Waits until the watcher has told of a change after which `check` holds.
+/// Waits until the watcher has announced a change after which `check` holds.
 fn wait_for(changes: &Receiver<()>, what: &str, check: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !check() {
@@ -189,7 +190,7 @@ fn wait_for(changes: &Receiver<()>, what: &str, check: impl Fn() -> bool) {
     }
 }
 
-/// A folder that is watched, what tells of changes, and how often anything was hashed.
+/// A watched folder, the channel of its changes, and the number of calls of its progress.
 fn watch(path: &Path) -> (Arc<Folder>, Watcher, Receiver<()>, Arc<AtomicUsize>) {
     watch_with(path, QUICK)
 }
@@ -223,11 +224,11 @@ fn files_that_come_change_and_go_are_noticed() {
     write(dir.path(), "comes", b"333");
     wait_for(&changes, "a changed file", || folder.offer(content(b"333")).is_some());
     assert!(folder.offer(content(b"22")).is_none());
-    // Replaced by another of the same length.
+    // Replaced by another file of the same length.
     write(dir.path(), "other.part", b"444");
     std::fs::rename(dir.path().join("other.part"), dir.path().join("comes")).unwrap();
     wait_for(&changes, "a replaced file", || folder.offer(content(b"444")).is_some());
-    // What a server has not found as it was is offered again when it has been looked at.
+    // A file that a server has found changed is offered again after the next scan.
     folder.changed(&folder.offer(content(b"444")).unwrap());
     wait_for(&changes, "a suspect is offered again", || folder.offer(content(b"444")).is_some());
     std::fs::remove_file(dir.path().join("comes")).unwrap();
@@ -262,12 +263,12 @@ fn a_folder_that_vanishes_for_a_while_is_not_hashed_anew() {
     wait_for(&changes, "all is hashed", || names(&folder) == ["changes", "film"]);
     folder.wait_until_hashed(PATIENCE);
     let offer = folder.find(&name("film")).unwrap();
-    // It is gone, and then its mount point is there without it.
+    // First it is gone; then an empty folder is in its place, like a mount point.
     for is_empty in [false, true] {
-        // The first hashing may still be telling of its end.
+        // The first hashing may still be reporting its end.
         let before = eventually_still(&hashed);
         if is_empty {
-            // A server notices before the folder is looked at again.
+            // A server notices before the next scan.
             folder.changed(&folder.offer(offer.content).unwrap());
         }
         std::fs::rename(&path, &away).unwrap();
@@ -276,14 +277,14 @@ fn a_folder_that_vanishes_for_a_while_is_not_hashed_anew() {
         }
         wait_for(&changes, "nothing is offered", || names(&folder).is_empty());
         if is_empty {
-            // What is not the folder is not written to.
+            // Nothing is written to a folder that is not the shared one.
             std::fs::remove_dir(&path).unwrap();
         }
         std::fs::rename(&away, &path).unwrap();
         wait_for(&changes, "it is back", || names(&folder).len() == 2);
         assert_eq!(hashed.load(Ordering::Relaxed), before, "it was known");
     }
-    // What has changed meanwhile is hashed, and only that.
+    // Only the file that has changed meanwhile is hashed.
     std::fs::rename(&path, &away).unwrap();
     wait_for(&changes, "nothing is offered", || names(&folder).is_empty());
     write(&away, "changes", b"22");
@@ -296,7 +297,7 @@ fn a_folder_that_vanishes_for_a_while_is_not_hashed_anew() {
     assert_eq!(open(&path).1, 0);
 }
 
-/// A look lists the folder, and only then decides: what is learnt in between is newer than its list.
+/// A scan lists the folder and then decides. Changes in between are newer than the list.
 #[test]
 fn a_look_decides_nothing_about_what_was_learnt_since_it_began() {
     let dir = tempfile::tempdir().unwrap();
@@ -309,7 +310,7 @@ fn a_look_decides_nothing_about_what_was_learnt_since_it_began() {
     let now = Instant::now();
     let hashes_nothing = || folder.hashing().is_done();
 
-    // It looks as it did, and a server has not found it so.
+    // A server has found it changed, although its identity is the same.
     let list = scanner.list().unwrap();
     folder.changed(&film);
     scanner.apply_scan(list, now);
@@ -328,7 +329,7 @@ fn a_look_decides_nothing_about_what_was_learnt_since_it_began() {
     scanner.scan_now(now);
     assert!(names(&folder) == ["film"] && hashes_nothing());
 
-    // A download arrives after the folder was listed.
+    // A download ends after the folder was listed.
     let list = scanner.list().unwrap();
     write(&path, "new", b"22");
     let metadata = std::fs::metadata(path.join("new")).unwrap();
@@ -339,7 +340,7 @@ fn a_look_decides_nothing_about_what_was_learnt_since_it_began() {
     scanner.scan_now(now);
     assert!(names(&folder) == ["film", "new"] && hashes_nothing());
 
-    // It truly changes after it was listed.
+    // It really changes after it was listed.
     let list = scanner.list().unwrap();
     write(&path, "film", b"333");
     folder.changed(&film);
@@ -350,7 +351,7 @@ fn a_look_decides_nothing_about_what_was_learnt_since_it_began() {
     assert_eq!((folder.hashing().files, folder.hashing().bytes), (1, 3));
 }
 
-/// What kept it from being hashed leaves no trace in how it looks when it ends: a mode, a disk that was away.
+/// What kept it from being hashed leaves no trace in its identity: a mode, a disk that was away.
 #[test]
 fn a_file_that_could_not_be_hashed_is_tried_again_later() {
     let dir = tempfile::tempdir().unwrap();
@@ -363,20 +364,20 @@ fn a_file_that_could_not_be_hashed_is_tried_again_later() {
         folder.queue.retain(|_, _| false);
         folder.hashed(&found, Err(HashError::Changed), now);
         for (time, is_tried) in [(wait / 2, false), (wait, true)] {
-            // Two looks, since what is new is hashed when it has looked the same twice.
+            // Two scans, since a new file is hashed when two have found it with the same identity.
             (0..2).for_each(|_| scanner.scan_now(now + time));
             assert_eq!(folder.queue.contains(&found), is_tried, "{time:?} of {wait:?}");
         }
         now += wait;
     }
-    // One that has changed is another one.
+    // A file that has changed is another file.
     write(dir.path(), "film", b"22");
     folder.queue.retain(|_, _| false);
     (0..2).for_each(|_| scanner.scan_now(now));
     assert_eq!(folder.hashing().files, 1);
 }
 
-/// A count, once it has stayed the same between two looks at the folder.
+/// A counter's value, once it has stayed the same for two scans.
 fn eventually_still(count: &AtomicUsize) -> usize {
     let deadline = Instant::now() + PATIENCE;
     let mut last = count.load(Ordering::Relaxed);
@@ -414,7 +415,7 @@ fn what_stands_in_the_place_of_the_state_file_is_neither_read_nor_written() {
         assert_eq!(kinds(&shared), before);
         assert_eq!(std::fs::read(&precious).unwrap(), b"somebody's own");
     }
-    // What an earlier process was writing when it was killed goes away.
+    // The new state file of a killed process is removed.
     let shared = dir.path().join("left");
     std::fs::create_dir(&shared).unwrap();
     write(&shared, ".acervo-share.0123456789abcdef.new", b"half");
@@ -432,8 +433,8 @@ fn kinds(folder: &Path) -> BTreeMap<String, std::fs::FileType> {
     entries.map(kind).collect()
 }
 
-/// A file that was altered in place, with its modification time turned back, was served as it had been for ever; so was one
-/// that the disk had spoilt.
+/// Once a file that was changed in place with its modification time set back was served as it had
+/// been for ever. So was one that the disk had corrupted.
 #[test]
 fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
     let dir = tempfile::tempdir().unwrap();
@@ -444,7 +445,7 @@ fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
     let (folder, _) = open(dir.path());
     drop(folder);
     let before = identity_of(&path).unwrap();
-    // As long as it takes until the system's clock for files has moved on.
+    // Until the clock of the file system has advanced.
     while identity_of(&path).unwrap() == before {
         write(dir.path(), "a", b"behind");
         File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
@@ -452,15 +453,15 @@ fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
     let (folder, _) = open(dir.path());
     assert_eq!(folder.find(&name("a")).unwrap().content, content(b"behind"), "over a restart");
     drop(folder);
-    // Nobody looks at the folder meanwhile.
+    // No scan comes meanwhile.
     let never = FolderOptions { rescan_interval: Duration::from_secs(1 << 20), ..QUICK };
     let (folder, _watcher, changes, _) = watch_with(dir.path(), never);
     let offer = folder.offer(content(b"behind")).unwrap();
-    // Other bytes, of which the system knows nothing.
+    // Other bytes, of which the identity shows nothing.
     write(dir.path(), "a", b"befoul");
     let identity = identity_of(&path).unwrap();
     let offer = Offer { stamp: Some(identity.stamp), ..offer };
-    folder.known().files.get_mut(&name("a")).unwrap().identity = identity;
+    folder.known().set_identity(&name("a"), identity);
     folder.corrupted(&offer);
     assert!(folder.offer(content(b"behind")).is_none(), "it is withdrawn at once");
     assert!(folder.may_return(content(b"behind")), "the file may hold it after all");
@@ -468,7 +469,8 @@ fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
     assert_eq!(names(&folder), ["a"]);
 }
 
-/// Whoever asks is to know what is gone for good from what is only looked at, as after a touch.
+/// Peers have to tell a content that is gone from one whose file is only being hashed again, as
+/// after a touch.
 #[test]
 fn what_may_return_is_told_from_what_is_gone() {
     let dir = tempfile::tempdir().unwrap();
@@ -489,7 +491,7 @@ fn what_may_return_is_told_from_what_is_gone() {
         let modified = file.metadata().unwrap().modified().unwrap();
         file.set_modified(modified + Duration::from_secs(5)).unwrap();
     };
-    // Noticed by a server first, or by a look.
+    // First noticed by a server, or by a scan.
     for by_server in [true, false] {
         touch();
         if by_server {
@@ -512,7 +514,7 @@ fn what_may_return_is_told_from_what_is_gone() {
         hash(Ok(Manifest::of_bytes(b"1").unwrap()));
         scanner.scan_now(now);
     }
-    // It goes, at once or while it waits to be hashed.
+    // It is removed, at once or while it waits to be hashed.
     for is_touched in [false, true] {
         write(path, "film", b"1");
         touch();
@@ -530,7 +532,7 @@ fn what_may_return_is_told_from_what_is_gone() {
     }
 }
 
-/// That a file is not as it was is told at once, not when the folder is looked at again.
+/// A withdrawn file is announced at once, and not with the next scan.
 #[test]
 fn what_is_withdrawn_is_told_at_once() {
     let dir = tempfile::tempdir().unwrap();
@@ -543,7 +545,7 @@ fn what_is_withdrawn_is_told_at_once() {
     changes.recv_timeout(PATIENCE).expect("it is told");
 }
 
-/// A link in the place of a shared folder was followed: everything behind it was offered.
+/// Once a link in the place of a shared folder was followed, and everything behind it was offered.
 #[test]
 fn what_stands_in_the_place_of_a_shared_folder_is_not_offered() {
     let dir = tempfile::tempdir().unwrap();
@@ -570,7 +572,7 @@ fn what_stands_in_the_place_of_a_shared_folder_is_not_offered() {
         stand(&path);
         (0..3).for_each(|_| scanner.scan_now(now));
         assert!(names(&folder).is_empty() && folder.hashing().is_done(), "{number}");
-        // Nothing is kept there either.
+        // Nothing is saved there either.
         folder.note_change();
         folder.save();
         let is_kept = |folder: &Path| folder.join(state::STATE_FILE).exists();
@@ -581,7 +583,7 @@ fn what_stands_in_the_place_of_a_shared_folder_is_not_offered() {
         assert_eq!(names(&folder), ["film"], "{number}");
         assert!(folder.hashing().is_done(), "it is not hashed anew");
     }
-    // What is found is looked at and hashed in the folder that was listed, not in what stands in its place since.
+    // Files are looked at in the folder that was listed, not in what is in its place by now.
     write(&path, "new", b"333");
     let found = scanner.list().unwrap();
     std::fs::rename(&path, &away).unwrap();

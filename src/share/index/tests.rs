@@ -1,4 +1,4 @@
-//! The registry's index against a model that is as simple as can be, over random steps.
+//! The index against a model of lists, and its limits.
 
 use std::collections::BTreeMap;
 
@@ -20,11 +20,11 @@ fn address(number: u64) -> SocketAddr {
 }
 
 fn entry((of, what): (u8, u8)) -> FileEntry {
-    // A content has one size.
+    // The size follows from the content.
     FileEntry { name: name(of), size: u64::from(what) * 10, content: content(what) }
 }
 
-/// Peers of even and of odd numbers come from two IPs.
+/// Peers of even and of odd numbers come from two IP addresses.
 fn place(number: u64) -> PeerEndpoint {
     let origin = IpAddr::from([10, 0, 0, number as u8 % 2]);
     PeerEndpoint { address: address(number), origin, key: 0 }
@@ -72,7 +72,7 @@ fn step() -> impl Strategy<Value = IndexStep> {
     ]
 }
 
-/// The same with nothing but lists that are walked through.
+/// A model of the index: lists that are searched from end to end.
 #[derive(Default)]
 struct Model {
     peers: BTreeMap<u64, ModelPeer>,
@@ -87,8 +87,8 @@ struct ModelPeer {
 }
 
 impl Model {
-    /// Whether a peer may have these files in place of what it has. `raw` counts names that are given
-    /// twice twice, as the index does.
+    /// Whether a peer may have these files in place of its own. `raw` counts a name that is given
+    /// twice as two, as the index does.
     fn fits(&self, peer: u64, kept: usize, raw: usize) -> bool {
         let others: usize =
             self.peers.iter().filter(|(id, _)| **id != peer).map(|(_, p)| p.files.len()).sum();
@@ -287,7 +287,7 @@ fn the_index_answers_as_lists_that_are_walked_through_would() {
             prop_assert_eq!(taken, model.apply(step, now), "{:?}", step);
             compare(&index, &model, now)?;
         }
-        // Nothing is left behind by those who go.
+        // Nothing is left of those that are removed.
         index.expire(Duration::MAX, Duration::ZERO);
         prop_assert!(index.contents.is_empty() && index.names.is_empty());
         prop_assert_eq!(index.memory_bytes, 0);
@@ -339,7 +339,7 @@ fn name_of(peer: u64) -> FileName {
     FileName::new(&format!("of-peer-{peer}")).unwrap()
 }
 
-/// Four origins with a quarter each filled an index, and kept everybody else out.
+/// Once four IP addresses with a quarter each filled the index and kept everyone else out.
 #[test]
 fn who_takes_most_makes_room_for_who_takes_less() {
     let limits = IndexLimits {
@@ -368,17 +368,17 @@ fn who_takes_most_makes_room_for_who_takes_less() {
         join(&mut index, u64::from(origin), origin, 1).unwrap();
         join(&mut index, u64::from(origin) + 10, origin, 2).unwrap();
     }
-    // A fifth has the room that the heaviest have beyond what it takes itself.
+    // A fifth gets the space that the heaviest takes beyond what the fifth itself would.
     assert_eq!(join(&mut index, 5, 5, 2), Err(IndexError::Files));
     let forgotten = index.make_room(PeerId(5), at(5).origin, &files(2));
     assert_eq!(forgotten.len(), 1, "{forgotten:?}");
     assert!(forgotten[0].0.0 > 10, "the one with most files");
     join(&mut index, 5, 5, 2).unwrap();
-    // Whoever was forgotten takes it from nobody.
+    // A removed peer takes space from no one.
     let gone = forgotten[0].0.0;
     assert_eq!(join(&mut index, gone, gone as u8 - 10, 2), Err(IndexError::Files));
     assert_eq!(index.make_room(PeerId(gone), at(gone as u8 - 10).origin, &files(2)), []);
-    // A light one has its way as long as it is lighter than somebody.
+    // A light one gets space as long as it is lighter than another.
     let mut room = |peer: u64, origin: u8| {
         if join(&mut index, peer, origin, 1).is_err() {
             assert!(!index.make_room(PeerId(peer), at(origin).origin, &files(1)).is_empty());
@@ -386,13 +386,13 @@ fn who_takes_most_makes_room_for_who_takes_less() {
         }
     };
     (20..26).for_each(|origin| room(u64::from(origin), origin));
-    // Nobody has room for what no origin may have.
+    // No one is removed for more files than one IP address may have.
     let before = index.file_count();
     assert_eq!(index.make_room(PeerId(99), at(99).origin, &files(100)), []);
     assert_eq!(index.file_count(), before);
 }
 
-/// Two thousand names of one IP address were nearly all that anybody heard of.
+/// Once two thousand peers of one IP address were nearly all that an answer named.
 #[test]
 fn an_answer_names_few_of_one_origin_and_one_at_an_address() {
     let mut index = Index::new(IndexLimits::default());
@@ -424,7 +424,8 @@ fn an_answer_names_few_of_one_origin_and_one_at_an_address() {
     assert!(seen.len() > 200, "whoever asks again hears of others: {}", seen.len());
 }
 
-/// Seventy contents that one IP announced under a name hid the one of three others.
+/// Once seventy contents that one IP address announced under a name hid the content of three
+/// others.
 #[test]
 fn many_contents_of_one_origin_hide_none_that_is_at_several() {
     let source = |ip: u8, port: u16, what| Source {

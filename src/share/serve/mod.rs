@@ -1,21 +1,25 @@
-//! Serving: a peer's event loop that gives chunks of its files to other peers.
+//! Serves chunks of a peer's files to other peers.
 //!
-//! One thread owns the sockets (`service`); two others open and read the files (`source`), into
-//! buffers that go to the sockets as they are. What bounds it:
+//! One thread owns the sockets (`service`). Worker threads open and read the files (`read`), into
+//! buffers that are handed to the sockets without copying. Rules that bound it:
 //!
-//! - Each connection has a buffer for a slice of a chunk, and those who are quick have more for whole chunks as long as there are
-//!   some (`places`): so none waits for another one's slow line. Who has no turn within a second is told `BUSY`.
-//!   Memory is the sum of the buffers, whatever the number and size of the files.
-//! - A peer has a limit on what it may ask for ahead, and time limits on asking and on taking.
-//! - A connection keeps its place as long as it waits for a chunk or takes one. Without, whatever else comes on it, it
-//!   gives way to newcomers: so nobody keeps others out by being connected.
-//! - Under a rate limit, chunks are cut into pieces of a tick's worth, and all peers share the rate.
+//! - Memory is the sum of the buffers, whatever the number and size of the files. Each connection
+//!   has a buffer for a slice of a chunk; fast takers get one of a few buffers for whole chunks
+//!   (`places`). So no peer waits for memory that another's slow line holds. A peer whose turn does
+//!   not come within a second is answered BUSY.
+//! - A peer has a limited number of requests outstanding, and limited times for sending and for
+//!   taking.
+//! - A connection keeps its place while it waits for a chunk or takes one. Otherwise it gives way
+//!   to new connections, so that no one keeps others out by being connected.
+//! - Under a rate limit, chunks are cut into pieces of one tick's worth, and all peers share the
+//!   rate.
+//! - Every request has exactly one answer. A file that has changed is answered CHANGED, and its
+//!   [`Catalog`] is told.
 //!
-//! Every request has exactly one answer. What is offered is the business of [`Catalog`]; a file that
-//! turns out to have changed is denied with `CHANGED`, and the catalogue is told.
-//!
-//! Left out: files that were never asked of the catalogue, folders below the shared one, choking.
+//! Left out: choosing what is offered, which a [`Catalog`] does; and choking as in BitTorrent,
+//! because a peer owes nothing for what it gets.
 
+mod jobs;
 mod peers;
 mod places;
 mod read;
@@ -33,52 +37,53 @@ use crate::process::files::{self, TooFewFiles};
 use crate::share::offer::Catalog;
 use service::ShareService;
 
-/// How to serve.
+/// The parameters of [`PeerServer::start`].
 #[derive(Clone, Default)]
 pub struct ServeOptions {
-    /// Who serves, as it tells whoever connects; it may become another one.
+    /// The peer id to answer HELLO with. It changes if the membership draws a new one.
     pub peer: Arc<AtomicU64>,
-    /// What to serve; the first one that has something gives it.
+    /// The offers, in order of preference.
     pub catalogs: Vec<Arc<dyn Catalog>>,
-    /// The most bytes to send a second, on the average and to all together; no limit when absent.
+    /// Upper bound of the average sending rate to all peers together, in bytes a second; `None` for
+    /// no limit.
     pub limit_bytes_per_s: Option<u64>,
-    /// TCP congestion control by the system's name for it (`reno`, `cubic`, `bbr`); the system's own
-    /// choice when absent.
+    /// TCP congestion control algorithm by the system's name (`reno`, `cubic`, `bbr`); `None` for
+    /// the system's default.
     pub congestion: Option<String>,
-    /// Connections at once; when absent [`SHARE_CONNECTIONS_MAX`](limits::SHARE_CONNECTIONS_MAX), or fewer where the system
-    /// allows few open files.
+    /// The number of connections at once. `None`:
+    /// [`SHARE_CONNECTIONS_MAX`](limits::SHARE_CONNECTIONS_MAX), or fewer if the system allows few
+    /// open files.
     pub connections_max: Option<usize>,
 }
 
-/// Why a peer cannot serve.
+/// Why a peer could not start to serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// No event loop.
+    /// The event loop could not be created.
     #[error(transparent)]
     Loop(#[from] LoopError),
-    /// No room for connections.
+    /// The system allows too few open files.
     #[error(transparent)]
     Files(#[from] TooFewFiles),
-    /// No threads.
+    /// The system refused a thread.
     #[error("cannot start the threads that serve files: {0}; is the limit on processes too low?")]
     Threads(#[source] io::Error),
 }
 
-/// What a server has done so far.
-#[cfg(any(test, feature = "internals"))]
+/// What a server has done since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServeStatus {
-    /// Peers connected now.
+    /// The number of connections now.
     pub peers: u64,
-    /// Chunks sent.
+    /// The number of chunks sent.
     pub chunks: u64,
-    /// Bytes of them.
+    /// The number of bytes of chunks sent.
     pub bytes: u64,
-    /// The longest time that the event loop was away from its sockets.
-    pub longest_stall: std::time::Duration,
+    /// The longest time that the event loop has been away from its sockets.
+    pub longest_stall: Duration,
 }
 
-/// A [`ServeStatus`] that one thread keeps up to date and others read.
+/// The fields of [`ServeStatus`], written by the loop and read by others.
 #[derive(Debug, Default)]
 struct ServeCounters {
     peers: AtomicU64,
@@ -88,7 +93,7 @@ struct ServeCounters {
     stop: AtomicBool,
 }
 
-/// A running server. It stops when it is dropped.
+/// A running server. Dropping it stops it.
 #[derive(Debug)]
 pub struct PeerServer {
     address: SocketAddr,
@@ -98,14 +103,14 @@ pub struct PeerServer {
 }
 
 impl PeerServer {
-    /// Starts to serve on a bound address.
+    /// Starts to serve on a bound socket.
     ///
     /// # Errors
-    ///
-    /// This process may not have another event loop or thread, or so few open files that there is room for nobody.
+    /// The system refuses an event loop or a thread, or allows too few open files.
     pub fn start(listener: Listener, options: ServeOptions) -> Result<PeerServer, ServeError> {
         let address = listener.address();
-        // The other half is for downloads and for the files themselves: else strangers who say nothing would take them all.
+        // Half of the open files is left to downloads and to the files themselves. Otherwise
+        // connections that send nothing could take them all.
         let room = files::half_room(limits::SHARE_CONNECTIONS_MAX)?;
         let config = LoopConfig {
             tick_interval: Some(match options.limit_bytes_per_s {
@@ -133,13 +138,10 @@ impl PeerServer {
         Ok(PeerServer { address, counters, wake, thread })
     }
 
-    /// Where it serves.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What it has done so far.
-    #[cfg(any(test, feature = "internals"))]
     pub fn status(&self) -> ServeStatus {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ServeStatus {

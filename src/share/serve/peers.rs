@@ -1,4 +1,9 @@
-//! The books of a server's peers: what each has asked for, gets, and watches.
+//! The state of one connection of a server: requests, buffers on their way out, and watched
+//! contents.
+//!
+//! Rule: a buffer that was read for a peer is counted until the system has taken all of it
+//! (`reading`, then `outgoing`, then `pieces`), so that `holds` is the number of buffers the peer
+//! occupies.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -11,7 +16,7 @@ use crate::limits;
 use crate::model::ContentId;
 use crate::share::chunks::ChunkSet;
 
-/// A chunk that was asked for.
+/// A request for a chunk that waits for its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ChunkRequest {
     pub request: u64,
@@ -19,21 +24,21 @@ pub(super) struct ChunkRequest {
     pub index: u64,
 }
 
-/// A chunk, or a slice of one, on its way out: the chunk's announcing frame, and the rest of the bytes.
+/// A chunk or a slice that was read and is to be sent, and the frame that announces the chunk.
 #[derive(Debug)]
 pub(super) struct OutgoingChunk {
-    /// Until it is sent.
+    /// `None` once it has been sent.
     pub header: Option<Vec<u8>>,
     pub bytes: Bytes,
-    /// Nothing of its chunk comes after it.
+    /// Whether this is the end of its chunk.
     pub ends_chunk: bool,
 }
 
-/// A piece of a chunk that was handed to the connection.
+/// A part of a chunk that was handed to the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SentPiece {
     pub bytes: usize,
-    /// Its buffer is free when it is taken.
+    /// Whether its buffer is free when it has been taken.
     pub ends_buffer: bool,
     pub ends_chunk: bool,
 }
@@ -44,61 +49,61 @@ pub(super) struct SlicedChunk {
     pub wanted: ChunkRequest,
     /// The chunk's length in bytes.
     pub length: usize,
-    /// Bytes of it that have been read.
+    /// How many of its bytes have been read.
     pub read: usize,
 }
 
 impl SlicedChunk {
-    /// The length of the next slice in bytes.
     pub(super) fn next_len(&self) -> usize {
+        assert!(self.read < self.length, "{self:?} has a next slice");
         (self.length - self.read).min(limits::UPLOAD_SLICE_BYTES)
     }
 }
 
-/// A content of which a peer wants to know each new chunk.
+/// A content whose new chunks are announced to a peer.
 #[derive(Debug)]
 pub(super) struct ContentWatch {
     pub request: u64,
     pub content: ContentId,
-    /// What it was told of.
+    /// The chunks that have been announced.
     pub told: ChunkSet,
 }
 
-/// One peer.
 #[derive(Debug)]
 pub(super) struct ServedPeer {
     pub address: SocketAddr,
-    /// When it had its last turn, or connected, in order.
+    /// The order of its last turn, or of its connection.
     pub last_turn: u64,
     pub greeted: bool,
-    /// It keeps its place, whoever comes.
+    /// Whether the event loop was told not to close it for a new connection.
     pub keeps_place: bool,
-    /// Its connection is being closed, or is gone: nothing more is read for it.
+    /// Whether its connection is closed or about to be: nothing more is read for it.
     pub is_ending: bool,
-    /// Asked for, and not being read yet.
+    /// Requests that are not being read yet.
     pub wanted: VecDeque<ChunkRequest>,
-    /// Being read, as a whole or a slice of it.
+    /// The number of its jobs that are outstanding.
     pub reading: usize,
-    /// The chunk that is sent in slices, until its last one has been read. Meanwhile nothing else is read for it.
+    /// The chunk that is being sent in slices, until the last one has been read. Nothing else is
+    /// read for the peer meanwhile.
     pub slices: Option<SlicedChunk>,
-    /// Read, and not handed to the connection whole.
+    /// Read, and not completely handed to the connection.
     pub outgoing: VecDeque<OutgoingChunk>,
-    /// Handed to the connection and not taken by the system.
+    /// Handed to the connection, and not completely taken by the system.
     pub pieces: VecDeque<SentPiece>,
-    /// A chunk is sent in part, so that no frame may be.
+    /// Whether a chunk is being sent in parts, so that no frame may be sent.
     pub is_within_chunk: bool,
-    /// Bytes of the chunk that it takes now, in pieces that the system has taken whole.
+    /// Bytes of the present chunk in pieces that the system has taken completely.
     pub taken_bytes: u64,
-    /// Frames that may not come between a chunk's pieces.
+    /// Frames to be sent after the present chunk.
     pub deferred: Vec<u8>,
     pub watches: Vec<ContentWatch>,
-    /// For how long it has kept this side waiting over the chunk that it takes now, until `waited_for` …
+    /// How long this side has waited for it over the present chunk, up to `waited_for`.
     pub kept_waiting: Duration,
-    /// … and since when it does so again.
+    /// Since when this side waits for it again.
     pub waited_for: Option<Instant>,
-    /// The same over the last chunk.
+    /// How long this side waited for it over the previous chunk.
     pub took: Option<Duration>,
-    /// When it last had its turn, or asked after it had wanted nothing.
+    /// When it last had its turn, or made a request when it had none.
     pub waiting_since: Option<Instant>,
 }
 
@@ -132,47 +137,46 @@ impl ServedPeer {
         }
     }
 
-    /// Buffers that it has, of one kind or another.
+    /// The number of buffers that it occupies.
     pub(super) fn holds(&self) -> usize {
         let handed_to_the_end = self.pieces.iter().filter(|piece| piece.ends_buffer).count();
         self.reading + self.outgoing.len() + handed_to_the_end
     }
 
-    /// Whether a chunk is being sent to it.
     pub(super) fn is_served(&self) -> bool {
         self.slices.is_some() || self.holds() > 0
     }
 
-    /// Whether it wants something, and nothing is being sent to it.
+    /// Whether it has requested a chunk and is not being sent anything.
     pub(super) fn is_waiting(&self) -> bool {
         !self.wanted.is_empty() && !self.is_served()
     }
 
-    /// How it takes its chunks.
     pub(super) fn times(&self, now: Instant) -> TakerTimes {
         let again = self.waited_for.map(|since| now.saturating_duration_since(since));
         let taking = self.kept_waiting + again.unwrap_or_default();
         TakerTimes { took: self.took, taking }
     }
 
-    /// Whether this side waits for it from now on.
+    /// Sets whether this side waits for the peer from now on.
     pub(super) fn wait_for(&mut self, is_waited_for: bool, now: Instant) {
         self.kept_waiting = self.times(now).taking;
         self.waited_for = is_waited_for.then_some(now);
     }
 
-    /// Bytes that it has taken of the present chunk, when so many wait on its connection.
+    /// Bytes that it has taken of the present chunk; `queued` bytes wait on its connection.
     pub(super) fn taken_bytes(&self, queued: usize) -> u64 {
         let handed: usize = self.pieces.iter().map(|piece| piece.bytes).sum();
         self.taken_bytes + handed.saturating_sub(queued) as u64
     }
 
-    /// The system has taken a piece whole.
+    /// The system has taken a piece completely.
     pub(super) fn piece_taken(&mut self, now: Instant) {
-        let Some(piece) = self.pieces.pop_front() else { return };
+        // The network layer reports each piece once, in the order in which they were handed over.
+        let piece = self.pieces.pop_front().expect("a piece was handed to the connection");
         self.taken_bytes += piece.bytes as u64;
         if piece.ends_chunk || self.pieces.is_empty() {
-            // Until the next slice has been read it waits for this side.
+            // Until the next slice has been read, the peer waits for this side.
             self.wait_for(!self.pieces.is_empty(), now);
         }
         if piece.ends_chunk {
@@ -181,17 +185,17 @@ impl ServedPeer {
         }
     }
 
-    /// Whether it is being served, or waits for that.
+    /// Whether it is being sent a chunk, or waits for one.
     pub(super) fn is_uploading(&self) -> bool {
         !self.wanted.is_empty() || self.is_served()
     }
 
-    /// Whether it is to be told of new chunks now. What is not told now is told later.
+    /// Whether new chunks are to be announced to it now. What is left out is announced later.
     pub(super) fn is_to_be_notified(&self) -> bool {
         !self.watches.is_empty() && !self.is_backlogged()
     }
 
-    /// Whether so much waits behind the chunk that nothing more is to be asked, or told.
+    /// Whether so many frames wait for the end of the chunk that no more requests are to be read.
     pub(super) fn is_backlogged(&self) -> bool {
         self.deferred.len() > limits::BEHIND_CHUNK_BYTES_MAX
     }
@@ -202,13 +206,14 @@ mod tests {
     use super::super::places::TakerSpeed;
     use super::*;
 
-    /// Under a rate 28 connections that took a little every ten seconds had every place for good.
+    /// Once 28 connections that took a little every ten seconds under a rate limit had every place
+    /// for good.
     #[test]
     fn whoever_does_not_take_what_it_is_given_is_slow_also_under_a_rate() {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
         let mut peer = ServedPeer::new(SocketAddr::from(([127, 0, 0, 1], 1)), 1);
-        // It takes what it is given now and then, and is slow by the sum of what it does not take.
+        // It takes what it is given now and then, and is slow by the sum of the times it does not.
         for turn in 0..6 {
             peer.wait_for(true, at(1000 * turn));
             assert!(peer.times(at(1000 * turn)).taker() != TakerSpeed::Slow, "turn {turn}");
@@ -216,7 +221,7 @@ mod tests {
         }
         assert_eq!(peer.times(at(9000)).taking, Duration::from_millis(540));
         assert_eq!(peer.times(at(9000)).taker(), TakerSpeed::Slow);
-        // Of a chunk in two pieces it has taken one and a half.
+        // It has taken one and a half of two pieces of a chunk.
         let piece = |bytes, ends| SentPiece { bytes, ends_buffer: ends, ends_chunk: ends };
         peer.pieces.extend([piece(600, false), piece(400, true)]);
         peer.piece_taken(at(9000));
@@ -227,7 +232,7 @@ mod tests {
         assert_eq!(peer.took, Some(Duration::from_millis(540)));
     }
 
-    /// What is read between two slices is this side's time, and not the peer's.
+    /// The time in which a slice is read is this side's time.
     #[test]
     fn a_peer_is_not_slow_for_what_is_still_being_read() {
         let start = Instant::now();

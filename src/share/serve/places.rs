@@ -1,36 +1,43 @@
-//! How peers share a server's memory and its line. Pure.
+//! Decides how peers share a server's memory and its line.
 //!
-//! - **Nobody waits for memory that another one's slow line holds.** Each connection has a buffer for one slice of a chunk
-//!   to itself. Whoever is new or slow, or finds no buffer for a whole chunk, is sent its chunk slice by slice, each read
-//!   when the one before has been taken. So a verdict costs whoever it meets little, and nobody is cut off to make room.
-//! - **Buffers for whole chunks are for quick peers.** The next one is for the origin (an IP) whose peers hold the fewest
-//!   buffers, among its peers for the one that has waited longest. One is kept for chunks that were said to be wrong.
-//! - **Of the slow peers of one origin only some are served at once**, so that on a slow line, where everybody is slow, a
-//!   hundred connections of one origin do not take a hundred shares. They take turns, chunk by chunk: whoever has waited
-//!   longest is next. Those that are far slower than what one has shown itself do not count for it: they take next to
-//!   nothing of the line. So it waits for no more turns of peers that have shown no more than it than its origin has peers.
-//! - **Nobody is cut off for the sake of others.** A connection over which nearly nothing goes is closed after a minute.
+//! - **No peer waits for memory that another's slow line holds.** Each connection has a buffer for
+//!   one slice of a chunk. A peer that is new or slow, or finds no buffer for a whole chunk, is
+//!   sent its chunk slice by slice; each slice is read when the previous one has been taken. So
+//!   being judged slow costs a peer little, and none is cut off to make room.
+//! - **Buffers for whole chunks are for fast takers.** The next one goes to the IP address whose
+//!   peers hold the fewest buffers, and among its peers to the one that has waited longest. One
+//!   buffer is kept for chunks that were reported as wrong.
+//! - **Of the slow peers of one IP address only some are served at once.** Otherwise, on a slow
+//!   line where every peer is slow, a hundred connections of one address would take a hundred
+//!   shares. They take turns chunk by chunk; the one that has waited longest is next. Peers that
+//!   are far slower than one has shown to be do not count for it, since they take almost nothing of
+//!   the line. So a peer waits for no more turns of peers that are no faster than there are peers
+//!   at its address.
+//! - **No peer is cut off for the sake of others.** Only a connection over which almost nothing is
+//!   sent is closed, after a minute.
+//!
+//! The module is pure: the caller passes the times and the number of free buffers.
 
 use std::time::Duration;
 
 use crate::limits;
 
-/// How a peer takes its chunks.
+/// How fast a peer takes its chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TakerSpeed {
-    /// It has taken none yet.
+    /// It has taken no chunk yet.
     New,
     Quick,
     Slow,
 }
 
-/// How long a peer keeps this side waiting: without a limit on its rate, from handing over a chunk, or a slice of it, until it
-/// is taken; with one, while it has not taken what it was given already.
+/// How long this side has been waiting for a peer. Without a rate limit: from handing over a chunk
+/// or a slice until it is taken. With one: while the peer has not taken what it was given.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TakerTimes {
-    /// Over the last chunk.
+    /// Over the previous chunk; `None` if there was none.
     pub took: Option<Duration>,
-    /// Over the present one so far.
+    /// Over the present chunk so far.
     pub taking: Duration,
 }
 
@@ -44,14 +51,14 @@ impl TakerTimes {
         }
     }
 
-    /// At which rate it took its last chunk, in bytes a second; 0 when it has taken none.
+    /// The rate at which it took its previous chunk, in bytes a second; 0 if there was none.
     pub(super) fn shown_rate(self) -> f64 {
         let of = |took: Duration| limits::CHUNK_BYTES as f64 / took.as_secs_f64().max(0.001);
         self.took.map_or(0.0, of)
     }
 
-    /// At which rate it takes its present chunk, of which it has taken so many bytes. As long as that says little it is what
-    /// it has shown, if that is more.
+    /// The rate at which it takes its present chunk, of which it has taken `taken_bytes`. While the
+    /// chunk has just begun, the rate of the previous one counts if it is higher.
     pub(super) fn rate(self, taken_bytes: u64) -> f64 {
         let over = self.taking.max(limits::UPLOAD_SLOW_AFTER);
         let rate = taken_bytes as f64 / over.as_secs_f64();
@@ -59,19 +66,19 @@ impl TakerTimes {
         if is_new { rate.max(self.shown_rate()) } else { rate }
     }
 
-    /// Whether nearly nothing goes over its connection.
+    /// Whether almost nothing is sent over its connection.
     pub(super) fn has_stopped(self, taken_bytes: u64) -> bool {
         self.taking >= limits::UPLOAD_CHUNK_TIMEOUT
             && self.rate(taken_bytes) < limits::SOURCE_RATE_MIN as f64
     }
 }
 
-/// The numbers in the rules; tests draw them small.
+/// The numbers in the rules. Tests make them small.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PlaceRules {
-    /// See [`limits::UPLOAD_CHUNKS_PER_PEER_MAX`].
+    /// Buffers for whole chunks that one peer may have.
     pub whole_per_peer_max: usize,
-    /// See [`limits::UPLOAD_SLOW_PER_ORIGIN_MAX`].
+    /// Slow peers of one IP address that are served at once.
     pub slow_per_origin_max: usize,
 }
 
@@ -84,18 +91,19 @@ impl Default for PlaceRules {
     }
 }
 
-/// A peer that may have a buffer for a whole chunk.
+/// A peer that may get a buffer for a whole chunk.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BufferClaim {
-    /// Buffers of all peers of its origin.
+    /// The number of buffers held by all peers of its IP address.
     pub origin_holds: usize,
-    /// When it had its last turn, or connected, in order. That it was told to come later does not matter.
+    /// The order of its last turn, or of its connection. Being answered BUSY does not change it.
     pub last_turn: u64,
 }
 
 impl PlaceRules {
-    /// Whether a peer that has `holds` buffers, and no chunk that is sent in slices, may have one more for a whole chunk, of
-    /// which `free` are left; the second round of turns is for those who have some already.
+    /// Whether a peer that holds `holds` buffers, and is not being sent slices, may have one more
+    /// for a whole chunk. `free` buffers are left. The second round is for peers that hold some
+    /// already.
     pub(super) fn may_have_whole(
         &self,
         free: usize,
@@ -107,8 +115,8 @@ impl PlaceRules {
         taker == TakerSpeed::Quick && is_its_round && free > 1
     }
 
-    /// Whether a peer to which nothing is being sent may begin with a chunk in slices, when slow ones of its origin are
-    /// being sent one at these rates.
+    /// Whether a peer that is not being sent anything may start with a chunk in slices.
+    /// `slow_rates` are those of the slow peers of its IP address that are being sent one.
     pub(super) fn may_begin(&self, times: TakerTimes, slow_rates: &[f64]) -> bool {
         let shown = times.shown_rate();
         let count = |rate: &&f64| **rate * limits::UPLOAD_FAR_FACTOR >= shown;
@@ -117,7 +125,7 @@ impl PlaceRules {
     }
 }
 
-/// Which of these has the next buffer for a whole chunk.
+/// The index of the claim that gets the next buffer for a whole chunk.
 pub(super) fn next_whole(claims: &[BufferClaim]) -> Option<usize> {
     (0..claims.len()).min_by_key(|at| (claims[*at].origin_holds, claims[*at].last_turn))
 }
@@ -133,23 +141,23 @@ mod tests {
 
     const CHUNK: f64 = limits::CHUNK_BYTES as f64;
 
-    /// A peer that wants chunk after chunk.
+    /// A simulated peer that requests chunk after chunk.
     #[derive(Clone, Debug, Default)]
     struct SimPeer {
         origin: usize,
-        /// Bytes a second that its own line takes.
+        /// Bytes a second that its own line carries.
         rate: f64,
-        /// Comes back at once when it was cut off.
+        /// Whether it comes back at once after it was cut off.
         is_stubborn: bool,
-        /// It takes nothing before, as its disk is busy.
+        /// Until this time it takes nothing, because its disk is busy.
         pauses_until: Duration,
         last_turn: u64,
-        /// When it asks next, if it is not in the line.
+        /// When it requests a chunk again, if it is not waiting.
         asks_at: Duration,
         waits_since: Option<Duration>,
-        /// What is left of each chunk that it has.
+        /// The bytes left of each chunk that it is being sent.
         left: VecDeque<f64>,
-        /// The one that it has is sent in slices.
+        /// Whether it is being sent a chunk in slices.
         has_slices: bool,
         taking: Duration,
         took: Option<Duration>,
@@ -183,7 +191,7 @@ mod tests {
         }
     }
 
-    /// A server with a line of its own, in virtual time.
+    /// A simulated server with a limited line, in virtual time.
     struct SimServer {
         peers: Vec<SimPeer>,
         rules: PlaceRules,
@@ -217,7 +225,7 @@ mod tests {
             self.peers.push(peer);
         }
 
-        /// The line is shared equally, and nobody takes more than it can.
+        /// Sends for one step. The line is shared equally, and no peer takes more than it can.
         fn send(&mut self) {
             let seconds = self.step.as_secs_f64();
             let now = self.now;
@@ -269,7 +277,7 @@ mod tests {
                 }
                 self.marks += 1;
                 peer.last_turn = self.marks;
-                // As the swarm of a download does.
+                // The back-off of a download's swarm.
                 let away = limits::SOURCE_AWAY_MIN * (1 << peer.failures.min(5));
                 peer.failures += 1;
                 peer.asks_at = self.now + if peer.is_stubborn { Duration::ZERO } else { away };
@@ -306,7 +314,7 @@ mod tests {
             peer.waits_since = Some(self.now);
         }
 
-        /// Who has had a turn among the slow ones.
+        /// Gives out buffers. Returns the slow peers that have had a turn.
         fn read_ahead(&mut self) -> Vec<usize> {
             for second_round in [false, true] {
                 loop {
@@ -353,7 +361,7 @@ mod tests {
             slow_turns
         }
 
-        /// Who has had a turn among the slow ones.
+        /// Lets one step of time pass. Returns the slow peers that have had a turn.
         fn step(&mut self) -> Vec<usize> {
             self.now += self.step;
             self.send();
@@ -376,7 +384,8 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// How long a peer that comes when the others have long been there takes over a hundred chunks.
+    /// How long a fast peer takes over a hundred chunks if it comes when the others have been
+    /// served for a while.
     fn time_of_one_more(others: usize, others_take: Duration) -> Duration {
         let rate = CHUNK / others_take.as_secs_f64();
         let other = |at: usize| SimPeer { origin: 1 + at, ..SimPeer::of(rate) };
@@ -391,7 +400,7 @@ mod tests {
         server.now - secs(8)
     }
 
-    /// 24 takers of 300 KiB/s had all places, and a download of a second took 26.
+    /// Once 24 takers of 300 KiB/s had all places, and a download of one second took 26.
     #[test]
     fn slow_takers_never_make_a_quick_one_slower() {
         let alone = time_of_one_more(0, secs(1));
@@ -409,8 +418,9 @@ mod tests {
         }
     }
 
-    /// Two hundred addresses that take 5 KB a second, and come again when they are cut off, had every place for as long as
-    /// they liked; a quick one whose disk was busy for a second counted as slow, and was not served again in half a minute.
+    /// Once two hundred addresses that took 5 KB a second, and came back when they were cut off,
+    /// had every place for as long as they liked. A fast peer whose disk had been busy for a second
+    /// counted as slow, and was not served again for half a minute.
     #[test]
     fn slow_takers_that_come_again_never_keep_a_quick_one_out() {
         let crowds = [(48, 48), (200, 200), (1000, 1000), (200, 1), (1000, 4)];
@@ -448,7 +458,8 @@ mod tests {
         }
     }
 
-    /// Also a quick one of the very address from which a crowd takes slowly is served again when its disk was busy for once.
+    /// A fast peer at the very address of a crowd of slow ones is served again after its disk was
+    /// busy once.
     #[test]
     fn a_crowd_of_an_address_does_not_keep_out_a_quick_one_of_the_same() {
         for others in [48, 200] {
@@ -465,7 +476,8 @@ mod tests {
         }
     }
 
-    /// A person on a slow line gets on, slowly, however many others there are and whatever they take.
+    /// A person on a slow line makes progress, however many others there are and whatever they
+    /// take.
     #[test]
     fn who_has_a_slow_line_gets_on_beside_any_crowd() {
         for (rate, others_take) in [(50_000.0, 5000.0), (5000.0, 5000.0), (20_000.0, 100.0 * CHUNK)]
@@ -486,8 +498,9 @@ mod tests {
         }
     }
 
-    /// Small numbers, any peers: buffers for whole chunks are as many as there are, whoever is not slow is served at once, and
-    /// whoever is slow when as many others that have shown no more have had a turn as its origin has peers.
+    /// With random peers and small numbers: there are never more buffers than exist, a peer that is
+    /// not slow is served at once, and a slow one waits for no more turns of peers no faster than
+    /// itself than its address has peers.
     #[test]
     fn nobody_waits_for_more_turns_than_its_address_has_peers() {
         let seed = rand::random();
@@ -537,8 +550,9 @@ mod tests {
         }
     }
 
-    /// On a line of ten megabits a second everybody is slow. When whoever came cut off who had taken most, of the 720 chunks
-    /// that the line carries in this time 255 arrived at 30 takers, 55 at 60 and none at 100.
+    /// On a line of ten megabits a second every peer is slow. When new connections cut off those
+    /// that had taken most, of the 720 chunks that the line carries in this time 255 arrived at 30
+    /// takers, 55 at 60 and none at 100.
     #[test]
     fn a_crowd_on_a_slow_line_loses_next_to_nothing() {
         let uplink = 1.2 * CHUNK;
@@ -556,7 +570,7 @@ mod tests {
         }
     }
 
-    /// Connections that take nothing, or very little, and come back as soon as they are cut off.
+    /// Connections that take nothing or very little, and come back as soon as they are cut off.
     #[test]
     fn whoever_takes_nothing_costs_the_others_next_to_nothing() {
         for (honest, rate) in [(10, 5_000.0), (30, 0.0)] {
@@ -571,7 +585,7 @@ mod tests {
         }
     }
 
-    /// Two hundred connections of one origin that take whatever they get, and one of another.
+    /// Two hundred connections of one address that take all they get, and one of another address.
     #[test]
     fn an_origin_has_as_much_as_another_however_many_its_connections() {
         let peers = [
@@ -582,7 +596,8 @@ mod tests {
         server.run(secs(20));
         let chunks = server.peers.last().map_or(0, |peer| peer.chunks);
         println!("{chunks} of a thousand chunks");
-        // One share of 17, but while all others are new. By connections it would have had five chunks.
+        // One share of 17, but for the start when all others are new. By connections it would be
+        // five.
         assert!(chunks >= 25, "{chunks} of a thousand chunks");
     }
 
@@ -597,7 +612,7 @@ mod tests {
             [TakerSpeed::New, TakerSpeed::New, TakerSpeed::Slow]
         );
         assert_eq!([of(Some(499), 0), of(Some(0), 500)], [TakerSpeed::Quick, TakerSpeed::Slow]);
-        // Until it has taken another one in time.
+        // It is slow until it has taken another chunk in time.
         assert_eq!([of(Some(500), 0), of(Some(20), 0)], [TakerSpeed::Slow, TakerSpeed::Quick]);
     }
 
@@ -607,7 +622,7 @@ mod tests {
             |took: Option<u64>, taking| TakerTimes { took: took.map(secs), taking: secs(taking) };
         assert!(times(None, 61).has_stopped(61 * 1000) && !times(None, 61).has_stopped(61 * 1100));
         assert!(!times(None, 59).has_stopped(0));
-        // What it has shown counts until more can be told.
+        // The rate of the previous chunk counts until more is known.
         assert_eq!(times(Some(2), 1).rate(0), CHUNK / 2.0);
         assert_eq!(times(Some(2), 4).rate(4000), 1000.0);
         let rules = PlaceRules { slow_per_origin_max: 2, whole_per_peer_max: 1 };

@@ -1,9 +1,11 @@
-//! Reads chunks of offered files, on worker threads, and takes nothing for granted about them.
+//! Reads chunks of offered files, on worker threads.
 //!
-//! A name in a shared folder may have become anything since it was hashed: a link out of the folder,
-//! a FIFO whose opening would block, a device, another file. So each chunk opens its file anew,
-//! below the folder and through no link, and looks before and after reading whether it is still the
-//! regular file that was hashed.
+//! A name in a shared folder may lead to anything by now: a link out of the folder, a FIFO whose
+//! opening would block, a device, another file.
+//!
+//! Rule: each read opens the file anew, below the folder and through no link, and checks before and
+//! after reading that it still is the regular file that was hashed. Which bytes are compared with
+//! their hash as well is said at `read_by`.
 
 use std::fs::File;
 use std::io;
@@ -16,29 +18,24 @@ use crate::share::content::{chunk_len, chunk_offset};
 use crate::share::offer::{FileStamp, Offer};
 use crate::wire::share::DenialCode;
 
-/// Why a chunk cannot be had from its file.
+/// Why a chunk cannot be read from its file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
-    /// There is no such file any more.
+    /// There is no file of this name any more.
     #[error("{0} is not in the shared folder any more")]
     Gone(String),
-    /// It is not a regular file of the folder.
+    /// The name leads to something else than a regular file.
     #[error("{0} is not a regular file of the shared folder")]
     NotAFile(String),
-    /// It is not what was hashed.
+    /// Its stamp or its content has changed.
     #[error("{0} was changed since it was offered")]
     Changed(String),
-    /// It looks as it did when it was hashed, and holds something else.
+    /// Its stamp is unchanged, but it holds other bytes than were hashed.
     #[error("{0} does not hold what was hashed")]
     Corrupted(String),
-    /// The system does not let it be read.
+    /// The system refuses to read it.
     #[error("{file} cannot be read: {source}")]
-    Unreadable {
-        /// Its name.
-        file: String,
-        /// What the system said.
-        source: io::Error,
-    },
+    Unreadable { file: String, source: io::Error },
 }
 
 impl ReadError {
@@ -53,14 +50,13 @@ impl ReadError {
     }
 }
 
-/// Opens the file of an offer.
 fn open(offer: &Offer) -> Result<File, ReadError> {
     let name = || offer.file.clone();
     let folder_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    // NONBLOCK: a FIFO opens at once instead of waiting for a writer; it means nothing for files.
+    // NONBLOCK: a FIFO opens at once instead of waiting for a writer. It has no effect on files.
     let flags =
         OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    // A catalogue gives names, not paths; joining one to a folder must not leave it whatever it holds.
+    // A catalogue gives names, not paths: joining one to the folder must not leave it.
     if offer.file.contains('/') || matches!(&*offer.file, "" | "." | "..") {
         return Err(ReadError::NotAFile(name()));
     }
@@ -69,13 +65,13 @@ fn open(offer: &Offer) -> Result<File, ReadError> {
     match opened {
         Ok(file) => Ok(File::from(file)),
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Err(ReadError::Gone(name())),
-        // A link, and a socket or a device without a driver.
+        // A link, or a socket or device without a driver.
         Err(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO) => Err(ReadError::NotAFile(name())),
         Err(error) => Err(ReadError::Unreadable { file: name(), source: error.into() }),
     }
 }
 
-/// Whether the file is a regular one and looks as it should.
+/// Checks that the file is a regular one and has its stamp.
 fn check(file: &File, offer: &Offer) -> Result<(), ReadError> {
     let name = || offer.file.clone();
     let metadata =
@@ -89,7 +85,8 @@ fn check(file: &File, offer: &Offer) -> Result<(), ReadError> {
     }
 }
 
-/// Reads `buffer` full from `offset` on in chunk `index`, which the offer's content has ([`read_by`]).
+/// Fills `buffer` from `offset` on in chunk `index`, which the content has to have. See
+/// [`read_by`].
 pub(super) fn read(
     offer: &Offer,
     index: u64,
@@ -102,10 +99,10 @@ pub(super) fn read(
     read_by(fill, offer, index, offset, is_checked, buffer, whole)
 }
 
-/// Has `fill` read `buffer` full, and looks at the file before and after. With `is_checked` the whole chunk is
-/// compared with its hash, as the first slice of it always is where the file is being written to; `whole` is room for that
-/// where the buffer is for less. The slices after it are not: each would cost a reading of the whole, and whoever gets
-/// them compares.
+/// Has `fill` read the bytes, and checks the file before and after. With `is_checked`, or at the
+/// start of a chunk of a file that is being written, the whole chunk is compared with its hash;
+/// `whole` is scratch space for that if the buffer is shorter. Later slices are not compared: each
+/// would cost reading the whole chunk, and the receiver compares it anyway.
 fn read_by(
     fill: impl FnOnce(&File, &mut [u8], u64) -> io::Result<()>,
     offer: &Offer,
@@ -141,7 +138,7 @@ fn read_by(
         }
         Err(source) => return Err(ReadError::Unreadable { file: name(), source }),
     }
-    // What was written while it was read shows now, or in the receiver's check of the chunk.
+    // A write during the read shows now, or when the receiver verifies the chunk.
     check(file, offer)?;
     if is_compared && !offer.manifest.matches(index, read) {
         return Err(match offer.stamp {
@@ -228,8 +225,8 @@ mod tests {
         };
         let link = |path: &Path| std::os::unix::fs::symlink(&secret, path).unwrap();
         assert_eq!(replaced("link", &link), DenialCode::Changed);
-        // Made without a child process: a child holds every open file for a moment, the locks of
-        // other tests' folders among them.
+        // Made without a child process, which would hold every open file for a moment, and with
+        // them the locks of other tests' folders.
         let fifo = |path: &Path| {
             let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
             rustix::fs::mkfifoat(rustix::fs::CWD, path, mode).unwrap();
@@ -276,7 +273,7 @@ mod tests {
         assert_eq!(read(&offer, 0).unwrap(), b"before");
     }
 
-    /// Between the look at a file and the one after it is read.
+    /// The file is changed between the two checks.
     #[test]
     fn what_was_written_while_it_was_read_is_not_sent() {
         let folder = tempfile::tempdir().unwrap();
@@ -284,7 +281,7 @@ mod tests {
         let path = folder.path().join("file");
         let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(6).unwrap();
         let writes = |file: &File, bytes: &mut [u8], at: u64| {
-            // Longer, which shows however coarse the clock is.
+            // It gets longer, which is noticed however coarse the clock is.
             std::fs::write(&path, b"changed").unwrap();
             file.read_exact_at(bytes, at)
         };
@@ -292,7 +289,7 @@ mod tests {
         assert!(matches!(outcome, Err(ReadError::Changed(_))), "{outcome:?}");
     }
 
-    /// What a disk makes of a file, as far as anybody can tell from outside.
+    /// Changes a file as a broken disk does, so that its stamp stays the same.
     fn rot(offer: &mut Offer, path: &Path, bytes: &[u8]) {
         std::fs::write(path, bytes).unwrap();
         offer.stamp = Some(FileStamp::of(&std::fs::metadata(path).unwrap()));
@@ -305,7 +302,7 @@ mod tests {
         let path = folder.path().join("file");
         let modified = offer.stamp.unwrap().modified.unwrap();
         let file = File::options().write(true).open(&path).unwrap();
-        // As long as it takes until the system's clock for files has moved on.
+        // Until the clock of the file system has advanced.
         while FileStamp::of(&file.metadata().unwrap()).changed_ns == offer.stamp.unwrap().changed_ns
         {
             file.write_all_at(b"behind", 0).unwrap();

@@ -1,103 +1,35 @@
-//! The service behind a server's event loop.
+//! The service on a server's event loop: greetings and all requests but those for chunks, whose
+//! bytes are the affair of `uploads`.
+//!
+//! Rule: nothing here waits. Whatever reads a file is a job for a worker thread.
 
-use std::collections::{HashMap, VecDeque};
+mod uploads;
+
+use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
-
-use super::peers::{ChunkRequest, ContentWatch, OutgoingChunk, SentPiece, ServedPeer, SlicedChunk};
-use super::places::{BufferClaim, PlaceRules, TakerSpeed, next_whole};
-use super::read::{self, ReadError};
+use super::jobs::{self, ReadDone, ReadJob, SpotChecks};
+use super::peers::{ChunkRequest, ContentWatch, ServedPeer};
+use super::places::PlaceRules;
 use super::{ServeCounters, ServeOptions};
 use crate::limits;
 use crate::model::{ContentId, FileName, PeerId};
-use crate::net::{
-    Buffer, BufferPool, CloseReason, ConnectionId, ConnectionMap, Net, Service, WakeHandle,
-    origin_of,
-};
+use crate::net::{BufferPool, CloseReason, ConnectionId, ConnectionMap, Net, Service, WakeHandle};
 use crate::share::chunks::ChunkSet;
-use crate::share::content::{chunk_count, chunk_len};
+use crate::share::content::chunk_count;
 use crate::share::greeting;
 use crate::share::offer::{Available, Catalog, Offer};
 use crate::share::rate::TokenBucket;
 use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::{DenialCode, PeerReply, PeerRequest};
-use crate::workers::pool::{Pool, SubmitError};
+use crate::workers::pool::Pool;
 
-/// Who has a chunk read, or a slice of one.
-#[derive(Clone, Copy)]
-enum ReadFor {
-    /// A peer that wants it, and what it called its request.
-    Peer { id: ConnectionId, request: u64, is_slice: bool },
-    /// This side, since somebody said that it was wrong.
-    Doubt,
-}
-
-/// What to read: as many bytes of a chunk as the buffer is long.
-struct ReadJob {
-    reader: ReadFor,
-    catalog: Arc<dyn Catalog>,
-    offer: Offer,
-    index: u64,
-    /// From where on in the chunk.
-    offset: usize,
-    is_checked: bool,
-    buffer: Buffer,
-}
-
-/// What came of it. The buffer comes back whatever it was: the buffers bound the jobs outstanding, so none may be
-/// free any sooner than its job's place in the pool is.
-struct ReadDone {
-    reader: ReadFor,
-    catalog: Arc<dyn Catalog>,
-    offer: Offer,
-    buffer: Buffer,
-    outcome: Result<(), ReadError>,
-}
-
-fn work(mut job: ReadJob, whole: &mut Vec<u8>) -> ReadDone {
-    let (index, offset) = (job.index, job.offset);
-    let outcome = read::read(&job.offer, index, offset, job.is_checked, &mut job.buffer, whole);
-    let ReadJob { reader, catalog, offer, buffer, .. } = job;
-    ReadDone { reader, catalog, offer, buffer, outcome }
-}
-
-/// Which chunks are compared with their hashes before they are sent: those that are asked for a second time, since
-/// whoever got wrong bytes may not have said so; and of all others one in
-/// [`UPLOAD_CHECKED_EACH`](limits::UPLOAD_CHECKED_EACH), as a disk may rot at any time.
-#[derive(Default)]
-struct SpotChecks {
-    reads: u64,
-    /// Of each content what was sent, and what was checked.
-    contents: HashMap<ContentId, (ChunkSet, ChunkSet)>,
-}
-
-impl SpotChecks {
-    fn is_due(&mut self, content: ContentId, chunks: u64, index: u64) -> bool {
-        if self.contents.len() >= limits::UPLOAD_CHECKED_CONTENTS_MAX
-            && !self.contents.contains_key(&content)
-        {
-            // Everything is checked once more, the second time that it is asked for.
-            self.contents.clear();
-        }
-        let begin = || (ChunkSet::empty(chunks), ChunkSet::empty(chunks));
-        let (sent, checked) = self.contents.entry(content).or_insert_with(begin);
-        self.reads += 1;
-        let is_second = !sent.insert(index) && !checked.contains(index);
-        let is_due = is_second || self.reads.is_multiple_of(limits::UPLOAD_CHECKED_EACH);
-        if is_due {
-            checked.insert(index);
-        }
-        is_due
-    }
-}
-
-/// A rate limit and the piece that goes at once under it.
+/// The limit on the sending rate, and the size of the pieces into which it cuts chunks.
 struct RateLimit {
     bucket: TokenBucket,
     piece_bytes: usize,
@@ -109,16 +41,16 @@ pub(super) struct ShareService {
     rate_limit: Option<RateLimit>,
     peers: ConnectionMap<ServedPeer>,
     rules: PlaceRules,
-    /// Turns and connections so far, by which they are put in order.
+    /// Counts turns and connections. Its values order the peers by their last turn.
     turns: u64,
     checks: SpotChecks,
-    /// Chunks that were said to be wrong, each once; one at a time is looked at, so that whoever doubts everything takes
-    /// one buffer from those who want something.
+    /// Chunks that peers have reported as wrong, each once. They are read one at a time, so that a
+    /// peer which reports everything takes one buffer from the others.
     doubts: VecDeque<(ContentId, u64)>,
     is_doubt_read: bool,
-    /// Buffers of a whole chunk each, for takers that are quick.
+    /// Buffers of a whole chunk, for fast takers.
     buffers: BufferPool,
-    /// For slices, one for each connection.
+    /// Buffers of a slice, one for each connection.
     slices: BufferPool,
     readers: Pool<ReadJob, ReadDone>,
     counters: Arc<ServeCounters>,
@@ -133,7 +65,7 @@ impl ShareService {
     ) -> io::Result<ShareService> {
         let wake = wake.clone();
         let slices_max = options.connections_max.unwrap_or(limits::SHARE_CONNECTIONS_MAX);
-        // Each job has a buffer.
+        // Each job holds a buffer.
         let (threads, jobs_max) = (limits::UPLOAD_WORKERS, limits::UPLOAD_CHUNKS_MAX + slices_max);
         let readers = Pool::start(
             "share-read",
@@ -142,14 +74,14 @@ impl ShareService {
             move || wake.wake(),
             |_| {
                 let mut whole = Vec::new();
-                move |job| work(job, &mut whole)
+                move |job| jobs::work(job, &mut whole)
             },
         )?;
         let rate_limit = options.limit_bytes_per_s.map(|rate| {
             let tick_bytes = rate / (1000 / limits::PACED_TICK.as_millis() as u64);
             let piece =
                 tick_bytes.clamp(limits::PACED_PIECE_BYTES_MIN as u64, limits::CHUNK_BYTES as u64);
-            // What a few late ticks leave behind is made up for.
+            // The burst is four pieces, which makes up for a few late ticks.
             let bucket = TokenBucket::new(rate, 4 * piece, Instant::now());
             RateLimit { bucket, piece_bytes: piece as usize }
         });
@@ -186,7 +118,7 @@ impl ShareService {
             return;
         };
         peer.greeted = true;
-        // Whoever greets and asks for no chunk still gives way to whoever comes for one.
+        // A connection that is greeted and requests nothing still gives way to others.
         net.set_deadline(id, None);
         net.set_idle_timeout(id, Some(limits::SHARE_IDLE_TIMEOUT));
         net.set_frame_cap(id, limits::SHARE_REQUEST_BYTES_MAX);
@@ -221,8 +153,9 @@ impl ShareService {
         }
     }
 
-    /// Whether a connection keeps its place: it waits for a chunk, or takes one. What was handed to the system and is not
-    /// taken, as nobody reads it, does not count; nor do questions of other kinds, which are answered at once.
+    /// Updates whether a connection keeps its place: it waits for a chunk, or takes one. Bytes that
+    /// the system has accepted and the other side does not read do not count, nor do other
+    /// requests, which are answered at once.
     fn keep_place(&mut self, net: &mut Net, id: ConnectionId) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let keeps = peer.is_uploading() && net.write_stall(id) < limits::UPLOAD_IDLE_AFTER;
@@ -278,7 +211,8 @@ impl ShareService {
             return Err(denied(DenialCode::Busy, "too many contents are watched".to_owned()));
         }
         let runs = match &offer.available {
-            // Not by way of a set: this is asked for in sixty bytes, and a set of the chunks of a large file takes long.
+            // Without building a set, which takes long for a large file: the request is only 60
+            // bytes.
             Available::Whole if chunks == 0 => Vec::new(),
             Available::Whole => vec![(0, chunks)],
             Available::Partial(chunks) => {
@@ -296,7 +230,7 @@ impl ShareService {
 
     fn send_runs(&mut self, net: &mut Net, id: ConnectionId, request: u64, runs: &[(u64, u64)]) {
         let mut parts = runs.chunks(limits::RUNS_PER_FRAME_MAX);
-        // An answer is owed also when there is nothing to tell.
+        // The request has to be answered even if there are no chunks yet.
         let first = parts.next().unwrap_or_default();
         for part in std::iter::once(first).chain(parts) {
             let body = PeerReply::Have { runs: part.to_vec() };
@@ -304,7 +238,7 @@ impl ShareService {
         }
     }
 
-    /// Tells watchers what is new.
+    /// Announces new chunks to the peers that watch a content.
     fn notify_watchers(&mut self, net: &mut Net) {
         let watchers: Vec<ConnectionId> =
             self.peers.iter().filter(|(_, p)| p.is_to_be_notified()).map(|(id, _)| *id).collect();
@@ -320,7 +254,7 @@ impl ShareService {
         }
     }
 
-    /// Whether there can be more to tell later.
+    /// Announces new chunks of one content. Returns whether there may be more later.
     fn notify_watcher(
         &mut self,
         net: &mut Net,
@@ -336,10 +270,11 @@ impl ShareService {
             Available::Whole => ChunkSet::full(watch.told.chunks()),
             Available::Partial(chunks) => chunks.snapshot(),
         };
-        // What is taken back, as another program has changed it, comes back: it is told once.
+        // A chunk that another program has changed is fetched again and not announced a second
+        // time.
         let new = now.without(&watch.told).runs();
         for (first, count) in &new {
-            // They are new, and there are such chunks.
+            // The runs are chunks of the content that are not in the set, so this cannot fail.
             watch.told.insert_run(*first, *count);
         }
         if !new.is_empty() {
@@ -348,7 +283,7 @@ impl ShareService {
         !watch.told.is_full()
     }
 
-    /// Takes note of a wish for a chunk; or the answer to one that cannot be had.
+    /// Queues a request for a chunk, or returns the answer to one that cannot be served.
     fn want(
         &mut self,
         id: ConnectionId,
@@ -394,348 +329,7 @@ impl ShareService {
         }
     }
 
-    /// Has the next chunk that was said to be wrong read and compared. Whoever said so may be gone, or lie.
-    fn read_doubted(&mut self) {
-        while !self.is_doubt_read
-            && let Some((content, index)) = self.doubts.pop_front()
-        {
-            let Some((catalog, offer)) = self.offer(content) else { continue };
-            if index >= chunk_count(offer.manifest.size()) || !offer.available.contains(index) {
-                continue;
-            }
-            let Some(buffer) = self.buffers.take(chunk_len(index, offer.manifest.size())) else {
-                return self.doubts.push_front((content, index));
-            };
-            let reader = ReadFor::Doubt;
-            let job =
-                ReadJob { reader, catalog, offer, index, offset: 0, is_checked: true, buffer };
-            self.is_doubt_read = self.readers.submit(job).is_ok();
-            if !self.is_doubt_read {
-                log::error!("chunks have no thread to be read by");
-            }
-        }
-    }
-
-    /// Has chunks and slices read for those who want some, in turn, as far as there are buffers.
-    fn read_ahead(&mut self, net: &mut Net) {
-        self.go_on_with_slices(net);
-        if self.peers.values().all(|peer| peer.wanted.is_empty()) {
-            return;
-        }
-        let now = net.now();
-        let mut origins: HashMap<IpAddr, usize> = HashMap::new();
-        for peer in self.peers.values() {
-            *origins.entry(origin_of(peer.address.ip())).or_default() += peer.holds();
-        }
-        for second_round in [false, true] {
-            while let Some(id) = self.next_for_whole(&origins, now, second_round)
-                && let Some((origin, wanted)) = self.take_turn(id, now)
-            {
-                *origins.entry(origin).or_default() += 1;
-                if let Err(body) = self.read_whole(id, wanted) {
-                    self.send(net, id, &Message::ShareReply { id: wanted.request, body });
-                }
-            }
-        }
-        self.begin_slices(net);
-    }
-
-    /// Whose turn it is to have a buffer for a whole chunk.
-    fn next_for_whole(
-        &self,
-        origins: &HashMap<IpAddr, usize>,
-        now: Instant,
-        second_round: bool,
-    ) -> Option<ConnectionId> {
-        let free = self.buffers.available();
-        let may_have = |peer: &ServedPeer| {
-            let taker = peer.times(now).taker();
-            peer.slices.is_none()
-                && self.rules.may_have_whole(free, peer.holds(), taker, second_round)
-        };
-        let wanting = self.peers.iter().filter(|(_, peer)| !peer.wanted.is_empty());
-        let (ids, claims): (Vec<ConnectionId>, Vec<BufferClaim>) = wanting
-            .filter(|(_, peer)| may_have(peer))
-            .map(|(id, peer)| {
-                let origin_holds = origins.get(&origin_of(peer.address.ip())).copied();
-                let origin_holds = origin_holds.unwrap_or_default();
-                (*id, BufferClaim { origin_holds, last_turn: peer.last_turn })
-            })
-            .unzip();
-        next_whole(&claims).map(|at| ids[at])
-    }
-
-    /// A peer has its turn: its origin, and what it wants.
-    fn take_turn(&mut self, id: ConnectionId, now: Instant) -> Option<(IpAddr, ChunkRequest)> {
-        let peer = self.peers.get_mut(&id)?;
-        let wanted = peer.wanted.pop_front()?;
-        peer.waiting_since = Some(now);
-        self.turns += 1;
-        peer.last_turn = self.turns;
-        Some((origin_of(peer.address.ip()), wanted))
-    }
-
-    /// Has the first slice read for those to whom nothing is being sent, whoever has waited longest first.
-    fn begin_slices(&mut self, net: &mut Net) {
-        let now = net.now();
-        let mut origins = self.slow_rates(net);
-        let waiting = self.peers.iter().filter(|(_, peer)| peer.is_waiting());
-        let mut line: Vec<(u64, ConnectionId)> =
-            waiting.map(|(id, peer)| (peer.last_turn, *id)).collect();
-        line.sort_unstable_by_key(|(last_turn, _)| *last_turn);
-        for (_, id) in line {
-            if self.slices.available() == 0 {
-                // One of a connection that was closed comes back soon.
-                return;
-            }
-            let Some(peer) = self.peers.get(&id) else { continue };
-            let times = peer.times(now);
-            let slow = origins.entry(origin_of(peer.address.ip())).or_default();
-            if !self.rules.may_begin(times, slow) {
-                continue;
-            }
-            if times.taker() == TakerSpeed::Slow {
-                slow.push(times.shown_rate());
-            }
-            let Some((_, wanted)) = self.take_turn(id, now) else { continue };
-            if let Err(body) = self.begin_slice(id, wanted) {
-                self.send(net, id, &Message::ShareReply { id: wanted.request, body });
-            }
-        }
-    }
-
-    /// At which rates slow peers of each origin take the chunks that they are being sent.
-    fn slow_rates(&self, net: &Net) -> HashMap<IpAddr, Vec<f64>> {
-        let mut origins: HashMap<IpAddr, Vec<f64>> = HashMap::new();
-        for (id, peer) in self.peers.iter().filter(|(_, peer)| peer.is_served()) {
-            let times = peer.times(net.now());
-            if times.taker() == TakerSpeed::Slow {
-                let rate = times.rate(peer.taken_bytes(net.queued_bytes(*id)));
-                origins.entry(origin_of(peer.address.ip())).or_default().push(rate);
-            }
-        }
-        origins
-    }
-
-    /// Peers that want something, have nothing, and have waited for so long.
-    fn waiting(
-        &self,
-        now: Instant,
-        least: Duration,
-    ) -> impl Iterator<Item = (ConnectionId, &ServedPeer)> {
-        self.peers.iter().map(|(id, peer)| (*id, peer)).filter(move |(_, peer)| {
-            let since = peer.waiting_since;
-            peer.is_waiting()
-                && since.is_some_and(|since| now.saturating_duration_since(since) >= least)
-        })
-    }
-
-    /// Tells those that it cannot serve soon, before they take it for silent.
-    fn refuse_waiting(&mut self, net: &mut Net) {
-        let long: Vec<ConnectionId> =
-            self.waiting(net.now(), limits::UPLOAD_WAIT_MAX).map(|(id, _)| id).collect();
-        for id in long {
-            let wanted = self.peers.get_mut(&id).map(|peer| std::mem::take(&mut peer.wanted));
-            for ChunkRequest { request, .. } in wanted.unwrap_or_default() {
-                let message = "others are being served; try again later".to_owned();
-                let body = denied(DenialCode::Busy, message);
-                self.send(net, id, &Message::ShareReply { id: request, body });
-            }
-        }
-    }
-
-    fn read_whole(&mut self, id: ConnectionId, wanted: ChunkRequest) -> Result<(), PeerReply> {
-        let ChunkRequest { request, content, index } = wanted;
-        let (catalog, offer) = self.offer(content).ok_or_else(|| self.not_here(content))?;
-        let length = chunk_len(index, offer.manifest.size());
-        let buffer = self.buffers.take(length).ok_or_else(no_memory)?;
-        let is_checked = self.checks.is_due(content, chunk_count(offer.manifest.size()), index);
-        let reader = ReadFor::Peer { id, request, is_slice: false };
-        self.submit(ReadJob { reader, catalog, offer, index, offset: 0, is_checked, buffer })
-    }
-
-    /// Begins with a chunk that is read and sent slice by slice.
-    fn begin_slice(&mut self, id: ConnectionId, wanted: ChunkRequest) -> Result<(), PeerReply> {
-        let ChunkRequest { request, content, index } = wanted;
-        let (catalog, offer) = self.offer(content).ok_or_else(|| self.not_here(content))?;
-        let slices =
-            SlicedChunk { wanted, length: chunk_len(index, offer.manifest.size()), read: 0 };
-        let buffer = self.slices.take(slices.next_len()).ok_or_else(no_memory)?;
-        let is_checked = self.checks.is_due(content, chunk_count(offer.manifest.size()), index);
-        let reader = ReadFor::Peer { id, request, is_slice: true };
-        self.submit(ReadJob { reader, catalog, offer, index, offset: 0, is_checked, buffer })?;
-        if let Some(peer) = self.peers.get_mut(&id) {
-            peer.slices = Some(slices);
-        }
-        Ok(())
-    }
-
-    /// Has the next slice read for those that have taken the one before.
-    fn go_on_with_slices(&mut self, net: &mut Net) {
-        let has_room = |peer: &&ServedPeer| peer.holds() == 0 && !peer.is_ending;
-        let next: Vec<(ConnectionId, SlicedChunk)> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| has_room(peer))
-            .filter_map(|(id, peer)| Some((*id, peer.slices?)))
-            .collect();
-        for (id, slices) in next {
-            let ChunkRequest { request, content, index } = slices.wanted;
-            let reader = ReadFor::Peer { id, request, is_slice: true };
-            let offset = slices.read;
-            let submitted = match self.offer(content) {
-                None => Err("its file is not offered any more"),
-                Some((catalog, offer)) => {
-                    let Some(buffer) = self.slices.take(slices.next_len()) else {
-                        // One of a connection that was closed comes back soon.
-                        return;
-                    };
-                    let is_checked = false;
-                    let job = ReadJob { reader, catalog, offer, index, offset, is_checked, buffer };
-                    self.submit(job).map_err(|_| "there is no thread to read it with")
-                }
-            };
-            if let Err(why) = submitted {
-                self.leave_within_chunk(net, id, why);
-            }
-        }
-    }
-
-    /// The rest of a chunk cannot be sent: nothing else can be said on its connection.
-    fn leave_within_chunk(&mut self, net: &mut Net, id: ConnectionId, why: &str) {
-        if let Some(peer) = self.peers.get(&id) {
-            log::info!("{} does not get the rest of its chunk: {why}", peer.address);
-        }
-        net.close(id);
-    }
-
-    fn submit(&mut self, job: ReadJob) -> Result<(), PeerReply> {
-        let reader = job.reader;
-        self.readers.submit(job).map_err(|refused| match refused {
-            SubmitError::Full(_) => {
-                debug_assert!(false, "{} jobs hold a buffer each", self.readers.outstanding());
-                no_memory()
-            }
-            SubmitError::Stopped(_) => {
-                log::error!("chunks have no thread to be read by");
-                let message = "this peer has no thread left to read with".to_owned();
-                denied(DenialCode::Unreadable, message)
-            }
-        })?;
-        if let ReadFor::Peer { id, .. } = reader
-            && let Some(peer) = self.peers.get_mut(&id)
-        {
-            peer.reading += 1;
-        }
-        Ok(())
-    }
-
-    fn on_read(&mut self, net: &mut Net, done: ReadDone) {
-        let ReadDone { reader, catalog, offer, buffer, outcome } = done;
-        match reader {
-            ReadFor::Doubt => self.is_doubt_read = false,
-            ReadFor::Peer { id, .. } => {
-                if let Some(peer) = self.peers.get_mut(&id) {
-                    peer.reading -= 1;
-                }
-            }
-        }
-        match (outcome, reader) {
-            (Ok(()), ReadFor::Doubt) => {}
-            (Ok(()), ReadFor::Peer { id, request, is_slice }) => {
-                self.sendable(id, request, is_slice, buffer);
-            }
-            (Err(error), reader) => {
-                log::info!("a peer asked in vain: {error}");
-                match error.code() {
-                    _ if matches!(error, ReadError::Corrupted(_)) => catalog.corrupted(&offer),
-                    DenialCode::NotFound | DenialCode::Changed => catalog.changed(&offer),
-                    _ => {}
-                }
-                let ReadFor::Peer { id, request, .. } = reader else { return };
-                let slices = self.peers.get_mut(&id).and_then(|peer| peer.slices.take());
-                if slices.is_some_and(|slices| slices.read > 0) {
-                    return self.leave_within_chunk(net, id, &error.to_string());
-                }
-                let body = denied(error.code(), error.to_string());
-                self.send(net, id, &Message::ShareReply { id: request, body });
-            }
-        }
-    }
-
-    /// A whole chunk, or the next slice of one, has been read for a peer.
-    fn sendable(&mut self, id: ConnectionId, request: u64, is_slice: bool, buffer: Buffer) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        let (mut is_first, mut ends_chunk, mut length) = (true, true, buffer.length());
-        if is_slice {
-            let Some(slices) = &mut peer.slices else {
-                debug_assert!(false, "a slice was read for {}, which gets none", peer.address);
-                return;
-            };
-            (is_first, length) = (slices.read == 0, slices.length);
-            slices.read += buffer.length();
-            ends_chunk = slices.read >= slices.length;
-            if ends_chunk {
-                peer.slices = None;
-            }
-        }
-        let mut header = None;
-        if is_first {
-            // A chunk's length always fits.
-            let body = PeerReply::Chunk { length: length as u32 };
-            header = match greeting::frame(&Message::ShareReply { id: request, body }) {
-                Ok(header) => Some(header),
-                Err(error) => return log::error!("a chunk cannot be announced: {error}"),
-            };
-            self.counters.chunks.fetch_add(1, Ordering::Relaxed);
-        }
-        self.counters.bytes.fetch_add(buffer.length() as u64, Ordering::Relaxed);
-        let bytes = Bytes::from_owner(buffer);
-        peer.outgoing.push_back(OutgoingChunk { header, bytes, ends_chunk });
-    }
-
-    /// Hands chunks that were read to their connections, as far as the rate allows.
-    fn send_chunks(&mut self, net: &mut Net) {
-        let Some(rate_limit) = &mut self.rate_limit else {
-            for (id, peer) in &mut self.peers {
-                while let Some(chunk) = peer.outgoing.pop_front() {
-                    send_piece(net, *id, peer, chunk, usize::MAX);
-                }
-                if peer.waited_for.is_none() && !peer.pieces.is_empty() {
-                    peer.wait_for(true, net.now());
-                }
-            }
-            return;
-        };
-        for (id, peer) in &mut self.peers {
-            // It has everything that it asked for, or more than goes at once, and does not take it.
-            let has_all = peer.outgoing.is_empty() && !peer.pieces.is_empty();
-            peer.wait_for(has_all || net.queued_bytes(*id) > 2 * rate_limit.piece_bytes, net.now());
-        }
-        let mut room = rate_limit.bucket.available(net.now());
-        let mut someone = true;
-        // Round after round of one piece each: no peer's chunk takes the rate from the others.
-        while room > 0 && someone {
-            someone = false;
-            for (id, peer) in &mut self.peers {
-                let Some(chunk) = peer.outgoing.pop_front() else {
-                    continue;
-                };
-                // What the system has not taken yet counts as sent; more of it would only wait there.
-                if room == 0 || net.queued_bytes(*id) > 2 * rate_limit.piece_bytes {
-                    peer.outgoing.push_front(chunk);
-                    continue;
-                }
-                let length = chunk.bytes.len().min(rate_limit.piece_bytes);
-                send_piece(net, *id, peer, chunk, length);
-                rate_limit.bucket.take(length as u64);
-                room = room.saturating_sub(length as u64);
-                someone = true;
-            }
-        }
-    }
-
-    /// Sends a message, behind the chunk that is being sent in pieces if there is one.
+    /// Sends a message, after the chunk that is being sent if there is one.
     fn send(&mut self, net: &mut Net, id: ConnectionId, message: &Message) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
@@ -756,61 +350,6 @@ impl ShareService {
             net.close(id);
         }
     }
-
-    /// Ends connections over which nearly nothing goes.
-    fn close_stopped(&mut self, net: &mut Net) {
-        let now = net.now();
-        let has_stopped = |(id, peer): &(&ConnectionId, &ServedPeer)| {
-            peer.is_served()
-                && peer.times(now).has_stopped(peer.taken_bytes(net.queued_bytes(**id)))
-        };
-        let stopped: Vec<ConnectionId> =
-            self.peers.iter().filter(has_stopped).map(|(id, _)| *id).collect();
-        for id in stopped {
-            if let Some(peer) = self.peers.get(&id) {
-                log::info!("{} takes too long over a chunk", peer.address);
-            }
-            net.close(id);
-        }
-    }
-}
-
-/// Hands the first `length` bytes of a chunk or a slice, or all, to its connection; what is left waits.
-fn send_piece(
-    net: &mut Net,
-    id: ConnectionId,
-    peer: &mut ServedPeer,
-    mut chunk: OutgoingChunk,
-    length: usize,
-) {
-    let mut queued = true;
-    if let Some(header) = chunk.header.take() {
-        queued = net.send_owned(id, header);
-        peer.is_within_chunk = true;
-    }
-    let bytes = chunk.bytes.split_to(length.min(chunk.bytes.len()));
-    let ends_buffer = chunk.bytes.is_empty();
-    let ends_chunk = ends_buffer && chunk.ends_chunk;
-    let piece = SentPiece { bytes: bytes.len(), ends_buffer, ends_chunk };
-    if !queued || !net.send_raw(id, bytes) {
-        // The connection is gone, or is being closed, which will be told.
-        return peer.end();
-    }
-    peer.pieces.push_back(piece);
-    if !ends_buffer {
-        peer.outgoing.push_front(chunk);
-    }
-    if ends_chunk {
-        peer.is_within_chunk = false;
-        if !peer.deferred.is_empty() {
-            net.send_owned(id, std::mem::take(&mut peer.deferred));
-            net.resume_reading(id);
-        }
-    }
-}
-
-fn no_memory() -> PeerReply {
-    denied(DenialCode::Busy, "no memory is free; try again later".to_owned())
 }
 
 fn denied(code: DenialCode, message: String) -> PeerReply {
@@ -894,14 +433,14 @@ impl Service for ShareService {
         self.read_doubted();
         self.read_ahead(net);
         self.send_chunks(net);
-        // The loop is not away for longer than the process lives: far below 2⁶⁴ microseconds.
+        // A process does not live for 2⁶⁴ microseconds, so this cannot overflow.
         let longest_stall_us = net.longest_stall().as_micros() as u64;
         self.counters.longest_stall_us.store(longest_stall_us, Ordering::Relaxed);
     }
 
     fn farewell(&mut self, id: ConnectionId, reason: &CloseReason) -> Vec<u8> {
         match self.peers.get(&id) {
-            // Within a chunk nothing can be said.
+            // The receiver expects the rest of a chunk, and would take a message for it.
             Some(peer) if peer.is_within_chunk => Vec::new(),
             _ => greeting::refusal(&reason.to_string()),
         }
