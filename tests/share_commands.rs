@@ -1,5 +1,5 @@
-//! `acervo share`, `fetch`, `peers` and `files` with real processes: what they print, with which status
-//! they exit, and what becomes of files when processes die.
+//! `acervo share`, `fetch`, `peers` and `files` with real processes: what they print, with which
+//! status they exit, and what becomes of files when processes die.
 
 mod support;
 
@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use serde_json::json;
-use support::share::{Process, Registry, arrived, fetching, noise, part_of, run, write};
+use support::share::{FetchCommand, Process, Registry, arrived, noise, part_of, run, write};
 use support::terminal::Terminal;
 use support::{ACERVO, eventually, exited_with, free_addresses};
 
@@ -279,7 +279,9 @@ fn what_was_killed_half_way_goes_on_where_it_was() {
     write(&folder, "film.mkv", &film);
     let slow = registry.share(&folder, &["--limit", "8MiB/s"]);
     let part = part_of(&to, "film.mkv");
-    let fetch = fetching(&registry, "film.mkv", &to, &["--quiet"]);
+    let fetch =
+        FetchCommand { registry: &registry, name: "film.mkv", to: &to, flags: &["--quiet"] }
+            .start();
     eventually("some of it has arrived", || (arrived(&part) >= 8 * MIB).then_some(()));
     // Another fetch of the same file keeps its hands off.
     let second = registry.run(&["fetch", "film.mkv", "--to", to.to_str().unwrap(), "--quiet"]);
@@ -312,7 +314,13 @@ fn the_registry_may_go_and_come_back_in_the_middle_of_a_fetch() {
     let to = registry.folder("to");
     write(&a, "film.mkv", &film);
     let _slow = registry.share(&a, &["--limit", "4MiB/s"]);
-    let mut fetch = fetching(&registry, "film.mkv", &to, &["--format", "json"]);
+    let mut fetch = FetchCommand {
+        registry: &registry,
+        name: "film.mkv",
+        to: &to,
+        flags: &["--format", "json"],
+    }
+    .start();
     let part = part_of(&to, "film.mkv");
     eventually("it has begun", || (arrived(&part) > 0).then_some(()));
     registry.kill();
@@ -335,7 +343,9 @@ fn a_registry_that_hangs_does_not_hold_up_a_fetch() {
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
     write(&folder, "film.mkv", &film);
     let _slow = registry.share(&folder, &["--limit", "4MiB/s"]);
-    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet"]);
+    let mut fetch =
+        FetchCommand { registry: &registry, name: "film.mkv", to: &to, flags: &["--quiet"] }
+            .start();
     let part = part_of(&to, "film.mkv");
     eventually("it has begun", || (arrived(&part) > 0).then_some(()));
     // It neither answers nor closes anything.
@@ -355,7 +365,9 @@ fn who_is_still_fetching_serves_what_has_arrived() {
     let sharing =
         registry.run(&["peers", "--format", "json"]).json()["peers"][0]["address"].clone();
     assert!(sharing.is_string(), "{sharing}");
-    let mut one = fetching(&registry, "film.mkv", &first, &["--quiet"]);
+    let mut one =
+        FetchCommand { registry: &registry, name: "film.mkv", to: &first, flags: &["--quiet"] }
+            .start();
     let part = part_of(&first, "film.mkv");
     eventually("the first has something", || (arrived(&part) > 2 * MIB).then_some(()));
     let second_text = second.to_str().unwrap();
@@ -379,7 +391,13 @@ fn a_fetch_whose_only_source_goes_gives_up_and_says_so() {
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
     write(&folder, "film.mkv", &noise(16 * MIB, "film"));
     let source = registry.share(&folder, &["--limit", "4MiB/s"]);
-    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet", "--patience", "2s"]);
+    let mut fetch = FetchCommand {
+        registry: &registry,
+        name: "film.mkv",
+        to: &to,
+        flags: &["--quiet", "--patience", "2s"],
+    }
+    .start();
     let part = part_of(&to, "film.mkv");
     eventually("it has begun", || (arrived(&part) > 0).then_some(()));
     drop(source);
@@ -396,7 +414,9 @@ fn a_fetch_of_what_is_removed_meanwhile_ends_and_of_what_is_renamed_goes_on() {
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
     write(&folder, "film.mkv", &noise(16 * MIB, "film"));
     let _source = registry.share(&folder, &["--limit", "4MiB/s"]);
-    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet"]);
+    let mut fetch =
+        FetchCommand { registry: &registry, name: "film.mkv", to: &to, flags: &["--quiet"] }
+            .start();
     let part = part_of(&to, "film.mkv");
     eventually("it has begun", || (arrived(&part) > 0).then_some(()));
     std::fs::remove_file(folder.join("film.mkv")).unwrap();
@@ -409,7 +429,9 @@ fn a_fetch_of_what_is_removed_meanwhile_ends_and_of_what_is_renamed_goes_on() {
     eventually("it is offered again", || {
         registry.run(&["files"]).out.contains("film.mkv").then_some(())
     });
-    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet"]);
+    let mut fetch =
+        FetchCommand { registry: &registry, name: "film.mkv", to: &to, flags: &["--quiet"] }
+            .start();
     let began = arrived(&part);
     eventually("it goes on", || (arrived(&part) > began).then_some(()));
     std::fs::rename(folder.join("film.mkv"), folder.join("other.mkv")).unwrap();
@@ -425,7 +447,9 @@ fn a_fetch_of_what_is_touched_meanwhile_goes_on() {
     let film = noise(12 * MIB, "film");
     write(&folder, "film.mkv", &film);
     let _source = registry.share(&folder, &["--limit", "6MiB/s"]);
-    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet"]);
+    let mut fetch =
+        FetchCommand { registry: &registry, name: "film.mkv", to: &to, flags: &["--quiet"] }
+            .start();
     let part = part_of(&to, "film.mkv");
     eventually("it has begun", || (arrived(&part) > 0).then_some(()));
     let file = std::fs::File::options().write(true).open(folder.join("film.mkv")).unwrap();
@@ -441,7 +465,9 @@ fn an_interrupted_fetch_keeps_what_has_arrived() {
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
     write(&folder, "film.mkv", &noise(16 * MIB, "film"));
     let _slow = registry.share(&folder, &["--limit", "4MiB/s"]);
-    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet"]);
+    let mut fetch =
+        FetchCommand { registry: &registry, name: "film.mkv", to: &to, flags: &["--quiet"] }
+            .start();
     let part = part_of(&to, "film.mkv");
     eventually("it has begun", || (arrived(&part) > 0).then_some(()));
     fetch.signal(Signal::INT);

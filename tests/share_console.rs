@@ -160,8 +160,8 @@ fn four_consoles() {
     b.download("3", "aula.mp4", a.address);
     assert!(std::fs::read(folders[1].join("aula.mp4")).unwrap() == film, "byte for byte");
 
-    // UPDATE was sent without anybody typing anything: the next search finds both, and the third peer
-    // can have it from the second.
+    // UPDATE was sent without anybody typing anything: the next search finds both, and the third
+    // peer can have it from the second.
     let mut both = [(peer_id(&folders[0]), a.address), (peer_id(&folders[1]), b.address)];
     both.sort();
     let both = both.map(|(_, address)| address);
@@ -426,7 +426,8 @@ fn a_search_that_found_nobody_is_said_before_a_download_asks() {
     person.leave();
 }
 
-/// The peer said that it has the file no more, and was waited for: "espera-se por ele até 30 segundos".
+/// The peer said that it has the file no more, and was waited for: "espera-se por ele até 30
+/// segundos".
 #[test]
 fn a_file_that_its_peer_has_no_more_is_said_at_once_and_in_one_line() {
     let registry = Registry::start(&[]);
@@ -501,7 +502,8 @@ fn a_pasted_download_waits_for_the_answer_of_its_search() {
     person.leave();
 }
 
-/// What cannot be kept in the folder is told by the log, above the question that is open and not in its row.
+/// What cannot be kept in the folder is told by the log, above the question that is open and not in
+/// its row.
 #[test]
 fn lines_of_the_log_stand_alone() {
     let registry = Registry::start(&[]);

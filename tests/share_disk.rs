@@ -1,5 +1,5 @@
-//! Disks that fill up while a file arrives, with real processes: it is said when it happens, what has
-//! arrived is kept, and the rest is fetched when there is room again.
+//! Disks that fill up while a file arrives, with real processes: it is said when it happens, what
+//! has arrived is kept, and the rest is fetched when there is room again.
 
 mod support;
 
@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::fs::FallocateFlags;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
-use support::share::{Process, Ran, Registry, arrived, fetching, noise, part_of, write};
+use support::share::{FetchCommand, Process, Ran, Registry, arrived, noise, part_of, write};
 use support::{ACERVO, eventually, exited_with, free_addresses};
 
 const MIB: usize = 1024 * 1024;
@@ -30,10 +30,17 @@ fn a_file_that_may_not_grow_any_more_is_said_at_once_kept_and_fetched_later() {
     write(&folder, "film.mkv", &film);
     let _peer = registry.share(&folder, &[]);
     let part = part_of(&to, "film.mkv");
-    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet", "--limit", "8MiB/s"]);
+    let mut fetch = FetchCommand {
+        registry: &registry,
+        name: "film.mkv",
+        to: &to,
+        flags: &["--quiet", "--limit", "8MiB/s"],
+    }
+    .start();
     eventually("some of it has arrived", || (arrived(&part) >= 8 * MIB).then_some(()));
 
-    // As with a file system that takes no larger file, from now on no chunk can be written. Needs no rights.
+    // As with a file system that takes no larger file, from now on no chunk can be written. Needs
+    // no rights.
     let least = Some(MIB as u64);
     let nothing = Rlimit { current: least, maximum: least };
     prlimit(Some(Pid::from_child(&fetch.child)), Resource::Fsize, nothing).unwrap();
@@ -72,8 +79,8 @@ fn a_limit_that_is_too_low_for_the_file_is_said_before_the_first_byte() {
     assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0, "nothing is left behind");
 }
 
-/// Strangers who said nothing took all files that the peer was allowed, the look at its folder failed, and
-/// all it had was withdrawn for as long as they stayed.
+/// Strangers who said nothing took all files that the peer was allowed, the look at its folder
+/// failed, and all it had was withdrawn for as long as they stayed.
 #[test]
 fn a_crowd_that_says_nothing_takes_no_files_from_a_peer_with_few() {
     let registry = Registry::start(&[]);
@@ -122,7 +129,8 @@ impl Drop for Killed {
     }
 }
 
-/// A peer waited for its standard error to be read: it offered nothing new, did not join again, and no signal ended it.
+/// A peer waited for its standard error to be read: it offered nothing new, did not join again, and
+/// no signal ended it.
 #[test]
 fn whoever_does_not_read_what_share_and_fetch_say_holds_up_neither() {
     let mut registry = Registry::start(&[]);

@@ -78,8 +78,8 @@ fn child_serve(path: &str, limit: &str) {
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
 }
 
-/// Fetches a file, and says how far it is all the while: `done BYTES`, `lost ADDRESS`, and in the end
-/// `fetched BYTES kept BYTES` or `error SENTENCE`.
+/// Fetches a file, and says how far it is all the while: `done BYTES`, `lost ADDRESS`, and in the
+/// end `fetched BYTES kept BYTES` or `error SENTENCE`.
 fn child_fetch(to: &str, size: &str, content: &str, limit: &str, sources: &[&str]) {
     let id: Vec<u8> =
         (0..32).map(|i| u8::from_str_radix(&content[2 * i..2 * i + 2], 16).unwrap()).collect();
@@ -215,7 +215,8 @@ fn killed_at_half() {
     assert!(kept >= done, "{kept} kept of {done}");
     assert_eq!(fetched + kept, manifest.size());
     assert_same(&path, &to.path().join("film.mkv"));
-    // What the network has carried of it twice: what was asked for, or not stored yet, when it was killed, wherever that was.
+    // What the network has carried of it twice: what was asked for, or not stored yet, when it was
+    // killed, wherever that was.
     drop(second);
     let twice = carried.load(Ordering::SeqCst).saturating_sub(manifest.size());
     println!("fetched twice: {twice} bytes of {}", manifest.size());

@@ -1,5 +1,5 @@
-//! The registry over its sockets: what it answers to whoever keeps to the protocol, and to whoever does
-//! not. Against a real process.
+//! The registry over its sockets, as a real process: what it answers to clients that keep to the
+//! protocol, and to those that do not.
 
 mod support;
 
@@ -24,13 +24,21 @@ use acervo::wire::share::{
     FileSummary, PeerReply, PeerRequest, RegistryReply, RegistryRequest, Source,
 };
 use rustix::process::Signal;
-use support::share::{Registry, fetching, noise, write};
+use support::share::{FetchCommand, Registry, noise, write};
 use support::{PATIENCE, eventually, exited_with, raw};
 
-/// A connection whose bytes are made by hand.
+/// A connection over which a test sends and receives frames itself.
 struct Raw {
     stream: TcpStream,
     next_id: u64,
+}
+
+/// The parameters of a JOIN.
+struct Joiner {
+    peer: u64,
+    secret: u64,
+    port: u16,
+    files: Vec<FileEntry>,
 }
 
 impl Raw {
@@ -91,21 +99,16 @@ impl Raw {
         }
     }
 
-    /// Joins as a peer of its own, which has only the id in common with others.
+    /// Joins with a secret that no other connection has.
     fn join(&mut self, peer: u64, port: u16, files: Vec<FileEntry>) -> RegistryReply {
-        self.join_with(u64::from(self.address().port()), peer, port, files)
+        let secret = u64::from(self.address().port());
+        self.join_as(Joiner { peer, secret, port, files })
     }
 
-    fn join_with(
-        &mut self,
-        secret_of: u64,
-        peer: u64,
-        port: u16,
-        files: Vec<FileEntry>,
-    ) -> RegistryReply {
-        let mut join = join(peer, port, files);
+    fn join_as(&mut self, joiner: Joiner) -> RegistryReply {
+        let mut join = join(joiner.peer, joiner.port, joiner.files);
         if let RegistryRequest::Join { secret, .. } = &mut join {
-            *secret = secret_of;
+            *secret = joiner.secret;
         }
         self.ask(join)
     }
@@ -121,7 +124,7 @@ impl Raw {
         self.search(wanted).into_iter().map(|source| source.peer.0).collect()
     }
 
-    /// The sentence with which the connection is refused, after which nothing comes.
+    /// The sentence of the REFUSED that ends the connection.
     fn refusal(&mut self) -> String {
         let Some(Message::Refused { reason }) = self.receive() else { panic!("not refused") };
         assert!(self.receive().is_none());
@@ -190,7 +193,7 @@ fn join_search_update_and_leave() {
     assert_eq!(first.search("a.mp4"), [source(2, 1)]);
     assert_eq!(second.ask(RegistryRequest::Leave), RegistryReply::LeaveOk);
     assert_eq!(first.search("a.mp4"), []);
-    // Who has left can still ask, but is nobody's source.
+    // A peer that has left can still ask, but is no source any more.
     assert_eq!(second.search("coração.txt"), [source(1, 2)]);
 
     let from = second.address();
@@ -234,7 +237,7 @@ fn a_long_list_comes_in_parts_and_counts_when_it_is_whole() {
     assert_eq!((other.who_has("old"), other.who_has("new-1")), (vec![], vec![1]));
     assert_eq!(other.who_has("new-2"), [1]);
 
-    // A part out of order ends that list, and only that.
+    // A part out of order discards that list, and nothing else.
     assert_eq!(peer.ask(part(0, false, vec![file("x", 1)])), RegistryReply::JoinOk);
     for wrong in [part(2, false, vec![]), part(1, true, vec![])] {
         let reply = peer.ask(wrong);
@@ -297,7 +300,8 @@ fn who_falls_silent_is_forgotten_and_may_come_back() {
     assert_eq!(other.who_has("a"), [1, 2]);
 }
 
-/// A peer that fetches asks for sources all the while, and so never says KEEP_ALIVE: it was forgotten.
+/// Once a peer that was downloading, and so searched all the time and sent no KEEP_ALIVE, was
+/// forgotten.
 #[test]
 fn who_asks_anything_at_all_is_alive() {
     let registry = Registry::start(&["--console", "off", "--silence-timeout", "2s"]);
@@ -319,19 +323,20 @@ fn who_asks_anything_at_all_is_alive() {
     let sources = asking.ask(RegistryRequest::SearchContent { content });
     let RegistryReply::Sources(sources) = sources else { panic!("{sources:?}") };
     assert_eq!(sources.iter().map(|source| source.peer.0).collect::<Vec<_>>(), [2]);
-    // Who was forgotten is told so, whatever it asks, and then asks as anybody may.
+    // A forgotten peer is told so whatever it asks, and after that it may ask like anyone.
     let search = || RegistryRequest::Search { name: name("a") };
     assert_eq!(silent.ask(search()), RegistryReply::NotJoined);
     assert_eq!(silent.ask(search()), RegistryReply::Sources(vec![]));
 }
 
-/// The second ended at once, since the first was at it, and took with it what the first one offered to others.
+/// Once the second of two downloads of one content, which ended at once, withdrew what the first
+/// one offered.
 #[test]
 fn a_second_download_of_a_content_leaves_the_first_ones_offer_alone() {
     let registry = Registry::start(&["--console", "off"]);
     let (shared, to) = (registry.folder("shared"), registry.folder("to"));
     write(&shared, "film.mkv", &noise(24 << 20, "film"));
-    // Slow enough that the first is still at it in the end.
+    // Slow enough that the first download is still running in the end.
     let _sharing = registry.share(&shared, &["--limit", "1MiB/s"]);
     let mut raw = Raw::greeted(&registry);
     let sources = raw.search("film.mkv");
@@ -365,7 +370,7 @@ fn a_second_download_of_a_content_leaves_the_first_ones_offer_alone() {
     let error = second.wait_for(PATIENCE).unwrap().unwrap_err();
     assert!(matches!(error, FetchError::UnderWay(_)), "{error:?}");
     drop(second);
-    // The registry has been told whatever it was to be told before this was answered.
+    // Answers come in order, so the registry knows everything that was announced before this one.
     assert_eq!(peer.search(&name("film.mkv")).unwrap(), sources);
     let content = source.content;
     let RegistryReply::Sources(sources) = raw.ask(RegistryRequest::SearchContent { content })
@@ -397,7 +402,8 @@ fn who_has_joined_keeps_its_id_until_its_connection_ends() {
         assert_eq!(old.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
         assert_eq!((other.search("a")[0].address, other.search("b")), (at(5001), vec![]));
     }
-    // Over its own connection it may join anew, also as somebody else, and then its first id is free.
+    // Over its own connection a peer may join again, also under another id. Then its first id is
+    // free.
     assert_eq!(old.join(1, 5002, vec![file("a", 1)]), RegistryReply::JoinOk);
     assert_eq!(other.search("a")[0].address, at(5002));
     assert_eq!(old.join(2, 5002, vec![file("a", 1)]), RegistryReply::JoinOk);
@@ -407,7 +413,7 @@ fn who_has_joined_keeps_its_id_until_its_connection_ends() {
     eventually("the id is free", || {
         (other.join(2, 5003, vec![]) == RegistryReply::JoinOk).then_some(())
     });
-    // A connection that ends after another has taken over does nobody any harm.
+    // A connection that ends after another has taken its place does no harm.
     assert_eq!(new.ask(RegistryRequest::Leave), RegistryReply::LeaveOk);
     let mut third = Raw::greeted(&registry);
     assert_eq!(third.join(1, 5010, vec![file("a", 1)]), RegistryReply::JoinOk);
@@ -422,8 +428,8 @@ fn old_id_is_alive() -> RegistryReply {
     RegistryReply::IdTaken { retry_after_ms: limits::JOINED_ELSEWHERE_RETRY_AFTER_MS }
 }
 
-/// Everybody can list the ids. Whoever joined under one while its owner was away kept it, and the owner asked for it
-/// for ever.
+/// Everybody can list the ids. Once a connection that joined under an id while its owner was away
+/// kept it for ever.
 #[test]
 fn who_loses_its_id_to_somebody_else_joins_under_another() {
     let registry = Registry::start(&["--console", "off"]);
@@ -453,7 +459,7 @@ fn who_loses_its_id_to_somebody_else_joins_under_another() {
     let sources = Raw::greeted(&registry).search("a");
     assert_eq!(sources.iter().map(|source| source.peer).collect::<Vec<_>>(), [owner.peer()]);
 
-    // While it has patience it waits for its own.
+    // Until its patience ends it tries to join under its own id.
     let (patient, told) = member(PATIENCE);
     told.recv_timeout(PATIENCE).unwrap();
     drop(squatter);
@@ -462,13 +468,13 @@ fn who_loses_its_id_to_somebody_else_joins_under_another() {
     assert_eq!(patient.peer(), PeerId(7));
 }
 
-/// A registry that greets, and answers each request with what `answer` says.
+/// A registry that greets and answers each request with what `answer` returns.
 fn liar(mut answer: impl FnMut(RegistryRequest) -> RegistryReply + Send + 'static) -> SocketAddr {
     scripted(move |id, body| Some(Message::RegistryReply { id, body: answer(body) }))
 }
 
-/// A registry that greets, and sends for each request what `answer` says. Without anything it says nothing on that
-/// connection any more.
+/// A registry that greets and sends for each request what `answer` returns. After `None` it sends
+/// nothing more on that connection.
 fn scripted(
     answer: impl FnMut(u64, RegistryRequest) -> Option<Message> + Send + 'static,
 ) -> SocketAddr {
@@ -500,7 +506,7 @@ fn scripted(
     address
 }
 
-/// A membership at these registries, and what it tells.
+/// A membership at these registries, and the channel of its notices.
 fn member_of(
     registries: &[SocketAddr],
     settled_after: Duration,
@@ -516,12 +522,12 @@ fn member_of(
         id_patience: PATIENCE,
         settled_after,
     };
-    // Nobody may listen any more.
+    // The receiver may be gone.
     let member = Membership::start(options, move |notice| drop(notices.send(notice)));
     (member.unwrap(), told)
 }
 
-/// All pages of a registry's list of files; or what it did not go on for.
+/// All pages of a registry's list of files, or the error that has ended it.
 fn list(registry: SocketAddr, rows_max: usize) -> Result<usize, RegistryCallError> {
     let mut line = RegistryClient::open(registry, Instant::now() + PATIENCE)?;
     let mut listing = PagedList::new(rows_max);
@@ -536,7 +542,7 @@ fn list(registry: SocketAddr, rows_max: usize) -> Result<usize, RegistryCallErro
     }
 }
 
-/// The list of a lying registry filled the disk.
+/// Once the endless list of a lying registry filled the disk.
 #[test]
 fn a_list_ends_whatever_the_registry_says() {
     let page = |names: &[&str], more| {
@@ -560,12 +566,12 @@ fn a_list_ends_whatever_the_registry_says() {
     });
     let error = list(growing, 100).unwrap_err();
     assert!(error.to_string().contains("more than the 100 "), "{error}");
-    // Several contents of one name.
+    // Several contents of the same name.
     assert_eq!(list(liar(move |_| page(&["a", "a", "b"], false)), 100), Ok(3));
     assert_eq!(list(liar(move |_| page(&[], false)), 100), Ok(0));
 }
 
-/// A refusal of 900 KB was shown whole, with what it does to a terminal.
+/// Once a refusal of 900 KB was shown as a whole, with its control characters.
 #[test]
 fn what_a_registry_says_is_cut_and_escaped() {
     let message = "\x1b[2J".repeat(225_000);
@@ -577,13 +583,14 @@ fn what_a_registry_says_is_cut_and_escaped() {
     assert!(shown.len() < 2 * limits::REASON_BYTES_MAX && !shown.contains('\x1b'), "{shown}");
 }
 
-/// For 25 seconds a peer said nothing of a registry that did not let it join, or asked it 770 times a second.
+/// Once a peer said nothing for 25 seconds about a registry that refused its JOIN, or asked it 770
+/// times a second.
 #[test]
 fn a_join_that_makes_no_sense_or_is_put_off_for_ever_is_told_at_once_and_asked_rarely() {
     let first_notice = |answer: RegistryReply| {
         let (asked, joins) = std::sync::mpsc::channel();
         let registry = liar(move |_| {
-            // Nobody may listen any more.
+            // The receiver may be gone.
             let _ = asked.send(Instant::now());
             answer.clone()
         });
@@ -606,13 +613,14 @@ fn a_join_that_makes_no_sense_or_is_put_off_for_ever_is_told_at_once_and_asked_r
         "{notice:?}"
     );
     let times: Vec<Instant> = joins.iter().take(5).collect();
-    // Half of each of four waits that double.
+    // At least half of each of four waits that double.
     let least = limits::REGISTRY_RETRY_MIN * (1 + 2 + 4 + 8) / 2;
     assert!(times[4] - times[0] >= least, "{:?}", times[4] - times[0]);
     assert!(told.try_recv().is_err(), "the same is told once");
 }
 
-/// What a registry answers that takes everybody in, and knows whoever has joined only if `keeps`.
+/// The answers of a registry that accepts every JOIN, and knows the peer afterwards only if
+/// `keeps`.
 fn forgetful(request: &RegistryRequest, keeps: bool) -> RegistryReply {
     match request {
         RegistryRequest::Join { .. } => RegistryReply::JoinOk,
@@ -622,7 +630,7 @@ fn forgetful(request: &RegistryRequest, keeps: bool) -> RegistryReply {
     }
 }
 
-/// "joined" was printed every five seconds, and the whole list of files told as often.
+/// Once "joined" was printed every five seconds, and the whole list of files sent as often.
 #[test]
 fn a_registry_that_takes_in_and_does_not_keep_is_told_of_once_and_joined_ever_later() {
     let (joins, keeps) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
@@ -632,17 +640,17 @@ fn a_registry_that_takes_in_and_does_not_keep_is_told_of_once_and_joined_ever_la
         counted.fetch_add(usize::from(is_join), Ordering::Relaxed);
         forgetful(&request, kept.load(Ordering::Relaxed))
     });
-    // In a time in which no busy machine needs so long from a JOIN to the next request.
+    // Longer than any busy machine needs from a JOIN to the next request.
     let (member, told) = member_of(&[registry], Duration::from_secs(3));
     let joined = told.recv_timeout(PATIENCE).unwrap();
     assert!(matches!(joined, MembershipNotice::Joined { again: false, .. }), "{joined:?}");
     let began = Instant::now();
     eventually("it has joined four times", || {
-        // Whoever asks does not make it join any sooner.
+        // Asking does not make it join any sooner.
         let _ = member.ask(RegistryRequest::KeepAlive);
         (joins.load(Ordering::Relaxed) >= 4).then_some(())
     });
-    // Half of each of three waits that double.
+    // At least half of each of three waits that double.
     let least = limits::REJOIN_BACKOFF_MIN * (1 + 2 + 4) / 2;
     assert!(began.elapsed() >= least, "{:?}", began.elapsed());
     assert_eq!(
@@ -658,7 +666,7 @@ fn a_registry_that_takes_in_and_does_not_keep_is_told_of_once_and_joined_ever_la
     assert!(matches!(joined, MembershipNotice::Joined { again: true, .. }), "{joined:?}");
 }
 
-/// The same of one that closes the connection each time.
+/// The same with a registry that closes the connection each time.
 #[test]
 fn a_registry_that_takes_in_and_refuses_is_told_of_once() {
     let joins = Arc::new(AtomicUsize::new(0));
@@ -684,11 +692,11 @@ fn a_registry_that_takes_in_and_refuses_is_told_of_once() {
     assert!(joined <= 2 && told.iter().filter(refused).count() == told.len() - joined, "{told:?}");
     assert!(told.len() <= 4, "{told:?}");
 
-    // It was told as "cannot be reached".
+    // Once it was reported as "cannot be reached".
     let mut line = RegistryClient::open(registry, Instant::now() + PATIENCE).unwrap();
     let error = line.ask(&RegistryRequest::KeepAlive, Instant::now() + PATIENCE).unwrap_err();
     assert_eq!(error.to_string(), format!("{registry} refuses: not \\x1b[2Jtoday"));
-    // So is who greets with a refusal: here a registry that is asked something before the greeting.
+    // The same for a registry that greets with a refusal, here because a request came first.
     let refusing = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = refusing.local_addr().unwrap();
     let refuse = std::thread::spawn(move || {
@@ -701,7 +709,8 @@ fn a_registry_that_takes_in_and_refuses_is_told_of_once() {
     refuse.join().unwrap();
 }
 
-/// It was told as one that cannot be reached: it greets, and its answer comes a byte at a time without an end, or breaks off.
+/// Once a registry that greets, and sends its answer byte by byte without an end or breaks off, was
+/// reported as one that cannot be reached.
 #[test]
 fn a_registry_that_was_reached_and_gives_no_whole_answer_is_told_as_that() {
     let dribbling = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -737,10 +746,10 @@ fn a_registry_that_was_reached_and_gives_no_whole_answer_is_told_as_that() {
     assert_eq!(error, RegistryCallError::Unanswered { address, reason });
 }
 
-/// A registry that hung was waited for, for seconds, while another one could have answered.
+/// Once a registry that hung was waited for, for seconds, while another could have answered.
 #[test]
 fn who_asks_several_registries_waits_for_none_that_hangs() {
-    // The one greets and says nothing, the other does not even greet.
+    // One greets and sends nothing more, the other does not even greet.
     let silent = scripted(|_, _| None);
     let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
     let frozen = frozen.local_addr().map(|address| (frozen, address)).unwrap();
@@ -751,7 +760,7 @@ fn who_asks_several_registries_waits_for_none_that_hangs() {
     let (line, reply) =
         RegistryClient::ask_any(&[silent, frozen.1, good], &search, deadline).unwrap();
     assert_eq!((line.address(), reply), (good, RegistryReply::Sources(vec![])));
-    // What one says that was reached is told rather than who was not.
+    // The error of a registry that was reached is preferred to that of one that was not.
     let full = RegistryReply::Error { message: "full".to_owned(), retry_after_ms: 0 };
     let declining = liar(move |_| full.clone());
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -763,7 +772,7 @@ fn who_asks_several_registries_waits_for_none_that_hangs() {
     );
 }
 
-/// A peer whose registry had frozen searched for 15 seconds, until it had given that one up and joined at the other.
+/// Once a peer whose registry had frozen searched for 15 seconds, until it had joined at the other.
 #[test]
 fn a_peer_whose_registry_has_frozen_asks_the_other_one_at_once() {
     let freezing = scripted(|id, request| {
@@ -787,7 +796,7 @@ fn a_peer_whose_registry_has_frozen_asks_the_other_one_at_once() {
     assert_eq!(joins.load(Ordering::Relaxed), 0, "it had not to join for that");
 }
 
-/// One liar who told another size of a content took the file from everybody.
+/// Once a single liar that announced another size of a content kept the file from everybody.
 #[test]
 fn a_false_size_of_a_content_hides_no_honest_source() {
     let registry = Registry::start(&["--console", "off"]);
@@ -799,7 +808,7 @@ fn a_false_size_of_a_content_hides_no_honest_source() {
     let mut liars = Vec::new();
     let lies = [0, 1_500_001, film.len() as u64 + 7 * 1024 * 1024, limits::FILE_BYTES_MAX];
     for (peer, size) in (1..).zip(lies) {
-        // Nobody serves there.
+        // No one serves there.
         let port = support::free_addresses(1)[0].port();
         let mut liar = Raw::greeted(&registry);
         let lie = FileEntry { name: name("film.bin"), size, content };
@@ -824,7 +833,8 @@ fn a_false_size_of_a_content_hides_no_honest_source() {
     }
 }
 
-/// Twenty sizes, each told by two peers that are dead or say nothing, kept everybody from the file.
+/// Once twenty sizes, each announced by two peers that were dead or silent, kept the file from
+/// everybody.
 #[test]
 fn many_false_sizes_of_a_content_hide_no_honest_source() {
     let registry = Registry::start(&["--console", "off"]);
@@ -850,14 +860,15 @@ fn many_false_sizes_of_a_content_hide_no_honest_source() {
             assert_eq!(liar.ask(join), RegistryReply::JoinOk);
             liars.push(liar);
         }
-        // Nobody accepts what is dialled there.
+        // No one accepts connections there.
         silents.push(silent);
     }
-    let mut fetch = fetching(&registry, "film.bin", &to, &[]);
+    let mut fetch =
+        FetchCommand { registry: &registry, name: "film.bin", to: &to, flags: &[] }.start();
     assert!(fetch.wait().success(), "{}", fetch.err());
     let path = to.join("film.bin");
     assert!(std::fs::read(&path).unwrap() == film);
-    // What is there needs no proof.
+    // A file that exists already needs no proof.
     let again = registry.run(&["fetch", "film.bin", "--to", to.to_str().unwrap()]);
     assert_eq!(again.status, 0, "{}", again.err);
     assert!(again.err.contains("was there already"), "{}", again.err);
@@ -866,7 +877,7 @@ fn many_false_sizes_of_a_content_hide_no_honest_source() {
     assert!(other.err.contains("exists and is not the file to fetch"), "{}", other.err);
 }
 
-/// Four peers at one IP address beat three at three, and what they have nobody gave.
+/// Once four peers at one IP address counted more than three at three, and sent nothing.
 #[test]
 fn another_content_that_one_address_announces_takes_a_name_from_nobody() {
     let registry = Registry::start(&["--console", "off"]);
@@ -891,25 +902,27 @@ fn another_content_that_one_address_announces_takes_a_name_from_nobody() {
         assert_eq!(ran.status, 0, "{}", ran.err);
         assert!(ran.err.contains("2 files are called"), "{}", ran.err);
         assert!(std::fs::read(&path).unwrap() == film);
-        // Where equally many addresses have each, the content of most peers comes first, and is not the last word.
+        // If equally many IP addresses have each content, that of most peers comes first, and the
+        // other is tried after it.
         let line = format!("nobody gives {}; fetching the file of ", ContentId([5; 32]));
         assert_eq!(ran.err.contains(&line), at == 1, "{}", ran.err);
         std::fs::remove_file(&path).unwrap();
     }
-    // Whoever names a content gets it or nothing.
+    // With a content named, that content or none is fetched.
     let content = ContentId([5; 32]).to_string();
     let ran = registry.run(&[&fetch[..], &["--content", &content]].concat());
     assert_eq!((ran.status, path.exists()), (3, false), "{}", ran.err);
 }
 
-/// What a peer alone knows, that its connection is dead, it need not wait for its registry to find out.
+/// A peer that knows that its connection is dead need not wait until its registry finds out.
 #[test]
 fn who_knows_the_secret_of_a_peer_takes_its_place_at_once() {
     let registry = Registry::start(&["--console", "off"]);
     let (mut old, mut new) = (Raw::greeted(&registry), Raw::greeted(&registry));
-    assert_eq!(old.join_with(5, 1, 5001, vec![file("a", 1)]), RegistryReply::JoinOk);
-    assert_eq!(new.join_with(6, 1, 5002, vec![file("a", 1)]), old_id_is_alive());
-    assert_eq!(new.join_with(5, 1, 5002, vec![file("a", 1)]), RegistryReply::JoinOk);
+    let joiner = |secret, port| Joiner { peer: 1, secret, port, files: vec![file("a", 1)] };
+    assert_eq!(old.join_as(joiner(5, 5001)), RegistryReply::JoinOk);
+    assert_eq!(new.join_as(joiner(6, 5002)), old_id_is_alive());
+    assert_eq!(new.join_as(joiner(5, 5002)), RegistryReply::JoinOk);
     assert_eq!(new.search("a")[0].address, at(5002));
     assert_eq!(old.ask(RegistryRequest::KeepAlive), RegistryReply::NotJoined);
     drop(old);
@@ -939,24 +952,24 @@ fn an_id_whose_connection_has_frozen_is_free_after_its_silence() {
     assert_eq!(new.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
 }
 
-/// A registry that was stopped took everybody for silent when it went on.
+/// Once a registry that was stopped took every peer for silent when it continued.
 #[test]
 fn a_registry_that_was_stopped_forgets_nobody() {
     let mut registry = Registry::start(&["--console", "off", "--silence-timeout", "4s"]);
     let mut peer = Raw::greeted(&registry);
     assert_eq!(peer.join(1, 5001, vec![file("a", 1)]), RegistryReply::JoinOk);
     registry.process().signal(Signal::STOP);
-    // For longer than anybody may be silent.
+    // For longer than the silence time-out.
     std::thread::sleep(Duration::from_secs(5));
     registry.process().signal(Signal::CONT);
-    // When somebody new has been greeted it has looked for silent peers.
+    // By the time a new connection has been greeted it has looked for silent peers.
     assert_eq!(Raw::greeted(&registry).who_has("a"), [1]);
     assert_eq!(peer.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
 }
 
 #[test]
 fn what_a_stopped_peer_has_announced_comes_back_when_it_goes_on() {
-    // A peer says every five seconds that it is alive.
+    // A peer sends a KEEP_ALIVE every five seconds.
     let registry = Registry::start(&["--console", "off", "--silence-timeout", "6s"]);
     let folder = registry.folder("shared");
     write(&folder, "a", b"1");
@@ -996,7 +1009,7 @@ fn an_address_is_the_peers_own_or_has_answered() {
             reply => panic!("{reply:?}"),
         }
     };
-    // Nobody is there, somebody is who says nothing, or something else.
+    // Nothing is there, something that sends nothing, or something else.
     let listener = TcpListener::bind("127.0.0.2:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let answers: [Option<Vec<u8>>; 3] = [
@@ -1015,7 +1028,7 @@ fn an_address_is_the_peers_own_or_has_answered() {
                 if let Some(answer) = answer {
                     stream.write_all(&answer).unwrap();
                 }
-                // It has asked like anyone who dials a peer, and goes away.
+                // The registry has sent HELLO like anyone who dials a peer, and goes away.
                 let mut asked = Vec::new();
                 match stream.read_to_end(&mut asked) {
                     Ok(_) => {}
@@ -1023,7 +1036,8 @@ fn an_address_is_the_peers_own_or_has_answered() {
                 }
                 assert!(asked.is_empty() || asked == frame(&hello(HelloRole::Share)), "{asked:?}");
             });
-            // The same whatever is there, or anybody could have a registry look for open ports.
+            // The same sentence whatever is there, or a registry could be used to look for open
+            // ports.
             let refusal = refused(join("127.0.0.2", port));
             assert_eq!(refusal.replace(&port.to_string(), "PORT"), sentence);
             answering.join().unwrap();
@@ -1040,11 +1054,11 @@ fn an_address_is_the_peers_own_or_has_answered() {
     assert!(another.contains("no peer answers at"), "it is another peer: {another}");
     id.store(1, Ordering::SeqCst);
     assert_eq!(join("127.0.0.2", address.port()), (RegistryReply::JoinOk, vec![address]));
-    // Its own address, in whatever notation.
+    // Its own address, in any notation.
     let own = |port| vec![SocketAddr::from(([127, 0, 0, 1], port))];
     assert_eq!(join("::ffff:127.0.0.1", 5002), (RegistryReply::JoinOk, own(5002)));
     assert_eq!(join("::", 5003), (RegistryReply::JoinOk, own(5003)));
-    // Nor may it look as often as it likes.
+    // The number of attempts is limited, too.
     let busy = (0..limits::ADDRESS_CHECKS_PER_ORIGIN_MAX).find_map(|_| {
         match join("127.0.0.2", closed).0 {
             RegistryReply::Error { retry_after_ms, .. } => (retry_after_ms > 0).then_some(()),
@@ -1155,7 +1169,7 @@ fn many_requests_at_once_are_answered_in_order() {
     writer.join().unwrap();
 }
 
-/// A frame that holds a name no [`FileName`] can be: made with another of the same length.
+/// A frame with a name that no [`FileName`] can be, made from one with a name of the same length.
 fn with_name(name: &[u8], message: impl Fn(FileName) -> Message) -> Vec<u8> {
     let stand_in = "N".repeat(name.len());
     let mut bytes = frame(&message(FileName::new(&stand_in).unwrap()));
@@ -1211,7 +1225,7 @@ fn names_that_attack_are_refused_at_the_door() {
     let mut raw = Raw::greeted(&registry);
     assert_eq!(raw.join(1, 5001, vec![file(&longest, 1)]), RegistryReply::JoinOk);
     assert_eq!(witness.who_has(&longest), [1]);
-    // One byte more: a name cut short in the encoding's length byte would not do, so it is built anew.
+    // One byte more. The length byte of the encoding has to change, so the frame is built anew.
     let mut bytes = frame(&search_for(name(&longest)));
     let place = bytes.windows(3).position(|w| w == [0xd9, 0xff, b'n']).unwrap();
     bytes.splice(place..place + 2, [0xda, 1, 0]);
@@ -1287,7 +1301,7 @@ fn peers_come_back_by_themselves_when_the_registry_does() {
     for _ in 0..2 {
         registry.kill();
         eventually("the peer notices", || peer.err().contains("trying again").then_some(()));
-        // What happens while the registry is away is not lost.
+        // Changes while the registry is away are not lost.
         write(&folder, "new.txt", b"new");
         registry.restart();
         let sources = eventually("the peer is back", || {
@@ -1299,7 +1313,7 @@ fn peers_come_back_by_themselves_when_the_registry_does() {
     eventually("the new file is offered", || {
         (!Raw::greeted(&registry).search("new.txt").is_empty()).then_some(())
     });
-    // A peer that is stopped leaves.
+    // A peer that is stopped sends LEAVE.
     let mut peer = peer;
     peer.signal(Signal::TERM);
     assert!(exited_with(peer.wait(), 0));
@@ -1349,14 +1363,14 @@ fn a_closed_terminal_stops_a_registry_and_a_peer_cleanly_unless_they_were_told_t
     let mut process = support::share::Process::start(command, registry.dir.path(), "nohup");
     eventually("it listens", || TcpStream::connect(registry.address).ok());
     process.signal(Signal::HUP);
-    // It goes on, and ends when it is told to.
+    // It continues, and ends when it is told to.
     assert_eq!(Raw::greeted(&registry).search("film.mkv"), []);
     process.signal(Signal::TERM);
     assert!(exited_with(process.wait(), 0));
 }
 
-/// Unfinished JOINs filled what all may hold: an honest peer with many files joined never, and several that tried to end
-/// theirs blocked each other.
+/// Once unfinished JOINs took all memory for them: an honest peer with many files could never join,
+/// and several that tried to complete theirs blocked each other.
 #[test]
 fn joins_that_are_never_finished_make_room() {
     let registry = Registry::start(&["--console", "off"]);
@@ -1377,7 +1391,8 @@ fn joins_that_are_never_finished_make_room() {
             shares: true,
         })
     };
-    // Until the first is told to come later: all of them are of one address, and the youngest has no say.
+    // Until the first is told to come later: all are of one IP address, and the youngest gives way
+    // to no one.
     let mut started: Vec<Raw> = Vec::new();
     let mut sent = 0;
     'full: for peer in 1..200u64 {
@@ -1395,7 +1410,7 @@ fn joins_that_are_never_finished_make_room() {
         }
     }
     assert!(sent > 60, "{sent} parts");
-    // The oldest still goes on to its end.
+    // The oldest goes on to its end.
     let oldest = &mut started[0];
     assert_eq!(part(oldest, 1, 60, true), RegistryReply::JoinOk);
     assert_eq!(oldest.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
@@ -1429,7 +1444,7 @@ fn an_address_that_joins_again_and_again_makes_room_for_others() {
         .collect();
     let (mut more, reply) = from_elsewhere(5);
     assert!(matches!(reply, RegistryReply::Error { .. }), "not for more of its own: {reply:?}");
-    // It may still ask, and others join in its stead.
+    // It may still ask, and others may join.
     assert_eq!(more.search("film.bin"), []);
     let mut other = Raw::greeted(&registry);
     assert_eq!(other.join(10, 5000, vec![]), RegistryReply::JoinOk);
@@ -1440,11 +1455,12 @@ fn an_address_that_joins_again_and_again_makes_room_for_others() {
     assert_eq!(other.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
 }
 
-/// As many addresses as a registry dials at once, none of which answered, kept every other one waiting for their time-outs.
+/// Once as many addresses as a registry dials at once, none of which answered, kept every other
+/// JOIN waiting for their time-outs.
 #[test]
 fn addresses_that_never_answer_make_room_for_one_that_does() {
     let registry = Registry::start(&["--console", "off"]);
-    // It accepts, and says nothing.
+    // It accepts connections and sends nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let join_at = |ip: Ipv4Addr, peer: u64, address: SocketAddr| {
         let stream = raw::Raw::dial_from(ip, registry.address).stream;

@@ -1,5 +1,5 @@
-//! Registries whose index is in the replicated store: any of them knows what was told to any other, and
-//! none of them, nor any one server of the store, is needed. With real processes.
+//! Registries with their index in the replicated store, as real processes: each knows what was told
+//! to any other, and neither a registry nor a server of the store is a single point of failure.
 
 mod support;
 
@@ -23,7 +23,7 @@ use serde_json::json;
 use support::share::{Process, Registry, noise, run, write};
 use support::{ACERVO, Group, eventually};
 
-/// `acervo share` that knows several registries, once it has joined.
+/// `acervo share` with several registries, once it has joined.
 fn share(dir: &std::path::Path, folder: &PathBuf, registries: &str) -> Process {
     let mut command = Command::new(ACERVO);
     command.arg("share").arg(folder).args(["--registry", registries]);
@@ -64,7 +64,7 @@ fn several_registries_serve_one_index_and_none_is_needed() {
     assert_eq!(files(first.address), expected);
     assert_eq!(files(second.address), expected, "the other registry was told nothing");
 
-    // A server of the store goes, and what changes is known all the same.
+    // A server of the store is killed, and changes are known all the same.
     group.kill(0);
     write(&b, "new.txt", b"new");
     std::fs::remove_file(b.join("ação.txt")).unwrap();
@@ -81,7 +81,8 @@ fn several_registries_serve_one_index_and_none_is_needed() {
     assert_eq!(ran.status, 0, "{}", ran.err);
     assert!(std::fs::read(to.join("film.mkv")).unwrap() == film);
 
-    // A registry goes. The peer that knows another one joins there; the one that does not is forgotten.
+    // A registry is killed. The peer that knows another one joins there; the one that does not is
+    // forgotten.
     first.kill();
     let listed = || run(&["peers", "--format", "json", "--registry", &second.address()]).json();
     eventually("one peer is left", || {
@@ -101,7 +102,7 @@ fn several_registries_serve_one_index_and_none_is_needed() {
     eventually("both peers are known again", || {
         (listed()["peers"].as_array().unwrap().len() == 2).then_some(())
     });
-    // Who stops leaves at once.
+    // A peer that is stopped leaves at once.
     let [mut one, _two] = peers;
     one.signal(Signal::TERM);
     one.wait();
@@ -133,7 +134,7 @@ fn without_its_store_a_registry_says_so_and_goes_on_when_it_is_back() {
     eventually("it says that this is over", || {
         (told(&mut registry, "the store answers again") > 0).then_some(())
     });
-    // However long that took, nobody was forgotten, and the peer has noticed nothing.
+    // However long that took, no peer was forgotten, and none has noticed.
     assert_eq!(listed(), 1);
     assert_eq!(told(&mut registry, "does not answer"), 1, "{}", registry.process().err());
     assert_eq!(peer.err().matches("joined at").count(), 1, "{}", peer.err());
@@ -159,7 +160,7 @@ fn name(number: u8) -> FileName {
 }
 
 fn entry((of, what): (u8, u8)) -> FileEntry {
-    // A content has one size.
+    // The size follows from the content.
     FileEntry { name: name(of), size: u64::from(what) * 10, content: ContentId([what; 32]) }
 }
 
@@ -168,20 +169,20 @@ fn address(peer: u64) -> SocketAddr {
 }
 
 fn place(peer: u64) -> PeerEndpoint {
-    // Each of another process, which has only the id.
+    // Each is another process, which has only the id in common.
     static KEYS: AtomicU64 = AtomicU64::new(0);
     let key = KEYS.fetch_add(1, Ordering::Relaxed);
     PeerEndpoint { address: address(peer), origin: address(peer).ip(), key }
 }
 
 fn everything(client: &Client) -> Vec<Row> {
-    // The client may be one that has not seen what the registries have written.
+    // This client may not have seen what the registries have written.
     let newest = ReadOptions { linearizable: true, ..ReadOptions::default() };
     let rows = client.range("share/", "share/\u{10ffff}", newest).unwrap();
     rows.map(Result::unwrap).collect()
 }
 
-/// Each answer of each kind, without what depends on time.
+/// Every answer of every kind, without what depends on time.
 fn answers(directory: &dyn Directory) -> Vec<String> {
     let mut answers: Vec<String> =
         (0..5).map(|of| format!("{:?}", directory.search(&name(of)).unwrap())).collect();
@@ -198,7 +199,7 @@ fn answers(directory: &dyn Directory) -> Vec<String> {
 
 #[test]
 fn several_registries_over_one_store_answer_as_one_index_in_memory() {
-    // What all peers have together each registry counts for itself, and now and then.
+    // Totals are estimates of each registry, and are not compared.
     play(
         IndexLimits {
             peers_max: 100,
@@ -236,20 +237,20 @@ fn what_is_full_is_counted_again_before_anybody_is_refused() {
     join(&other, 4, &[(0, 0), (1, 0), (2, 0)]).unwrap();
 }
 
-/// Random steps, at an index in memory and at `registries` that share one in a store, each of which is to
-/// give the same answers after every step.
+/// Random steps on an index in memory and on `registries` that share one in a store. After every
+/// step each has to give the same answers.
 fn play(room: IndexLimits, registries: usize) {
     let group = Group::start(1, &["--console", "off"]);
     let client = group.client();
     let memory = MemoryDirectory::new(room, LONG);
-    // Each with a client of its own: what one has written the other has not seen.
+    // Each has a client of its own, which has not seen what the others have written.
     let store = || StoreDirectory::new(group.client(), room, LONG);
     let stores: Vec<StoreDirectory> = (0..registries).map(|_| store()).collect();
     let seed = std::env::var("ACERVO_SEED").map_or_else(|_| rand::random(), |s| s.parse().unwrap());
     println!("replay with ACERVO_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let mut session = 0;
-    // Which registry each peer is connected to, as whom.
+    // The registry that each peer is connected to, and its session.
     let mut connected: HashMap<u64, (usize, Member)> = HashMap::new();
     for step in 0..150 {
         let peer = random.random_range(0..5);
@@ -263,8 +264,8 @@ fn play(room: IndexLimits, registries: usize) {
         let what = random.random_range(0..10);
         let (expected, got) = match what {
             0..=3 => {
-                // A new connection, and at any registry; the old one ends when it is noticed, and before
-                // that no other registry takes the peer.
+                // A new connection at any registry. The old one ends when its registry notices;
+                // until then no other registry accepts the peer.
                 session += 1;
                 let at = random.random_range(0..registries);
                 let elsewhere = known.filter(|(before, _)| *before != at);
@@ -289,7 +290,7 @@ fn play(room: IndexLimits, registries: usize) {
                 if let Some((at, before)) = known.filter(|_| expected.is_ok()) {
                     memory.leave(before).unwrap();
                     stores[at].leave(before).unwrap();
-                    // In memory what it was fetching survives; a peer says it again in any case.
+                    // In memory its downloads survive; a peer announces them again in any case.
                     (0..4).for_each(|what| {
                         memory.fetched(member, ContentId([what; 32])).unwrap();
                     });
@@ -320,7 +321,7 @@ fn play(room: IndexLimits, registries: usize) {
             assert_eq!(store.expire().unwrap(), []);
         }
     }
-    // Whatever was written over, nothing has a past that would fill the disk.
+    // No row has old versions, which would fill the disk.
     for row in everything(&client) {
         let versions = client.versions(&row.key, ReadOptions::default()).unwrap();
         assert_eq!(versions.count(), 1, "{:?}", row.key);
@@ -347,7 +348,7 @@ fn what_a_dead_registry_leaves_half_done_goes_to_the_last_row() {
         left_behind.join(member(peer), place(peer), vec![entry((0, 1)), entry((1, 2))]).unwrap();
         left_behind.fetching(member(peer), ContentId([3; 32]), 30).unwrap();
     }
-    // It died while it took one of them away: some files are gone already.
+    // It was killed while it removed one of them: some files are gone already.
     let text = |row: &Row| String::from_utf8_lossy(&row.key).into_owned();
     let of_file = |key: &str| key.contains("file-0.bin") && key.contains(&PeerId(1).to_string());
     let file: Vec<String> = everything(&client).iter().map(text).filter(|k| of_file(k)).collect();
@@ -357,14 +358,14 @@ fn what_a_dead_registry_leaves_half_done_goes_to_the_last_row() {
 
     let other = StoreDirectory::new(group.client(), room, alive);
     assert_eq!(other.search(&name(1)).unwrap().len(), 2, "it is not known to be dead yet");
-    // One of its peers comes back by itself, elsewhere.
+    // One of its peers comes back by itself, at another registry.
     let back = Member { peer: PeerId(2), session: 2 };
     eventually("its registry is not waited for any more", || {
         other.expire().unwrap();
         other.join(back, place(2), vec![entry((0, 1))]).ok()
     });
     let gone = eventually("the dead registry's peer is forgotten", || {
-        // The one that lives is heard all the while.
+        // The live one sends heartbeats all the time.
         assert!(other.hear(back).unwrap());
         other.expire().unwrap().pop()
     });
@@ -382,7 +383,7 @@ fn what_a_dead_registry_leaves_half_done_goes_to_the_last_row() {
     });
 }
 
-/// The peer knows that its connection is dead; other registries find out about a dead one only by its silence.
+/// A peer knows that its connection is dead; other registries learn it only from its silence.
 #[test]
 fn a_peer_that_proves_who_it_is_changes_its_registry_at_once() {
     let group = Group::start(1, &["--console", "off"]);
@@ -395,7 +396,7 @@ fn a_peer_that_proves_who_it_is_changes_its_registry_at_once() {
     let other = second.join(after, place(1), vec![entry((0, 1))]);
     assert!(matches!(other, Err(DirectoryError::JoinedElsewhere)), "{other:?}");
     second.join(after, at, vec![entry((0, 1))]).unwrap();
-    // What the first still hears of the old connection, its end included, takes nothing away.
+    // Late messages of the old connection, its end included, remove nothing.
     first.leave(before).unwrap();
     assert_eq!(second.search(&name(0)).unwrap().len(), 1);
     assert!(second.hear(after).unwrap());
@@ -411,7 +412,7 @@ fn a_peer_whose_rows_somebody_took_away_is_told_to_join_anew() {
     directory.join(member, place(7), vec![entry((0, 1))]).unwrap();
     directory.expire().unwrap();
     assert!(directory.hear(member).unwrap());
-    // As another registry does that takes this one for dead.
+    // As another registry does that believes this one dead.
     let row = everything(&client).into_iter().find(|row| row.key.starts_with(b"share/peer/"));
     client.del(row.unwrap().key).unwrap();
     assert_eq!(directory.search(&name(0)).unwrap(), [], "a peer without a row is not found");
@@ -422,7 +423,7 @@ fn a_peer_whose_rows_somebody_took_away_is_told_to_join_anew() {
     assert!(!directory.update(member, vec![entry((1, 1))], &[]).unwrap());
     directory.join(member, place(7), vec![entry((0, 1))]).unwrap();
     assert_eq!(directory.search(&name(0)).unwrap().len(), 1);
-    // A peer that says nothing any more is forgotten by its own registry.
+    // A peer that sends nothing any more is forgotten by its own registry.
     let gone = eventually("its silence is noticed", || directory.expire().unwrap().pop());
     assert_eq!(gone, (PeerId(7), address(7)));
     assert!(!directory.hear(member).unwrap());
@@ -447,7 +448,7 @@ fn a_peer_of_as_many_files_as_there_may_be_joins_comes_back_and_goes() {
     let first = files[0].name.clone();
     std::thread::scope(|scope| {
         let joining = scope.spawn(|| directory.join(member(1), place(1), files.clone()).unwrap());
-        // That is many writes; whoever finds one of the files finds all of them.
+        // These are many writes; a search that finds one of the files finds all.
         while !joining.is_finished() {
             if !other.search(&first).unwrap().is_empty() {
                 assert_eq!(other.search(&last.name).unwrap().len(), 1);
@@ -457,7 +458,7 @@ fn a_peer_of_as_many_files_as_there_may_be_joins_comes_back_and_goes() {
     assert_eq!(other.search(&last.name).unwrap().len(), 1);
     assert_eq!(other.peers(None).unwrap().0[0].files, files.len() as u64);
 
-    // It comes back over another connection, with one file changed: nothing else is written again.
+    // It comes back over another connection with one file changed: nothing else is written again.
     let version = |name: &FileName| {
         let key = format!("share/name/{name}\0{}", PeerId(1));
         group.client().get_linearizable(key).unwrap().timestamp

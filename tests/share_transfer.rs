@@ -1,4 +1,4 @@
-//! Transfers between a real server, or a source that does not behave, and a real download.
+//! Transfers between a real server, or a source that misbehaves, and a real download.
 
 mod share_support;
 
@@ -16,7 +16,7 @@ use acervo::model::{FileName, PeerId};
 use acervo::share::chunks::{ChunkSet, SharedChunks};
 use acervo::share::content::{Manifest, chunk_count};
 use acervo::share::fetch::{
-    self, Fetch, FetchError, FetchHandle, FetchOptions, FindError, Kept, Outcome, Phase,
+    self, Fetch, FetchError, FetchHandle, FetchOptions, FetchOutcome, FetchPhase, FindError, Kept,
     SourceState,
 };
 use acervo::share::greeting;
@@ -33,7 +33,7 @@ use tempfile::TempDir;
 
 const MIB: usize = CHUNK_BYTES;
 
-/// A file that a real server serves, and a folder to fetch it to.
+/// A file, a server that serves it, and a folder to download it to.
 struct Scene {
     _shared: TempDir,
     to: TempDir,
@@ -44,7 +44,6 @@ struct Scene {
     server: PeerServer,
 }
 
-/// A server of these.
 fn serve(catalogs: Vec<Arc<dyn Catalog>>) -> PeerServer {
     serve_with(ServeOptions { catalogs, ..ServeOptions::default() })
 }
@@ -85,7 +84,7 @@ impl Scene {
         Fake::start(self.bytes.clone(), trick)
     }
 
-    fn assert_whole(&self, outcome: &Outcome) {
+    fn assert_whole(&self, outcome: &FetchOutcome) {
         assert_eq!(outcome.path, self.to.path().join("film.mkv"));
         assert!(std::fs::read(&outcome.path).unwrap() == self.bytes, "other bytes arrived");
         assert_eq!(*outcome.manifest, *self.manifest);
@@ -106,7 +105,7 @@ fn start(options: FetchOptions) -> FetchHandle {
     Fetch::start(options).unwrap()
 }
 
-fn run(options: FetchOptions) -> Result<Outcome, FetchError> {
+fn run(options: FetchOptions) -> Result<FetchOutcome, FetchError> {
     start(options).wait_for(PATIENCE).expect("the download ends in time")
 }
 
@@ -118,22 +117,22 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// What a fake source does when it is asked for its `after`th chunk and those that follow.
+/// How a fake source misbehaves, from its `after`th chunk on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trick {
     Honest,
     WrongBytes {
         after: usize,
     },
-    /// Announces fewer bytes than the chunk has.
+    /// It announces fewer bytes than the chunk has.
     ShortChunk {
         after: usize,
     },
-    /// Announces the right number and closes before the last ones.
+    /// It announces the right number of bytes and closes before the last ones.
     CutChunk {
         after: usize,
     },
-    /// Sends a mebibyte more than it announced.
+    /// It sends a mebibyte more than it announced.
     LongChunk {
         after: usize,
     },
@@ -146,18 +145,18 @@ enum Trick {
     Trickle {
         after: usize,
     },
-    /// Half a chunk, and then the connection stays open and silent.
+    /// It sends half a chunk, and then leaves the connection open and silent.
     Freeze {
         after: usize,
     },
     WrongHashes,
     TooManyHashes,
     Unasked,
-    /// Sends PONGs that nobody asked for, as long as it is listened to.
+    /// It sends PONGs to no PING, as long as it is read.
     Pongs,
-    /// Says REFUSED for ever instead of going.
+    /// It sends REFUSED again and again and does not close.
     Refusals,
-    /// Gives one hash at a time.
+    /// It sends one hash at a time.
     Dribbles,
     Denies {
         code: DenialCode,
@@ -168,7 +167,7 @@ enum Trick {
     Garbage,
 }
 
-/// A source that speaks the protocol, up to a point.
+/// A source that speaks the protocol, up to its trick.
 struct Fake {
     address: SocketAddr,
     manifest: Manifest,
@@ -208,7 +207,7 @@ impl Fake {
                     asked: Arc::clone(&asked),
                     stop: Arc::clone(&stop),
                 };
-                // A broken connection is the other side's right.
+                // The other side may close the connection at any time.
                 std::thread::spawn(move || drop(talk.run()));
             }
         });
@@ -238,12 +237,12 @@ struct Talk {
 }
 
 impl Talk {
-    fn say(&mut self, message: &Message) -> std::io::Result<()> {
+    fn send(&mut self, message: &Message) -> std::io::Result<()> {
         self.stream.write_all(&greeting::frame(message).unwrap())
     }
 
     fn reply(&mut self, id: u64, body: PeerReply) -> std::io::Result<()> {
-        self.say(&Message::ShareReply { id, body })
+        self.send(&Message::ShareReply { id, body })
     }
 
     fn run(&mut self) -> std::io::Result<()> {
@@ -256,7 +255,7 @@ impl Talk {
                     }
                     Message::Hello(_) => {
                         let peer = PeerId(u64::from(self.stream.local_addr()?.port()));
-                        self.say(&greeting::welcome(peer))?;
+                        self.send(&greeting::welcome(peer))?;
                     }
                     Message::Share { id, body } => self.answer(id, body)?,
                     _ => {}
@@ -276,9 +275,9 @@ impl Talk {
                 self.reply(id, PeerReply::Have { runs })?;
                 match self.trick {
                     Trick::Unasked => self.reply(id + 100, PeerReply::Chunk { length: 5 }),
-                    Trick::Pongs => self.say_for_ever(&Message::Pong { nonce: 0 }),
+                    Trick::Pongs => self.send_for_ever(&Message::Pong { nonce: 0 }),
                     Trick::Refusals => {
-                        self.say_for_ever(&Message::Refused { reason: "no".repeat(99) })
+                        self.send_for_ever(&Message::Refused { reason: "no".repeat(99) })
                     }
                     _ => Ok(()),
                 }
@@ -342,7 +341,8 @@ impl Talk {
                         return Ok(());
                     }
                     self.stream.write_all(&[byte])?;
-                    // The trick itself: a rate of ten bytes a second. Nobody waits here for anything to happen.
+                    // The trick itself: a rate of ten bytes a second. The test does not wait for
+                    // it.
                     std::thread::sleep(Duration::from_millis(100));
                 }
                 Ok(())
@@ -351,14 +351,14 @@ impl Talk {
         }
     }
 
-    fn say_for_ever(&mut self, message: &Message) -> std::io::Result<()> {
+    fn send_for_ever(&mut self, message: &Message) -> std::io::Result<()> {
         while !self.stop.load(Ordering::SeqCst) {
-            self.say(message)?;
+            self.send(message)?;
         }
         Ok(())
     }
 
-    /// Takes what still comes and answers nothing, until the other side has had enough.
+    /// Reads what comes and answers nothing, until the other side closes.
     fn wait_for_the_end(&mut self) -> std::io::Result<()> {
         let mut nowhere = [0; 1024];
         while self.stream.read(&mut nowhere)? > 0 {}
@@ -382,7 +382,7 @@ fn files_of_every_length_around_a_chunks_arrive() {
 #[test]
 fn a_swarm_shares_the_work_and_progress_tells_of_it() {
     let scene = Scene::new(64 * MIB + 99);
-    // No two of them have enough.
+    // No two of them have all chunks.
     let meagre: Vec<Fake> = (0..3).map(|_| scene.fake(Trick::Nothing { after: 30 })).collect();
     let mut sources: Vec<Source> = meagre.iter().map(Fake::source).collect();
     sources.push(meagre[0].source());
@@ -390,14 +390,17 @@ fn a_swarm_shares_the_work_and_progress_tells_of_it() {
     let outcome = handle.wait_for(PATIENCE).unwrap().unwrap();
     scene.assert_whole(&outcome);
     let progress = handle.progress();
-    assert_eq!((progress.phase, progress.done_bytes), (Phase::Ended, scene.bytes.len() as u64));
+    assert_eq!(
+        (progress.phase, progress.done_bytes),
+        (FetchPhase::Ended, scene.bytes.len() as u64)
+    );
     assert_eq!(progress.sources.len(), 3, "the same source twice is one");
     let given: Vec<u64> = progress.sources.iter().map(|source| source.given_bytes).collect();
     assert_eq!(given.iter().sum::<u64>(), scene.bytes.len() as u64);
     assert!(given.iter().all(|given| *given > 0), "{given:?}");
 }
 
-/// With a good source beside it, no trick does more than cost its own chunks.
+/// Beside a good source, a trick costs its own chunks and no more.
 #[test]
 fn a_hostile_source_beside_a_good_one_does_no_harm() {
     let tricks = [
@@ -455,7 +458,7 @@ fn a_hostile_source_alone_gives_no_file_and_a_sentence() {
         let sentence = error.to_string();
         assert!(sentence.contains(why), "{trick:?}: {sentence}");
         assert!(!sentence.contains('\u{1b}'), "{trick:?}: {sentence:?}");
-        // Only what holds something is kept, and said to be.
+        // A partial file is kept, and reported, only if there is something in it.
         let is_kept = names(scene.to.path()) == ["film.mkv.part"];
         assert_eq!(sentence.contains("kept"), is_kept, "{trick:?}: {sentence}");
         let gave = matches!(trick, Trick::WrongBytes { .. } | Trick::ShortChunk { .. });
@@ -468,7 +471,7 @@ fn a_hostile_source_alone_gives_no_file_and_a_sentence() {
     }
 }
 
-/// The only source known was left for good, and the download ended although it was told to be patient.
+/// Once a download ended when its only source was banned, although it was to wait for others.
 #[test]
 fn a_download_for_which_somebody_looks_for_sources_outlasts_a_liar() {
     let scene = Scene::new(8 * MIB);
@@ -490,14 +493,15 @@ fn a_silent_source_alone_ends_the_download_when_patience_does() {
     let patience = Duration::from_millis(700);
     let error = run(FetchOptions { patience, ..scene.options(vec![fake.source()]) }).unwrap_err();
     assert!(matches!(error, FetchError::NoSource { .. }), "{error:?}");
-    // Nobody there at all.
+    // There is no one at all.
     let port = TcpListener::bind(local()).unwrap().local_addr().unwrap();
     let options = scene.options(vec![source(port, &scene.manifest)]);
     let error = run(FetchOptions { patience, ..options }).unwrap_err();
     assert!(error.to_string().contains("refused"), "{error}");
 }
 
-/// That a source has the content no more is an answer, which was waited upon as if it were silence.
+/// That a source does not have the content any more is an answer. Once it was waited for like
+/// silence.
 #[test]
 fn what_every_source_says_is_gone_ends_the_download_unless_it_is_to_wait() {
     let scene = Scene::new(4 * MIB);
@@ -509,11 +513,11 @@ fn what_every_source_says_is_gone_ends_the_download_unless_it_is_to_wait() {
     let error = run(options(&[&gone])).unwrap_err();
     assert!(matches!(error, FetchError::Gone { .. }), "{error:?}");
     assert_eq!(error.to_string(), "no peer has film.mkv any more");
-    // A liar has it as little.
+    // A liar does not count.
     let liar = scene.fake(Trick::WrongBytes { after: 0 });
     let error = run(options(&[&gone, &liar])).unwrap_err();
     assert!(matches!(error, FetchError::Gone { .. }), "{error:?}");
-    // Whoever is silent, or looks at its file, may have it.
+    // A source that is silent, or hashing its file, may have it.
     let patience = Duration::from_millis(700);
     let silent = scene.fake(Trick::Nothing { after: 0 });
     let looking = scene.fake(Trick::Denies { code: DenialCode::Changed });
@@ -525,10 +529,10 @@ fn what_every_source_says_is_gone_ends_the_download_unless_it_is_to_wait() {
     let error = run(waits).unwrap_err();
     assert!(matches!(error, FetchError::NoSource { .. }), "{error:?}");
 
-    // Where somebody looks for further sources, the last word is theirs.
+    // If someone searches for further sources, that search decides.
     for is_found in [true, false] {
         let handle = start(FetchOptions { more_may_come: true, ..options(&[&gone]) });
-        // What was looked for before is no answer.
+        // A search that began before it was requested does not count.
         handle.looked(handle.search_requested());
         wait_until("a look is wanted", || handle.search_requested() == 1);
         assert!(handle.wait_for(Duration::ZERO).is_none());
@@ -547,7 +551,7 @@ fn what_every_source_says_is_gone_ends_the_download_unless_it_is_to_wait() {
     }
 }
 
-/// Junk counted as progress, so that one liar held a download for ever.
+/// Once any bytes counted as progress, so that a single liar kept a download from ending.
 #[test]
 fn junk_is_no_progress() {
     let scene = Scene::new(8 * MIB);
@@ -560,7 +564,7 @@ fn junk_is_no_progress() {
     }
 }
 
-/// A source whose file was touched offers the same content again as soon as it has looked at it.
+/// A source whose file was touched offers the same content again after its next scan.
 #[test]
 fn a_source_whose_file_was_touched_is_asked_again() {
     let limit = 20 * MIB as u64;
@@ -574,7 +578,8 @@ fn a_source_whose_file_was_touched_is_asked_again() {
     scene.assert_whole(&handle.wait_for(PATIENCE).unwrap().unwrap());
 }
 
-/// The first download went on writing to its removed part, and ended with the second one's beginnings under the name.
+/// Once a download went on writing to its removed partial file, and then published the start of
+/// another download.
 #[test]
 fn a_part_that_is_removed_under_way_is_not_published_by_whoever_lost_it() {
     let scene = Scene::new(4 * MIB);
@@ -592,7 +597,7 @@ fn a_part_that_is_removed_under_way_is_not_published_by_whoever_lost_it() {
     scene.assert_whole(&second.wait_for(PATIENCE).unwrap().unwrap());
 }
 
-/// It ended with the other program's bytes under the final name, and no word.
+/// Once a download published the bytes that another program had written.
 #[test]
 fn a_part_that_another_program_changes_is_not_published_with_its_bytes() {
     type Change = fn(&std::fs::File);
@@ -606,7 +611,7 @@ fn a_part_that_another_program_changes_is_not_published_with_its_bytes() {
             rustix::fs::fallocate(part, flags, 0, 4096).unwrap();
         }),
     ];
-    // Somebody who does not close it may go on at any time, and nothing is published beside them.
+    // A program that keeps the file open may write at any time, so the file is not published.
     let cases = changes.iter().map(|change| (*change, false)).chain([(changes[3], true)]);
     for ((what, change), stays_open) in cases {
         let scene = Scene::new(4 * MIB + 5);
@@ -631,7 +636,7 @@ fn a_part_that_another_program_changes_is_not_published_with_its_bytes() {
     }
 }
 
-/// Whoever lied about a content left a part of nothing, which kept the true file out when they had gone.
+/// Once a partial file of a liar's content kept the right file out.
 #[test]
 fn a_part_in_which_nothing_was_verified_does_not_stay() {
     let scene = Scene::new(2 * MIB);
@@ -652,7 +657,7 @@ fn sixty_four_dead_sources_do_not_hide_the_one_that_is_there() {
     let nowhere: Vec<TcpListener> = (0..64).map(|_| TcpListener::bind(local()).unwrap()).collect();
     let mut sources: Vec<Source> =
         nowhere.iter().map(|dead| source(dead.local_addr().unwrap(), &scene.manifest)).collect();
-    // Half of them refuse; the others take the connection and say nothing.
+    // Half of them refuse; the others accept the connection and send nothing.
     let silent = nowhere.into_iter().skip(32).collect::<Vec<_>>();
     sources.push(scene.source());
     scene.assert_whole(&run(scene.options(sources)).unwrap());
@@ -666,7 +671,7 @@ fn a_busy_source_is_asked_again() {
     scene.assert_whole(&run(scene.options(vec![fake.source()])).unwrap());
 }
 
-/// It was called silent, on the terminal and in the last sentence, while it answered twice a second.
+/// Once a source that answered BUSY twice a second was called silent.
 #[test]
 fn a_source_that_is_busy_is_called_so() {
     let scene = Scene::new(6 * MIB);
@@ -677,14 +682,14 @@ fn a_source_that_is_busy_is_called_so() {
     let mut was_put_off = false;
     wait_until("it gives up", || {
         was_put_off |= handle.progress().is_put_off();
-        handle.progress().phase == Phase::Ended
+        handle.progress().phase == FetchPhase::Ended
     });
     assert!(was_put_off, "{:?}", handle.progress());
     let error = handle.wait_for(PATIENCE).unwrap().unwrap_err().to_string();
     assert!(error.contains("not today") && !error.contains("silent"), "{error}");
 }
 
-/// One byte that two peers gave was told as two.
+/// Once a byte that two peers had sent was counted twice.
 #[test]
 fn a_chunk_that_several_give_counts_once() {
     for _ in 0..20 {
@@ -701,8 +706,8 @@ fn a_chunk_that_several_give_counts_once() {
     }
 }
 
-/// A download that loses its only source in the middle of a chunk leaves what is good to the next
-/// one, which notices a bit that was flipped meanwhile.
+/// A download that loses its only source within a chunk leaves the good chunks to the next one,
+/// which notices a bit that was flipped meanwhile.
 #[test]
 fn a_download_resumes_with_what_is_missing_or_damaged() {
     let scene = Scene::new(20 * MIB + 5);
@@ -768,8 +773,8 @@ fn a_cancelled_download_keeps_its_part_and_a_dropped_one_lets_go_of_it() {
     scene.assert_whole(&outcome);
 }
 
-/// Killed behind its last chunk, or kept from the name by another file, it had everything and waited for more until its
-/// patience ended, each time anew.
+/// Once a download that was killed after its last chunk, or could not get the name, waited each
+/// time until its patience ended, although it had every chunk.
 #[test]
 fn a_part_that_is_whole_already_gets_its_name() {
     let scene = Scene::new(2 * MIB + 17);
@@ -828,7 +833,7 @@ fn a_file_that_shrinks_or_changes_while_it_is_served_fails_cleanly() {
     for (act, why) in
         [(&shrink as &dyn Fn(&Path), "changed"), (&change, "changed"), (&go, "not in the shared")]
     {
-        // Slow enough that the change falls into the transfer, whatever the machine does.
+        // Slow enough that the change comes during the transfer.
         let limit = 20 * MIB as u64;
         let scene = Scene::with(40 * MIB, |options| options.limit_bytes_per_s = Some(limit));
         let patience = Duration::from_secs(1);
@@ -855,14 +860,14 @@ fn what_is_being_downloaded_is_served_from_its_first_chunk_on() {
     let middle = serve(vec![partials]);
     wait_until("half has arrived", || first.progress().done_bytes == 16 * MIB as u64);
 
-    // The second one has only the first one to get it from.
+    // The second has only the first as a source.
     let other = tempfile::tempdir().unwrap();
     let via = source(middle.address(), &scene.manifest);
     let second = start(options(&scene.manifest, other.path(), vec![via]));
     wait_until("half was passed on", || second.progress().done_bytes == 16 * MIB as u64);
     assert_eq!(second.progress().sources[0].state, SourceState::Idle);
 
-    // What arrives from now on is passed on as it comes.
+    // Chunks that arrive from now on are passed on.
     first.add_source(scene.source());
     scene.assert_whole(&first.wait_for(PATIENCE).unwrap().unwrap());
     let outcome = second.wait_for(PATIENCE).unwrap().unwrap();
@@ -876,7 +881,7 @@ fn rates_are_kept_to_on_both_sides() {
     let upload = Scene::with(6 * MIB, |options| options.limit_bytes_per_s = Some(12 * mib));
     let begun = Instant::now();
     upload.assert_whole(&run(upload.options(vec![upload.source()])).unwrap());
-    // A lower bound only: what a limit allows at most is its promise.
+    // Only a lower bound of the time: an upper bound would depend on the machine.
     assert!(begun.elapsed() >= Duration::from_millis(400), "{:?}", begun.elapsed());
 
     let download = Scene::new(6 * MIB);
@@ -889,7 +894,15 @@ fn rates_are_kept_to_on_both_sides() {
     assert!(begun.elapsed() >= Duration::from_millis(400), "{:?}", begun.elapsed());
 }
 
-/// A connection to a server, by hand.
+/// How a [`Client`] connects.
+struct Dial<'a> {
+    ip: [u8; 4],
+    /// How many bytes the system receives that the client has not read; `None` for its default.
+    receive_buffer_bytes: Option<usize>,
+    server: &'a PeerServer,
+}
+
+/// A connection to a server, over which a test speaks the protocol itself.
 struct Client {
     stream: TcpStream,
     deframer: Deframer,
@@ -900,17 +913,16 @@ impl Client {
         Client::from([127, 0, 0, 1], server)
     }
 
-    /// From an address of this machine: another one, as far as the server can tell.
+    /// Connects from an IP address of this machine, which the server takes for another host's.
     fn from(ip: [u8; 4], server: &PeerServer) -> Client {
-        Client::with_room(ip, server, None)
+        Client::dial(Dial { ip, receive_buffer_bytes: None, server })
     }
 
-    /// With room for so many bytes that it has not read.
-    fn with_room(ip: [u8; 4], server: &PeerServer, room_bytes: Option<usize>) -> Client {
+    fn dial(Dial { ip, receive_buffer_bytes, server }: Dial) -> Client {
         use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-        if let Some(room_bytes) = room_bytes {
-            sockopt::set_socket_recv_buffer_size(&socket, room_bytes).unwrap();
+        if let Some(bytes) = receive_buffer_bytes {
+            sockopt::set_socket_recv_buffer_size(&socket, bytes).unwrap();
         }
         bind(&socket, &SocketAddr::from((ip, 0))).unwrap();
         connect(&socket, &server.address()).unwrap();
@@ -925,20 +937,20 @@ impl Client {
 
     fn greet(mut self) -> Client {
         let client = &mut self;
-        client.say(&greeting::hello());
-        assert!(matches!(client.hear(), Some(Message::Welcome(_))));
+        client.send(&greeting::hello());
+        assert!(matches!(client.receive(), Some(Message::Welcome(_))));
         self
     }
 
-    fn say(&mut self, message: &Message) {
+    fn send(&mut self, message: &Message) {
         self.stream.write_all(&greeting::frame(message).unwrap()).unwrap();
     }
 
     fn ask(&mut self, id: u64, body: PeerRequest) {
-        self.say(&Message::Share { id, body });
+        self.send(&Message::Share { id, body });
     }
 
-    fn hear(&mut self) -> Option<Message> {
+    fn receive(&mut self) -> Option<Message> {
         loop {
             if let Some(frame) = self.deframer.next_frame().unwrap() {
                 return Some(codec::decode(frame).unwrap());
@@ -958,14 +970,15 @@ impl Client {
     }
 
     fn denial(&mut self) -> (u64, DenialCode) {
-        match self.hear() {
+        match self.receive() {
             Some(Message::ShareReply { id, body: PeerReply::Denied { code, .. } }) => (id, code),
             other => panic!("expected a denial, got {other:?}"),
         }
     }
 }
 
-/// As many connections as a server has places, each from an address of its own. Whatever else they do, they take no chunk.
+/// As many connections as a server has places, each from an IP address of its own. None of them
+/// takes a chunk.
 #[test]
 fn whoever_takes_no_chunk_gives_way_to_whoever_comes_for_one() {
     const PLACES: u8 = 4;
@@ -984,9 +997,9 @@ fn whoever_takes_no_chunk_gives_way_to_whoever_comes_for_one() {
         &|_| {},
         // Half a frame.
         &|client| client.stream.write_all(&half[..half.len() / 2]).unwrap(),
-        &|client| client.say(&Message::Ping { nonce: 1 }),
+        &|client| client.send(&Message::Ping { nonce: 1 }),
         &|client| client.ask(1, PeerRequest::Watch { content }),
-        // Answered, and not read.
+        // It is answered, and does not read the answer.
         &|client| {
             for id in 0..100 {
                 client.ask(id, PeerRequest::Hashes { content, first: 0 });
@@ -1005,7 +1018,8 @@ fn whoever_takes_no_chunk_gives_way_to_whoever_comes_for_one() {
     }
 }
 
-/// A chunk that nobody reads keeps a place for a while only; one that is taken keeps it, whoever comes.
+/// A connection keeps its place only for a while if it does not read its chunk, and as long as it
+/// likes if it does.
 #[test]
 fn a_place_is_kept_by_who_takes_a_chunk_and_not_by_who_reads_none() {
     let scene = Scene::with(64 * MIB, |options| options.connections_max = Some(2));
@@ -1020,9 +1034,10 @@ fn a_place_is_kept_by_who_takes_a_chunk_and_not_by_who_reads_none() {
     let mut reader = asks(1);
     let _deaf = asks(2);
     let mut chunk = 0;
-    // The reader takes chunk after chunk until somebody new has found a place: the deaf one's.
+    // The reader takes chunk after chunk until a new connection gets the place of the one that does
+    // not read.
     wait_until("the one that reads nothing makes room", || {
-        match reader.hear().expect("who takes chunks keeps its place") {
+        match reader.receive().expect("who takes chunks keeps its place") {
             Message::ShareReply { id, body: PeerReply::Chunk { length } } => {
                 assert_eq!(length as usize, reader.raw(length as usize).len());
                 chunk += 1;
@@ -1034,14 +1049,14 @@ fn a_place_is_kept_by_who_takes_a_chunk_and_not_by_who_reads_none() {
             other => panic!("{other:?}"),
         }
         let mut new = Client::from([127, 0, 2, 3], &scene.server);
-        new.say(&greeting::hello());
-        chunk > 0 && matches!(new.hear(), Some(Message::Welcome(_)))
+        new.send(&greeting::hello());
+        chunk > 0 && matches!(new.receive(), Some(Message::Welcome(_)))
     });
-    assert!(reader.hear().is_some(), "and it keeps it");
+    assert!(reader.receive().is_some(), "and it keeps it");
 }
 
-/// A few JOINs under other ids from an honest sharer's own IP, with its address, took it away from everybody: whoever was
-/// sent there was told that another peer answers.
+/// Once a few JOINs under other ids, from an honest peer's own IP and with its address, kept
+/// everybody from it: they were told that another peer answers there.
 #[test]
 fn whoever_answers_at_an_address_gives_whatever_it_was_announced_as() {
     let scene = Scene::new(2 * MIB);
@@ -1051,7 +1066,7 @@ fn whoever_answers_at_an_address_gives_whatever_it_was_announced_as() {
     scene.assert_whole(&run(scene.options(many)).unwrap());
 }
 
-/// Whoever shares a file that the disk has spoilt sends wrong bytes once, and is told.
+/// A peer whose disk has corrupted the file sends wrong bytes once, and is told.
 #[test]
 fn a_rotten_chunk_is_noticed_when_it_is_asked_for_again() {
     let scene = Scene::new(2 * MIB);
@@ -1062,18 +1077,19 @@ fn a_rotten_chunk_is_noticed_when_it_is_asked_for_again() {
     scene.shelf.insert(Offer { stamp: Some(stamp), ..offer });
     let mut client = Client::greeted(&scene.server);
     client.ask(1, PeerRequest::Chunk { content, index: 1 });
-    assert!(matches!(client.hear(), Some(Message::ShareReply { id: 1, .. })));
+    assert!(matches!(client.receive(), Some(Message::ShareReply { id: 1, .. })));
     assert!(client.raw(MIB) == vec![7; MIB]);
     client.ask(2, PeerRequest::Chunk { content, index: 1 });
     assert_eq!(client.denial(), (2, DenialCode::Changed));
     assert_eq!(scene.shelf.changed.load(Ordering::SeqCst), 1);
 }
 
-/// A chunk that was sent once was never looked at again: its source went on offering what it no longer had, to one taker after
-/// the other.
+/// Once a chunk that had been sent was never checked again: its source went on offering what it did
+/// not have.
 #[test]
 fn a_rotten_chunk_is_noticed_when_its_taker_says_that_it_was_wrong() {
-    // What is good stays, whatever is said of it; so does what there is not.
+    // A good chunk stays offered whatever is reported of it. A report on a chunk that does not
+    // exist is ignored.
     let good = Scene::new(2 * MIB);
     let content = good.manifest.content();
     let mut client = Client::greeted(&good.server);
@@ -1081,11 +1097,11 @@ fn a_rotten_chunk_is_noticed_when_its_taker_says_that_it_was_wrong() {
         client.ask(id, PeerRequest::Doubt { content, index });
     }
     client.ask(6, PeerRequest::Chunk { content, index: 1 });
-    assert!(matches!(client.hear(), Some(Message::ShareReply { id: 6, .. })), "no other answer");
+    assert!(matches!(client.receive(), Some(Message::ShareReply { id: 6, .. })), "no other answer");
     assert!(client.raw(MIB) == good.bytes[MIB..]);
     assert_eq!(good.shelf.changed.load(Ordering::SeqCst), 0);
 
-    // Another one, none of whose chunks is looked at for having been asked for before.
+    // Another server, none of whose chunks is checked because it was requested before.
     let scene = Scene::new(2 * MIB);
     let content = scene.manifest.content();
     let changed = || scene.shelf.changed.load(Ordering::SeqCst);
@@ -1117,7 +1133,7 @@ fn a_server_answers_every_request_once_and_what_is_called_off_too() {
         client.ask(id, body);
         assert_eq!(client.denial(), (id, DenialCode::NotFound));
     }
-    // All chunks at once, and every one of them called off at once.
+    // All chunks are requested at once, and every one is cancelled at once.
     for index in 0..12 {
         client.ask(100 + index, PeerRequest::Chunk { content, index });
     }
@@ -1126,7 +1142,7 @@ fn a_server_answers_every_request_once_and_what_is_called_off_too() {
     }
     let mut answered = Vec::new();
     while answered.len() < 12 {
-        match client.hear() {
+        match client.receive() {
             Some(Message::ShareReply { id, body: PeerReply::Chunk { length } }) => {
                 let at = (id - 100) as usize * MIB;
                 assert!(client.raw(length as usize) == scene.bytes[at..at + MIB]);
@@ -1141,8 +1157,8 @@ fn a_server_answers_every_request_once_and_what_is_called_off_too() {
     }
     answered.sort_unstable();
     assert_eq!(answered, (100..112).collect::<Vec<_>>());
-    client.say(&Message::Ping { nonce: 5 });
-    assert_eq!(client.hear(), Some(Message::Pong { nonce: 5 }));
+    client.send(&Message::Ping { nonce: 5 });
+    assert_eq!(client.receive(), Some(Message::Pong { nonce: 5 }));
 }
 
 #[test]
@@ -1155,8 +1171,8 @@ fn a_server_has_limits_for_what_one_peer_may_ask() {
     for id in 0..asked {
         client.ask(id, PeerRequest::Chunk { content, index: 0 });
     }
-    // At that rate none of it is served while this test runs; the rest is refused in time.
-    let first = match client.hear() {
+    // At that rate none is served while this test runs; the others are refused in time.
+    let first = match client.receive() {
         Some(Message::ShareReply { body: PeerReply::Chunk { length }, .. }) => length as usize,
         Some(Message::ShareReply { body: PeerReply::Denied { code, .. }, .. }) => {
             assert_eq!(code, DenialCode::Busy);
@@ -1165,7 +1181,7 @@ fn a_server_has_limits_for_what_one_peer_may_ask() {
         other => panic!("{other:?}"),
     };
     assert_eq!(first, MIB);
-    // Frames do not come between a chunk's pieces, however slowly it goes.
+    // Frames do not come between a chunk's pieces, however slowly it is sent.
     assert!(client.raw(100_000) == scene.bytes[..100_000]);
 }
 
@@ -1175,37 +1191,37 @@ fn a_server_closes_on_who_does_not_speak_its_language() {
     let refused = |bytes: &[u8]| {
         let mut client = Client::connect(&scene.server);
         client.stream.write_all(bytes).unwrap();
-        let said = client.hear();
+        let said = client.receive();
         assert!(matches!(said, Some(Message::Refused { .. })), "{said:?}");
-        assert_eq!(client.hear(), None);
+        assert_eq!(client.receive(), None);
     };
     refused(&[0, 0, 0, 3, 1, 2, 3]);
     refused(&[0xff; 64]);
     refused(&greeting::frame(&Message::Ping { nonce: 1 }).unwrap());
     let mut talk = greeting::frame(&greeting::hello()).unwrap();
     let mut client = Client::greeted(&scene.server);
-    client.say(&Message::Refused { reason: "no".to_owned() });
-    assert!(matches!(client.hear(), Some(Message::Refused { .. })));
+    client.send(&Message::Refused { reason: "no".to_owned() });
+    assert!(matches!(client.receive(), Some(Message::Refused { .. })));
     talk.extend([0, 1, 0, 0]);
     let mut client = Client::connect(&scene.server);
     client.stream.write_all(&talk).unwrap();
-    assert!(matches!(client.hear(), Some(Message::Welcome(_))));
-    assert!(matches!(client.hear(), Some(Message::Refused { .. })));
+    assert!(matches!(client.receive(), Some(Message::Welcome(_))));
+    assert!(matches!(client.receive(), Some(Message::Refused { .. })));
 }
 
-/// 24 slow takers had every place there was, and whoever came later was denied until one of them was done.
+/// Once 24 slow takers had every place, and later ones were refused until one of them was done.
 #[test]
 fn any_number_of_peers_that_take_nothing_keeps_nobody_waiting() {
     let scene = Scene::new(8 * MIB);
     let content = scene.manifest.content();
-    // Everybody asks, and takes nothing.
+    // All of them request chunks, and take nothing.
     let mut clients: Vec<Client> = (0..60).map(|_| Client::greeted(&scene.server)).collect();
     for client in &mut clients {
         for id in 0..60 {
             client.ask(id, PeerRequest::Chunk { content, index: id % 8 });
         }
     }
-    // Until none of them is given anything any more.
+    // Until none of them is given anything more.
     let chunks = || scene.server.status().chunks;
     wait_until("the buffers are taken", || chunks() >= limits::UPLOAD_CHUNKS_MAX as u64);
     for _ in 0..3 {
@@ -1215,7 +1231,8 @@ fn any_number_of_peers_that_take_nothing_keeps_nobody_waiting() {
     }
 }
 
-/// Whoever had not taken one chunk in time was slow, and had to wait behind all others that were: for minutes, and in vain.
+/// Once a peer that had not taken one chunk in time was slow, and had to wait behind all other slow
+/// ones: for minutes, and in vain.
 #[test]
 fn whoever_was_slow_once_is_served_beside_any_number_of_slow_takers() {
     let scene = Scene::new(24 * MIB);
@@ -1230,29 +1247,36 @@ fn whoever_was_slow_once_is_served_beside_any_number_of_slow_takers() {
     let crowd: Vec<Client> = (1..=100).map(|last| asks([127, 0, 4, last])).collect();
     let mut slow = asks([127, 0, 5, 1]);
     let begun = Instant::now();
-    // Until it is slow without any doubt, and so are they.
+    // Until it certainly counts as slow, and so do they.
     wait_until("it has kept the server waiting", || {
         begun.elapsed() > 2 * limits::UPLOAD_SLOW_AFTER
     });
     for index in 0..24 {
         let reply = PeerReply::Chunk { length: MIB as u32 };
-        assert_eq!(slow.hear(), Some(Message::ShareReply { id: index, body: reply }));
+        assert_eq!(slow.receive(), Some(Message::ShareReply { id: index, body: reply }));
         let at = index as usize * MIB;
         assert!(slow.raw(MIB) == scene.bytes[at..at + MIB]);
     }
     drop(crowd);
 }
 
-/// Of a chunk that is sent in slices the beginning has gone when its file changes: what follows would be another file's.
+/// When a file changes while a chunk is sent in slices, the beginning has been sent: the rest would
+/// be another file's.
 #[test]
 fn a_file_that_changes_within_a_chunk_ends_the_connection() {
-    // At this rate a chunk takes four seconds: the system's buffers would otherwise take it whole before the change.
+    // At this rate a chunk takes four seconds. Otherwise the system's buffers would take it whole
+    // before the change.
     let scene = Scene::with(2 * MIB, |options| options.limit_bytes_per_s = Some(256 * 1024));
     let content = scene.manifest.content();
-    let mut client = Client::with_room([127, 0, 6, 1], &scene.server, Some(4096)).greet();
+    let mut client = Client::dial(Dial {
+        ip: [127, 0, 6, 1],
+        receive_buffer_bytes: Some(4096),
+        server: &scene.server,
+    })
+    .greet();
     client.ask(1, PeerRequest::Chunk { content, index: 1 });
     let reply = PeerReply::Chunk { length: MIB as u32 };
-    assert_eq!(client.hear(), Some(Message::ShareReply { id: 1, body: reply }));
+    assert_eq!(client.receive(), Some(Message::ShareReply { id: 1, body: reply }));
     std::fs::write(&scene.path, vec![7; 2 * MIB]).unwrap();
     let mut got = vec![0; MIB];
     let taken = client.deframer.take_raw(&mut got);
@@ -1282,7 +1306,7 @@ fn a_watcher_is_told_of_each_new_chunk() {
     let server = serve(vec![shelf]);
     let content = manifest.content();
     let mut client = Client::greeted(&server);
-    let expect = |client: &mut Client, expected: &[(u64, u64)]| match client.hear() {
+    let expect = |client: &mut Client, expected: &[(u64, u64)]| match client.receive() {
         Some(Message::ShareReply { id: 9, body: PeerReply::Have { runs } }) => {
             assert_eq!(runs, expected);
         }
@@ -1296,7 +1320,8 @@ fn a_watcher_is_told_of_each_new_chunk() {
     assert_eq!(client.denial(), (10, DenialCode::Busy));
     chunks.insert(0);
     expect(&mut client, &[(0, 1)]);
-    // Another program has changed one, which is fetched again. Whoever was told of it twice took the other side for a liar.
+    // Another program has changed one, which is fetched again. Once a watcher to whom it was
+    // announced twice banned the source.
     chunks.remove(4);
     chunks.insert(1);
     expect(&mut client, &[(1, 1)]);
@@ -1305,7 +1330,7 @@ fn a_watcher_is_told_of_each_new_chunk() {
     expect(&mut client, &[(2, 1)]);
     client.ask(11, PeerRequest::Chunk { content, index: 0 });
     let reply = Message::ShareReply { id: 11, body: PeerReply::Chunk { length: MIB as u32 } };
-    assert_eq!(client.hear(), Some(reply));
+    assert_eq!(client.receive(), Some(reply));
     assert!(client.raw(MIB) == bytes(5 * MIB, 3)[..MIB]);
 }
 
@@ -1325,7 +1350,8 @@ fn one_peer_can_be_asked_what_it_has() {
     assert!(matches!(error, FindError::Unreachable { .. }), "{error:?}");
 }
 
-/// A file of so many mebibytes and a little more, in which nothing repeats, so that no chunk can stand for another.
+/// A file of so many mebibytes and a little more without any repetition, so that no chunk can stand
+/// for another.
 fn large_file(folder: &Path, mebibytes: usize) -> std::path::PathBuf {
     let path = folder.join("large.bin");
     let mut reader = blake3::Hasher::new().update(b"large").finalize_xof();
@@ -1339,7 +1365,8 @@ fn large_file(folder: &Path, mebibytes: usize) -> std::path::PathBuf {
     path
 }
 
-/// One download after the other from three peers. A few small ones in the ordinary suite; a campaign is
+/// One download after the other from three peers. The ordinary suite runs a few small ones; a
+/// campaign is
 ///
 /// ```text
 /// ACERVO_DOWNLOADS=500 ACERVO_DOWNLOAD_MIB=64 cargo test --release --test share_transfer in_a_row -- --nocapture
@@ -1377,7 +1404,7 @@ fn downloads_in_a_row_from_three_peers_all_end_well() {
     assert!(failures.is_empty(), "{} of {downloads} failed: {failures:#?}", failures.len());
 }
 
-/// In a few seconds on this machine.
+/// Small enough to take a few seconds.
 #[test]
 fn a_file_of_more_than_a_gibibyte_arrives_byte_for_byte() {
     let shared = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! A command that is given the address of something else than it needs: a table of all pairs. Each is named, soon, with
-//! the status of what is unavailable.
+//! A command that is given the address of something else than it needs: a table of all pairs. Each
+//! is named, soon, with the status of what is unavailable.
 
 #![cfg(feature = "grpc")]
 

@@ -185,11 +185,22 @@ pub fn write(folder: &Path, name: &str, bytes: &[u8]) {
     file.write_all(bytes).unwrap();
 }
 
-/// A fetch that goes on beside the test.
-pub fn fetching(registry: &Registry, name: &str, to: &Path, more: &[&str]) -> Process {
-    let mut command = Command::new(ACERVO);
-    command.args(["fetch", name, "--registry", &registry.address(), "--to"]).arg(to).args(more);
-    Process::start(command, registry.dir.path(), "fetch")
+/// An `acervo fetch` that runs beside the test.
+pub struct FetchCommand<'a> {
+    pub registry: &'a Registry,
+    pub name: &'a str,
+    pub to: &'a Path,
+    /// Further flags.
+    pub flags: &'a [&'a str],
+}
+
+impl FetchCommand<'_> {
+    pub fn start(&self) -> Process {
+        let mut command = Command::new(ACERVO);
+        command.args(["fetch", self.name, "--registry", &self.registry.address(), "--to"]);
+        command.arg(self.to).args(self.flags);
+        Process::start(command, self.registry.dir.path(), "fetch")
+    }
 }
 
 /// How many bytes of a partial file have been written: those that are not zero, about. Its last
