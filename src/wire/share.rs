@@ -1,6 +1,10 @@
-//! What the registry and the peers of a share say to each other.
+//! The messages of the share's two protocols: between a peer and a registry, and between two peers.
 //!
-//! Requests carry an id of the asker's choice, echoed in the answer, so that many can be under way.
+//! Every request carries an id that the sender chose, and its reply repeats it, so that many
+//! requests can be under way on one connection. A reply that refuses has one sentence for a person.
+//!
+//! Left out: frames and their encoding (`codec`), the handshake (`message`), and who may send what
+//! when, which `docs/PROTOCOL.md` describes and the share itself enforces.
 
 use std::net::SocketAddr;
 
@@ -8,278 +12,231 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{ChunkHash, ContentId, FileEntry, FileName, PeerId, bounded};
 
-/// A peer, or somebody who looks for files, asks the registry.
+/// A request to a registry, from a peer or from a command that searches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RegistryRequest {
-    /// A peer offers files. More files than fit one frame follow in further `JOIN`s with `part`
-    /// counting from 0; the registry offers them together when `last` has come.
+    /// Joins the share with the files that the peer offers. More files than fit one frame follow in
+    /// further `JOIN`s, whose `part` counts from 0. The registry lists them when `last` has come.
     #[serde(rename = "JOIN")]
     Join {
-        /// Who.
         peer: PeerId,
-        /// Where it serves.
+        /// The address on which the peer serves others.
         address: SocketAddr,
-        /// Its files, or a part of them.
         #[serde(deserialize_with = "bounded::files")]
         files: Vec<FileEntry>,
-        /// Which part.
         part: u32,
-        /// Nothing follows.
         last: bool,
-        /// Drawn by the peer, and told to registries only: over another connection it proves that the id is its own.
+        /// A random number that the peer sends to registries only. On another connection it proves
+        /// that the id is the peer's own.
         secret: u64,
-        /// It shares a folder, which may be empty. A peer that only fetches passes on what it fetches.
+        /// Whether the peer shares a folder, even an empty one. One that does not only passes on
+        /// what it is fetching.
         shares: bool,
     },
-    /// Who has a file of exactly this name?
+    /// Asks which peers have a file of exactly this name, extension included.
     #[serde(rename = "SEARCH")]
-    Search {
-        /// The name, with its extension.
-        name: FileName,
-    },
-    /// The peer has new files (downloaded, or put into its folder), and others no more.
+    Search { name: FileName },
+    /// Changes the peer's list of files. It does not repeat what stays as it is.
     #[serde(rename = "UPDATE")]
     Update {
-        /// New or changed.
+        /// Files that are new or have other content than before.
         #[serde(deserialize_with = "bounded::files")]
         added: Vec<FileEntry>,
-        /// Gone.
         #[serde(deserialize_with = "bounded::files")]
         removed: Vec<FileName>,
     },
-    /// Who has this content, whole or in part, under whatever name?
+    /// Asks which peers have this content, whole or in part, under any name.
     #[serde(rename = "SEARCH_CONTENT")]
-    SearchContent {
-        /// Which.
-        content: ContentId,
-    },
-    /// The peer is fetching this and serves the chunks it has already. It is a source of the content
-    /// from now on, but has no file of any name.
+    SearchContent { content: ContentId },
+    /// The peer is fetching this content and serves the chunks that it has so far. From now on it
+    /// is a source of the content, and offers no file with it.
     #[serde(rename = "FETCHING")]
     Fetching {
-        /// What.
         content: ContentId,
-        /// Its length in bytes.
+        /// The length of the whole content in bytes.
         size: u64,
     },
-    /// It fetches this no more; a file that has come of it is announced by `UPDATE`.
+    /// The download has ended, well or not. `UPDATE` announces the file if there is one.
     #[serde(rename = "FETCHED")]
-    Fetched {
-        /// What.
-        content: ContentId,
-    },
-    /// The peer is alive. Its silence, for longer than the registry's time-out, takes its files away.
+    Fetched { content: ContentId },
+    /// The peer's heartbeat. A registry removes a peer that sends nothing for longer than its
+    /// timeout.
     #[serde(rename = "KEEP_ALIVE")]
     KeepAlive,
-    /// The peer goes.
+    /// The peer leaves the share, and its files leave with it.
     #[serde(rename = "LEAVE")]
     Leave,
-    /// Which peers are there? In pages, by id.
+    /// Asks for a page of the list of peers, which is in order of their ids.
     #[serde(rename = "PEERS")]
     Peers {
-        /// After this one; absent for the first page.
+        /// The last entry of the page before; absent for the first page.
         after: Option<PeerId>,
     },
-    /// Which files are there? In pages, by name.
+    /// Asks for a page of the list of files, which is in order of their names.
     #[serde(rename = "FILES")]
     Files {
-        /// After this one; absent for the first page.
+        /// The last entry of the page before; absent for the first page.
         after: Option<FileName>,
     },
 }
 
-/// The registry answers.
+/// A registry's reply to a [`RegistryRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RegistryReply {
-    /// The peer's files are offered (or its part has been noted).
+    /// The part of the `JOIN` was accepted. After the last part the peer's files are listed.
     #[serde(rename = "JOIN_OK")]
     JoinOk,
-    /// Who has it; empty when nobody does.
+    /// The peers that have what was searched; empty when none does.
     #[serde(rename = "SOURCES")]
     Sources(Vec<Source>),
-    /// Noted.
     #[serde(rename = "UPDATE_OK")]
     UpdateOk,
-    /// Noted.
     #[serde(rename = "ALIVE_OK")]
     AliveOk,
-    /// Forgotten.
     #[serde(rename = "LEAVE_OK")]
     LeaveOk,
-    /// A page of peers; `more` when others follow.
+    /// A page of the list of peers, with `more` set when it is not the last page.
     #[serde(rename = "PEERS_OK")]
-    Peers {
-        /// In order of id.
-        peers: Vec<PeerSummary>,
-        /// Ask again after the last one.
-        more: bool,
-    },
-    /// A page of files; `more` when others follow.
+    Peers { peers: Vec<PeerSummary>, more: bool },
+    /// A page of the list of files, with `more` set when it is not the last page.
     #[serde(rename = "FILES_OK")]
-    Files {
-        /// In order of name.
-        files: Vec<FileSummary>,
-        /// Ask again after the last one.
-        more: bool,
-    },
-    /// This connection has not joined, or was forgotten: JOIN (again).
+    Files { files: Vec<FileSummary>, more: bool },
+    /// No peer has joined on this connection, or the registry has removed the one that had. The
+    /// peer has to `JOIN`.
     #[serde(rename = "NOT_JOINED")]
     NotJoined,
-    /// Another connection has joined as this peer, and is alive.
+    /// A peer with this id has joined on another connection, which counts as alive.
     #[serde(rename = "ID_TAKEN")]
     IdTaken {
-        /// Try again after this long: it may be a connection of the same peer that is dead.
+        /// How long to wait before the next `JOIN`, because the other connection may be a dead one
+        /// of the same peer.
         retry_after_ms: u32,
     },
-    /// No: one sentence for a person.
+    /// The request was refused.
     #[serde(rename = "SHARE_ERROR")]
     Error {
-        /// What happened, to what, what to do.
+        /// One sentence for a person: what happened, to what, and what to do about it.
         message: String,
-        /// Try again after this long; 0 when waiting does not help.
+        /// How long to wait before the next attempt; 0 when waiting does not help.
         retry_after_ms: u32,
     },
 }
 
-/// Somebody who has a file.
+/// A peer that has a file, and what it has of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// Who.
     pub peer: PeerId,
-    /// Where.
+    /// The address on which the peer serves others.
     pub address: SocketAddr,
-    /// The length in bytes of what it has.
+    /// The length of the whole content in bytes.
     pub size: u64,
-    /// And the content: files of one name need not be the same.
+    /// The content, since files of one name need not be the same.
     pub content: ContentId,
 }
 
-/// A peer as the registry knows it.
+/// A row of the registry's list of peers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerSummary {
-    /// Who.
     pub peer: PeerId,
-    /// Where.
+    /// The address on which the peer serves others.
     pub address: SocketAddr,
-    /// How many files it offers.
+    /// The number of files that it offers.
     pub files: u64,
-    /// How many bytes they have together.
+    /// The sum of the lengths of its files.
     pub bytes: u64,
-    /// Milliseconds since it was last heard.
+    /// Milliseconds since its last message.
     pub silent_ms: u64,
 }
 
-/// A file as the registry knows it.
+/// A row of the registry's list of files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileSummary {
-    /// Its name, size and content.
     pub file: FileEntry,
-    /// How many peers have it.
+    /// The number of peers that offer it.
     pub peers: u32,
 }
 
-/// Somebody who downloads asks a peer.
+/// A request to a peer, from one that downloads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerRequest {
-    /// What do you have under this name?
+    /// Asks for the size and content of the file of exactly this name.
     #[serde(rename = "FIND")]
-    Find {
-        /// The name, with its extension.
-        name: FileName,
-    },
-    /// The chunk hashes of a content, from chunk `first` on, as many as fit.
+    Find { name: FileName },
+    /// Asks for the chunk hashes of a content, from chunk `first` on, as many as fit a frame.
     #[serde(rename = "HASHES")]
-    Hashes {
-        /// Of what.
-        content: ContentId,
-        /// The first wanted.
-        first: u64,
-    },
-    /// Which chunks of it do you have, and from now on tell me (`HAVE`) of each further one.
+    Hashes { content: ContentId, first: u64 },
+    /// Asks which chunks of a content the peer has. From now on it also sends a `HAVE` for each
+    /// further chunk that it gets.
     #[serde(rename = "WATCH")]
-    Watch {
-        /// Of what.
-        content: ContentId,
-    },
-    /// The bytes of one chunk. Answered by `CHUNK` and, right after that frame, the bytes as they
-    /// are.
+    Watch { content: ContentId },
+    /// Asks for one chunk. The reply is a `CHUNK_OK` frame, right after which the chunk's bytes
+    /// follow outside of any frame.
     #[serde(rename = "CHUNK")]
-    Chunk {
-        /// Of what.
-        content: ContentId,
-        /// Which.
-        index: u64,
-    },
-    /// Never mind: what has not begun to be read is not sent. It has no answer of its own; the request
-    /// it names is answered once, as every other, if by `DENIED` with `CANCELLED`.
+    Chunk { content: ContentId, index: u64 },
+    /// Cancels a request: a chunk that has not begun to be read is not sent. There is no reply to
+    /// this message. The request that it names has one reply, as every other, which may be `DENIED`
+    /// with `CANCELLED`.
     #[serde(rename = "CANCEL")]
     Cancel {
-        /// The id of the request.
+        /// The id of the request to cancel.
         request: u64,
     },
-    /// The bytes that came for this chunk are not what its hash says: look at the file. It has no answer.
+    /// The bytes that came for this chunk do not match its hash, so the peer should check its file.
+    /// There is no reply to this message.
     #[serde(rename = "DOUBT")]
-    Doubt {
-        /// Of what.
-        content: ContentId,
-        /// Which.
-        index: u64,
-    },
+    Doubt { content: ContentId, index: u64 },
 }
 
-/// A peer answers.
+/// A peer's reply to a [`PeerRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerReply {
-    /// This is what it has under that name.
+    /// The file that the peer offers under the requested name.
     #[serde(rename = "FOUND")]
     Found(FileEntry),
-    /// Chunk hashes in order, from the one asked for on.
+    /// Chunk hashes in order, beginning with the first one that was requested.
     #[serde(rename = "HASHES_OK")]
     Hashes {
-        /// As many as fit a frame; at least one.
+        /// At least one, and as many as fit a frame.
         hashes: Vec<ChunkHash>,
     },
-    /// Chunks it has, as runs: first index, how many. Also sent later, unasked, with the watch's id.
+    /// Chunks that the peer has: the reply to `WATCH`, and sent again with the same id whenever it
+    /// has got more.
     #[serde(rename = "HAVE")]
     Have {
-        /// Ascending, apart from each other.
+        /// Runs of chunks as (first index, count), in ascending order and with gaps between them.
         runs: Vec<(u64, u64)>,
     },
-    /// The next `length` bytes on this connection are the chunk, raw; frames go on after them.
+    /// The next `length` bytes on this connection are the chunk; the next frame follows them.
     #[serde(rename = "CHUNK_OK")]
-    Chunk {
-        /// Bytes.
-        length: u32,
-    },
-    /// Not had (any more), busy, changed under way: one sentence for a person.
+    Chunk { length: u32 },
+    /// The peer does not give what was requested.
     #[serde(rename = "DENIED")]
     Denied {
-        /// For programs.
         code: DenialCode,
-        /// What happened, to what, what to do.
+        /// One sentence for a person: what happened, to what, and what to do about it.
         message: String,
     },
 }
 
-/// Why a peer does not give something.
+/// Why a peer does not give what was requested, for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DenialCode {
-    /// It does not have it.
+    /// The peer does not have what was requested.
     #[serde(rename = "NOT_FOUND")]
     NotFound,
-    /// It serves as many as it may: try again later.
+    /// The peer serves as many others as it may. A later attempt may succeed.
     #[serde(rename = "BUSY")]
     Busy,
-    /// The file is not what was hashed any more.
+    /// The file has changed since it was hashed.
     #[serde(rename = "CHANGED")]
     Changed,
-    /// It could not be read.
+    /// The file could not be read.
     #[serde(rename = "UNREADABLE")]
     Unreadable,
-    /// The request makes no sense.
+    /// No peer could answer the request, whatever it has.
     #[serde(rename = "INVALID")]
     Invalid,
-    /// It was called off: what a `CANCEL` that came in time brings about.
+    /// A `CANCEL` came before the chunk was read.
     #[serde(rename = "CANCELLED")]
     Cancelled,
 }

@@ -6,7 +6,7 @@ use std::vec;
 use acervo::text::unescape;
 use bytes::Bytes;
 
-use crate::model::Names;
+use crate::names::Names;
 
 /// A key, and as of which version it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]

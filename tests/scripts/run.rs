@@ -6,7 +6,7 @@ use acervo::text::escape;
 use bytes::Bytes;
 
 use crate::language::{Expected, ExpectedRow, Op};
-use crate::model::{Names, is_name};
+use crate::names::{Names, is_name};
 use crate::script::{Prompt, Script, Step};
 
 /// A row of an answer.

@@ -2,7 +2,7 @@
 //! running them.
 
 use crate::language::{Expected, Op};
-use crate::model::Names;
+use crate::names::Names;
 
 /// What a script can be run through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
