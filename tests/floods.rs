@@ -26,7 +26,7 @@ use acervo::net::Listener;
 use acervo::share::content::Manifest;
 use acervo::share::offer::{Available, Catalog, FileStamp, Offer};
 use acervo::share::serve::{PeerServer, ServeOptions};
-use acervo::wire::message::{Channel, HelloRole, Message, PageOf, PageRequest, Reply, Request};
+use acervo::wire::message::{Channel, HelloRole, Message, PageRequest, Reply, Request};
 use acervo::wire::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};

@@ -1,5 +1,8 @@
-//! `acervo share`, `fetch`, `peers` and `files` with real processes: what they print, with which
-//! status they exit, and what becomes of files when processes die.
+//! The commands `acervo share`, `fetch`, `peers` and `files` as processes of their own: what they
+//! print, with which status they exit, and what is left of a file when a process dies.
+//!
+//! Left out: the protocols (`share_registry`, `share_transfer`), the console (`share_console`), and
+//! full disks (`share_disk`).
 
 mod support;
 
@@ -19,14 +22,14 @@ fn hash(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_string()
 }
 
-/// The same bytes, without showing megabytes when they are not.
+/// Compares whole files. A failing test does not print their bytes, which are megabytes.
 fn assert_same(path: &Path, expected: &[u8]) {
     let found = std::fs::read(path).unwrap();
     assert!(found == expected, "{}: {} bytes", path.display(), found.len());
 }
 
 #[test]
-fn a_file_comes_from_every_peer_that_has_it() {
+fn a_download_uses_every_peer_that_has_the_file() {
     let registry = Registry::start(&[]);
     let film = noise(40 * MIB + 17, "film");
     let folders: Vec<PathBuf> = ["a", "b", "c"].map(|name| registry.folder(name)).into();
@@ -35,7 +38,7 @@ fn a_file_comes_from_every_peer_that_has_it() {
         .iter()
         .map(|folder| {
             write(folder, "film.mkv", &film);
-            // Slow enough that none of them gives everything before the others are asked.
+            // Slow enough that no peer sends everything before the others are asked.
             registry.share(folder, &["--limit", "40MiB/s"])
         })
         .collect();
@@ -86,7 +89,10 @@ fn the_registry_lists_peers_and_files() {
         registry.share(&a, &["--listen", &addresses[0].to_string()]),
         registry.share(&b, &["--listen", &addresses[1].to_string()]),
     ];
-    let file = |name: &str, bytes: &[u8], peers: u32| json!({"name": name, "size": bytes.len(), "content": hash(bytes), "peers": peers});
+    let file = |name: &str, bytes: &[u8], peers: u32| {
+        let (size, content) = (bytes.len(), hash(bytes));
+        json!({"name": name, "size": size, "content": content, "peers": peers})
+    };
     assert_eq!(
         registry.run(&["files", "--format", "json"]).json(),
         json!({"files": [file("b 🎬.txt", b"only b's", 1), file("both.txt", b"both", 2)]})
@@ -114,7 +120,7 @@ fn the_registry_lists_peers_and_files() {
 }
 
 #[test]
-fn exit_statuses_tell_what_went_wrong() {
+fn each_kind_of_failure_has_its_exit_status() {
     let registry = Registry::start(&[]);
     let folder = registry.folder("a");
     write(&folder, "film.mkv", b"film");
@@ -162,13 +168,13 @@ fn exit_statuses_tell_what_went_wrong() {
             "{arguments:?}"
         );
     }
-    // Nobody has typed it.
+    // The address comes from the environment here, and the message says so.
     let mut command = Command::new(ACERVO);
     command.arg("files").env("ACERVO_REGISTRY", &away);
     let said = support::share::to_end(command).err;
     let from = "connection refused (named by ACERVO_REGISTRY)";
     assert_eq!(said, format!("acervo: registry {away} cannot be reached: {from}\n"));
-    // Of several registries one is enough.
+    // One of several registries is enough.
     let both = format!("{away},{}", registry.address());
     let ran = run(&["fetch", "film.mkv", "--to", to_text, "--quiet", "--registry", &both]);
     assert_eq!(ran.status, 0, "{}", ran.err);
@@ -187,7 +193,7 @@ fn the_registry_without_a_terminal_needs_its_address() {
 }
 
 #[test]
-fn of_several_contents_the_most_offered_is_fetched_unless_another_is_named() {
+fn of_several_contents_the_one_of_most_peers_is_fetched_unless_named() {
     let registry = Registry::start(&[]);
     let folders: Vec<PathBuf> = ["a", "b", "c"].map(|name| registry.folder(name)).into();
     write(&folders[0], "f.txt", b"often");
@@ -201,7 +207,7 @@ fn of_several_contents_the_most_offered_is_fetched_unless_another_is_named() {
     assert!(often.err.contains("2 files are called \"f.txt\"") && often.err.contains("2 peers"));
     assert_same(&to.join("f.txt"), b"often");
 
-    // Never in place of another file.
+    // A fetch never replaces another file.
     let once = hash(b"once");
     let refused = registry.run(&["fetch", "f.txt", "--to", to_text, "--content", &once]);
     assert_eq!((refused.status, refused.out.as_str()), (4, ""), "{}", refused.err);
@@ -234,13 +240,13 @@ fn empty_and_tiny_files_arrive_whole() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_to_is_said_before_anything_is_sent() {
+fn a_target_folder_without_write_permission_fails_before_any_download() {
     let registry = Registry::start(&[]);
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
     write(&folder, "film.mkv", &noise(MIB, "film"));
     let _peer = registry.share(&folder, &[]);
     std::fs::set_permissions(&to, PermissionsExt::from_mode(0o555)).unwrap();
-    // Permissions do not bind whoever may do everything; a folder of /proc does.
+    // The superuser may write in spite of the permissions, but not in a folder of /proc.
     let root = rustix::process::geteuid().is_root();
     let unwritable = if root { Path::new("/proc/self") } else { &to };
     let below = folder.join("film.mkv/below");
@@ -272,7 +278,7 @@ fn a_read_only_folder_can_be_shared() {
 }
 
 #[test]
-fn what_was_killed_half_way_goes_on_where_it_was() {
+fn a_killed_download_resumes_where_it_was() {
     let registry = Registry::start(&[]);
     let film = noise(24 * MIB, "film");
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
@@ -283,11 +289,11 @@ fn what_was_killed_half_way_goes_on_where_it_was() {
         FetchCommand { registry: &registry, name: "film.mkv", to: &to, flags: &["--quiet"] }
             .start();
     eventually("some of it has arrived", || (arrived(&part) >= 8 * MIB).then_some(()));
-    // Another fetch of the same file keeps its hands off.
+    // Another fetch of the same file refuses to run beside it.
     let second = registry.run(&["fetch", "film.mkv", "--to", to.to_str().unwrap(), "--quiet"]);
     assert_eq!(second.status, 4, "{}", second.err);
     assert!(second.err.contains("is being fetched by another process"), "{}", second.err);
-    // kill -9.
+    // Dropping the process kills it with SIGKILL.
     drop(fetch);
     let kept = arrived(&part);
     assert!(kept < film.len() && !to.join("film.mkv").exists());
@@ -307,7 +313,7 @@ fn what_was_killed_half_way_goes_on_where_it_was() {
 }
 
 #[test]
-fn the_registry_may_go_and_come_back_in_the_middle_of_a_fetch() {
+fn a_download_survives_a_restart_of_the_registry() {
     let mut registry = Registry::start(&[]);
     let film = noise(16 * MIB, "film");
     let (a, b) = (registry.folder("a"), registry.folder("b"));
@@ -325,7 +331,7 @@ fn the_registry_may_go_and_come_back_in_the_middle_of_a_fetch() {
     eventually("it has begun", || (arrived(&part) > 0).then_some(()));
     registry.kill();
     registry.restart();
-    // A source that the registry learns of only now is used, too.
+    // The fetch also uses a source that joins after the registry has restarted.
     write(&b, "film.mkv", &film);
     let late = registry.share(&b, &[]);
     assert!(exited_with(fetch.wait(), 0), "{}", fetch.err());
@@ -337,7 +343,7 @@ fn the_registry_may_go_and_come_back_in_the_middle_of_a_fetch() {
 }
 
 #[test]
-fn a_registry_that_hangs_does_not_hold_up_a_fetch() {
+fn a_registry_that_hangs_does_not_delay_a_download() {
     let mut registry = Registry::start(&[]);
     let film = noise(12 * MIB, "film");
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
@@ -348,14 +354,14 @@ fn a_registry_that_hangs_does_not_hold_up_a_fetch() {
             .start();
     let part = part_of(&to, "film.mkv");
     eventually("it has begun", || (arrived(&part) > 0).then_some(()));
-    // It neither answers nor closes anything.
+    // A stopped registry neither answers nor closes a connection.
     registry.process().signal(Signal::STOP);
     assert!(exited_with(fetch.wait(), 0), "{}", fetch.err());
     assert_same(&to.join("film.mkv"), &film);
 }
 
 #[test]
-fn who_is_still_fetching_serves_what_has_arrived() {
+fn a_peer_that_is_fetching_serves_the_chunks_it_has() {
     let registry = Registry::start(&[]);
     let film = noise(16 * MIB, "film");
     let (folder, first, second) =
@@ -379,14 +385,15 @@ fn who_is_still_fetching_serves_what_has_arrived() {
     let object = two.json();
     let sources = object["sources"].as_array().unwrap();
     assert_eq!(sources.len(), 2, "{object}");
-    // On a busy machine the one that shares may have been busy with the first all the time.
+    // On a loaded machine the peer that shares the file may be busy with the first fetch all the
+    // time.
     let fetching = sources.iter().find(|source| source["address"] != sharing).unwrap();
     assert!(fetching["bytes"].as_u64() > Some(0), "{object}");
     drop(slow);
 }
 
 #[test]
-fn a_fetch_whose_only_source_goes_gives_up_and_says_so() {
+fn a_download_whose_only_source_dies_ends_with_an_error() {
     let registry = Registry::start(&[]);
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
     write(&folder, "film.mkv", &noise(16 * MIB, "film"));
@@ -407,9 +414,9 @@ fn a_fetch_whose_only_source_goes_gives_up_and_says_so() {
     assert!(part.exists() && !to.join("film.mkv").exists());
 }
 
-/// Its peer was waited for, and had said that the file is gone.
+/// A regression: the fetch waited for a source that had said that it no longer has the file.
 #[test]
-fn a_fetch_of_what_is_removed_meanwhile_ends_and_of_what_is_renamed_goes_on() {
+fn a_download_ends_when_its_file_is_removed_and_survives_a_rename() {
     let registry = Registry::start(&[]);
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
     write(&folder, "film.mkv", &noise(16 * MIB, "film"));
@@ -424,7 +431,7 @@ fn a_fetch_of_what_is_removed_meanwhile_ends_and_of_what_is_renamed_goes_on() {
     let said = fetch.err();
     assert_eq!(said, "acervo: no peer has film.mkv any more; what has arrived is kept\n");
     assert!(part.exists());
-    // Under another name it is the same.
+    // The same content under another name is the same file.
     write(&folder, "film.mkv", &noise(16 * MIB, "film"));
     eventually("it is offered again", || {
         registry.run(&["files"]).out.contains("film.mkv").then_some(())
@@ -439,9 +446,9 @@ fn a_fetch_of_what_is_removed_meanwhile_ends_and_of_what_is_renamed_goes_on() {
     assert_same(&to.join("film.mkv"), &noise(16 * MIB, "film"));
 }
 
-/// Its peer looks at the file anew, and offers the same again.
+/// The source hashes the touched file anew and offers the same content again.
 #[test]
-fn a_fetch_of_what_is_touched_meanwhile_goes_on() {
+fn a_download_survives_a_touch_of_its_file() {
     let registry = Registry::start(&[]);
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
     let film = noise(12 * MIB, "film");
@@ -460,7 +467,7 @@ fn a_fetch_of_what_is_touched_meanwhile_goes_on() {
 }
 
 #[test]
-fn an_interrupted_fetch_keeps_what_has_arrived() {
+fn an_interrupted_download_keeps_what_has_arrived() {
     let registry = Registry::start(&[]);
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
     write(&folder, "film.mkv", &noise(16 * MIB, "film"));
@@ -474,7 +481,7 @@ fn an_interrupted_fetch_keeps_what_has_arrived() {
     assert!(exited_with(fetch.wait(), 4));
     assert_eq!(fetch.err(), "acervo: stopped; what has arrived is kept\n");
     assert!(part.exists());
-    // It has left the share.
+    // The interrupted peer has left the share.
     eventually("only the source is known", || {
         let peers = registry.run(&["peers", "--format", "json"]).json();
         (peers["peers"].as_array().unwrap().len() == 1).then_some(())
@@ -492,7 +499,7 @@ fn links_and_fifos_are_not_served_even_when_they_take_a_files_place() {
     let _peer = registry.share(&folder, &[]);
     let ran = registry.run(&["fetch", "link.txt", "--to", to.to_str().unwrap()]);
     assert_eq!(ran.status, 1, "{}", ran.err);
-    // Between two looks at the folder the file is replaced by a link to what is not to be served.
+    // Between two scans of the folder the file is replaced by a link to one that is not shared.
     std::fs::remove_file(folder.join("film.mkv")).unwrap();
     std::os::unix::fs::symlink(&secret, folder.join("film.mkv")).unwrap();
     let arguments =
@@ -503,7 +510,7 @@ fn links_and_fifos_are_not_served_even_when_they_take_a_files_place() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_ends_a_list_without_a_word() {
+fn a_list_ends_silently_when_its_reader_closes_the_pipe() {
     let registry = Registry::start(&["--console", "off"]);
     let folder = registry.folder("a");
     for number in 0..2000 {
@@ -521,7 +528,7 @@ fn a_reader_that_has_seen_enough_ends_a_list_without_a_word() {
             .unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
-        // As it ends `cat`.
+        // SIGPIPE ends this command as it ends `cat`.
         let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
         assert_eq!(signal, Some(Signal::PIPE.as_raw()), "{output:?}");
         assert!(output.stderr.is_empty(), "{output:?}");
@@ -533,7 +540,7 @@ fn a_reader_that_has_seen_enough_ends_a_list_without_a_word() {
 fn a_small_file_is_found_while_a_large_one_is_still_being_hashed() {
     let registry = Registry::start(&["--console", "off"]);
     let folder = registry.folder("films");
-    // Nothing of it is on the disk, and reading it takes many times as long as anything here.
+    // A sparse file takes no room on the disk, and hashing it takes far longer than the test.
     let large = std::fs::File::create(folder.join("a-large.img")).unwrap();
     large.set_len(512 << 30).unwrap();
     write(&folder, "small.txt", b"small");
@@ -544,7 +551,7 @@ fn a_small_file_is_found_while_a_large_one_is_still_being_hashed() {
         rows.iter().map(|row| row["name"].as_str().unwrap().to_owned()).collect()
     };
     eventually("the small file is offered", || (names() == ["small.txt"]).then_some(()));
-    // So is one that comes later.
+    // A file that is added while the large one is being hashed is found as well.
     write(&folder, "later.txt", b"later");
     eventually("the late file is offered", || {
         (names() == ["later.txt", "small.txt"]).then_some(())
@@ -553,13 +560,14 @@ fn a_small_file_is_found_while_a_large_one_is_still_being_hashed() {
     assert!(peer.err().contains("1 file still to hash"), "{}", peer.err());
 }
 
-/// A terminal that moves no cursor, such as a shell in an editor, showed nothing before the end.
+/// A regression: a terminal that cannot move its cursor, such as a shell in an editor, showed no
+/// progress at all.
 #[test]
 fn a_dumb_terminal_gets_the_lines_that_a_pipe_gets() {
     let registry = Registry::start(&["--console", "off"]);
     let (folder, to) = (registry.folder("films"), registry.folder("to"));
     write(&folder, "film.bin", &noise(3 * MIB, "film"));
-    // Slow enough that there is something to show.
+    // Slow enough that there is progress to show.
     let _peer = registry.share(&folder, &["--limit", "4MiB/s"]);
     let shown = |terminal: &str| {
         let mut command = Command::new(ACERVO);
@@ -576,9 +584,9 @@ fn a_dumb_terminal_gets_the_lines_that_a_pipe_gets() {
     assert!(!shown("xterm").0, "bars");
 }
 
-/// SPEC C1 has a line for who shares something.
+/// SPEC C1 has a line for a peer that shares something, and for no other.
 #[test]
-fn who_only_fetches_is_not_told_of_on_the_registrys_console() {
+fn the_registrys_console_shows_no_peer_that_only_fetches() {
     let registry = Registry::start(&[]);
     let (folder, empty, to) =
         (registry.folder("films"), registry.folder("empty"), registry.folder("to"));
@@ -586,7 +594,8 @@ fn who_only_fetches_is_not_told_of_on_the_registrys_console() {
     let _peers = [registry.share(&folder, &[]), registry.share(&empty, &[])];
     let ran = registry.run(&["fetch", "a.txt", "--to", to.to_str().unwrap(), "--quiet"]);
     assert_eq!(ran.status, 0, "{}", ran.err);
-    // What comes after it: whoever fetches has asked, and a line would have been written by then.
+    // This search comes after the download's, so a line for the peer that fetched would be there by
+    // then.
     assert_eq!(registry.run(&["fetch", "none", "--quiet"]).status, 1);
     let lines = eventually("the last question", || {
         let lines = registry.console();
@@ -598,7 +607,7 @@ fn who_only_fetches_is_not_told_of_on_the_registrys_console() {
 }
 
 #[test]
-fn what_files_lists_can_be_fetched() {
+fn a_name_as_files_prints_it_can_be_fetched() {
     let registry = Registry::start(&["--console", "off"]);
     let (folder, to) = (registry.folder("films"), registry.folder("to"));
     write(&folder, "a\u{202e}gnp.txt", b"x");
@@ -615,7 +624,7 @@ fn what_files_lists_can_be_fetched() {
         "{}",
         fetched.err
     );
-    // The folder is made, and those above it.
+    // The target folder is made, with its parents.
     let new = to.join("new/below");
     let fetch = |to: &Path| {
         let to = to.to_str().unwrap();
@@ -626,7 +635,7 @@ fn what_files_lists_can_be_fetched() {
     assert_same(&new.join("a\u{202e}gnp.txt"), b"x");
 }
 
-/// Typed é, and stored as e with an accent behind it, as by a Mac; and the other way round.
+/// An é is one character or an e with a combining accent, as macOS stores it. Each finds the other.
 #[test]
 fn a_file_is_found_however_its_accents_are_written() {
     let registry = Registry::start(&["--console", "off"]);
@@ -643,7 +652,7 @@ fn a_file_is_found_however_its_accents_are_written() {
     }
 }
 
-/// A row that does not fit is cut, and what would be left of the bar left out.
+/// A row that is wider than the terminal is cut, and the bar is left out instead of shown in part.
 #[test]
 fn a_narrow_terminal_gets_no_bar_without_room() {
     let registry = Registry::start(&["--console", "off"]);
@@ -664,9 +673,9 @@ fn a_narrow_terminal_gets_no_bar_without_room() {
     assert!(!narrow.is_empty() && narrow.iter().all(|line| !line.contains('[')), "{narrow:?}");
 }
 
-/// Another case is another name.
+/// A name in other case is another name, so the command names it and does not fetch it.
 #[test]
-fn a_name_that_looks_the_same_is_hinted_at() {
+fn a_name_in_other_case_is_named_and_not_fetched() {
     let registry = Registry::start(&["--console", "off"]);
     let (folder, to) = (registry.folder("films"), registry.folder("to"));
     write(&folder, "cafe\u{301}'s.txt", b"x");
@@ -683,7 +692,7 @@ fn a_name_that_looks_the_same_is_hinted_at() {
 }
 
 #[test]
-fn what_is_left_out_is_said_in_one_line() {
+fn what_a_folder_leaves_out_is_counted_in_one_line() {
     let registry = Registry::start(&["--console", "off"]);
     let folder = registry.folder("mixed");
     let offered = ["2026-11-28 12:30:05.mkv", "Who are you?.txt", "con.txt", "etc.", "good.txt"];
@@ -696,21 +705,22 @@ fn what_is_left_out_is_said_in_one_line() {
     let not_utf8: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"caf\xe9.txt");
     std::fs::write(folder.join(not_utf8), b"1").unwrap();
     let peer = registry.share(&folder, &[]);
-    let line = "7 left out: 2 folders, 1 link, 1 unfinished file, 1 name that is not UTF-8, 2 unusable names";
+    let line = "7 left out: 2 folders, 1 link, 1 unfinished file, 1 name that is not UTF-8, \
+                2 unusable names";
     assert_eq!(peer.err().lines().filter(|found| found.contains("left out")).count(), 1);
     assert!(peer.err().lines().any(|found| found == line), "{}", peer.err());
     let listed = registry.run(&["files", "--format", "json"]).json();
     let rows = listed["files"].as_array().unwrap();
     let names: Vec<_> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
     assert_eq!(names, offered);
-    // And each arrives.
+    // Each of the listed names can be fetched.
     let to = registry.folder("to");
     for name in offered {
         let fetched = registry.run(&["fetch", name, "--to", to.to_str().unwrap(), "--quiet"]);
         assert_eq!(fetched.status, 0, "{}", fetched.err);
         assert_same(&to.join(name), name.as_bytes());
     }
-    // Nothing is left out of a folder of plain files, and nothing is said.
+    // A folder of nothing but plain files leaves nothing out, and no message is printed.
     let peer = registry.share(&to, &[]);
     assert!(!peer.err().contains("left out"), "{}", peer.err());
 }

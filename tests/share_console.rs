@@ -1,5 +1,7 @@
-//! The four consoles of SPEC C as people see them: a registry and three peers on pseudo-terminals,
-//! somebody typing, and the lines compared whole.
+//! The four consoles of SPEC C on pseudo-terminals: a registry and three peers, with typed input,
+//! and their lines compared whole.
+//!
+//! Left out: the pure parts of the console, which `src/share/console` tests itself.
 
 mod support;
 
@@ -14,16 +16,16 @@ use support::{ACERVO, eventually, exited_with, free_addresses};
 
 const MENU: &str = "[1] JOIN  [2] SEARCH  [3] DOWNLOAD > ";
 
-/// A peer's console and somebody before it.
+/// A peer's console on a pseudo-terminal.
 struct Person {
     terminal: Terminal,
     address: SocketAddr,
     folder: PathBuf,
-    /// The lines of SPEC C2 it must have shown.
+    /// The lines of SPEC C2 that the console must have shown so far.
     expected: Vec<String>,
 }
 
-/// A line of SPEC C2.
+/// Whether a line is one of SPEC C2.
 fn is_event(line: &str) -> bool {
     ["Sou peer ", "peers com arquivo ", "Arquivo "].iter().any(|start| line.starts_with(start))
         && !line.contains("não foi baixado")
@@ -34,7 +36,7 @@ impl Person {
         Person::sit_down_at(registry, address, folder, "xterm")
     }
 
-    /// At a terminal of this kind.
+    /// The same at a terminal of the given kind.
     fn sit_down_at(registry: SocketAddr, address: SocketAddr, folder: &Path, kind: &str) -> Person {
         let mut command = Command::new(ACERVO);
         command.args(["peer", "--registry", &registry.to_string()]).env_remove("RUST_LOG");
@@ -43,7 +45,7 @@ impl Person {
         Person { terminal, address, folder, expected: Vec::new() }
     }
 
-    /// Waits for a line. The terminal does not show the space at the end of an empty list.
+    /// Waits for a line. The terminal does not show the space that ends the line of an empty list.
     fn expect(&mut self, line: String) {
         self.expected.push(line.trim_end().to_owned());
         let expected = self.expected.clone();
@@ -79,7 +81,7 @@ impl Person {
         self.expect(line);
     }
 
-    /// Types the address of a peer, or takes the one that is offered.
+    /// Answers the questions for a peer's address, or accepts the address that they offer.
     fn type_download(&mut self, entry: &str, from: SocketAddr) {
         self.terminal.answer(MENU, entry);
         for (question, answer) in
@@ -98,7 +100,7 @@ impl Person {
         self.expect(format!("Arquivo {file} baixado com sucesso na pasta {folder}"));
     }
 
-    /// Waits for a remark; what it says.
+    /// Waits for a line that begins with `start`, and returns it.
     fn remark(&self, start: &str) -> String {
         self.terminal.wait_for(start, |screen| {
             let whole = screen.split_inclusive('\n').filter(|line| line.ends_with('\n'));
@@ -116,7 +118,7 @@ impl Person {
 }
 
 #[test]
-fn four_consoles() {
+fn the_four_consoles_print_the_lines_of_the_specification() {
     let addresses = free_addresses(4);
     let (at, peers) = addresses.split_first().unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -129,13 +131,14 @@ fn four_consoles() {
     write(&folders[0], "notas da aula.txt", b"1, 2, 3\n");
     write(&folders[1], "canção.ogg", &noise(10, "song"));
 
-    // What is on the screen of one whose address was given: a log line of every peer stood between.
+    // A registry whose address is an argument prints nothing at all. A regression: it logged a line
+    // for every peer.
     let mut command = Command::new(ACERVO);
     let listen = free_addresses(1)[0].to_string();
     command.args(["registry", "--listen", &listen]).env_remove("RUST_LOG");
     let given = Terminal::run(command);
 
-    // The registry is asked for its address, and gets it wrong first.
+    // This registry asks for its address, and is first given one that is none.
     let mut command = Command::new(ACERVO);
     command.arg("registry").env_remove("RUST_LOG");
     let mut registry = Terminal::run(command);
@@ -160,7 +163,8 @@ fn four_consoles() {
     b.download("3", "aula.mp4", a.address);
     assert!(std::fs::read(folders[1].join("aula.mp4")).unwrap() == film, "byte for byte");
 
-    // UPDATE was sent without anybody typing anything: the next search finds both, and the third
+    // The second peer has sent UPDATE by itself: the next search finds both peers, and the third
+    // peer can download from the second.
     // peer can have it from the second.
     let mut both = [(peer_id(&folders[0]), a.address), (peer_id(&folders[1]), b.address)];
     both.sort();
@@ -210,7 +214,7 @@ fn four_consoles() {
     assert_eq!(given.text(), "", "it has listened for as long");
 }
 
-/// The id that a folder is shared under: the order in which the registry names peers.
+/// The id under which a folder is shared. A registry lists peers in order of their ids.
 fn peer_id(folder: &Path) -> u64 {
     let folder = folder.canonicalize().unwrap();
     let inode = std::os::unix::fs::MetadataExt::ino(&folder.metadata().unwrap());
@@ -218,7 +222,7 @@ fn peer_id(folder: &Path) -> u64 {
 }
 
 #[test]
-fn what_cannot_be_done_is_one_clear_line() {
+fn a_download_that_fails_prints_one_line_with_the_reason() {
     let registry = Registry::start(&[]);
     let addresses = free_addresses(3);
     let (folder, other) = (registry.folder("mine"), registry.folder("other"));
@@ -230,24 +234,24 @@ fn what_cannot_be_done_is_one_clear_line() {
     person.join("1", "");
     person.terminal.answer(MENU, "3");
     person.terminal.wait_for_text("Faça SEARCH antes de DOWNLOAD.", 1);
-    // A name that is a path is not even asked for.
+    // A name that is a path is refused before it is searched.
     person.terminal.answer(MENU, "2");
     person.terminal.answer("Arquivo: ", "../senhas");
     person.terminal.wait_for_text("Resposta inválida: um nome de arquivo não pode ter \"/\".", 1);
     person.terminal.answer("Arquivo: ", "nada.txt");
     person.expect("peers com arquivo solicitado:".to_owned());
 
-    // Nobody is there.
+    // Nothing listens at this address.
     person.type_download("3", addresses[1]);
     let remark = person
         .remark(&format!("Arquivo nada.txt não foi baixado: o peer {} não responde", addresses[1]));
     assert!(remark.ends_with('.'), "{remark}");
-    // Somebody is, and does not have it.
+    // The peer at this address does not have the file.
     let peer = registry.share(&other, &["--listen", &addresses[2].to_string()]);
     person.type_download("3", addresses[2]);
     let why = format!("o peer {} não tem este arquivo.", addresses[2]);
     person.remark(&format!("Arquivo nada.txt não foi baixado: {why}"));
-    // Another file has the name.
+    // The target folder has another file of this name.
     write(&other, "nada.txt", b"theirs");
     write(&folder, "nada.txt", b"mine, and another length");
     eventually("the other's file is offered", || {
@@ -261,7 +265,7 @@ fn what_cannot_be_done_is_one_clear_line() {
 }
 
 #[test]
-fn a_console_whose_registry_goes_away_survives_and_joins_again() {
+fn a_console_joins_again_when_its_registry_is_back() {
     let mut registry = Registry::start(&[]);
     let folder = registry.folder("mine");
     write(&folder, "a.txt", b"a");
@@ -270,7 +274,7 @@ fn a_console_whose_registry_goes_away_survives_and_joins_again() {
     let joined = format!("Peer {} adicionado com arquivos a.txt.", person.address);
     let joins =
         |registry: &Registry| registry.console().iter().filter(|line| **line == joined).count();
-    // The line is written beside the answer, and kill -9 does not wait for it.
+    // The registry writes the line after it replies, and SIGKILL would not wait for that.
     eventually("the registry's line", || (joins(&registry) == 1).then_some(()));
     registry.kill();
     person.remark(&format!("Registro {} inacessível: ", registry.address));
@@ -304,7 +308,7 @@ fn from_a_pipe_only_the_lines_of_the_specification_are_on_standard_output() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Enter takes the address that the search has found.
+    // Enter accepts the address that the search has found.
     let typed = format!(
         "1\n{ip}\n{port}\n{folder}\n2\nfilm.mkv\n3\n\n\n",
         ip = addresses[0].ip(),
@@ -329,7 +333,7 @@ fn from_a_pipe_only_the_lines_of_the_specification_are_on_standard_output() {
 }
 
 #[test]
-fn what_is_pasted_at_once_all_happens() {
+fn every_request_of_a_pasted_text_is_carried_out() {
     let registry = Registry::start(&[]);
     let (folder, other) = (registry.folder("mine"), registry.folder("other"));
     let film = noise(300_000, "film");
@@ -340,7 +344,7 @@ fn what_is_pasted_at_once_all_happens() {
     person.terminal.wait_for_prompt(MENU);
     let joining =
         format!("1\r{}\r{}\r{}\r", addresses[0].ip(), addresses[0].port(), person.folder.display());
-    // More searches than are under way at once; the last one's file is downloaded.
+    // More searches than may run at once, and the last one's file is downloaded.
     let searches = "2\rnada.txt\r".repeat(29) + "2\rfilm.mkv\r";
     person.terminal.type_keys(format!("{joining}{searches}3\r\r\r").as_bytes());
     let downloaded =
@@ -350,7 +354,7 @@ fn what_is_pasted_at_once_all_happens() {
     assert!(std::fs::read(folder.join("film.mkv")).unwrap() == film);
 }
 
-/// A peer's console on a terminal, with a file that comes so slowly that it never arrives.
+/// A console that is downloading a file which comes too slowly to arrive during the test.
 fn downloading(registry: &Registry, kind: &str) -> (Person, support::share::Process) {
     let (folder, other) = (registry.folder(kind), registry.folder(&format!("{kind}-other")));
     write(&other, "film.mkv", &noise(8_000_000, "film"));
@@ -366,7 +370,7 @@ fn downloading(registry: &Registry, kind: &str) -> (Person, support::share::Proc
 }
 
 #[test]
-fn who_leaves_a_terminal_does_not_wait_for_downloads_whatever_its_kind() {
+fn leaving_any_terminal_does_not_wait_for_downloads() {
     let registry = Registry::start(&[]);
     for kind in ["xterm", "dumb"] {
         let (mut person, peer) = downloading(&registry, kind);
@@ -383,7 +387,8 @@ fn who_leaves_a_terminal_does_not_wait_for_downloads_whatever_its_kind() {
 #[test]
 fn another_join_offers_the_port_in_use_and_takes_it_under_another_ip() {
     let registry = Registry::start(&[]);
-    // Free under every IP, and none that the system gives to whoever asks for any.
+    // A port that is free under every IP, and outside of the range from which the system assigns
+    // ports.
     let first = 15_000 + (std::process::id() % 10_000) as u16;
     let is_free = |port: &u16| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok();
     let port = (first..30_000).find(is_free).unwrap();
@@ -403,7 +408,7 @@ fn another_join_offers_the_port_in_use_and_takes_it_under_another_ip() {
 }
 
 #[test]
-fn a_search_that_found_nobody_is_said_before_a_download_asks() {
+fn a_download_says_first_that_the_search_found_nobody() {
     let registry = Registry::start(&[]);
     let folder = registry.folder("mine");
     write(&folder, "own.txt", b"own");
@@ -426,10 +431,10 @@ fn a_search_that_found_nobody_is_said_before_a_download_asks() {
     person.leave();
 }
 
-/// The peer said that it has the file no more, and was waited for: "espera-se por ele até 30
-/// segundos".
+/// A regression: the console waited 30 seconds for a peer that had said that it no longer has the
+/// file.
 #[test]
-fn a_file_that_its_peer_has_no_more_is_said_at_once_and_in_one_line() {
+fn a_download_of_a_removed_file_ends_at_once_with_one_line() {
     let registry = Registry::start(&[]);
     let (folder, other) = (registry.folder("mine"), registry.folder("other"));
     write(&other, "film.mkv", &noise(3_000_000, "film"));
@@ -438,7 +443,7 @@ fn a_file_that_its_peer_has_no_more_is_said_at_once_and_in_one_line() {
     let mut person = Person::sit_down(registry.address, addresses[0], &folder);
     person.join("1", "");
     person.search("2", "film.mkv", &[addresses[1]]);
-    // Its peer has not looked at its folder since, as a rule.
+    // The peer has usually not scanned its folder since.
     std::fs::remove_file(other.join("film.mkv")).unwrap();
     person.type_download("3", addresses[1]);
     let said = person.remark("Arquivo film.mkv não foi baixado: ");
@@ -451,9 +456,9 @@ fn a_file_that_its_peer_has_no_more_is_said_at_once_and_in_one_line() {
     person.leave();
 }
 
-/// Whoever listens where a registry is expected: it was told that "ele não aceita o pedido".
+/// A regression: of a service that is no registry the console said "ele não aceita o pedido".
 #[test]
-fn who_is_no_registry_is_named() {
+fn a_service_that_is_no_registry_is_named() {
     let registry = Registry::start(&["--console", "off"]);
     let (folder, other) = (registry.folder("mine"), registry.folder("other"));
     let peer = free_addresses(1)[0];
@@ -473,9 +478,10 @@ fn who_is_no_registry_is_named() {
     }
 }
 
-/// What is pasted behind a search asks its questions below the answer, however long that takes.
+/// A DOWNLOAD that is pasted behind a SEARCH asks its questions after the search's result, however
+/// long that takes.
 #[test]
-fn a_pasted_download_waits_for_the_answer_of_its_search() {
+fn a_pasted_download_waits_for_the_result_of_its_search() {
     let mut registry = Registry::start(&[]);
     let (folder, other) = (registry.folder("mine"), registry.folder("other"));
     write(&other, "film.mkv", b"film");
@@ -502,14 +508,13 @@ fn a_pasted_download_waits_for_the_answer_of_its_search() {
     person.leave();
 }
 
-/// What cannot be kept in the folder is told by the log, above the question that is open and not in
-/// its row.
+/// A log line appears above the open question and never in the question's row.
 #[test]
-fn lines_of_the_log_stand_alone() {
+fn a_log_line_appears_above_the_open_question() {
     let registry = Registry::start(&[]);
     let folder = registry.folder("mine");
     write(&folder, "a.txt", b"a");
-    // What is known of the folder would be a file of this name.
+    // The folder's state cannot be saved, because a folder has its name.
     std::fs::create_dir(folder.join(".acervo-share")).unwrap();
     for kind in ["xterm", "dumb"] {
         let address = free_addresses(1)[0];

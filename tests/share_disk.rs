@@ -1,5 +1,7 @@
-//! Disks that fill up while a file arrives, with real processes: it is said when it happens, what
-//! has arrived is kept, and the rest is fetched when there is room again.
+//! Disks that fill up while a file arrives, and processes without open files to spare. The user is
+//! told at once, what has arrived is kept, and the rest is fetched when there is room again.
+//!
+//! Left out: the bytes on the wire (`share_transfer`) and processes that die (`share_processes`).
 
 mod support;
 
@@ -16,14 +18,14 @@ use support::{ACERVO, eventually, exited_with, free_addresses};
 
 const MIB: usize = 1024 * 1024;
 
-/// What a fetch with `--format json` says it kept and fetched.
+/// The `kept` and `fetched` bytes that a fetch with `--format json` prints.
 fn kept_and_fetched(ran: &Ran) -> (u64, u64) {
     let object = ran.json();
     (object["kept_bytes"].as_u64().unwrap(), object["fetched_bytes"].as_u64().unwrap())
 }
 
 #[test]
-fn a_file_that_may_not_grow_any_more_is_said_at_once_kept_and_fetched_later() {
+fn a_download_whose_file_may_not_grow_ends_at_once_and_resumes_later() {
     let registry = Registry::start(&[]);
     let film = noise(24 * MIB, "film");
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
@@ -39,8 +41,8 @@ fn a_file_that_may_not_grow_any_more_is_said_at_once_kept_and_fetched_later() {
     .start();
     eventually("some of it has arrived", || (arrived(&part) >= 8 * MIB).then_some(()));
 
-    // As with a file system that takes no larger file, from now on no chunk can be written. Needs
-    // no rights.
+    // From now on no chunk can be written, as on a file system that allows no larger file. Unlike a
+    // mount, a limit needs no privilege.
     let least = Some(MIB as u64);
     let nothing = Rlimit { current: least, maximum: least };
     prlimit(Some(Pid::from_child(&fetch.child)), Resource::Fsize, nothing).unwrap();
@@ -61,12 +63,12 @@ fn a_file_that_may_not_grow_any_more_is_said_at_once_kept_and_fetched_later() {
 }
 
 #[test]
-fn a_limit_that_is_too_low_for_the_file_is_said_before_the_first_byte() {
+fn a_file_size_limit_below_the_file_fails_before_the_first_byte() {
     let registry = Registry::start(&[]);
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
     write(&folder, "film.mkv", &noise(2 * MIB, "film"));
     let _peer = registry.share(&folder, &[]);
-    // In blocks of 512 or 1024 bytes, as the shell likes.
+    // Shells count this limit in blocks of 512 or of 1024 bytes.
     let script = "ulimit -f 1024 && exec \"$0\" \"$@\"";
     let mut command = Command::new("sh");
     command.args(["-c", script, ACERVO, "fetch", "film.mkv", "--quiet", "--registry"]);
@@ -79,10 +81,10 @@ fn a_limit_that_is_too_low_for_the_file_is_said_before_the_first_byte() {
     assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0, "nothing is left behind");
 }
 
-/// Strangers who said nothing took all files that the peer was allowed, the look at its folder
-/// failed, and all it had was withdrawn for as long as they stayed.
+/// A regression: silent connections used up the files that the peer may open, its scan of the
+/// folder failed, and it withdrew all files for as long as they stayed.
 #[test]
-fn a_crowd_that_says_nothing_takes_no_files_from_a_peer_with_few() {
+fn silent_connections_withdraw_no_files_of_a_peer_with_few_descriptors() {
     let registry = Registry::start(&[]);
     let folder = registry.folder("a");
     write(&folder, "first", b"first");
@@ -94,7 +96,7 @@ fn a_crowd_that_says_nothing_takes_no_files_from_a_peer_with_few() {
     let offers = |file: &str| registry.run(&["files"]).out.contains(file);
     eventually("the first is offered", || offers("first").then_some(()));
     let crowd: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(at).unwrap()).collect();
-    // When this one is offered the folder has been looked at beside them.
+    // Once the second file is offered, the folder has been scanned with the crowd connected.
     write(&folder, "second", b"second");
     eventually("the second is offered", || {
         assert!(offers("first"), "{}", peer.err());
@@ -103,7 +105,7 @@ fn a_crowd_that_says_nothing_takes_no_files_from_a_peer_with_few() {
     drop(crowd);
 }
 
-/// The writing end of a pipe that is full, and the reading end that nobody reads.
+/// The writing end of a pipe that is full, and its reading end, from which nothing is read.
 fn full_pipe() -> (PipeWriter, PipeReader) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
@@ -112,7 +114,7 @@ fn full_pipe() -> (PipeWriter, PipeReader) {
     (writer, reader)
 }
 
-/// A process, until this is dropped.
+/// A process that is killed when this is dropped.
 struct Killed(Child);
 
 impl Killed {
@@ -123,16 +125,16 @@ impl Killed {
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // One that has ended cannot be killed.
+        // A process that has ended by itself cannot be killed.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A peer waited for its standard error to be read: it offered nothing new, did not join again, and
-/// no signal ended it.
+/// A regression: a peer blocked on a standard error that nobody read. It offered nothing new, did
+/// not join again, and no signal ended it.
 #[test]
-fn whoever_does_not_read_what_share_and_fetch_say_holds_up_neither() {
+fn share_and_fetch_go_on_when_their_output_is_not_read() {
     let mut registry = Registry::start(&[]);
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
     write(&folder, "first", b"first");
@@ -158,14 +160,14 @@ fn whoever_does_not_read_what_share_and_fetch_say_holds_up_neither() {
     assert_eq!(share.ended().code(), Some(0));
 }
 
-/// A shell in a mount name space of its own, with a small file system in memory at `at`.
+/// A shell in a mount namespace of its own, with a small file system in memory at `at`.
 struct SmallDisk {
     shell: std::process::Child,
     at: PathBuf,
 }
 
 impl SmallDisk {
-    /// `None` where this user may not mount anything.
+    /// `None` where this user may not mount file systems.
     fn mount(at: &Path, size: &str) -> Option<SmallDisk> {
         let unshare = ["--mount", "--map-root-user", "sh"];
         let mut shell = Command::new("unshare")
@@ -188,13 +190,13 @@ impl SmallDisk {
         is_mounted.then_some(disk)
     }
 
-    /// A file of the small file system as it is reached from outside.
+    /// The path outside of the namespace of a file on the small file system.
     fn path(&self, name: &str) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.shell.id()));
         root.join(self.at.strip_prefix("/").unwrap()).join(name)
     }
 
-    /// `acervo` with these arguments, inside.
+    /// A command that runs `acervo` with these arguments inside the namespace.
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         let target = self.shell.id().to_string();
@@ -203,7 +205,7 @@ impl SmallDisk {
         command
     }
 
-    /// Writes until nothing more fits.
+    /// Fills the file system with one more file.
     fn fill(&self) {
         let mut hog = File::create(self.path("hog")).unwrap();
         while hog.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
@@ -217,9 +219,9 @@ impl Drop for SmallDisk {
     }
 }
 
-/// The test above is the one for whoever may not mount a file system.
+/// Where the user may not mount a file system, the first test of this file has to do.
 #[test]
-fn a_disk_that_fills_up_is_said_when_it_happens_and_the_rest_is_fetched_later() {
+fn a_download_that_fills_the_disk_ends_at_once_and_resumes_later() {
     let registry = Registry::start(&[]);
     let film = noise(24 * MIB, "film");
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
@@ -235,8 +237,8 @@ fn a_disk_that_fills_up_is_said_when_it_happens_and_the_rest_is_fetched_later() 
     let part = disk.path("film.mkv.part");
     eventually("some of it has arrived", || (arrived(&part) >= 8 * MIB).then_some(()));
 
-    // The room was set aside when it began. On a file system where that says nothing, because every
-    // write goes somewhere new, it may be gone all the same: here it is taken back.
+    // The download reserved the space of the whole file. On a file system that copies on write the
+    // reservation does not help, so the test takes it back.
     fetch.signal(Signal::STOP);
     let bytes = std::fs::read(&part).unwrap();
     let file = File::options().write(true).open(&part).unwrap();
@@ -246,7 +248,7 @@ fn a_disk_that_fills_up_is_said_when_it_happens_and_the_rest_is_fetched_later() 
             rustix::fs::fallocate(&file, hole, (index * MIB) as u64, MIB as u64).unwrap();
         }
     }
-    // Beside a writer nothing would be published.
+    // A file that is open for writing would not be published.
     drop(file);
     disk.fill();
     fetch.signal(Signal::CONT);
@@ -266,7 +268,7 @@ fn a_disk_that_fills_up_is_said_when_it_happens_and_the_rest_is_fetched_later() 
     let kept = arrived(&part);
     assert!(kept >= 8 * MIB && kept < film.len() && !disk.path("film.mkv").exists(), "{kept}");
 
-    // Still full: said before the first byte, and nothing is lost.
+    // The disk is still full: the user is told before the first byte, and nothing is lost.
     let command = || disk.command(&[&arguments[..], &["--format", "json"]].concat());
     let ran = support::share::to_end(command());
     assert_eq!(ran.status, 4, "{}", ran.err);

@@ -1,7 +1,8 @@
-//! Transfers between processes: what can only be seen when one of them is killed, stopped, or has a
-//! disk or memory of its own.
+//! Transfers between processes: what can only be seen when one of them is killed or stopped, or has
+//! a disk or memory of its own.
 //!
-//! This file brings its own `main`, because its tests run it again as the processes they need.
+//! This file has its own `main`, because its tests start the same binary again as the processes
+//! that they need. Left out: what two sides in one process can show (`share_transfer`).
 
 mod share_support;
 
@@ -54,7 +55,7 @@ fn main() {
             println!("{name}: test");
             continue;
         }
-        // A failing test panics, which ends the process with the status that cargo looks for.
+        // A failing test panics, which ends the process with the status that cargo expects.
         test();
         println!("test {name} ... ok");
     }
@@ -62,10 +63,10 @@ fn main() {
 
 // ---- children ----------------------------------------------------------------------------------
 
-/// Who all of them are, at whatever address they are reached.
+/// The id of every peer here, at whatever address.
 const PEER: u64 = 7;
 
-/// Serves a file until its input is closed.
+/// Serves a file until standard input is closed.
 fn child_serve(path: &str, limit: &str) {
     let shelf = Arc::new(Shelf::default());
     shelf.add(Path::new(path));
@@ -78,8 +79,8 @@ fn child_serve(path: &str, limit: &str) {
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
 }
 
-/// Fetches a file, and says how far it is all the while: `done BYTES`, `lost ADDRESS`, and in the
-/// end `fetched BYTES kept BYTES` or `error SENTENCE`.
+/// Fetches a file and prints its progress: `done BYTES` and `lost ADDRESS`, and in the end `fetched
+/// BYTES kept BYTES` or `error SENTENCE`.
 fn child_fetch(to: &str, size: &str, content: &str, limit: &str, sources: &[&str]) {
     let id: Vec<u8> =
         (0..32).map(|i| u8::from_str_radix(&content[2 * i..2 * i + 2], 16).unwrap()).collect();
@@ -119,7 +120,7 @@ fn child_fetch(to: &str, size: &str, content: &str, limit: &str, sources: &[&str
     }
 }
 
-/// A child whose output is read line by line; killed when it is dropped.
+/// A child whose output is read line by line. Dropping it kills it.
 struct Process {
     child: Child,
     _input: ChildStdin,
@@ -153,7 +154,7 @@ impl Process {
         (length > 0).then(|| line.trim_end().to_owned())
     }
 
-    /// The line that begins with `word`, the rest of it.
+    /// Waits for the line that begins with `word`, and returns the rest of it.
     fn line_with(&mut self, word: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline
@@ -175,7 +176,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The child may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -198,7 +199,7 @@ fn killed_at_half() {
     let manifest = manifest_of(&path);
     let (_server, address) = Process::serve(&path, 0);
     let (address, carried) = counted(address);
-    // Slow enough to be caught half-way.
+    // Slow enough that it can be killed half-way.
     let mut first = Process::fetch(to.path(), &manifest, 48 * MIB, &[address]);
     let mut done = 0;
     while done < manifest.size() / 2 {
@@ -215,8 +216,8 @@ fn killed_at_half() {
     assert!(kept >= done, "{kept} kept of {done}");
     assert_eq!(fetched + kept, manifest.size());
     assert_same(&path, &to.path().join("film.mkv"));
-    // What the network has carried of it twice: what was asked for, or not stored yet, when it was
-    // killed, wherever that was.
+    // What came twice is at most what had been requested, or was not stored yet, when the process
+    // was killed.
     drop(second);
     let twice = carried.load(Ordering::SeqCst).saturating_sub(manifest.size());
     println!("fetched twice: {twice} bytes of {}", manifest.size());
@@ -224,7 +225,7 @@ fn killed_at_half() {
     assert!(twice <= most as u64, "{twice} bytes were fetched twice");
 }
 
-/// An address that passes everything on to another and back, and counts the bytes that come back.
+/// A proxy to an address, which counts the bytes that come back.
 fn counted(to: SocketAddr) -> (SocketAddr, Arc<AtomicU64>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -243,7 +244,7 @@ fn counted(to: SocketAddr) -> (SocketAddr, Arc<AtomicU64>) {
     (address, carried)
 }
 
-/// Copies until one side ends or breaks, which ends the other, too.
+/// Copies until one side ends or breaks, and then ends the other, too.
 fn carry(mut from: TcpStream, mut to: TcpStream, count: &AtomicU64) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
@@ -252,7 +253,7 @@ fn carry(mut from: TcpStream, mut to: TcpStream, count: &AtomicU64) {
         }
         count.fetch_add(length as u64, Ordering::SeqCst);
     }
-    // Whoever has closed already cannot be told.
+    // A side that has closed already cannot be shut down.
     let _ = to.shutdown(Shutdown::Both);
     let _ = from.shutdown(Shutdown::Both);
 }
@@ -277,7 +278,7 @@ fn stopped_source() {
     two.signal(rustix::process::Signal::CONT);
 }
 
-/// Where this user may mount a file system in a name space of its own.
+/// Runs only where the user may mount a file system in a namespace of its own.
 fn small_disk() {
     let folder = tempfile::tempdir().unwrap();
     let to = tempfile::tempdir().unwrap();
@@ -313,7 +314,7 @@ fn small_disk() {
     assert_eq!(rest[1], "left 0");
 }
 
-/// Peak resident memory of a process, in bytes.
+/// The peak resident memory of a process in bytes.
 fn peak_memory(process: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -323,7 +324,7 @@ fn peak_memory(process: u32) -> usize {
 fn twenty_downloads() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("large.bin");
-    // Holes are read like anything else.
+    // The holes of a sparse file are read like any other bytes.
     std::fs::File::create(&path).unwrap().set_len(512 * MIB as u64).unwrap();
     let manifest = manifest_of(&path);
     let (server, address) = Process::serve(&path, 0);
@@ -335,7 +336,7 @@ fn twenty_downloads() {
     assert!(peak < 64 << 20, "{peak} bytes resident");
 }
 
-/// Asks for chunks, as many at once as a server takes from one, and throws them away.
+/// Requests chunks, as many at once as a server allows one peer, and discards them.
 fn take_chunks(address: SocketAddr, content: ContentId, count: u64) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();

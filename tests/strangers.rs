@@ -1,5 +1,6 @@
-//! A command that is given the address of something else than it needs: a table of all pairs. Each
-//! is named, soon, with the status of what is unavailable.
+//! Every command that is given the address of a service of another kind, as a table of all pairs.
+//! Each names what it found there, without waiting long, and exits with the status of a service
+//! that is unavailable.
 
 #![cfg(feature = "grpc")]
 
@@ -13,7 +14,7 @@ use support::gateway::Gateway;
 use support::share::{Ran, Registry, run, write};
 use support::{Group, free_addresses};
 
-/// Serves each connection on a thread of its own, for as long as the test runs.
+/// Serves each connection on a thread of its own until the test ends.
 fn listener(serve: fn(TcpStream)) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -25,7 +26,7 @@ fn listener(serve: fn(TcpStream)) -> SocketAddr {
     address
 }
 
-/// Waits for the end of a line, as web servers do, and finds that it is no request.
+/// Reads a line, as web servers do, and refuses it as no request.
 fn web_server(mut stream: TcpStream) {
     let mut line = Vec::new();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
@@ -34,7 +35,7 @@ fn web_server(mut stream: TcpStream) {
     }
 }
 
-/// The same without a header, for somebody who has sent none.
+/// Refuses without a header, as old servers do for a request without a version.
 fn old_web_server(mut stream: TcpStream) {
     let mut line = Vec::new();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
@@ -48,13 +49,13 @@ fn ssh_server(mut stream: TcpStream) {
     hold(stream);
 }
 
-/// Takes a connection and says nothing.
+/// Accepts the connection and sends nothing.
 fn hold(mut stream: TcpStream) {
     let _ = io::copy(&mut stream, &mut io::sink());
 }
 
 #[test]
-fn whoever_listens_in_the_place_of_another_is_named() {
+fn a_service_of_another_kind_is_named_by_every_command() {
     let group = Group::start(1, &["--console", "off"]);
     let registry = Registry::start(&[]);
     let folder = registry.folder("shared");
@@ -68,7 +69,8 @@ fn whoever_listens_in_the_place_of_another_is_named() {
     const SHARE: &str = "expected: an acervo registry or peer";
     const NO_STORE: &str = "this is a registry or a peer of a share and not a store";
     let web = "found there: a web server";
-    // Who listens; what a command of the store says of them, and what one of the share.
+    // The service, what a command of the store prints about it, and what a command of the share
+    // does.
     let table: [(&str, String, [&[&str]; 2]); 10] = [
         (
             "store",
@@ -112,7 +114,7 @@ fn whoever_listens_in_the_place_of_another_is_named() {
     let of_share: [&[&str]; 2] = [&["files"], &["fetch", "film"]];
     thread::scope(|scope| {
         for (who, address, [at_store, at_share]) in &table {
-            // Side by side, since those that say nothing are waited for.
+            // At the same time, because the silent services are waited for.
             scope.spawn(move || {
                 if !at_store.is_empty() {
                     for command in of_store {
@@ -132,7 +134,7 @@ fn whoever_listens_in_the_place_of_another_is_named() {
 fn check(who: &str, command: &[&str], at: &[&str], named: &[&str]) {
     let Ran { status, out, err } = run(&[command, at].concat());
     assert_eq!(status, 3, "{command:?} at {who}: {err}");
-    // The table of `status` is its answer.
+    // The table that `status` prints is its answer, on standard output.
     let said = if command[0] == "status" { out } else { err };
     for name in named {
         assert!(said.contains(name), "{command:?} at {who} does not say {name:?}: {said}");

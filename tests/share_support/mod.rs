@@ -1,4 +1,6 @@
-//! What the tests of transfers share: contents, options.
+//! Contents and options for the tests and the bench of transfers.
+//!
+//! Left out: processes, which `tests/support/share.rs` starts.
 
 pub mod shelf;
 
@@ -11,7 +13,7 @@ use acervo::share::content::Manifest;
 use acervo::share::fetch::FetchOptions;
 use acervo::wire::share::Source;
 
-/// Longer than anything here takes on a loaded machine; only a failing test waits for it.
+/// Longer than anything here takes on a loaded machine. Only a failing test waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn source(address: SocketAddr, manifest: &Manifest) -> Source {
@@ -36,14 +38,14 @@ pub fn options(manifest: &Manifest, to: &Path, sources: Vec<Source>) -> FetchOpt
     }
 }
 
-/// Bytes that do not repeat.
+/// Bytes that do not repeat, so that chunks differ.
 pub fn bytes(length: usize, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
 
-/// A file of such bytes.
+/// Writes a file of bytes that do not repeat.
 pub fn file(folder: &Path, length: usize, seed: u64) -> PathBuf {
     let path = folder.join(format!("source-{seed}.bin"));
     std::fs::write(&path, bytes(length, seed)).unwrap();

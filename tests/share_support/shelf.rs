@@ -1,4 +1,4 @@
-//! A folder that is served, for the tests and the bench of transfers.
+//! Files that a test serves without a folder that is watched.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,11 +13,11 @@ use acervo::share::content::{Manifest, chunk_count, chunk_len, chunk_offset, has
 use acervo::share::offer::{Available, Catalog, FileStamp, Offer};
 use acervo::share::serve::{PeerServer, ServeOptions};
 
-/// Files of a folder, offered as they were when they were added.
+/// Files that are offered as they were when they were added.
 #[derive(Default)]
 pub struct Shelf {
     offers: Mutex<HashMap<ContentId, Offer>>,
-    /// How often it was told that a file is not what it was.
+    /// How often the server found that a file has changed since it was hashed.
     pub changed: AtomicUsize,
 }
 
@@ -79,7 +79,7 @@ pub fn local() -> SocketAddr {
 pub fn serve_with(options: ServeOptions) -> PeerServer {
     let listener = Listener::bind(local()).unwrap();
     if options.peer.load(Ordering::Relaxed) == 0 {
-        // As `source` in the tests of transfers calls it.
+        // The id that `share_support::source` gives to the peer of this address.
         options.peer.store(u64::from(listener.address().port()), Ordering::Relaxed);
     }
     PeerServer::start(listener, options).unwrap()

@@ -1,4 +1,7 @@
-//! Registries and peers as real processes.
+//! Registries, peers and downloads as processes, for the tests of the share's commands.
+//!
+//! Rule: everything that a helper starts ends when its value is dropped, and no helper sleeps: it
+//! waits on a condition.
 
 use std::fs::File;
 use std::io::Write;
@@ -45,7 +48,7 @@ impl Process {
         kill_process(Pid::from_raw(self.child.id() as i32).unwrap(), signal).unwrap();
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the process has ended by itself.
     pub fn wait(&mut self) -> ExitStatus {
         eventually("the process ends", || self.child.try_wait().unwrap())
     }
@@ -62,9 +65,9 @@ impl Drop for Process {
     }
 }
 
-/// A registry on a port of its own, running or not.
+/// A registry on a port of its own, running or killed.
 pub struct Registry {
-    // Before the folder that it writes to.
+    // This field comes first, because the process has to end before its folder is removed.
     process: Option<Process>,
     pub dir: TempDir,
     pub address: SocketAddr,
@@ -83,12 +86,12 @@ impl Registry {
         registry
     }
 
-    /// Ends a process with SIGKILL, without any warning to it.
+    /// Kills the process with SIGKILL.
     pub fn kill(&mut self) {
         self.process = None;
     }
 
-    /// Starts it again, and waits until it listens.
+    /// Starts the process again and waits until it listens.
     pub fn restart(&mut self) {
         let mut command = Command::new(ACERVO);
         command.args(["registry", "--listen", &self.address()]).args(&self.flags);
@@ -105,30 +108,30 @@ impl Registry {
         self.address.to_string()
     }
 
-    /// The console lines so far, over all its lives.
+    /// The console lines so far, including those of earlier processes.
     pub fn console(&self) -> Vec<String> {
         let path = self.dir.path().join("registry.out");
         let text = std::fs::read_to_string(path).unwrap();
-        // The last line may still be on its way.
+        // The last line may not be complete yet.
         let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         whole.map(|line| line.trim_end_matches('\n').to_owned()).collect()
     }
 
-    /// A new folder for a peer.
+    /// Creates a folder for a peer.
     pub fn folder(&self, name: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         std::fs::create_dir(&path).unwrap();
         path
     }
 
-    /// `acervo share`, once it has joined.
+    /// Starts `acervo share` and waits until it has joined.
     pub fn share(&self, folder: &Path, more: &[&str]) -> Process {
         let mut command = Command::new(ACERVO);
         command.arg("share").arg(folder).args(["--registry", &self.address()]).args(more);
         let name = format!("share-{}", folder.file_name().unwrap().display());
         let joins = |text: &str| text.matches("joined at ").count();
         let err = self.dir.path().join(format!("{name}.err"));
-        // An earlier process on the same folder wrote to the same file.
+        // An earlier process on the same folder has written to the same file.
         let before = joins(&std::fs::read_to_string(err).unwrap_or_default());
         let process = Process::start(command, self.dir.path(), &name);
         eventually("the peer joins", || (joins(&process.err()) > before).then_some(()));
@@ -141,7 +144,7 @@ impl Registry {
     }
 }
 
-/// What a command left behind.
+/// The exit status and the output of a command that has ended.
 #[derive(Debug)]
 pub struct Ran {
     pub status: i32,
@@ -156,7 +159,7 @@ impl Ran {
     }
 }
 
-/// Runs a command to its end.
+/// Runs `acervo` with these arguments to its end.
 pub fn run(arguments: &[&str]) -> Ran {
     let mut command = Command::new(ACERVO);
     command.args(arguments);
@@ -173,7 +176,7 @@ pub fn to_end(mut command: Command) -> Ran {
     }
 }
 
-/// Bytes that do not repeat.
+/// Bytes that do not repeat, so that chunks differ.
 pub fn noise(length: usize, seed: &str) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
@@ -190,7 +193,6 @@ pub struct FetchCommand<'a> {
     pub registry: &'a Registry,
     pub name: &'a str,
     pub to: &'a Path,
-    /// Further flags.
     pub flags: &'a [&'a str],
 }
 
@@ -203,8 +205,8 @@ impl FetchCommand<'_> {
     }
 }
 
-/// How many bytes of a partial file have been written: those that are not zero, about. Its last
-/// block only says what it is a part of.
+/// How many bytes of a partial file have been written, in whole chunks: those with a byte that is
+/// not zero. The file's last block is left out, since it names the content and holds none of it.
 pub fn arrived(part: &Path) -> usize {
     let bytes = std::fs::read(part).unwrap_or_default();
     let chunks = bytes[..bytes.len().saturating_sub(4096)].chunks(CHUNK_BYTES);
