@@ -576,9 +576,6 @@ pub const GATEWAY_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 
 /// Bytes of one line typed or piped into a console; a longer one is refused.
 pub const INPUT_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// A console that waits for an answer before it asks on says so after this long, when people begin
-/// to wonder.
-pub const CONSOLE_SILENT_WAIT: Duration = Duration::from_millis(500);
 /// How long a GET at a console waits for a PUT of the same key that was typed before it: longer
 /// than a PUT takes when a server has just died, and no longer, since whoever shows a server that
 /// is late reads while a PUT waits for it.
@@ -728,8 +725,6 @@ pub const REGISTRY_FILES_MAX: usize = 1024 * 1024;
 /// Bytes of memory that a registry's index of files takes; past it JOIN and UPDATE are refused. So
 /// many files with names of 32 bytes fit, and fewer with longer ones.
 pub const REGISTRY_INDEX_BYTES_MAX: usize = 320 * 1024 * 1024;
-/// The part of it that peers of one IP address may take.
-pub const REGISTRY_INDEX_BYTES_PER_ORIGIN_MAX: usize = REGISTRY_INDEX_BYTES_MAX / 4;
 /// Peers that may join from one IP address: a quarter, so that nobody alone takes a registry from
 /// all others.
 pub const REGISTRY_PEERS_PER_ORIGIN_MAX: usize = REGISTRY_PEERS_MAX / 4;
@@ -738,9 +733,6 @@ pub const REGISTRY_FILES_PER_ORIGIN_MAX: usize = REGISTRY_FILES_MAX / 4;
 /// Within this time an address that is not the IP of the peer's own connection has to answer its
 /// registry: a round trip to anywhere, and a lost packet.
 pub const ADDRESS_CHECK_TIMEOUT: Duration = Duration::from_secs(3);
-/// An address that has not answered within this, which is several round trips of a site, gives way
-/// to the next one that is to be checked if there are too many at once.
-pub const ADDRESS_CHECK_GIVES_WAY: Duration = Duration::from_millis(500);
 /// Addresses that a registry checks at once, of all peers; one more JOIN is told to come later.
 pub const ADDRESS_CHECKS_MAX: usize = 64;
 /// Addresses that it checks for one IP address in [`ADDRESS_CHECKS_PERIOD`], so that a registry is
@@ -748,21 +740,6 @@ pub const ADDRESS_CHECKS_MAX: usize = 64;
 pub const ADDRESS_CHECKS_PER_ORIGIN_MAX: usize = 8;
 /// As long as a peer repeats a JOIN, so that several peers behind one address have their turns.
 pub const ADDRESS_CHECKS_PERIOD: Duration = Duration::from_secs(8);
-/// IP addresses for which addresses were checked within it, which are remembered; one more is told
-/// to come later.
-pub const ADDRESS_CHECK_ORIGINS_MAX: usize = 1024;
-/// Who has greeted a registry has to ask something by then, and gives way to newcomers until it
-/// does.
-pub const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// The parts of a JOIN have to come within this time: all files that a peer may have, over a slow
-/// line.
-pub const JOIN_PARTS_TIMEOUT: Duration = Duration::from_secs(120);
-/// For how long a JOIN under an id whose connection is alive is repeated over one connection: that
-/// one is a peer's own which has ended just now.
-pub const ID_TAKEN_WAIT: Duration = Duration::from_secs(3);
-/// For how long a peer asks for its id, after which it joins under another: longer than a dead
-/// connection of its own counts as alive, unless its registry was told to wait longer.
-pub const ID_TAKEN_PATIENCE: Duration = Duration::from_secs(45);
 /// The retry hint for a JOIN under an id whose connection is alive.
 pub const JOINED_ELSEWHERE_RETRY_AFTER_MS: u32 = 500;
 /// What a file takes in a registry's index besides the bytes of its name: its place in three
@@ -774,11 +751,6 @@ pub const INDEX_FILE_BYTES: usize = 288;
 pub const REGISTRY_BUDGET_PROCESS_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Bytes that the connections of one origin may make a registry hold.
 pub const REGISTRY_BUDGET_ORIGIN_BYTES_MAX: usize = 112 * 1024 * 1024;
-/// A JOIN or UPDATE of more files than this is a long one: those are done one after the other,
-/// apart from the questions of others, on all threads but one.
-pub const REGISTRY_LONG_FILES_MIN: usize = 128;
-/// Contents a peer may say it is fetching at once; past it further ones are refused.
-pub const FETCHING_PER_PEER_MAX: usize = 64;
 /// Files in one part of a JOIN or in one UPDATE, as a peer sends them.
 pub const FILES_PER_FRAME: usize = 1024;
 /// Sources in one answer; of more than these, the ones of the most offered contents.
@@ -796,8 +768,6 @@ pub const PAGE_OFFERS_MAX: usize = 16 * 1024;
 const FILE_ENTRY_BYTES_MAX: usize = 128;
 /// Requests that wait for a registry's workers; past it they are told to come later.
 pub const REGISTRY_QUEUE_JOBS_MAX: usize = 4 * 1024;
-/// The retry hint of a registry that has no room for another peer, or its files.
-pub const REGISTRY_FULL_RETRY_AFTER_MS: u32 = 1000;
 /// The default of `acervo registry --silence-timeout`: a peer unheard of for longer is not offered
 /// any more.
 pub const REGISTRY_SILENCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -805,9 +775,6 @@ pub const REGISTRY_SILENCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 pub const STORE_FILES_PER_WRITE: usize = 1024;
 /// The whole time of one of its requests to the store.
 pub const STORE_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Within the silence time-out, a registry that shares its index so often says that it lives, and
-/// looks whether the others do.
-pub const STORE_LOOKS_PER_SILENCE: u32 = 4;
 /// How often a registry looks for peers that have fallen silent.
 pub const REGISTRY_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a peer tells its registry that it is alive.
@@ -827,10 +794,6 @@ pub const REJOIN_BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// For a JOIN it has so much more for each file: a registry may have to write them all into its
 /// store.
 pub const JOIN_TIME_PER_FILE: Duration = Duration::from_millis(1);
-/// How often a peer looks whether its registry has closed the connection.
-pub const REGISTRY_LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// What a peer's own threads have for its registry and have not told yet; one more waits.
-pub const MEMBER_COMMANDS_MAX: usize = 64;
 /// How long a stopping peer waits for its registry to hear that it leaves.
 pub const MEMBER_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// First wait before a peer announces again what its registry had no room for …
@@ -846,19 +809,8 @@ pub const REGISTRY_BACKOFF_MAX: Duration = Duration::from_secs(3);
 pub const REGISTRY_RETRY_MIN: Duration = Duration::from_millis(BUSY_RETRY_AFTER_MS as u64);
 /// How often a peer says again that a registry refuses it, or answers what makes no sense.
 pub const REFUSAL_TOLD_INTERVAL: Duration = Duration::from_secs(60);
-/// How long a registry is waited for over a whole list, beside [`JOIN_TIME_PER_FILE`] for each row
-/// that has come.
-pub const LIST_PATIENCE: Duration = Duration::from_secs(30);
-/// Different troubles with its registries that a peer remembers having told; past it the oldest may
-/// be told again.
-pub const REGISTRY_TROUBLES_KEPT: usize = 2 * REGISTRIES_MAX;
 /// How often a shared folder is looked at for files that came, changed or went.
 pub const FOLDER_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
-/// While a folder is being hashed, what is ready is announced this often, in one UPDATE.
-pub const FOLDER_TELL_INTERVAL: Duration = Duration::from_millis(500);
-/// What has vanished from a folder is remembered this long: a disk that comes back is not hashed
-/// anew.
-pub const FOLDER_MEMORY: Duration = Duration::from_secs(3600);
 /// A file of a shared folder that could not be hashed is tried again after this, doubling with each
 /// failure …
 pub const FOLDER_RETRY_MIN: Duration = Duration::from_secs(10);
@@ -870,23 +822,8 @@ pub const FOLDER_RETRY_MAX: Duration = Duration::from_secs(320);
 pub const JOIN_HASHING_WAIT: Duration = Duration::from_secs(1);
 /// … and for this long if few bytes are left.
 pub const JOIN_HASHING_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Bytes left to hash up to which a JOIN waits for the longer time.
-pub const JOIN_HASHING_BYTES_MAX: u64 = 1024 * 1024 * 1024;
-/// While a folder is being hashed, what has been found is kept this often.
-pub const FOLDER_SAVE_INTERVAL: Duration = Duration::from_secs(10);
-/// What a folder's state may weigh on the disk; a larger one is neither written nor read: enough
-/// for the most files that one peer may offer, and for the chunk hashes of 3 TiB of content.
-pub const FOLDER_STATE_BYTES_MAX: u64 = 128 * 1024 * 1024;
-/// Sources of one download that are shown one by one.
-pub const SOURCES_SHOWN_MAX: usize = 8;
-/// Where there is no terminal, how far a download is is told this often.
-pub const PROGRESS_LINE_INTERVAL: Duration = Duration::from_secs(5);
-/// Searches and downloads under way at once in one peer's console.
-pub const CONSOLE_TASKS_MAX: usize = 16;
 /// How often whoever waits for a download looks whether to stop.
 pub const STOP_LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// How long chunks have to be coming before a rate is told of them.
-pub const RATE_MEASURED_MIN: Duration = Duration::from_secs(1);
 /// The default of `acervo fetch --patience`: with nobody who gives anything for this long it gives
 /// up.
 pub const FETCH_PATIENCE_DEFAULT: Duration = Duration::from_secs(30);
@@ -955,13 +892,6 @@ pub const UPLOAD_CHUNKS_PER_PEER_MAX: usize = 3;
 pub const UPLOAD_SLICE_BYTES: usize = 64 * 1024;
 /// Whoever keeps its peer waiting for this long over a chunk is slow.
 pub const UPLOAD_SLOW_AFTER: Duration = Duration::from_millis(500);
-/// Slow peers of one IP that are sent a chunk at a time. Where everybody is slow, since the line of
-/// who serves is, this bounds the share of an IP that opens many connections.
-pub const UPLOAD_SLOW_PER_ORIGIN_MAX: usize = 16;
-/// Whoever takes nothing of what was sent to it for this long has no chunk under way, as far as its
-/// place is concerned: long for a line that is only slow, and short beside the patience of whoever
-/// wants the place.
-pub const UPLOAD_IDLE_AFTER: Duration = Duration::from_secs(2);
 /// Who has had no turn for this long is denied with `BUSY`: before it takes the serving side for
 /// silent.
 pub const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -969,31 +899,8 @@ pub const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(1);
 pub const CHUNK_REQUESTS_PER_PEER_MAX: usize = 64;
 /// Contents one peer watches; one more is denied with `BUSY`.
 pub const WATCHES_PER_PEER_MAX: usize = 16;
-/// Bytes of frames that wait for one peer behind a chunk that is sent slowly; past it it is not
-/// read until the chunk is sent.
-pub const BEHIND_CHUNK_BYTES_MAX: usize = 64 * 1024;
-/// Of the chunks that a peer reads to send them, one in so many is compared with its hash, beside
-/// those that are asked for again.
-pub const UPLOAD_CHECKED_EACH: u64 = 16;
-/// Chunks that were said to be wrong and wait to be compared, one after the other. What comes when
-/// there are as many is dropped: a rotten file has more of them, or is asked for again.
-pub const DOUBTED_CHUNKS_MAX: usize = 64;
-/// Contents of which it is known which chunks were compared: the sets of a content of 1 TiB take
-/// 256 KiB.
-pub const UPLOAD_CHECKED_CONTENTS_MAX: usize = 256;
-/// Threads that read files for a peer that serves.
-pub const UPLOAD_WORKERS: usize = 2;
 /// A peer that asks for nothing for this long is disconnected.
 pub const SHARE_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// Before a peer has taken a chunk for this long its rate is what it has shown with the last one,
-/// if that is more.
-pub const UPLOAD_RATE_OVER_MIN: Duration = Duration::from_secs(2);
-/// Slow peers of an IP that are slower by this factor than what another one of it has shown do not
-/// count when it is to be served, too.
-pub const UPLOAD_FAR_FACTOR: f64 = 4.0;
-/// A peer that keeps its peer waiting for longer than this over one chunk is disconnected when it
-/// takes fewer bytes a second than a source has to give.
-pub const UPLOAD_CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Chunks of one download that have arrived and are being checked or stored; past it no further one
 /// is received, so that a slow disk slows the sources. Besides them each source in use may have a
@@ -1047,8 +954,6 @@ pub const PART_WRITER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 pub const SOURCE_AWAY_MIN: Duration = Duration::from_secs(1);
 /// … up to this.
 pub const SOURCE_AWAY_MAX: Duration = Duration::from_secs(30);
-/// The same at first for one that was too slow.
-pub const SOURCE_SLOW_AWAY: Duration = Duration::from_secs(20);
 /// A source that said it is busy is asked again after this, doubling …
 pub const SOURCE_BUSY_MIN: Duration = Duration::from_millis(200);
 /// … up to this: places change hands within a second.
@@ -1064,9 +969,6 @@ pub const SOURCE_WITHDRAWN_MIN: Duration = Duration::from_secs(1);
 /// … up to this: a file that was only touched or renamed is offered again as soon as it has been
 /// hashed.
 pub const SOURCE_WITHDRAWN_MAX: Duration = Duration::from_secs(2);
-/// A source that is asked for nothing for this long, since it has nothing that is wanted or is
-/// slower than all others, makes room for one that was not tried yet.
-pub const SOURCE_IDLE_MAX: Duration = Duration::from_secs(3);
 /// A chunk that one source has owed for this long is asked of a second one that can be expected to
 /// be quicker.
 pub const CHUNK_OVERDUE: Duration = Duration::from_secs(5);
@@ -1074,28 +976,18 @@ pub const CHUNK_OVERDUE: Duration = Duration::from_secs(5);
 /// time lets it lie: another one is asked, too, in the end of a download. More than a pause of a
 /// line, less than anybody waits for.
 pub const CHUNK_STALLED: Duration = Duration::from_millis(500);
-/// Fewer bytes than these, or than an eighth of what its rate promised, in that time are next to
-/// nothing: less than any line gives that is worth a place.
-pub const CHUNK_STALLED_BYTES: u64 = 4096;
 /// An address is dialled no sooner again than after this, whoever is said to be there.
 pub const SOURCE_REDIAL_MIN: Duration = Duration::from_secs(1);
 /// Bytes that were not checked yet are progress for so many times a download's patience after the
 /// last chunk that was good: long enough for a lone source of 7 KB/s, with the patience that is the
 /// default.
 pub const UNCHECKED_PATIENCE: u32 = 4;
-/// A download has made progress when so many bytes have come, not with every one.
-pub const PROGRESS_BYTES_MIN: u64 = 16 * 1024;
-/// A source that gives fewer bytes of a page of chunk hashes than `SOURCE_RATE_MIN` over this time
-/// is left, if there are others.
-pub const HASHES_TIMEOUT: Duration = Duration::from_secs(2);
 /// When nobody has given all chunk hashes this long after the first source was asked, another is
 /// asked beside it, and so on as long as one of them will be done with its page soon …
 pub const HASHES_SECOND_AFTER: Duration = Duration::from_millis(250);
 /// … and each of the next so soon when none will: a hundred that say nothing are gone through in
 /// some seconds.
 pub const HASHES_NEXT_AFTER: Duration = Duration::from_millis(25);
-/// A page is done soon when it takes no longer than this at the rate at which it comes.
-pub const HASHES_PAGE_SOON: Duration = Duration::from_secs(1);
 /// Sources that are asked for chunk hashes at once …
 pub const HASH_LISTS_MAX: usize = 16;
 /// … and at least two, as far as their lists take no more memory than this together; then …
@@ -1114,14 +1006,6 @@ pub const SIZE_QUESTIONS_MAX: usize = 16;
 pub const SIZE_QUESTION_TIME: Duration = Duration::from_millis(500);
 /// … for the last chunk one after the other in this time, in which a near one has sent it.
 pub const SIZE_CHUNK_AFTER: Duration = Duration::from_millis(50);
-/// How often one who waits for a turn looks whether it has come.
-pub const SIZE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// Kept chunks that a worker checks at once.
-pub const CHECKS_PER_JOB_MAX: u64 = 64;
-/// Bytes read from one source before the others get their turn.
-pub const SHARE_READ_BUDGET_BYTES: usize = CHUNK_BYTES;
-/// Threads that check and store the chunks of one download.
-pub const DOWNLOAD_WORKERS: usize = 2;
 /// How often a downloading side that is told of new chunks, and asks for none, says that it is
 /// there.
 pub const SHARE_PING_INTERVAL: Duration = Duration::from_secs(30);

@@ -220,7 +220,6 @@ fn killed_at_half() {
     // was killed.
     drop(second);
     let twice = carried.load(Ordering::SeqCst).saturating_sub(manifest.size());
-    println!("fetched twice: {twice} bytes of {}", manifest.size());
     let most = (REQUESTS_AHEAD_MAX + DOWNLOAD_CHUNKS_MAX) * MIB;
     assert!(twice <= most as u64, "{twice} bytes were fetched twice");
 }

@@ -16,7 +16,7 @@ use acervo::share::fetch::FetchError;
 use acervo::share::greeting;
 use acervo::share::member::{MemberOptions, Membership, MembershipNotice, OfferedFiles};
 use acervo::share::peer::{DownloadRequest, Peer, PeerOptions};
-use acervo::share::registry_client::{PagedList, RegistryCallError, RegistryClient};
+use acervo::share::registry_client::{PageReader, RegistryCallError, RegistryClient};
 use acervo::share::serve::{PeerServer, ServeOptions};
 use acervo::wire::codec;
 use acervo::wire::message::{Channel, Hello, HelloRole, Message, PROTOCOL_VERSION};
@@ -530,7 +530,7 @@ fn member_of(
 /// All pages of a registry's list of files, or the error that has ended it.
 fn list(registry: SocketAddr, rows_max: usize) -> Result<usize, RegistryCallError> {
     let mut line = RegistryClient::open(registry, Instant::now() + PATIENCE)?;
-    let mut listing = PagedList::new(rows_max);
+    let mut listing = PageReader::new(rows_max);
     let mut rows = 0;
     loop {
         let page = listing.next_page(&mut line, |after| RegistryRequest::Files { after })?;

@@ -14,7 +14,7 @@ use acervo::client::{Client, ReadOptions, Row};
 use acervo::limits;
 use acervo::model::FileName;
 use acervo::share::index::{IndexLimits, Member, PeerEndpoint};
-use acervo::share::registry::directory::{Directory, DirectoryError, MemoryDirectory};
+use acervo::share::registry::directory::{DirectoryError, MemoryDirectory, PeerDirectory};
 use acervo::share::registry::store::StoreDirectory;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -183,7 +183,7 @@ fn everything(client: &Client) -> Vec<Row> {
 }
 
 /// Every answer of every kind, without what depends on time.
-fn answers(directory: &dyn Directory) -> Vec<String> {
+fn answers(directory: &dyn PeerDirectory) -> Vec<String> {
     let mut answers: Vec<String> =
         (0..5).map(|of| format!("{:?}", directory.search(&name(of)).unwrap())).collect();
     let sources = |what| format!("{:?}", directory.sources_of(ContentId([what; 32])).unwrap());
@@ -260,7 +260,7 @@ fn play(room: IndexLimits, registries: usize) {
         let content = ContentId([random.random_range(0..4); 32]);
         let known = connected.get(&peer).copied();
         let (at, member) = known.unwrap_or((0, Member { peer: PeerId(peer), session: u64::MAX }));
-        let both = |act: &dyn Fn(&dyn Directory) -> String| (act(&memory), act(&stores[at]));
+        let both = |act: &dyn Fn(&dyn PeerDirectory) -> String| (act(&memory), act(&stores[at]));
         let what = random.random_range(0..10);
         let (expected, got) = match what {
             0..=3 => {
@@ -279,7 +279,7 @@ fn play(room: IndexLimits, registries: usize) {
                 }
                 let known = known.filter(|_| elsewhere.is_none());
                 let member = Member { peer: PeerId(peer), session };
-                let join = |directory: &dyn Directory| {
+                let join = |directory: &dyn PeerDirectory| {
                     let joined = directory.join(member, place(peer), files.clone());
                     joined.map_err(|error| error.to_string())
                 };

@@ -16,8 +16,8 @@ use acervo::model::{FileName, PeerId};
 use acervo::share::chunks::{ChunkSet, SharedChunks};
 use acervo::share::content::{Manifest, chunk_count};
 use acervo::share::fetch::{
-    self, Fetch, FetchError, FetchHandle, FetchOptions, FetchOutcome, FetchPhase, FindError, Kept,
-    SourceState,
+    self, Fetch, FetchError, FetchHandle, FetchOptions, FetchOutcome, FetchPhase, FindError,
+    KeptPart, SourceState,
 };
 use acervo::share::greeting;
 use acervo::share::offer::{Available, Catalog, FileStamp, Offer, Partials};
@@ -533,13 +533,13 @@ fn what_every_source_says_is_gone_ends_the_download_unless_it_is_to_wait() {
     for is_found in [true, false] {
         let handle = start(FetchOptions { more_may_come: true, ..options(&[&gone]) });
         // A search that began before it was requested does not count.
-        handle.looked(handle.search_requested());
+        handle.searched(handle.search_requested());
         wait_until("a look is wanted", || handle.search_requested() == 1);
         assert!(handle.wait_for(Duration::ZERO).is_none());
         if is_found {
             handle.add_source(scene.source());
         }
-        handle.looked(1);
+        handle.searched(1);
         let result = handle.wait_for(PATIENCE).unwrap();
         match is_found {
             true => {
@@ -766,7 +766,7 @@ fn a_cancelled_download_keeps_its_part_and_a_dropped_one_lets_go_of_it() {
     wait_until("a chunk has arrived", || handle.progress().done_bytes > 0);
     handle.cancel();
     let error = handle.wait_for(PATIENCE).unwrap().unwrap_err();
-    assert!(matches!(error, FetchError::Cancelled(Kept(true))), "{error:?}");
+    assert!(matches!(error, FetchError::Cancelled(KeptPart(true))), "{error:?}");
     drop(start(scene.options(vec![silent.source()])));
     let outcome = run(scene.options(vec![scene.source()])).unwrap();
     assert_eq!(outcome.kept_bytes, MIB as u64);
@@ -995,7 +995,7 @@ fn whoever_takes_no_chunk_gives_way_to_whoever_comes_for_one() {
     let half = greeting::frame(&Message::Ping { nonce: 1 }).unwrap();
     let kinds: [&dyn Fn(&mut Client); 5] = [
         &|_| {},
-        // Half a frame.
+        // It has sent half a frame.
         &|client| client.stream.write_all(&half[..half.len() / 2]).unwrap(),
         &|client| client.send(&Message::Ping { nonce: 1 }),
         &|client| client.ask(1, PeerRequest::Watch { content }),
@@ -1011,9 +1011,7 @@ fn whoever_takes_no_chunk_gives_way_to_whoever_comes_for_one() {
         let to = tempfile::tempdir().unwrap();
         let options =
             FetchOptions { to: to.path().to_owned(), ..scene.options(vec![scene.source()]) };
-        let begun = Instant::now();
         run(options).unwrap_or_else(|error| panic!("beside a crowd of kind {kind}: {error}"));
-        println!("kind {kind}: {:?}", begun.elapsed());
         drop(idle);
     }
 }
@@ -1369,8 +1367,9 @@ fn large_file(folder: &Path, mebibytes: usize) -> std::path::PathBuf {
 /// campaign is
 ///
 /// ```text
-/// ACERVO_DOWNLOADS=500 ACERVO_DOWNLOAD_MIB=64 cargo test --release --test share_transfer in_a_row -- --nocapture
-/// ACERVO_DOWNLOADS=50 ACERVO_DOWNLOAD_MIB=2048 TMPDIR=/dev/shm cargo test --release --test share_transfer in_a_row -- --nocapture
+/// alias in_a_row='cargo test --release --test share_transfer in_a_row -- --nocapture'
+/// ACERVO_DOWNLOADS=500 ACERVO_DOWNLOAD_MIB=64 in_a_row
+/// ACERVO_DOWNLOADS=50 ACERVO_DOWNLOAD_MIB=2048 TMPDIR=/dev/shm in_a_row
 /// ```
 #[test]
 fn downloads_in_a_row_from_three_peers_all_end_well() {

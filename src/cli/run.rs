@@ -34,7 +34,7 @@ use crate::server::config::check_group;
 use crate::server::questions;
 use crate::share::console::{self as peer_console, ConsoleOptions};
 use crate::share::index::IndexLimits;
-use crate::share::registry::directory::{Directory, MemoryDirectory};
+use crate::share::registry::directory::{MemoryDirectory, PeerDirectory};
 use crate::share::registry::store::StoreDirectory;
 use crate::share::registry::{self, RegistryConfig};
 use crate::text;
@@ -248,7 +248,7 @@ fn run_registry(args: &RegistryArgs) -> u8 {
         peers_max: args.peers_max as usize,
     };
     let (room, timeout) = (IndexLimits::default(), args.silence_timeout);
-    let directory: Arc<dyn Directory> = match &args.servers {
+    let directory: Arc<dyn PeerDirectory> = match &args.servers {
         None => Arc::new(MemoryDirectory::new(room, timeout)),
         Some(servers) => {
             let servers = servers.iter().copied();

@@ -27,12 +27,13 @@ use crate::logging;
 use crate::model::{FileEntry, FileName, PeerId};
 use crate::net::{ListenError, Listener};
 use crate::process;
+use crate::process::exit_status;
 use crate::share::display::{DisplayStyle, FetchDisplay, HashDisplay, print_line, rate};
 use crate::share::fetch::{self, FetchError, SizeOptions};
 use crate::share::folder::{Folder, FolderError, LeftOut};
 use crate::share::member::MembershipNotice;
 use crate::share::peer::{DownloadRequest, Peer, PeerError, PeerOptions, sources};
-use crate::share::registry_client::{PagedList, RegistryCallError, RegistryClient};
+use crate::share::registry_client::{PageReader, RegistryCallError, RegistryClient};
 use crate::text::{counted, escape};
 use crate::wire::share::{FileSummary, PeerSummary, RegistryReply, RegistryRequest};
 
@@ -120,7 +121,7 @@ fn stop_flag() -> Result<Arc<AtomicBool>, ShareError> {
     Ok(stop)
 }
 
-/// What is said of a membership's ups and downs.
+/// Has changes of the membership written to standard error.
 fn notice(quiet: bool, display: Arc<HashDisplay>) -> impl FnMut(MembershipNotice) + Send + 'static {
     move |notice| match notice {
         MembershipNotice::Joined { registry, names, .. } if !quiet => {
@@ -238,7 +239,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sh
     if choices.len() > 1 {
         let (number, name) = (choices.len(), shown(name));
         print_line(&format!(
-            "acervo: {number} files are called \"{name}\"; fetching the one of {first} (--content chooses another)"
+            "acervo: {number} files are called \"{name}\"; fetching the one of {first} (--content \
+             chooses another)"
         ));
     }
     let stop = stop_flag()?;
@@ -372,15 +374,15 @@ fn transfer(
     }
 }
 
-/// A name that somebody offers which people take for this one: of other case, or with its accents written as other
-/// characters, as some systems store them.
+/// A name that somebody offers which people take for this one: of other case, or with its accents
+/// written as other characters, as some systems store them.
 fn look_alike(
     line: &mut RegistryClient,
     wanted: &FileName,
 ) -> Result<Option<FileName>, RegistryCallError> {
     let key = folded(wanted);
-    let mut listing = PagedList::new(limits::REGISTRY_FILES_MAX);
-    for _ in 0..limits::LOOK_ALIKE_PAGES_MAX {
+    let mut listing = PageReader::new(limits::REGISTRY_FILES_MAX);
+    for _ in 0..LOOK_ALIKE_PAGES_MAX {
         let request = |after| RegistryRequest::Files { after };
         let RegistryReply::Files { files, more } = listing.next_page(line, request)? else { break };
         let alike = files.iter().find(|row| folded(&row.file.name) == key);
@@ -521,7 +523,7 @@ pub fn peers(args: &ListArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sha
     let headings =
         format!("{:16}  {:21}  {:>7}  {:>10}  silent", "peer", "address", "files", "bytes");
     let request = |after| RegistryRequest::Peers { after };
-    let mut listing = PagedList::new(limits::REGISTRY_PEERS_MAX);
+    let mut listing = PageReader::new(limits::REGISTRY_PEERS_MAX);
     let (line, mut page) = listing.first_page(&args.registries.registry, request)?;
     let mut list = PagedList::new(args, line, "peers", headings);
     loop {
@@ -563,7 +565,7 @@ fn text_of_peer(peer: &PeerSummary) -> String {
 pub fn files(args: &ListArgs, out: &mut dyn Write) -> Result<CommandOutcome, ShareError> {
     let headings = format!("{:16}  {:>10}  {:>5}  name", "content", "size", "peers");
     let request = |after| RegistryRequest::Files { after };
-    let mut listing = PagedList::new(limits::REGISTRY_FILES_MAX);
+    let mut listing = PageReader::new(limits::REGISTRY_FILES_MAX);
     let (line, mut page) = listing.first_page(&args.registries.registry, request)?;
     let mut list = PagedList::new(args, line, "files", headings);
     loop {
@@ -587,7 +589,7 @@ pub fn files(args: &ListArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sha
 }
 
 /// A list that is printed as it comes. Nothing is printed before a page has come that can be.
-struct List {
+struct PagedList {
     line: RegistryClient,
     format: Format,
     /// The member of the JSON object that holds it.
@@ -597,9 +599,14 @@ struct List {
     rows: u64,
 }
 
-impl List {
-    fn new(args: &ListArgs, line: RegistryClient, name: &'static str, headings: String) -> List {
-        List { line, format: args.format.get(), name, headings, has_begun: false, rows: 0 }
+impl PagedList {
+    fn new(
+        args: &ListArgs,
+        line: RegistryClient,
+        name: &'static str,
+        headings: String,
+    ) -> PagedList {
+        PagedList { line, format: args.format.get(), name, headings, has_begun: false, rows: 0 }
     }
 
     /// In text, a line of headings; in JSON, the beginning of an object with one list in it.

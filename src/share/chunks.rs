@@ -168,7 +168,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_is_what_was_put_in_and_its_runs_make_it_again(
+        fn a_set_contains_what_was_inserted_and_is_equal_to_the_set_of_its_runs(
             chunks in 0u64..300,
             changes in prop::collection::vec((0u64..310, any::<bool>()), 0..400),
         ) {

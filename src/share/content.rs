@@ -126,6 +126,7 @@ impl Manifest {
     ///
     /// # Errors
     /// There are more bytes than a shared file may have.
+    #[cfg(any(test, feature = "internals"))]
     pub fn of_bytes(bytes: &[u8]) -> Result<Manifest, ManifestError> {
         let size = bytes.len() as u64;
         let chunks = (0..).zip(bytes.chunks(CHUNK_BYTES));
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_taken_only_for_the_content_it_makes() {
+    fn a_hash_list_is_accepted_only_for_its_own_content() {
         let all = bytes(2 * CHUNK_BYTES + 1);
         let manifest = Manifest::of_bytes(&all).unwrap();
         let (content, size) = (manifest.content(), manifest.size());
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn extreme_places_do_not_overflow() {
+    fn extreme_chunk_indexes_do_not_overflow() {
         assert_eq!(chunk_len(u64::MAX, u64::MAX), 0);
         assert_eq!(chunk_len(0, u64::MAX), CHUNK_BYTES);
         assert_eq!(chunk_count(u64::MAX), 1 << 44);

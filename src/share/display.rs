@@ -19,11 +19,19 @@ use crate::logging;
 use crate::model::FileName;
 use crate::text::{counted, escape, is_dumb_terminal};
 
+/// Sources of one download that have a row of their own.
+const SOURCES_SHOWN_MAX: usize = 8;
+/// Without a terminal, the progress of a download is printed this often.
+const PROGRESS_LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long chunks have to be arriving before a rate is shown, because the first average is far
+/// off.
+const RATE_MEASURED_MIN: Duration = Duration::from_secs(1);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DisplayStyle {
     /// Progress bars that are redrawn in place.
     Bars,
-    /// A line at most every [`PROGRESS_LINE_INTERVAL`](limits::PROGRESS_LINE_INTERVAL).
+    /// A line at most every [`PROGRESS_LINE_INTERVAL`].
     Lines,
     Quiet,
 }
@@ -112,7 +120,7 @@ impl HashDisplay {
                 }
             }
             DisplayStyle::Lines => {
-                let is_due = |at: Instant| now.duration_since(at) >= limits::PROGRESS_LINE_INTERVAL;
+                let is_due = |at: Instant| now.duration_since(at) >= PROGRESS_LINE_INTERVAL;
                 let is_first = state.reported_at.is_none();
                 if is_first || state.reported_at.is_some_and(is_due) {
                     state.reported_at = Some(now);
@@ -207,7 +215,7 @@ impl FetchDisplay {
         let since = self.fetching_since.filter(|_| is_fetching).unwrap_or(now);
         self.fetching_since = is_fetching.then_some(since);
         let mut progress = progress.clone();
-        if now.duration_since(since) < limits::RATE_MEASURED_MIN {
+        if now.duration_since(since) < RATE_MEASURED_MIN {
             // The rate is not known yet: NaN keeps it from being shown.
             progress.rate_bytes_per_s = f64::NAN;
             progress.sources.iter_mut().for_each(|source| source.rate_bytes_per_s = f64::NAN);
@@ -228,7 +236,7 @@ impl FetchDisplay {
     fn draw(&mut self, progress: &FetchProgress) {
         self.whole.set_position(progress.done_bytes);
         draw_row(&self.whole, "", &state(progress));
-        let shown = progress.sources.len().min(limits::SOURCES_SHOWN_MAX);
+        let shown = progress.sources.len().min(SOURCES_SHOWN_MAX);
         while self.sources.len() < shown {
             let bar = self.bars.add(ProgressBar::new_spinner());
             bar.set_style(style("  {wide_msg}"));
@@ -246,7 +254,7 @@ impl FetchDisplay {
     }
 
     fn print_if_due(&mut self, progress: &FetchProgress, now: Instant) {
-        const EVERY: Duration = limits::PROGRESS_LINE_INTERVAL;
+        const EVERY: Duration = PROGRESS_LINE_INTERVAL;
         let new_phase = self.phase != Some(progress.phase);
         // Reported once, since a source that is dialled again and again comes and goes.
         let new_wait = progress.waits_for_a_source() && !self.has_reported_waiting;
@@ -398,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_download_tells_its_rate_what_is_left_and_its_sources() {
+    fn a_progress_line_has_the_rate_the_time_left_and_the_sources() {
         let rate = (2 << 20) as f64;
         assert_eq!(state(&progress(rate)), "2.00 MiB/s, 3s left, 1 source");
         assert_eq!(state(&progress(0.0)), "0 B/s, 1 source");
@@ -412,8 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_without_room_for_a_bar_has_none_and_one_without_room_for_its_text_is_cut_between_parts()
-     {
+    fn a_row_too_narrow_for_a_bar_has_none_and_a_text_too_long_is_cut_between_parts() {
         let text = "12.00 MiB/200.00 MiB, 60.00 MiB/s, 3s left, 1 source";
         assert_eq!(lay_out("", text, 80), (true, text.to_owned()));
         assert_eq!(lay_out("", text, text.len()), (false, text.to_owned()));
@@ -430,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn no_rate_is_told_before_one_is_measured() {
+    fn no_rate_is_shown_before_one_is_measured() {
         let name = FileName::new("film.mkv").unwrap();
         let mut display = FetchDisplay::new(DisplayStyle::Lines, &name, 10 << 20);
         let (start, progress) = (Instant::now(), progress((2 << 20) as f64));
@@ -452,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_tells_what_it_gave_and_its_words_are_escaped() {
+    fn a_sources_row_has_its_bytes_and_its_refusal_is_escaped() {
         assert_eq!(
             source_line(&source(SourceState::Active)),
             "10.0.0.1:5000  3.00 MiB  2.00 KiB/s"

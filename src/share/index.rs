@@ -28,6 +28,12 @@ use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::text::counted;
 use crate::wire::share::{FileSummary, PeerSummary, Source};
 
+/// The part of the index's memory that peers of one IP address may take: a quarter, so that no
+/// address alone takes a registry from all others.
+const REGISTRY_INDEX_BYTES_PER_ORIGIN_MAX: usize = limits::REGISTRY_INDEX_BYTES_MAX / 4;
+/// Contents that a peer may announce as being fetched at once. A further one is refused.
+const FETCHING_PER_PEER_MAX: usize = 64;
+
 /// Upper bounds of an index. [`Default`] takes them from [`limits`].
 #[derive(Clone, Copy, Debug)]
 pub struct IndexLimits {
@@ -57,8 +63,8 @@ impl Default for IndexLimits {
             peers_per_origin_max: limits::REGISTRY_PEERS_PER_ORIGIN_MAX,
             files_per_origin_max: limits::REGISTRY_FILES_PER_ORIGIN_MAX,
             bytes_max: limits::REGISTRY_INDEX_BYTES_MAX,
-            bytes_per_origin_max: limits::REGISTRY_INDEX_BYTES_PER_ORIGIN_MAX,
-            fetching_per_peer_max: limits::FETCHING_PER_PEER_MAX,
+            bytes_per_origin_max: REGISTRY_INDEX_BYTES_PER_ORIGIN_MAX,
+            fetching_per_peer_max: FETCHING_PER_PEER_MAX,
         }
     }
 }
@@ -67,7 +73,10 @@ impl Default for IndexLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IndexError {
     /// There are too many peers.
-    #[error("the registry knows {} and has no room for another: try again later", counted(*.0 as u64, "peer", "peers"))]
+    #[error(
+        "the registry knows {} and has no room for another: try again later",
+        counted(*.0 as u64, "peer", "peers")
+    )]
     Peers(usize),
     /// One peer has too many files.
     #[error("a peer offers at most {0} files: share fewer")]
@@ -165,11 +174,13 @@ impl Index {
         Index { limits, ..Index::default() }
     }
 
+    #[cfg(any(test, feature = "internals"))]
     pub fn peer_count(&self) -> usize {
         self.peers.len()
     }
 
     /// The number of files, each counted once for every peer that offers it.
+    #[cfg(any(test, feature = "internals"))]
     pub fn file_count(&self) -> usize {
         self.names.len()
     }

@@ -28,6 +28,10 @@ use crate::limits;
 use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::wire::share::{RegistryReply, RegistryRequest};
 
+/// Commands of a peer's other threads that wait for the membership's thread. Whoever sends one more
+/// waits.
+const MEMBER_COMMANDS_MAX: usize = 64;
+
 /// The files that a peer offers. Implementations are asked from the membership's thread.
 pub trait OfferedFiles: Send + Sync {
     /// All files in order of name, at most [`FILES_PER_PEER_MAX`](limits::FILES_PER_PEER_MAX).
@@ -114,7 +118,7 @@ impl Membership {
         options: MemberOptions,
         notice: impl FnMut(MembershipNotice) + Send + 'static,
     ) -> io::Result<Membership> {
-        let (commands, received) = bounded(limits::MEMBER_COMMANDS_MAX);
+        let (commands, received) = bounded(MEMBER_COMMANDS_MAX);
         let (alive, ended) = bounded::<()>(0);
         let is_changed = Arc::new(AtomicBool::new(false));
         let changed = Arc::clone(&is_changed);

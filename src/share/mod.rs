@@ -11,9 +11,6 @@
 //!
 //! Left out: encryption and accounts. Whoever can connect can search and download.
 
-// The share is no part of the public library: an item whose name and type say all has no comment.
-#![allow(missing_docs)]
-
 pub mod chunks;
 pub mod console;
 pub mod content;
@@ -28,5 +25,7 @@ pub mod peer;
 pub mod rate;
 pub mod registry;
 pub mod registry_client;
+#[cfg(test)]
+mod seeds;
 pub mod serve;
 pub mod swarm;

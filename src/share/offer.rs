@@ -189,7 +189,7 @@ mod tests {
     /// A second download of a content that was under way ended at once, and took the first one's
     /// offer with it.
     #[test]
-    fn a_download_takes_back_its_own_offer_and_no_other() {
+    fn a_download_removes_its_own_offer_and_no_other() {
         let manifest = Arc::new(Manifest::of_bytes(b"content").unwrap());
         let offer = |file: &str, available: Available| Offer {
             manifest: Arc::clone(&manifest),

@@ -18,7 +18,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use rand::Rng;
 
 use super::fetch::{
-    Fetch, FetchError, FetchHandle, FetchOptions, FetchOutcome, FetchProgress, Kept,
+    Fetch, FetchError, FetchHandle, FetchOptions, FetchOutcome, FetchProgress, KeptPart,
 };
 use super::folder::hash::HashProgress;
 use super::folder::{Folder, FolderOptions, Watcher};
@@ -30,6 +30,12 @@ use crate::limits;
 use crate::model::{ContentId, FileName, PeerId};
 use crate::net::Listener;
 use crate::wire::share::{RegistryReply, RegistryRequest, Source};
+
+/// How long a peer asks for its id before it joins under another: longer than a dead connection of
+/// its own counts as alive, unless its registry has a longer timeout.
+const ID_TAKEN_PATIENCE: Duration = Duration::from_secs(45);
+/// With at most this many bytes left to hash, a JOIN waits for the longer time.
+const JOIN_HASHING_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// The parameters of [`Peer::start`].
 pub struct PeerOptions {
@@ -91,7 +97,7 @@ pub struct Peer {
     folder: Option<Arc<Folder>>,
     // Fields are dropped in this order. The membership ends before the server, so that the registry
     // stops naming this peer before it stops serving.
-    watcher: Option<Watcher>,
+    _watcher: Option<Watcher>,
     membership: Arc<Membership>,
     server: PeerServer,
 }
@@ -142,7 +148,7 @@ impl Peer {
         };
         if let Some(folder) = &folder {
             let wait = match folder.hashing().bytes {
-                ..=limits::JOIN_HASHING_BYTES_MAX => limits::JOIN_HASHING_WAIT_MAX,
+                ..=JOIN_HASHING_BYTES_MAX => limits::JOIN_HASHING_WAIT_MAX,
                 _ => limits::JOIN_HASHING_WAIT,
             };
             let until = Instant::now() + wait;
@@ -163,7 +169,7 @@ impl Peer {
             address,
             files,
             shares,
-            id_patience: limits::ID_TAKEN_PATIENCE,
+            id_patience: ID_TAKEN_PATIENCE,
             settled_after: limits::MEMBERSHIP_SETTLED_AFTER,
         };
         let membership = Arc::new(Membership::start(member, notice)?);
@@ -185,10 +191,6 @@ impl Peer {
     /// The address of the bound socket.
     pub fn serving_at(&self) -> SocketAddr {
         self.server.address()
-    }
-
-    pub fn shares_a_folder(&self) -> bool {
-        self.watcher.is_some()
     }
 
     /// Asks the registry for the sources of a file name.
@@ -218,7 +220,7 @@ impl Peer {
     ///
     /// # Errors
     /// The download could not be started.
-    pub fn download(&self, wanted: DownloadRequest) -> Result<Download, FetchError> {
+    pub fn download(&self, wanted: DownloadRequest) -> Result<PeerDownload, FetchError> {
         let DownloadRequest {
             name,
             content,
@@ -249,20 +251,21 @@ impl Peer {
             seed: rand::rng().next_u64(),
         })?);
         self.membership.fetching(content, size);
-        let search = if look_for_more {
-            Some(self.search_on(&handle, content, name.clone())?)
-        } else {
-            None
-        };
-        Ok(Download {
+        // From here on dropping the download withdraws the announcement.
+        let mut download = PeerDownload {
             name,
             content,
             handle,
-            search,
+            search: None,
             slot,
             membership: Arc::clone(&self.membership),
             folder: in_folder.map(Arc::clone),
-        })
+        };
+        if look_for_more {
+            let name = download.name.clone();
+            download.search = Some(self.search_on(&download.handle, content, name)?);
+        }
+        Ok(download)
     }
 
     /// Asks the registry for further sources again and again until the result is dropped.
@@ -301,7 +304,7 @@ impl Peer {
         thread.map_err(|error| FetchError::Internal {
             name,
             reason: error.to_string(),
-            kept: Kept(false),
+            kept: KeptPart(false),
         })?;
         Ok(SourceSearch { _stop: stop })
     }
@@ -323,7 +326,7 @@ struct SourceSearch {
 }
 
 /// A download of a peer. Dropping it stops the download and keeps the partial file.
-pub struct Download {
+pub struct PeerDownload {
     name: FileName,
     content: ContentId,
     search: Option<SourceSearch>,
@@ -335,7 +338,7 @@ pub struct Download {
     folder: Option<Arc<Folder>>,
 }
 
-impl Download {
+impl PeerDownload {
     pub fn progress(&self) -> FetchProgress {
         self.handle.progress()
     }
@@ -358,7 +361,7 @@ impl Download {
     }
 }
 
-impl Drop for Download {
+impl Drop for PeerDownload {
     fn drop(&mut self) {
         self.search = None;
         self.handle.cancel();

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_does_not_mind_time_that_goes_back() {
+    fn a_bucket_ignores_time_that_goes_backwards() {
         let start = Instant::now() + Duration::from_secs(10);
         let mut bucket = TokenBucket::new(1000, 100, start);
         bucket.take(100);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_meter_follows_a_flow_and_its_end() {
+    fn a_meter_follows_a_rate_and_its_end() {
         let mut meter = RateMeter::new(Duration::from_secs(1));
         for ms in (0..5_000).step_by(10) {
             meter.add(20_000, Duration::from_millis(ms));

@@ -25,6 +25,13 @@ use crate::wire::codec;
 use crate::wire::message::{HelloRole, Message};
 use crate::wire::share::{RegistryReply, RegistryRequest};
 
+/// How long a JOIN is repeated over one connection while its id counts as taken: the other
+/// connection may be the same peer's, which has just ended.
+const ID_TAKEN_RETRY_FOR: Duration = Duration::from_secs(3);
+/// How long a whole list may take to arrive, in addition to
+/// [`JOIN_TIME_PER_FILE`](limits::JOIN_TIME_PER_FILE) for each row that has come.
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Why a registry has not answered a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryCallError {
@@ -58,12 +65,14 @@ pub enum RegistryCallError {
     },
     /// Another live connection has joined at this registry under the same peer id.
     #[error(
-        "another connection has joined at {0} under this peer's id: if this folder is shared twice, stop one of them"
+        "another connection has joined at {0} under this peer's id: if this folder is shared \
+         twice, stop one of them"
     )]
     IdTaken(SocketAddr),
     /// The answer violates the protocol.
     #[error(
-        "{address} does not answer as a registry does: {reason}; check the address, or ask another registry"
+        "{address} does not answer as a registry does: {reason}; check the address, or ask another \
+         registry"
     )]
     Wrong {
         address: SocketAddr,
@@ -81,8 +90,8 @@ pub enum RegistryCallError {
     NotJoined(SocketAddr),
     /// The registry accepted a JOIN and did not know the peer moments later.
     #[error(
-        "the registry {0} took this peer in and did not know it soon after: if there are several behind that \
-         address, they have to share a store"
+        "the registry {0} took this peer in and did not know it soon after: if there are several \
+         behind that address, they have to share a store"
     )]
     Forgotten(SocketAddr),
 }
@@ -238,7 +247,7 @@ impl RegistryClient {
                     if matches!(body, RegistryRequest::Join { .. }) =>
                 {
                     let pause = pause(retry_after_ms);
-                    if began.elapsed() + pause >= limits::ID_TAKEN_WAIT {
+                    if began.elapsed() + pause >= ID_TAKEN_RETRY_FOR {
                         return Err(RegistryCallError::IdTaken(self.address));
                     }
                     thread::sleep(pause);
@@ -354,7 +363,7 @@ fn answers(request: &RegistryRequest, reply: &RegistryReply) -> bool {
 
 /// Reads a list that a registry sends in pages. It ends after a bounded number of rows and a
 /// bounded time, whatever the registry sends.
-pub struct PagedList<K> {
+pub struct PageReader<K> {
     /// The last key of the previous page, after which the next page begins.
     after: Option<K>,
     rows: usize,
@@ -363,10 +372,10 @@ pub struct PagedList<K> {
     waited: Duration,
 }
 
-impl<K: Ord + Clone> PagedList<K> {
+impl<K: Ord + Clone> PageReader<K> {
     /// `rows_max` is the number of rows that a registry keeps at most.
-    pub fn new(rows_max: usize) -> PagedList<K> {
-        PagedList { after: None, rows: 0, rows_max, waited: Duration::ZERO }
+    pub fn new(rows_max: usize) -> PageReader<K> {
+        PageReader { after: None, rows: 0, rows_max, waited: Duration::ZERO }
     }
 
     /// Requests the first page from several registries. The further pages have to be read over the
@@ -400,7 +409,7 @@ impl<K: Ord + Clone> PagedList<K> {
         request: impl FnOnce(Option<K>) -> RegistryRequest,
     ) -> Result<RegistryReply, RegistryCallError> {
         let rows = u32::try_from(self.rows).unwrap_or(u32::MAX);
-        let patience = limits::LIST_PATIENCE + limits::JOIN_TIME_PER_FILE * rows;
+        let patience = LIST_TIMEOUT + limits::JOIN_TIME_PER_FILE * rows;
         let left = patience.saturating_sub(self.waited).min(limits::REGISTRY_CALL_TIMEOUT);
         let began = Instant::now();
         let asked = line.ask(&request(self.after.clone()), began + left);

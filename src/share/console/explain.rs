@@ -8,7 +8,7 @@ use crate::limits;
 use crate::model::NameError;
 use crate::net::ListenError;
 use crate::prompt::{explain_io, explain_reason, is_misdirected};
-use crate::share::fetch::{FetchError, FindError, Kept};
+use crate::share::fetch::{FetchError, FindError, KeptPart};
 use crate::share::folder::FolderError;
 use crate::share::registry_client::RegistryCallError;
 use crate::text::{counted, escape, sentence};
@@ -61,8 +61,8 @@ pub(super) fn explain_registry_error(error: &RegistryCallError) -> String {
             format!("Registro {address} não conhece este peer.")
         }
         RegistryCallError::Forgotten(address) => format!(
-            "Registro {address} aceitou este peer e logo não o conhecia mais: se há vários neste endereço, \
-             eles precisam de um armazenamento em comum."
+            "Registro {address} aceitou este peer e logo não o conhecia mais: se há vários neste \
+             endereço, eles precisam de um armazenamento em comum."
         ),
         RegistryCallError::Wrong { address, reason } => {
             // It quotes what was received, and is English.
@@ -83,7 +83,8 @@ fn explain_refusal(message: &str) -> &'static str {
         ),
         (
             "cannot serve on a loopback address",
-            "este peer e o registro estão em máquinas diferentes; dê o IP pelo qual os outros o alcançam",
+            "este peer e o registro estão em máquinas diferentes; dê o IP pelo qual os outros o \
+             alcançam",
         ),
         ("cannot serve on port 0", "um peer não atende na porta 0"),
         ("a peer offers at most", "a pasta tem arquivos demais"),
@@ -165,7 +166,7 @@ pub(super) fn explain_find(error: &FindError) -> String {
 }
 
 /// The end of a sentence on a failed download.
-fn explain_kept(kept: Kept) -> &'static str {
+fn explain_kept(kept: KeptPart) -> &'static str {
     if kept.0 { "; o que chegou fica guardado" } else { "" }
 }
 
@@ -265,12 +266,13 @@ mod tests {
         };
         assert_eq!(
             refused("this is a server of a store: a share needs an acervo registry"),
-            "Registro 10.0.0.1:5000 inacessível: ali responde um servidor do acervo, e não um registro; \
-             confira o endereço."
+            "Registro 10.0.0.1:5000 inacessível: ali responde um servidor do acervo, e não um \
+             registro; confira o endereço."
         );
         assert_eq!(
             refused("this is a peer of a share and no registry: check the address"),
-            "Registro 10.0.0.1:5000 inacessível: ali responde um peer, e não um registro; confira o endereço."
+            "Registro 10.0.0.1:5000 inacessível: ali responde um peer, e não um registro; confira \
+             o endereço."
         );
         let reason = NOT_IN_TIME.to_owned();
         assert_eq!(
@@ -281,7 +283,7 @@ mod tests {
         let path = std::path::PathBuf::from("/x");
         let folder = FolderError::Unreadable { path: path.clone(), source: source() };
         assert_eq!(explain_folder(&folder), "a pasta /x não pode ser lida (erro 5 do sistema)");
-        let needed = FetchError::NoRoom { path, needed: 1, free: 2, kept: Kept(false) };
+        let needed = FetchError::NoRoom { path, needed: 1, free: 2, kept: KeptPart(false) };
         assert_eq!(
             explain_fetch(&needed),
             "não há espaço: falta gravar 1 byte, e há 2 bytes livres"

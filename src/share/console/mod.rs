@@ -38,6 +38,9 @@ use crate::prompt::{
 use crate::text::{LineError as InputError, escape};
 use crate::wire::share::{DenialCode, Source};
 
+/// Searches and downloads under way at once in one peer's console.
+const CONSOLE_TASKS_MAX: usize = 16;
+
 /// The parameters of [`run`].
 #[derive(Clone, Debug)]
 pub struct ConsoleOptions {
@@ -152,7 +155,8 @@ impl PeerDialogue<'_> {
                 line => MenuEntry::parse(line).map(Some).ok_or_else(|| {
                     let line = escape(line.as_bytes());
                     format!(
-                        "Opção desconhecida \"{line}\": escolha JOIN, SEARCH ou DOWNLOAD (1, 2 ou 3), ou SAIR."
+                        "Opção desconhecida \"{line}\": escolha JOIN, SEARCH ou DOWNLOAD (1, 2 ou \
+                         3), ou SAIR."
                     )
                 }),
             });
@@ -176,8 +180,8 @@ impl PeerDialogue<'_> {
 
     /// Ends the tasks. On a pipe they are waited for; a user who leaves a terminal has them
     /// stopped.
-    fn end(&mut self, kind: Kind) {
-        if kind == Kind::Terminal {
+    fn end(&mut self, kind: InputKind) {
+        if kind == InputKind::Terminal {
             self.shared.stopping.store(true, Ordering::Relaxed);
         }
         for task in self.tasks.drain(..) {
@@ -203,7 +207,7 @@ impl PeerDialogue<'_> {
     fn task(&mut self, run: impl FnOnce(&ConsoleShared) + Send + 'static) -> bool {
         self.tasks.retain(|task| !task.is_finished());
         self.under_way -= self.ended.1.try_iter().count();
-        if self.under_way >= limits::CONSOLE_TASKS_MAX {
+        if self.under_way >= CONSOLE_TASKS_MAX {
             // Requests that were typed ahead wait for their turn, as long as a search may take.
             if self.ended.1.recv_timeout(limits::REGISTRY_CALL_TIMEOUT).is_err() {
                 self.say("Há pedidos demais em andamento: espere algum terminar.");
@@ -388,7 +392,8 @@ impl PeerDialogue<'_> {
             };
             let name = escape(name.as_str().as_bytes());
             self.say(&format!(
-                "{why}: dê o IP e a porta de um que tenha {name}, ou tecle Enter para voltar ao menu."
+                "{why}: dê o IP e a porta de um que tenha {name}, ou tecle Enter para voltar ao \
+                 menu."
             ));
         }
         let default = offered.map(|address| address.ip().to_string()).unwrap_or_default();
@@ -499,7 +504,8 @@ fn fetch_from(
             let name = escape(name.as_str().as_bytes());
             let seconds = limits::FETCH_PATIENCE_DEFAULT.as_secs();
             shared.screen.remark(&format!(
-                "O peer {address} deixou de enviar {name}: espera-se por ele até {seconds} segundos."
+                "O peer {address} deixou de enviar {name}: espera-se por ele até {seconds} \
+                 segundos."
             ));
         }
         if shared.stopping.load(Ordering::Relaxed) {

@@ -1,12 +1,17 @@
 //! The last search of the console, whose result a DOWNLOAD may have to wait for.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::limits;
 use crate::model::FileName;
 use crate::prompt::Screen;
 use crate::text::escape;
 use crate::wire::share::Source;
+
+/// A console that waits for a search's result before its next question says so after this time,
+/// when people begin to wonder.
+const CONSOLE_WAIT_NOTICE_AFTER: Duration = Duration::from_millis(500);
 
 /// The last search, to which DOWNLOAD refers.
 #[derive(Clone)]
@@ -63,7 +68,7 @@ impl SearchSlot {
             let waited = self.shown.wait_timeout_while(self.last(), patience, pending);
             waited.unwrap_or_else(PoisonError::into_inner).0.clone()
         };
-        let soon = wait(limits::CONSOLE_SILENT_WAIT);
+        let soon = wait(CONSOLE_WAIT_NOTICE_AFTER);
         let Some(LastSearch { name, result: SearchResult::Pending }) = &soon else { return soon };
         let name = escape(name.as_str().as_bytes());
         screen.say(&format!("Esperando a resposta do SEARCH de {name}."));

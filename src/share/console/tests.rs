@@ -36,7 +36,7 @@ fn play(typed: Vec<&'static str>) -> (Vec<String>, Vec<String>) {
     let options = ConsoleOptions { registries, limit_bytes_per_s: None };
     let mut dialogue = PeerDialogue::new(&mut input, Arc::<Lines>::clone(&screen) as _, options);
     dialogue.run().unwrap();
-    dialogue.end(Kind::Pipe);
+    dialogue.end(InputKind::Pipe);
     let said = screen.0.lock().unwrap().clone();
     (input.1, said)
 }
@@ -59,7 +59,7 @@ fn the_menu_takes_numbers_and_names_in_any_case() {
 
 /// At any other prompt Ctrl-C returns to the menu without a word.
 #[test]
-fn ctrl_c_at_the_menu_tells_how_to_leave() {
+fn ctrl_c_at_the_menu_explains_how_to_leave() {
     struct Keys(std::vec::IntoIter<Typed>);
     impl Input for Keys {
         fn read_line(&mut self, _: &str) -> Result<Typed, InputError> {
@@ -87,7 +87,7 @@ fn a_folder_can_be_named_from_home() {
 }
 
 #[test]
-fn join_comes_first() {
+fn search_and_download_are_refused_before_a_join() {
     let (prompts, said) = play(vec!["search", "3", "get", ""]);
     assert_eq!(
         said,

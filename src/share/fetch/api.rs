@@ -48,9 +48,9 @@ pub struct FetchOptions {
 
 /// Whether the partial file is kept, shown as the end of an error's sentence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Kept(pub bool);
+pub struct KeptPart(pub bool);
 
-impl fmt::Display for Kept {
+impl fmt::Display for KeptPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.0 { "; what has arrived is kept" } else { "" })
     }
@@ -60,21 +60,27 @@ impl fmt::Display for Kept {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// A different file has the name.
-    #[error("{} exists and is not the file to fetch; move it away, or fetch to another folder", .0.display())]
+    #[error(
+        "{} exists and is not the file to fetch; move it away, or fetch to another folder",
+        .0.display()
+    )]
     Exists(PathBuf),
     /// Another process is downloading the file.
     #[error("{} is being fetched by another process; wait for it, or stop it first", .0.display())]
     UnderWay(PathBuf),
     /// The file that has the partial file's name is not a part of this content.
-    #[error("{} is not a part of this file; move it away, or fetch to another folder", .0.display())]
+    #[error(
+        "{} is not a part of this file; move it away, or fetch to another folder",
+        .0.display()
+    )]
     ForeignPart(PathBuf),
     /// The partial file was removed or replaced during the download.
     #[error("{} was removed while the file arrived; fetch the file again", .0.display())]
     PartGone(PathBuf),
     /// Another program keeps changing the partial file, or has it open for writing.
     #[error(
-        "{} is being changed by another program, or is open for writing in one; stop that program and fetch the file \
-         again, what has arrived is kept", .0.display()
+        "{} is being changed by another program, or is open for writing in one; stop that program \
+         and fetch the file again, what has arrived is kept", .0.display()
     )]
     Touched(PathBuf),
     /// The folder cannot be written to.
@@ -86,7 +92,8 @@ pub enum FetchError {
     },
     /// The disk is full.
     #[error(
-        "no room for {}: {} to be written and {free} free; make room and fetch the file again{kept}",
+        "no room for {}: {} to be written and {free} free; make room and fetch the file \
+         again{kept}",
         .path.display(), counted(*.needed, "byte is", "bytes are")
     )]
     NoRoom {
@@ -95,36 +102,36 @@ pub enum FetchError {
         needed: u64,
         /// Free bytes, as the file system reports them.
         free: u64,
-        kept: Kept,
+        kept: KeptPart,
     },
     /// The file system or a limit of this process does not allow a file of this size.
     #[error(
-        "{} may not grow to the {size} bytes it needs: the file system or `ulimit -f` allows no larger \
-         file; lift the limit or fetch to another folder{kept}", .path.display()
+        "{} may not grow to the {size} bytes it needs: the file system or `ulimit -f` allows no \
+         larger file; lift the limit or fetch to another folder{kept}", .path.display()
     )]
     NotSoLarge {
         path: PathBuf,
         /// The file's final length in bytes.
         size: u64,
-        kept: Kept,
+        kept: KeptPart,
     },
     /// The disk reported an error.
     #[error("{} failed: {source}{kept}", .path.display())]
-    Disk { path: PathBuf, source: io::Error, kept: Kept },
+    Disk { path: PathBuf, source: io::Error, kept: KeptPart },
     /// No source has sent anything for as long as the patience lasts, or all are banned.
     #[error("no peer gives {name} any more ({last}); try again later{kept}")]
     NoSource {
         name: FileName,
         /// Why the last source was lost.
         last: String,
-        kept: Kept,
+        kept: KeptPart,
     },
     /// Every source has answered that it does not have the content any more.
     #[error("no peer has {name} any more{kept}")]
     Gone {
         /// The name by which the file was asked for.
         name: FileName,
-        kept: Kept,
+        kept: KeptPart,
     },
     /// The size is larger than a shared file may be.
     #[error("{name} has {size} bytes, more than a shared file may have")]
@@ -135,11 +142,11 @@ pub enum FetchError {
         name: FileName,
         /// The cause as a clause without a final stop.
         reason: String,
-        kept: Kept,
+        kept: KeptPart,
     },
     /// The owner has called [`FetchHandle::cancel`](super::FetchHandle::cancel).
     #[error("stopped{0}")]
-    Cancelled(Kept),
+    Cancelled(KeptPart),
 }
 
 impl FetchError {
@@ -152,7 +159,7 @@ impl FetchError {
             | FetchError::NoSource { kept, .. }
             | FetchError::Gone { kept, .. }
             | FetchError::Internal { kept, .. }
-            | FetchError::Cancelled(kept) => *kept = Kept(is_kept),
+            | FetchError::Cancelled(kept) => *kept = KeptPart(is_kept),
             _ => {}
         }
         self
@@ -171,6 +178,7 @@ pub struct FetchOutcome {
     /// Bytes of good chunks received, each chunk counted once.
     pub fetched_bytes: u64,
     /// Bytes of all whole chunks received, including those received twice or wrong.
+    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "benches read it"))]
     pub received_bytes: u64,
     /// Bytes of good chunks that an earlier download had left.
     pub kept_bytes: u64,
@@ -210,6 +218,7 @@ pub struct FetchProgress {
     /// Average receiving rate in bytes a second.
     pub rate_bytes_per_s: f64,
     /// The longest time that the event loop has been away from its sockets.
+    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "benches read it"))]
     pub longest_stall: Duration,
     /// All sources that have been dialled, in the order in which they were added.
     pub sources: Vec<SourceProgress>,

@@ -28,7 +28,7 @@ impl CheckRange {
 /// A job for a worker thread.
 pub(super) enum DiskJob {
     /// Verify a received chunk and, if it is good, write it.
-    Store { source: SourceId, index: u64, buffer: Buffer, manifest: Arc<Manifest>, part: Arc<Part> },
+    Store { source: SourceId, index: u64, chunk: Buffer, manifest: Arc<Manifest>, part: Arc<Part> },
     /// Verify these chunks of the partial file, reading them into `buffer`.
     Check { range: CheckRange, buffer: Buffer, manifest: Arc<Manifest>, part: Arc<Part> },
     /// Reserve disk space for the whole file.
@@ -53,13 +53,13 @@ pub(super) enum DiskDone {
 
 pub(super) fn work(job: DiskJob) -> DiskDone {
     match job {
-        DiskJob::Store { source, index, buffer, manifest, part } => {
-            let outcome = if manifest.matches(index, buffer.as_ref()) {
-                part.write_chunk(index, &buffer).map(|()| true)
+        DiskJob::Store { source, index, chunk, manifest, part } => {
+            let outcome = if manifest.matches(index, chunk.as_ref()) {
+                part.write_chunk(index, &chunk).map(|()| true)
             } else {
                 Ok(false)
             };
-            DiskDone::Stored { source, index, buffer, outcome }
+            DiskDone::Stored { source, index, buffer: chunk, outcome }
         }
         DiskJob::Check { range, mut buffer, manifest, part } => {
             let good = range.chunks().filter(|index| {
@@ -91,7 +91,7 @@ mod tests {
     /// A worker once gave its buffer back before the loop had collected the completion. The loop
     /// then received another chunk and found no place for its job: 2 of 40 downloads failed.
     #[test]
-    fn a_loop_that_collects_late_never_has_more_chunks_than_places_for_them() {
+    fn a_chunk_that_has_a_buffer_has_a_place_with_the_workers() {
         let folder = tempfile::tempdir().unwrap();
         let bytes = vec![7; 3 * CHUNK_BYTES];
         let manifest = Arc::new(Manifest::of_bytes(&bytes).unwrap());
@@ -105,10 +105,10 @@ mod tests {
         let wake = move || woken.send(()).unwrap();
         let mut workers = Pool::start("store", 1, 1, wake, |_| work).unwrap();
         for index in 0..3 {
-            let mut buffer = buffers.take(CHUNK_BYTES).unwrap();
-            buffer.as_mut().fill(7);
+            let mut chunk = buffers.take(CHUNK_BYTES).unwrap();
+            chunk.as_mut().fill(7);
             let (manifest, part) = (Arc::clone(&manifest), Arc::clone(&part));
-            let job = DiskJob::Store { source: SourceId(0), index, buffer, manifest, part };
+            let job = DiskJob::Store { source: SourceId(0), index, chunk, manifest, part };
             assert!(workers.submit(job).is_ok(), "chunk {index} has a buffer and no place");
             // The job is done, and its completion is not collected yet.
             wakes.recv().unwrap();

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::api::{FetchError, FetchOptions, FetchOutcome, FetchPhase, Kept};
+use super::api::{FetchError, FetchOptions, FetchOutcome, FetchPhase, KeptPart};
 use super::disk::{self, DiskDone, DiskJob};
 use super::download::{Download, DownloadAction, DownloadConfig, DownloadFailure};
 use super::part::{Finish, Part};
@@ -27,6 +27,11 @@ use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::workers::pool::{Pool, SubmitError};
 
+/// Kept chunks that one job of a worker checks.
+const CHECKS_PER_JOB_MAX: u64 = 64;
+/// Threads that check and store the chunks of one download.
+const DOWNLOAD_WORKERS: usize = 2;
+
 /// Time constant of the averages of rates: long enough to smooth the bursts in which chunks come,
 /// and short enough to notice within seconds that a source has become slower.
 const RATE_CONSTANT: Duration = Duration::from_secs(1);
@@ -38,9 +43,9 @@ pub(super) struct DownloadSizes {
     pub sources_max: usize,
     /// Chunks that wait to be stored, [`limits::DOWNLOAD_CHUNKS_MAX`] outside of tests.
     pub chunks_max: usize,
-    /// Worker threads, [`limits::DOWNLOAD_WORKERS`] outside of tests.
+    /// Worker threads, [`DOWNLOAD_WORKERS`] outside of tests.
     pub workers: usize,
-    /// Chunks that one job checks, [`limits::CHECKS_PER_JOB_MAX`] outside of tests.
+    /// Chunks that one job checks, [`CHECKS_PER_JOB_MAX`] outside of tests.
     pub checks_per_job: u64,
 }
 
@@ -49,8 +54,8 @@ impl Default for DownloadSizes {
         DownloadSizes {
             sources_max: limits::SOURCES_MAX,
             chunks_max: limits::DOWNLOAD_CHUNKS_MAX,
-            workers: limits::DOWNLOAD_WORKERS,
-            checks_per_job: limits::CHECKS_PER_JOB_MAX,
+            workers: DOWNLOAD_WORKERS,
+            checks_per_job: CHECKS_PER_JOB_MAX,
         }
     }
 }
@@ -245,7 +250,7 @@ impl Driver {
     }
 
     fn error(&self, failure: DownloadFailure) -> FetchError {
-        let (name, kept) = (self.options.name.clone(), Kept(false));
+        let (name, kept) = (self.options.name.clone(), KeptPart(false));
         match failure {
             DownloadFailure::Gone => FetchError::Gone { name, kept },
             DownloadFailure::NoSource(last) => FetchError::NoSource { name, last, kept },
@@ -354,7 +359,7 @@ impl Driver {
             }
         };
         let error =
-            FetchError::Internal { name: self.options.name.clone(), reason, kept: Kept(false) };
+            FetchError::Internal { name: self.options.name.clone(), reason, kept: KeptPart(false) };
         self.end(net, Err(error));
     }
 
@@ -480,10 +485,10 @@ impl Service for Driver {
 
     fn on_raw(&mut self, net: &mut Net, connection: ConnectionId, buffer: Buffer) {
         let Some(source) = self.by_connection.get(&connection).copied() else { return };
-        self.received_bytes += buffer.len() as u64;
+        self.received_bytes += buffer.length() as u64;
         if let Some((index, manifest)) = self.download.chunk_received(source) {
             let part = Arc::clone(&self.part);
-            self.submit(net, DiskJob::Store { source, index, buffer, manifest, part });
+            self.submit(net, DiskJob::Store { source, index, chunk: buffer, manifest, part });
         }
     }
 
@@ -498,7 +503,7 @@ impl Service for Driver {
         self.add_sources(net);
         self.act(net);
         if self.shared.is_cancelled() {
-            self.end(net, Err(FetchError::Cancelled(Kept(false))));
+            self.end(net, Err(FetchError::Cancelled(KeptPart(false))));
         }
     }
 

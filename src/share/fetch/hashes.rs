@@ -19,6 +19,12 @@ use crate::model::{ChunkHash, ContentId};
 use crate::share::content::{Manifest, chunk_count};
 use crate::share::swarm::SourceId;
 
+/// A source that sends a page of chunk hashes more slowly than
+/// [`SOURCE_RATE_MIN`](limits::SOURCE_RATE_MIN) over this time is left if there are others.
+const HASHES_TIMEOUT: Duration = Duration::from_secs(2);
+/// A page is nearly complete when at the present rate it takes no longer than this.
+const HASHES_PAGE_SOON: Duration = Duration::from_secs(1);
+
 /// The incomplete lists of chunk hashes of one content.
 #[derive(Debug)]
 pub(super) struct HashLists {
@@ -115,7 +121,7 @@ impl HashLists {
         let mut late = Vec::new();
         for list in &mut self.lists {
             let passed = now.saturating_sub(list.looked);
-            if passed < limits::HASHES_TIMEOUT {
+            if passed < HASHES_TIMEOUT {
                 continue;
             }
             if (list.new_bytes as f64) < limits::SOURCE_RATE_MIN as f64 * passed.as_secs_f64() {
@@ -178,7 +184,7 @@ impl HashLists {
             let rest = chunks.saturating_sub(list.hashes.len() as u64);
             let page =
                 rest.min(limits::HASHES_PER_FRAME_MAX as u64) * size_of::<ChunkHash>() as u64;
-            list.pace(now) * limits::HASHES_PAGE_SOON.as_secs_f64() >= page as f64
+            list.pace(now) * HASHES_PAGE_SOON.as_secs_f64() >= page as f64
         })
     }
 
@@ -293,7 +299,7 @@ mod tests {
     /// A hundred sources that send nothing, or a page just before they would be late, and an honest
     /// one. Once it took up to 17 seconds until that was asked.
     #[test]
-    fn whoever_is_slow_with_hashes_does_not_hide_the_others() {
+    fn a_source_slow_with_hashes_does_not_delay_the_others_lists() {
         let manifest = two_pages();
         for (dribbles, honest) in [(false, 0), (false, 17), (false, 100), (true, 11), (true, 100)] {
             let mut lists = HashLists::new(manifest.content(), manifest.size());
@@ -311,7 +317,7 @@ mod tests {
                     if source.0 == honest {
                         break 'time;
                     }
-                    let page_at = now + limits::HASHES_TIMEOUT - ms(10);
+                    let page_at = now + HASHES_TIMEOUT - ms(10);
                     pages.extend(dribbles.then_some((page_at, source, 0)));
                 }
                 for (at, source, first) in &mut pages {
@@ -325,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn one_who_answers_at_once_is_asked_alone() {
+    fn a_source_that_answers_at_once_is_asked_alone() {
         let manifest = Manifest::of_bytes(&vec![5; 4 * CHUNK_BYTES + 1]).unwrap();
         let mut lists = HashLists::new(manifest.content(), manifest.size());
         assert_eq!(lists.next(&[], 2, ms(0)), None);
@@ -342,7 +348,7 @@ mod tests {
     /// Once a lone source that hesitated over its second page was asked for the first again. Its
     /// answer for the second was taken for the first, and the source was banned.
     #[test]
-    fn a_lone_source_may_hesitate_and_be_slow() {
+    fn a_lone_source_may_be_slow_with_its_list() {
         let manifest = two_pages();
         let (first, second) = manifest.chunks().split_at(HASHES_PER_FRAME_MAX);
         let mut lists = HashLists::new(manifest.content(), manifest.size());
@@ -369,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn small_contents_need_no_list() {
+    fn a_content_of_one_chunk_needs_no_list() {
         let of = |bytes: &[u8]| {
             let manifest = Manifest::of_bytes(bytes).unwrap();
             HashLists::without_asking(manifest.content(), manifest.size()) == Some(manifest)

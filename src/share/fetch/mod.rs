@@ -47,15 +47,19 @@ use crate::share::content::{Manifest, chunk_count, chunk_len, chunk_offset, hash
 use crate::share::offer::FileStamp;
 use crate::wire::share::Source;
 pub use api::{
-    FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Kept, SourceProgress,
+    FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, KeptPart, SourceProgress,
     SourceState,
 };
 use driver::{DownloadSizes, Driver};
 pub use find::{FindError, find};
 use hashes::HashLists;
+#[cfg(feature = "internals")]
 pub use part::Trailer;
 use part::{Existing, Finish, Part};
 pub use size::{SizeOptions, prove_size};
+
+/// Bytes that are read from one source before the others get their turn.
+const SHARE_READ_BUDGET_BYTES: usize = limits::CHUNK_BYTES;
 
 /// How often to try again when another download is just finishing the file. Each try sees a later
 /// state of that download, which ends soon.
@@ -143,8 +147,11 @@ impl Fetch {
             return Err(FetchError::TooLarge { name: options.name, size: options.size });
         }
         let name = options.name.clone();
-        let internal =
-            |reason: String| FetchError::Internal { name: name.clone(), reason, kept: Kept(false) };
+        let internal = |reason: String| FetchError::Internal {
+            name: name.clone(),
+            reason,
+            kept: KeptPart(false),
+        };
         let event_loop = EventLoop::new(loop_config(&options), None)
             .map_err(|error| internal(error.to_string()))?;
         let shared = Arc::new(FetchShared::new(&options, event_loop.wake_handle()));
@@ -206,7 +213,9 @@ impl FetchHandle {
         match self.result.recv_timeout(timeout) {
             Ok(result) => Some(result),
             Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some(Err(FetchError::Cancelled(Kept(false)))),
+            Err(RecvTimeoutError::Disconnected) => {
+                Some(Err(FetchError::Cancelled(KeptPart(false))))
+            }
         }
     }
 
@@ -214,8 +223,9 @@ impl FetchHandle {
     ///
     /// # Errors
     /// The reason why there is no file.
+    #[cfg(any(test, feature = "internals"))]
     pub fn wait(self) -> Result<FetchOutcome, FetchError> {
-        self.result.recv().unwrap_or(Err(FetchError::Cancelled(Kept(false))))
+        self.result.recv().unwrap_or(Err(FetchError::Cancelled(KeptPart(false))))
     }
 }
 
@@ -231,7 +241,7 @@ impl Drop for FetchHandle {
 }
 
 fn loop_config(options: &FetchOptions) -> LoopConfig {
-    let default_budget = limits::SHARE_READ_BUDGET_BYTES as u64;
+    let default_budget = SHARE_READ_BUDGET_BYTES as u64;
     // With a rate limit each turn reads one tick's worth, so that the bytes are spread over time.
     let budget = options.limit_bytes_per_s.map_or(default_budget, |rate| {
         let tick_bytes = rate / (1000 / limits::PACED_TICK.as_millis() as u64);
@@ -289,13 +299,13 @@ fn compare(
 ) -> Result<FetchOutcome, FetchError> {
     shared.progress().phase = FetchPhase::Checking;
     let path = options.to.join(options.name.as_str());
-    let disk = |source| FetchError::Disk { path: path.clone(), source, kept: Kept(false) };
+    let disk = |source| FetchError::Disk { path: path.clone(), source, kept: KeptPart(false) };
     let stamp = FileStamp::of(&file.metadata().map_err(disk)?);
     let mut hashes = Vec::new();
     let mut buffer = vec![0; limits::CHUNK_BYTES];
     for index in 0..chunk_count(options.size) {
         if shared.is_cancelled() {
-            return Err(FetchError::Cancelled(Kept(false)));
+            return Err(FetchError::Cancelled(KeptPart(false)));
         }
         let bytes = &mut buffer[..chunk_len(index, options.size)];
         file.read_exact_at(bytes, chunk_offset(index)).map_err(disk)?;
@@ -330,7 +340,7 @@ fn fetch(
 ) -> Result<FetchOutcome, FetchError> {
     let name = options.name.clone();
     let internal =
-        |reason: String| FetchError::Internal { name: name.clone(), reason, kept: Kept(false) };
+        |reason: String| FetchError::Internal { name: name.clone(), reason, kept: KeptPart(false) };
     if chunk_count(options.size) == 0 {
         let manifest =
             HashLists::without_asking(options.content, options.size).ok_or_else(|| {
@@ -362,7 +372,7 @@ fn fetch(
     let result = match (driver.into_result(), ran) {
         (Some(result), _) => result,
         (None, Err(error)) => Err(internal(error.to_string())),
-        (None, Ok(())) => Err(FetchError::Cancelled(Kept(false))),
+        (None, Ok(())) => Err(FetchError::Cancelled(KeptPart(false))),
     };
     if let (Err(_), Some(partials)) = (&result, &partials) {
         partials.remove();

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use rand::seq::SliceRandom;
 
-use super::api::{FetchError, Kept};
+use super::api::{FetchError, KeptPart};
 use crate::limits;
 use crate::model::{ChunkHash, ContentId, FileName};
 use crate::net::origin_of;
@@ -36,6 +36,9 @@ use crate::text::sentence;
 use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::{PeerReply, PeerRequest, Source};
+
+/// How often a thread that waits for its turn checks whether it has come.
+const SIZE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The parameters of [`prove_size`].
 #[derive(Clone, Debug)]
@@ -104,7 +107,7 @@ pub fn prove_size(
         thread.map(drop).map_err(|error| FetchError::Internal {
             name: name.clone(),
             reason: error.to_string(),
-            kept: Kept(false),
+            kept: KeptPart(false),
         })
     };
     for _ in 0..limits::SIZE_QUESTIONS_MAX {
@@ -119,7 +122,7 @@ pub fn prove_size(
     }))?;
     loop {
         if stop.load(Ordering::Relaxed) {
-            return Err(FetchError::Cancelled(Kept(false)));
+            return Err(FetchError::Cancelled(KeptPart(false)));
         }
         let left = deadline.saturating_duration_since(Instant::now());
         match proofs.recv_timeout(left.min(limits::STOP_LOOK_INTERVAL)) {
@@ -130,7 +133,7 @@ pub fn prove_size(
                 if last.is_empty() {
                     "nobody has answered".clone_into(&mut last);
                 }
-                return Err(FetchError::NoSource { name, last, kept: Kept(false) });
+                return Err(FetchError::NoSource { name, last, kept: KeptPart(false) });
             }
         }
     }
@@ -194,7 +197,7 @@ impl Inquiry {
             if left.is_zero() {
                 return true;
             }
-            thread::sleep(left.min(limits::SIZE_LOOK_INTERVAL));
+            thread::sleep(left.min(SIZE_POLL_INTERVAL));
         }
         false
     }
@@ -234,7 +237,7 @@ impl Inquiry {
                 due.and_then(|at| state.waiting.remove(at))
             };
             let Some(mut attempt) = attempt else {
-                self.pause_until(begun + limits::SIZE_LOOK_INTERVAL);
+                self.pause_until(begun + SIZE_POLL_INTERVAL);
                 continue;
             };
             let failure = match self.ask(&attempt) {

@@ -185,7 +185,7 @@ fn downloads_end_well_however_few_the_buffers_and_however_late_the_loop_collects
 /// Once chunks that were fetched again took the places of checks. After the last check had been
 /// collected nobody started the next one: "checking what is there already" for ever.
 #[test]
-fn a_check_of_the_whole_goes_on_beside_chunks_that_are_fetched_again() {
+fn a_check_of_the_whole_file_goes_on_while_chunks_are_fetched_again() {
     let shared = tempfile::tempdir().unwrap();
     let bytes = random_bytes(16 * CHUNK_BYTES + 4097);
     let (_servers, manifest, sources) = three_peers(shared.path(), &bytes);

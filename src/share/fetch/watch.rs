@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_writes_are_no_doubt_and_whoever_opens_it_is() {
+    fn the_downloads_own_writes_are_not_reported_and_other_openers_are() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.part");
         let file = File::options().create_new(true).read(true).write(true).open(&path).unwrap();

@@ -18,6 +18,10 @@ use crate::model::{ContentId, FileName};
 use crate::share::content::Manifest;
 use crate::share::offer::FileStamp;
 
+/// What was hashed of a file that has vanished from a folder is remembered this long, so that a
+/// disk that comes back is not hashed anew.
+const VANISHED_FILES_KEPT: Duration = Duration::from_secs(3600);
+
 /// A file that is offered.
 #[derive(Clone, Debug)]
 pub(super) struct OfferedFile {
@@ -216,7 +220,7 @@ impl FolderFiles {
                 self.remember(name, file, now);
             }
         }
-        let is_recent = |since: Instant| now.duration_since(since) < limits::FOLDER_MEMORY;
+        let is_recent = |since: Instant| now.duration_since(since) < VANISHED_FILES_KEPT;
         let mut back = Vec::new();
         let in_doubt = &mut self.in_doubt;
         in_doubt.retain(|name, _| identities.contains_key(name));

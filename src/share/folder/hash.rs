@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_is_first_also_when_it_comes_late() {
+    fn the_smallest_file_is_hashed_first_even_if_it_is_added_late() {
         let dir = tempfile::tempdir().unwrap();
         let chunk = CHUNK_BYTES as u64;
         let sizes = [("large", 5 * chunk), ("small", 1), ("none", 0), ("middle", 2 * chunk)];
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_what_was_found_any_more_is_not_hashed() {
+    fn a_file_that_has_changed_since_the_scan_is_not_hashed() {
         let dir = tempfile::tempdir().unwrap();
         for (name, before, after) in
             [("grows", &b"1"[..], &b"22"[..]), ("shrinks", b"22", b"1"), ("fills", b"", b"1")]
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_back_counts_no_more() {
+    fn a_file_that_is_withdrawn_from_hashing_is_not_counted() {
         let dir = tempfile::tempdir().unwrap();
         let (kept, gone) = (sparse(dir.path(), "kept", 10), sparse(dir.path(), "gone", 1000));
         let queue = HashQueue::default();

@@ -303,8 +303,8 @@ impl Catalog for Folder {
         let mut known = self.known();
         if let Some(identity) = known.corrupted(&name, offer.stamp) {
             log::warn!(
-                "{name} does not hold what was hashed, although nothing has changed it: it is hashed \
-                 anew; compare it with a copy, and look after the disk"
+                "{name} does not hold what was hashed, although nothing has changed it: it is \
+                 hashed anew; compare it with a copy, and look after the disk"
             );
             // At once, because it has not changed for long. Under the lock, so that no scan finds
             // it neither known nor queued.

@@ -100,12 +100,13 @@ impl FolderRoot {
     }
 
     /// Logs when the folder goes away and when it comes back.
-    pub fn tell(&self, found: Result<(), &io::Error>) {
+    pub fn report_scan(&self, found: Result<(), &io::Error>) {
         let was_away = self.is_away.swap(found.is_err(), Ordering::Relaxed);
         match found {
             Ok(()) if was_away => log::warn!("{} is there again", self.path.display()),
             Err(error) if !was_away => log::warn!(
-                "{} is not the folder that is shared any more: {error}; nothing is offered until it is back",
+                "{} is not the folder that is shared any more: {error}; nothing is offered until \
+                 it is back",
                 self.path.display()
             ),
             Ok(()) | Err(_) => {}
@@ -126,7 +127,7 @@ mod tests {
     use crate::share::folder::state::FolderState;
 
     #[test]
-    fn a_disk_that_comes_back_under_another_number_is_known_by_what_is_kept_there() {
+    fn a_disk_with_a_new_device_number_is_recognized_by_its_state_file() {
         let dir = tempfile::tempdir().unwrap();
         let root = FolderRoot::open(dir.path()).unwrap();
         let returns = |state: Option<FolderState>| {

@@ -22,10 +22,13 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::FileIdentity;
-use crate::limits::FOLDER_STATE_BYTES_MAX;
 use crate::model::{ChunkHash, FileName, PeerId};
 use crate::share::content::Manifest;
 use crate::share::offer::FileStamp;
+
+/// A larger state file of a folder is neither written nor read. This is enough for the most files
+/// that one peer may offer, and for the chunk hashes of 3 TiB of content.
+const FOLDER_STATE_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
 /// The name of the state file.
 pub const STATE_FILE: &str = ".acervo-share";
@@ -269,7 +272,7 @@ mod tests {
 
     /// Once a sparse file of 50 GB made `share` use 777 MiB of memory.
     #[test]
-    fn a_state_longer_than_any_is_not_read() {
+    fn a_state_file_above_the_limit_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(STATE_FILE);
         let file = File::create(&path).unwrap();

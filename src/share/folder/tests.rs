@@ -115,7 +115,7 @@ fn a_state_that_is_damaged_anywhere_is_ignored() {
 }
 
 #[test]
-fn what_is_not_a_plain_file_with_a_plain_name_is_not_offered() {
+fn only_regular_files_with_valid_names_are_offered() {
     let dir = tempfile::tempdir().unwrap();
     let outside = tempfile::NamedTempFile::new().unwrap();
     let path = dir.path();
@@ -162,7 +162,7 @@ fn what_is_not_a_plain_file_with_a_plain_name_is_not_offered() {
 }
 
 #[test]
-fn one_process_shares_a_folder() {
+fn only_one_process_shares_a_folder() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(dir.path()).0;
     let second = Folder::open(dir.path(), PeerId(1));
@@ -299,7 +299,7 @@ fn a_folder_that_vanishes_for_a_while_is_not_hashed_anew() {
 
 /// A scan lists the folder and then decides. Changes in between are newer than the list.
 #[test]
-fn a_look_decides_nothing_about_what_was_learnt_since_it_began() {
+fn a_scan_decides_nothing_about_files_that_were_hashed_since_it_began() {
     let dir = tempfile::tempdir().unwrap();
     let (path, away) = (dir.path().join("disk"), dir.path().join("away"));
     std::fs::create_dir(&path).unwrap();
@@ -394,7 +394,7 @@ fn eventually_still(count: &AtomicUsize) -> usize {
 }
 
 #[test]
-fn what_stands_in_the_place_of_the_state_file_is_neither_read_nor_written() {
+fn a_link_or_folder_in_place_of_the_state_file_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let precious = dir.path().join("precious");
     std::fs::write(&precious, b"somebody's own").unwrap();
@@ -436,7 +436,7 @@ fn kinds(folder: &Path) -> BTreeMap<String, std::fs::FileType> {
 /// Once a file that was changed in place with its modification time set back was served as it had
 /// been for ever. So was one that the disk had corrupted.
 #[test]
-fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
+fn a_file_altered_without_a_trace_or_corrupted_is_hashed_anew() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a");
     write(dir.path(), "a", b"before");
@@ -472,7 +472,7 @@ fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
 /// Peers have to tell a content that is gone from one whose file is only being hashed again, as
 /// after a touch.
 #[test]
-fn what_may_return_is_told_from_what_is_gone() {
+fn a_file_that_may_return_is_distinguished_from_a_removed_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();
     write(path, "film", b"1");
@@ -534,7 +534,7 @@ fn what_may_return_is_told_from_what_is_gone() {
 
 /// A withdrawn file is announced at once, and not with the next scan.
 #[test]
-fn what_is_withdrawn_is_told_at_once() {
+fn a_withdrawn_file_is_announced_at_once() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "a", b"1");
     drop(open(dir.path()));
@@ -547,7 +547,7 @@ fn what_is_withdrawn_is_told_at_once() {
 
 /// Once a link in the place of a shared folder was followed, and everything behind it was offered.
 #[test]
-fn what_stands_in_the_place_of_a_shared_folder_is_not_offered() {
+fn another_folder_in_place_of_the_shared_one_is_not_offered() {
     let dir = tempfile::tempdir().unwrap();
     let (path, away) = (dir.path().join("shared"), dir.path().join("away"));
     let outside = dir.path().join("outside");

@@ -7,13 +7,18 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::hash::HashProgress;
 use super::scan::{self, ScannedFile};
 use super::{FileIdentity, Folder, FolderOptions};
-use crate::limits;
 use crate::model::FileName;
+
+/// While a folder is being hashed, the files that are ready are announced this often, in one
+/// UPDATE.
+const FOLDER_ANNOUNCE_INTERVAL: Duration = Duration::from_millis(500);
+/// While a folder is being hashed, its state is saved this often.
+const FOLDER_SAVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The threads that hash a folder's files and scan it. Dropping it ends them.
 #[derive(Debug)]
@@ -25,7 +30,7 @@ pub struct Watcher {
 impl Watcher {
     /// Starts the threads. `progress` is called on any of them. `changed` is called when the
     /// offered files have changed, at most every
-    /// [`FOLDER_TELL_INTERVAL`](limits::FOLDER_TELL_INTERVAL).
+    /// [`FOLDER_ANNOUNCE_INTERVAL`].
     ///
     /// # Errors
     /// The system refused a thread.
@@ -93,7 +98,7 @@ impl FolderScanner<'_> {
     fn run(&mut self, changed: &dyn Fn()) {
         let began = Instant::now();
         let mut scan_at = began + self.options.rescan_interval;
-        let (mut tell_at, mut save_at) = (began, began + limits::FOLDER_SAVE_INTERVAL);
+        let (mut tell_at, mut save_at) = (began, began + FOLDER_SAVE_INTERVAL);
         while !self.folder.stopping.load(Ordering::Relaxed) {
             let is_dirty = self.folder.dirty.load(Ordering::Relaxed);
             let until = if is_dirty { scan_at.min(tell_at) } else { scan_at };
@@ -110,11 +115,11 @@ impl FolderScanner<'_> {
             }
             let is_hashed = self.folder.hashing().is_done();
             if (now >= tell_at || is_hashed) && self.folder.dirty.swap(false, Ordering::Relaxed) {
-                tell_at = now + limits::FOLDER_TELL_INTERVAL;
+                tell_at = now + FOLDER_ANNOUNCE_INTERVAL;
                 changed();
             }
             if now >= save_at || is_hashed {
-                save_at = now + limits::FOLDER_SAVE_INTERVAL;
+                save_at = now + FOLDER_SAVE_INTERVAL;
                 self.folder.save();
             }
         }
@@ -135,7 +140,7 @@ impl FolderScanner<'_> {
             log::warn!("{} is not looked at just now: {error}", self.folder.path().display());
             return None;
         }
-        self.folder.root.tell(found.as_ref().map(|_| ()));
+        self.folder.root.report_scan(found.as_ref().map(|_| ()));
         // An empty list: the disk or the network is away, and may come back.
         Some(found.unwrap_or_default())
     }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::*;
+use crate::share::seeds::{Replay, random_seed};
 
 fn name(number: u8) -> FileName {
     FileName::new(&format!("file-{number}.bin")).unwrap()
@@ -267,10 +268,8 @@ fn compare(index: &Index, model: &Model, now: u64) -> Result<(), TestCaseError> 
 
 #[test]
 fn the_index_answers_as_lists_that_are_walked_through_would() {
-    let seed = match std::env::var("ACERVO_SEED") {
-        Ok(text) => text.parse().expect("ACERVO_SEED is a number"),
-        Err(_) => rand::random::<u64>(),
-    };
+    let seed = random_seed();
+    let _replay = Replay(seed);
     let mut seed_bytes = [0; 32];
     seed_bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let mut runner = TestRunner::new_with_rng(
@@ -294,7 +293,7 @@ fn the_index_answers_as_lists_that_are_walked_through_would() {
         Ok(())
     });
     if let Err(failure) = result {
-        panic!("{failure}\nreplay with ACERVO_SEED={seed}");
+        panic!("{failure}");
     }
 }
 
@@ -341,7 +340,7 @@ fn name_of(peer: u64) -> FileName {
 
 /// Once four IP addresses with a quarter each filled the index and kept everyone else out.
 #[test]
-fn who_takes_most_makes_room_for_who_takes_less() {
+fn the_origin_with_most_files_makes_room_for_one_with_fewer() {
     let limits = IndexLimits {
         peers_max: 100,
         files_per_peer_max: 100,
@@ -394,7 +393,7 @@ fn who_takes_most_makes_room_for_who_takes_less() {
 
 /// Once two thousand peers of one IP address were nearly all that an answer named.
 #[test]
-fn an_answer_names_few_of_one_origin_and_one_at_an_address() {
+fn an_answer_has_few_sources_of_one_origin_and_one_of_an_address() {
     let mut index = Index::new(IndexLimits::default());
     let honest = SocketAddr::from(([10, 0, 0, 3], 7000));
     let addresses = (0..600u16).map(|number| match number {
@@ -427,7 +426,7 @@ fn an_answer_names_few_of_one_origin_and_one_at_an_address() {
 /// Once seventy contents that one IP address announced under a name hid the content of three
 /// others.
 #[test]
-fn many_contents_of_one_origin_hide_none_that_is_at_several() {
+fn many_contents_of_one_origin_hide_no_content_of_several_origins() {
     let source = |ip: u8, port: u16, what| Source {
         peer: PeerId(u64::from(port)),
         address: ([10, 0, 0, ip], port).into(),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rand::Rng;
@@ -18,6 +18,12 @@ use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::net::backoff::Backoff;
 use crate::share::registry_client::{RegistryCallError, RegistryClient};
 use crate::wire::share::{RegistryReply, RegistryRequest};
+
+/// How often a peer checks whether its registry has closed the connection.
+const REGISTRY_POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Errors of its registries that a peer remembers having reported. Past it the oldest may be
+/// reported again.
+const REPORTED_ERRORS_MAX: usize = 2 * limits::REGISTRIES_MAX;
 
 /// The state of the membership's thread.
 pub(super) struct MembershipLoop {
@@ -105,7 +111,7 @@ impl MembershipLoop {
                 self.announce();
             }
             let wait = match self.line {
-                Some(_) => limits::REGISTRY_LOOK_INTERVAL,
+                Some(_) => REGISTRY_POLL_INTERVAL,
                 None => self.retry_at.saturating_duration_since(Instant::now()),
             };
             match commands.recv_timeout(wait) {
@@ -148,9 +154,10 @@ impl MembershipLoop {
             }
             MemberCommand::Fetched(content) => {
                 let of_it = |(fetching, _): &(ContentId, u64)| *fetching == content;
-                if let Some(at) = self.fetching.iter().position(of_it) {
-                    self.fetching.swap_remove(at);
-                }
+                let at = self.fetching.iter().position(of_it);
+                // Each download announces its content once, and withdraws it when it is dropped.
+                let at = at.expect("a download that ends was announced when it began");
+                self.fetching.swap_remove(at);
                 // Another download of the same content may be under way.
                 if !self.fetching.iter().any(of_it) {
                     self.send(&RegistryRequest::Fetched { content });
@@ -186,11 +193,13 @@ impl MembershipLoop {
 
     /// Connects to a registry and sends JOIN with the whole list of files.
     fn join(&mut self) {
+        if let Some(line) = &self.line {
+            panic!("a peer joins while its connection to {} is open", line.address());
+        }
         match self.try_join() {
             Ok((line, files)) => {
                 let registry = line.address();
-                self.publish_registry(Some(registry));
-                self.line = Some(line);
+                self.set_line(Some(line));
                 self.joined_at = Instant::now();
                 self.alive_at = self.joined_at + limits::KEEP_ALIVE_INTERVAL;
                 self.backoff.reset();
@@ -351,8 +360,11 @@ impl MembershipLoop {
         self.not_kept >= 2
     }
 
-    fn publish_registry(&self, registry: Option<SocketAddr>) {
+    /// Sets the connection, and for other threads the registry it leads to.
+    fn set_line(&mut self, line: Option<RegistryClient>) {
+        let registry = line.as_ref().map(RegistryClient::address);
         *self.registry.lock().unwrap_or_else(PoisonError::into_inner) = registry;
+        self.line = line;
     }
 
     fn report_joined(&mut self) {
@@ -365,8 +377,7 @@ impl MembershipLoop {
     /// Gives up the connection over which the peer had joined. If the registry has not kept the
     /// peer, the waits grow with each time, because every JOIN sends the whole list again.
     fn dropped_by_registry(&mut self, mut error: RegistryCallError) {
-        self.line = None;
-        self.publish_registry(None);
+        self.set_line(None);
         self.first = self.first.wrapping_add(1);
         if self.is_kept() {
             return self.lost(error);
@@ -385,6 +396,7 @@ impl MembershipLoop {
 
     /// Schedules the next attempt and reports why there is no connection.
     fn lost(&mut self, error: RegistryCallError) {
+        assert!(self.line.is_none(), "a connection is open, and lost all the same: {error}");
         self.retry_at = Instant::now() + self.backoff.next_wait(rand::rng().next_u64());
         self.report(error);
     }
@@ -407,10 +419,12 @@ impl MembershipLoop {
         if is_due && !matches!(error, RegistryCallError::NotJoined(_)) {
             (self.notice)(MembershipNotice::Lost(error.clone()));
         }
-        if self.reported.len() >= limits::REGISTRY_TROUBLES_KEPT {
+        if self.reported.len() >= REPORTED_ERRORS_MAX {
             self.reported.remove(0);
         }
         let told_at = told_at.filter(|_| !is_due).unwrap_or(now);
         self.reported.push((error, told_at));
+        let reported = self.reported.len();
+        assert!(reported <= REPORTED_ERRORS_MAX, "{reported} failures are remembered");
     }
 }

@@ -10,9 +10,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::limits;
+
+/// When too many addresses are being checked at once, one that has not answered within this time,
+/// several round trips of a site, makes room for the next.
+const ADDRESS_CHECK_YIELD_AFTER: Duration = Duration::from_millis(500);
+/// IP addresses whose recent checks are counted. For one more the registry asks the peer to retry.
+const ADDRESS_CHECK_ORIGINS_MAX: usize = 1024;
 
 /// A check under way, and what waits for it.
 #[derive(Debug)]
@@ -28,7 +34,7 @@ pub(super) struct AddressChecks<K, T> {
     /// At most [`ADDRESS_CHECKS_MAX`](limits::ADDRESS_CHECKS_MAX) are under way at once.
     checks: HashMap<K, Check<T>>,
     /// When each check of the last [`ADDRESS_CHECKS_PERIOD`](limits::ADDRESS_CHECKS_PERIOD) began,
-    /// by origin. At most [`ADDRESS_CHECK_ORIGINS_MAX`](limits::ADDRESS_CHECK_ORIGINS_MAX) origins.
+    /// by origin. At most [`ADDRESS_CHECK_ORIGINS_MAX`] origins.
     recent: HashMap<IpAddr, VecDeque<Instant>>,
 }
 
@@ -56,7 +62,7 @@ impl<K: Copy + Eq + Hash, T> AddressChecks<K, T> {
         });
         let begun = self.recent.get(&origin).map_or(0, VecDeque::len);
         if begun >= limits::ADDRESS_CHECKS_PER_ORIGIN_MAX
-            || begun == 0 && self.recent.len() >= limits::ADDRESS_CHECK_ORIGINS_MAX
+            || begun == 0 && self.recent.len() >= ADDRESS_CHECK_ORIGINS_MAX
         {
             return CheckAdmission::Refused;
         }
@@ -83,7 +89,7 @@ impl<K: Copy + Eq + Hash, T> AddressChecks<K, T> {
         let mut alike = self.checks.iter().filter(|(_, check)| check.origin == heaviest);
         let of_most = alike.next().map(|(dialled, _)| *dialled).filter(|_| most > own + 1);
         let is_late = |check: &Check<T>| {
-            now.saturating_duration_since(check.begun) >= limits::ADDRESS_CHECK_GIVES_WAY
+            now.saturating_duration_since(check.begun) >= ADDRESS_CHECK_YIELD_AFTER
         };
         let oldest = || {
             let late = self.checks.iter().filter(|(_, check)| is_late(check));
@@ -161,7 +167,7 @@ mod tests {
         checks.end(dialled);
         checks.begin(500_000, origin(500), now, ());
         assert_eq!(checks.admit(origin(501), now), CheckAdmission::Refused, "all have one");
-        let later = now + limits::ADDRESS_CHECK_GIVES_WAY;
+        let later = now + ADDRESS_CHECK_YIELD_AFTER;
         let admission = checks.admit(origin(502), later);
         assert!(matches!(admission, CheckAdmission::InPlaceOf(_)), "{admission:?}");
     }

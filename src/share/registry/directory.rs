@@ -1,6 +1,6 @@
 //! The interface behind which a registry keeps its index, and the implementation in memory.
 //!
-//! Rule: workers call a [`Directory`] and may wait for it; the event loop never does.
+//! Rule: workers call a [`PeerDirectory`] and may wait for it; the event loop never does.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,9 @@ use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::net::RunClock;
 use crate::share::index::{Index, IndexError, IndexLimits, Member, PeerEndpoint};
 use crate::wire::share::{FileSummary, PeerSummary, Source};
+
+/// The retry hint of a registry that has no room for another peer, or for its files.
+const REGISTRY_FULL_RETRY_AFTER_MS: u32 = 1000;
 
 /// Why a directory has not done what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +40,7 @@ impl DirectoryError {
         match self {
             DirectoryError::Full(
                 IndexError::Peers(_) | IndexError::Files | IndexError::PeersOfOrigin(_),
-            ) => limits::REGISTRY_FULL_RETRY_AFTER_MS,
+            ) => REGISTRY_FULL_RETRY_AFTER_MS,
             DirectoryError::JoinedElsewhere => limits::JOINED_ELSEWHERE_RETRY_AFTER_MS,
             DirectoryError::Full(
                 IndexError::FilesOfPeer(_)
@@ -52,7 +55,7 @@ impl DirectoryError {
 
 /// What a registry knows. The methods and their rules are those of [`Index`]; each implementation
 /// knows the time by itself.
-pub trait Directory: Send + Sync {
+pub trait PeerDirectory: Send + Sync {
     /// Makes these the files of a peer. The caller has checked that no other connection of this
     /// registry has the peer's id.
     ///
@@ -142,7 +145,7 @@ pub trait Directory: Send + Sync {
 pub struct MemoryDirectory {
     index: Mutex<Index>,
     started: Instant,
-    /// Measures the time in which this process has run; [`Directory::expire`] advances it.
+    /// Measures the time in which this process has run; [`PeerDirectory::expire`] advances it.
     clock: Mutex<RunClock>,
     silence_timeout: Duration,
 }
@@ -181,7 +184,7 @@ fn forgotten(peers: &[(PeerId, SocketAddr)]) {
     }
 }
 
-impl Directory for MemoryDirectory {
+impl PeerDirectory for MemoryDirectory {
     fn join(
         &self,
         member: Member,
@@ -259,7 +262,7 @@ mod tests {
 
     /// Once a registry that was stopped for longer than its silence time-out forgot every peer.
     #[test]
-    fn time_in_which_the_registry_was_stopped_is_nobodys_silence() {
+    fn time_in_which_the_registry_was_stopped_counts_as_no_peers_silence() {
         let (second, silence) = (Duration::from_secs(1), Duration::from_secs(30));
         let directory = MemoryDirectory::new(IndexLimits::default(), silence);
         let address: SocketAddr = "127.0.0.1:5001".parse().unwrap();

@@ -2,7 +2,8 @@
 //!
 //! It is a service on an event loop (`service`). The loop greets, applies quotas, collects the
 //! parts of a JOIN, and hands each complete request to a pool of workers (`work`), which ask the
-//! [`Directory`]: an [`Index`](super::index::Index) in memory, or one in the replicated [`store`].
+//! [`PeerDirectory`]: an [`Index`](super::index::Index) in memory, or one in the replicated
+//! [`store`].
 //!
 //! Rules:
 //!
@@ -26,7 +27,9 @@
 //! Left out: the files themselves, which never pass through a registry.
 
 mod address_checks;
+mod connections;
 pub mod directory;
+mod job_queue;
 mod partial_join;
 pub mod questions;
 mod service;
@@ -42,7 +45,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, bounded};
 use rand::Rng;
 
-use self::directory::Directory;
+use self::directory::PeerDirectory;
 use self::service::RegistryService;
 use crate::console::{self, Console};
 use crate::limits;
@@ -149,7 +152,10 @@ pub fn spaced<'a>(names: impl IntoIterator<Item = &'a FileName> + Clone) -> impl
 ///
 /// # Errors
 /// It could not start, or its event loop has failed.
-pub fn run(config: &RegistryConfig, directory: Arc<dyn Directory>) -> Result<(), RegistryError> {
+pub fn run(
+    config: &RegistryConfig,
+    directory: Arc<dyn PeerDirectory>,
+) -> Result<(), RegistryError> {
     let listener = Listener::bind(config.listen)?;
     let (stop_in, stop) = bounded(1);
     let watch = |wake: &WakeHandle| {
@@ -172,7 +178,7 @@ pub fn run(config: &RegistryConfig, directory: Arc<dyn Directory>) -> Result<(),
 /// Those of [`run`] and of `started`.
 pub fn serve(
     config: &RegistryConfig,
-    directory: Arc<dyn Directory>,
+    directory: Arc<dyn PeerDirectory>,
     listener: Listener,
     out: impl io::Write + Send + 'static,
     stop: Receiver<()>,
@@ -236,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lines_of_the_specification_whole() {
+    fn the_console_lines_are_those_of_the_specification() {
         let address: SocketAddr = "10.0.0.1:8776".parse().unwrap();
         let name = |name: &str| FileName::new(name).unwrap();
         let joined = |names: Vec<FileName>| RegistryEvent::Joined { address, names }.to_string();

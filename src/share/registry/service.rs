@@ -1,13 +1,12 @@
-//! The service on the registry's event loop: greetings, the order of requests, and which connection
-//! has which peer id.
+//! The service on the registry's event loop: greetings, the order of requests, and the checks of a
+//! JOIN before the workers get it.
 //!
-//! Rule: each connection has at most one request under way, and each peer id has at most one
-//! connection, which has joined or is about to join under it.
+//! Rule: each connection has at most one request under way.
 //!
-//! Left out: what a request means, which the workers know (`work`); the parts of a JOIN
+//! Left out: what a request means, which the workers know (`work`); the order of their jobs
+//! (`job_queue`); which connection has which peer id (`connections`); the parts of a JOIN
 //! (`partial_join`); and which addresses may be dialled (`address_checks`).
 
-use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -16,11 +15,13 @@ use crossbeam_channel::Receiver;
 
 use super::RegistryConfig;
 use super::address_checks::{AddressChecks, CheckAdmission};
+use super::connections::{Connections, RegistryConnection};
+use super::job_queue::JobQueue;
 use super::partial_join::{self, PartialJoin};
 use super::work::{MembershipChange, RegistryCompletion, RegistryJob, RegistryWork, frame};
 use crate::limits;
 use crate::model::{FileEntry, FileName, PeerId};
-use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, Service, origin_of};
+use crate::net::{CloseReason, ConnectionId, Net, Service, origin_of};
 use crate::share::greeting;
 use crate::share::index::{Member, PeerEndpoint};
 use crate::text::sentence;
@@ -29,27 +30,12 @@ use crate::wire::message::Message;
 use crate::wire::share::{RegistryReply, RegistryRequest};
 use crate::workers::pool::{Pool, SubmitError};
 
-/// The state of a connection.
-#[derive(Debug)]
-struct RegistryConnection {
-    /// The address it comes from.
-    address: SocketAddr,
-    greeted: bool,
-    /// Whether it has made a request, after which it has no deadline any more.
-    asked: bool,
-    /// Whether a request of it is under way.
-    waits: bool,
-    /// When it last sent a message, or had a request under way.
-    last_seen: Instant,
-    /// The peer id of the JOIN that is under way.
-    joining: Option<PeerId>,
-    /// The key of the peer as which it has joined, or is about to join.
-    key: u64,
-    /// The member as which it has joined, and the address at which that peer serves.
-    joined: Option<(Member, SocketAddr)>,
-    /// The parts of an unfinished JOIN.
-    partial: Option<PartialJoin>,
-}
+/// A connection that has greeted has to send a request within this time, and is evicted for
+/// newcomers until it does.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// All parts of a JOIN have to come within this time, in which the most files that a peer may have
+/// arrive over a slow line.
+const JOIN_PARTS_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A JOIN that waits until a peer has answered at its address.
 #[derive(Debug)]
@@ -63,22 +49,14 @@ struct WaitingJoin {
 }
 
 pub(super) struct RegistryService {
-    pool: Pool<RegistryJob, RegistryCompletion>,
+    jobs: JobQueue,
     stop: Receiver<()>,
-    connections: ConnectionMap<RegistryConnection>,
-    /// The connection that has joined, or is about to join, under each peer id.
-    id_holders: HashMap<PeerId, ConnectionId>,
+    connections: Connections,
     checks: AddressChecks<ConnectionId, WaitingJoin>,
     silence_timeout: Duration,
     /// The most peer ids that may be held, so that places are left for connections that only
     /// search.
     peers_max: usize,
-    /// Requests that change many files and wait for their turn. The memory that they hold is
-    /// counted, and so bounds their number.
-    long: VecDeque<RegistryJob>,
-    /// The number of such requests with the workers, and the most there may be.
-    long_under_way: usize,
-    long_max: usize,
     /// A session is this number plus the connection's id. So it differs from those of other
     /// registries and of this registry before a restart.
     first_session: u64,
@@ -95,16 +73,12 @@ impl RegistryService {
         first_session: u64,
     ) -> RegistryService {
         RegistryService {
-            pool,
+            jobs: JobQueue::new(pool, config.workers),
             stop,
-            connections: ConnectionMap::default(),
-            id_holders: HashMap::new(),
+            connections: Connections::default(),
             checks: AddressChecks::new(),
             silence_timeout: config.silence_timeout,
             peers_max,
-            long: VecDeque::new(),
-            long_under_way: 0,
-            long_max: config.workers.saturating_sub(1).max(1),
             first_session,
             expiring: false,
             stopping_since: None,
@@ -112,9 +86,7 @@ impl RegistryService {
     }
 
     pub fn finish(self) {
-        if let Err(panicked) = self.pool.shut_down(Instant::now() + limits::STOP_DISK_TIMEOUT) {
-            log::error!("{panicked}");
-        }
+        self.jobs.finish();
     }
 
     fn refuse(&self, net: &mut Net, connection: ConnectionId, reason: &str) {
@@ -131,13 +103,13 @@ impl RegistryService {
         if let Err(reason) = greeting::check_hello(message) {
             return self.refuse(net, connection, &reason);
         }
-        if let Some(caller) = self.connections.get_mut(&connection) {
+        if let Some(caller) = self.connections.get_mut(connection) {
             caller.greeted = true;
         }
         net.set_frame_cap(connection, limits::REGISTRY_FRAME_BYTES_MAX);
         net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
         // A connection that is greeted and requests nothing still gives way to others.
-        net.set_deadline(connection, Some(net.now() + limits::FIRST_REQUEST_TIMEOUT));
+        net.set_deadline(connection, Some(net.now() + FIRST_REQUEST_TIMEOUT));
         net.send(connection, |out| encode(&greeting::welcome(PeerId(0)), out));
     }
 
@@ -161,17 +133,20 @@ impl RegistryService {
         };
         // Its further requests are read when this one is answered.
         net.pause_reading(connection);
-        if let Some(caller) = self.connections.get_mut(&connection) {
+        if let Some(caller) = self.connections.get_mut(connection) {
             caller.waits = true;
         }
         if let RegistryWork::Join { member, place, .. } = &work {
             let (peer, place) = (member.peer, *place);
-            let own = self.connections.get(&connection).map(|caller| caller.address.ip());
+            let own = self.connections.get(connection).map(|caller| caller.address.ip());
             if !self.has_place(net, connection) {
                 let full = busy("as many peers have joined as this registry has room for");
                 return self.decline(net, connection, id, held, full);
             }
-            if let Err(reply) = self.take_id(net.now(), peer, place.key, connection) {
+            let silence_timeout = self.silence_timeout;
+            let taken =
+                self.connections.take_id(connection, peer, place.key, net.now(), silence_timeout);
+            if let Err(reply) = taken {
                 return self.decline(net, connection, id, held, reply);
             }
             if own != Some(place.address.ip()) {
@@ -185,13 +160,13 @@ impl RegistryService {
     /// Discards the parts of an unfinished JOIN to make room for `bytes` of a request. Returns
     /// false if no one gives way.
     fn evict_partial(&mut self, net: &mut Net, connection: ConnectionId, bytes: usize) -> bool {
-        let Some(asker) = self.connections.get(&connection) else { return false };
+        let Some(asker) = self.connections.get(connection) else { return false };
         let own = origin_of(asker.address.ip());
         let own_since = asker.partial.as_ref().map(|partial| partial.since);
         let own_held = asker.partial.as_ref().map_or(0, |partial| partial.held);
-        let others = self.connections.iter().filter(|(id, _)| **id != connection);
+        let others = self.connections.iter().filter(|(id, _)| *id != connection);
         let others = others.filter_map(|(id, caller)| {
-            Some((*id, origin_of(caller.address.ip()), caller.partial.as_ref()?))
+            Some((id, origin_of(caller.address.ip()), caller.partial.as_ref()?))
         });
         let victim = partial_join::giving_way(others, own, own_since, own_held, bytes);
         if let Some(victim) = victim {
@@ -202,7 +177,7 @@ impl RegistryService {
 
     /// Discards the parts of a connection's unfinished JOIN.
     fn give_up_parts(&mut self, net: &mut Net, connection: ConnectionId) {
-        if let Some(caller) = self.connections.get_mut(&connection)
+        if let Some(caller) = self.connections.get_mut(connection)
             && let Some(partial) = caller.partial.take()
         {
             net.release(connection, partial.held);
@@ -220,14 +195,14 @@ impl RegistryService {
     ) {
         let member = match &work {
             RegistryWork::Join { .. } => None,
-            _ => self.connections.get(&connection).and_then(|caller| caller.joined),
+            _ => self.connections.get(connection).and_then(RegistryConnection::member),
         };
-        let member = member.map(|(member, _)| member);
-        let why = match self.submit(RegistryJob::Request { connection, id, member, work, held }) {
-            Ok(()) => return,
-            Err(SubmitError::Full(_)) => "too many requests wait at this registry",
-            Err(SubmitError::Stopped(_)) => "this registry has no thread left to look with",
-        };
+        let why =
+            match self.jobs.submit(RegistryJob::Request { connection, id, member, work, held }) {
+                Ok(()) => return,
+                Err(SubmitError::Full(_)) => "too many requests wait at this registry",
+                Err(SubmitError::Stopped(_)) => "this registry has no thread left to look with",
+            };
         self.decline(net, connection, id, held, busy(why));
     }
 
@@ -241,14 +216,14 @@ impl RegistryService {
         reply: RegistryReply,
     ) {
         net.release(connection, held);
-        self.join_is_over(connection);
+        self.connections.join_is_over(connection);
         net.send_owned(connection, frame(id, reply));
         self.answered_request(net, connection);
     }
 
     /// The request of a connection that was under way has been answered.
     fn answered_request(&mut self, net: &mut Net, connection: ConnectionId) {
-        if let Some(caller) = self.connections.get_mut(&connection) {
+        if let Some(caller) = self.connections.get_mut(connection) {
             caller.waits = false;
         }
         self.set_idle_if_unused(net, connection);
@@ -257,63 +232,17 @@ impl RegistryService {
 
     /// Lets a connection give way to others if it has not joined and has no request under way.
     fn set_idle_if_unused(&mut self, net: &mut Net, connection: ConnectionId) {
-        let caller = self.connections.get(&connection);
-        if caller.is_some_and(|caller| !caller.waits && caller.joined.is_none()) {
+        if self.connections.get(connection).is_some_and(RegistryConnection::is_unused) {
             net.set_idle(connection, true);
         }
     }
 
-    // ---- who holds which id ------------------------------------------------------------------
-
     /// Whether there is room for one more peer, or the origin that has most makes room for one of
     /// another.
     fn has_place(&self, net: &mut Net, connection: ConnectionId) -> bool {
-        let Some(caller) = self.connections.get(&connection) else { return false };
-        let holds_one = caller.joined.is_some() || caller.joining.is_some();
-        holds_one || self.id_holders.len() < self.peers_max || net.displace(caller.address.ip())
-    }
-
-    /// Gives a connection the peer id of its JOIN, unless another live connection has it.
-    fn take_id(
-        &mut self,
-        now: Instant,
-        peer: PeerId,
-        key: u64,
-        connection: ConnectionId,
-    ) -> Result<(), RegistryReply> {
-        let id_holder = self.id_holders.get(&peer).filter(|id_holder| **id_holder != connection);
-        let is_alive = |caller: &RegistryConnection| {
-            // The same peer: its first connection is dead, which only the peer itself knows.
-            caller.key != key
-                && (caller.joining == Some(peer)
-                    || now.saturating_duration_since(caller.last_seen) <= self.silence_timeout)
-        };
-        if id_holder.and_then(|id_holder| self.connections.get(id_holder)).is_some_and(is_alive) {
-            let retry_after_ms = limits::JOINED_ELSEWHERE_RETRY_AFTER_MS;
-            return Err(RegistryReply::IdTaken { retry_after_ms });
-        }
-        if let Some(caller) = self.connections.get_mut(&connection) {
-            caller.joining = Some(peer);
-            caller.key = key;
-            self.id_holders.insert(peer, connection);
-        }
-        Ok(())
-    }
-
-    /// A connection's JOIN has been answered: it has the id of the peer as which it has joined, if
-    /// any.
-    fn join_is_over(&mut self, connection: ConnectionId) {
-        let Some(caller) = self.connections.get_mut(&connection) else { return };
-        let joined = caller.joined.map(|(member, _)| member.peer);
-        if let Some(peer) = caller.joining.take().filter(|peer| joined != Some(*peer)) {
-            self.give_up_id(peer, connection);
-        }
-    }
-
-    fn give_up_id(&mut self, peer: PeerId, connection: ConnectionId) {
-        if self.id_holders.get(&peer) == Some(&connection) {
-            self.id_holders.remove(&peer);
-        }
+        let Some(caller) = self.connections.get(connection) else { return false };
+        let is_free = self.connections.ids() < self.peers_max;
+        self.connections.has_id(connection) || is_free || net.displace(caller.address.ip())
     }
 
     // ---- whether an address answers ----------------------------------------------------------
@@ -345,7 +274,7 @@ impl RegistryService {
         let Some(waiting) = self.checks.end(dialled) else { return };
         let WaitingJoin { joiner, id, place, work, held } = waiting;
         net.close(dialled);
-        let from = self.connections.get(&joiner).map(|caller| caller.address.ip());
+        let from = self.connections.get(joiner).map(|caller| caller.address.ip());
         match (result, from) {
             (Ok(()), Some(_)) => self.hand_over(net, joiner, id, work, held),
             (Err(why), Some(from)) => {
@@ -353,8 +282,8 @@ impl RegistryService {
                 // The reason is not told: a registry must not be usable to find out what listens
                 // where.
                 let reply = invalid(&format!(
-                    "this peer comes from {from}, and no peer answers at {}, where it says it serves: \
-                     give an address at which this registry can reach it",
+                    "this peer comes from {from}, and no peer answers at {}, where it says it \
+                     serves: give an address at which this registry can reach it",
                     place.address
                 ));
                 self.decline(net, joiner, id, held, reply);
@@ -378,45 +307,6 @@ impl RegistryService {
             _ => Err("what answers is no peer".to_owned()),
         };
         self.checked(net, dialled, result);
-    }
-
-    /// Hands a job to the workers, or queues it if it is long.
-    ///
-    /// # Errors
-    /// The queue is full, or there is no worker left.
-    fn submit(&mut self, job: RegistryJob) -> Result<(), SubmitError<()>> {
-        if !job.is_long() {
-            return self.pool.submit(job).map_err(|error| match error {
-                SubmitError::Full(_) => SubmitError::Full(()),
-                SubmitError::Stopped(_) => SubmitError::Stopped(()),
-            });
-        }
-        if self.long.len() >= limits::REGISTRY_QUEUE_JOBS_MAX {
-            return Err(SubmitError::Full(()));
-        }
-        self.long.push_back(job);
-        self.submit_long();
-        Ok(())
-    }
-
-    fn submit_long(&mut self) {
-        while self.long_under_way < self.long_max
-            && let Some(job) = self.long.pop_front()
-        {
-            match self.pool.submit(job) {
-                Ok(()) => self.long_under_way += 1,
-                Err(SubmitError::Full(job)) => return self.long.push_front(job),
-                Err(SubmitError::Stopped(job)) => {
-                    log::error!("a long request has no thread to be done by");
-                    return self.long.push_front(job);
-                }
-            }
-        }
-    }
-
-    fn long_done(&mut self) {
-        self.long_under_way -= 1;
-        self.submit_long();
     }
 
     /// Turns a request into work, with the memory that it holds together with earlier parts. If it
@@ -469,13 +359,12 @@ impl RegistryService {
         connection: ConnectionId,
         body: RegistryRequest,
     ) -> Result<Option<RegistryWork>, RegistryReply> {
-        let Some(caller) = self.connections.get(&connection) else { return Ok(None) };
-        let member = || caller.joined.map(|(member, _)| member).ok_or(RegistryReply::NotJoined);
+        let Some(caller) = self.connections.get(connection) else { return Ok(None) };
+        let member = || caller.member().ok_or(RegistryReply::NotJoined);
         Ok(Some(match body {
             RegistryRequest::Join { .. } => return Ok(None),
             RegistryRequest::Search { name } => {
-                let asker = caller.joined.map_or(caller.address, |(_, address)| address);
-                RegistryWork::Search { asker, name }
+                RegistryWork::Search { asker: caller.serving_address(), name }
             }
             RegistryRequest::SearchContent { content } => RegistryWork::SearchContent(content),
             RegistryRequest::Update { added, removed } => {
@@ -502,7 +391,7 @@ impl RegistryService {
         part: PartialJoin,
         last: bool,
     ) -> Result<(RegistryWork, usize), RegistryReply> {
-        let Some(caller) = self.connections.get_mut(&connection) else {
+        let Some(caller) = self.connections.get_mut(connection) else {
             net.release(connection, part.held);
             return Err(RegistryReply::NotJoined);
         };
@@ -533,40 +422,34 @@ impl RegistryService {
     }
 
     fn forget(&mut self, member: Member) {
-        if let Err(refused) = self.submit(RegistryJob::Gone(member)) {
+        if let Err(refused) = self.jobs.submit(RegistryJob::Gone(member)) {
             log::debug!("peer {} is gone; its silence will take it away: {refused}", member.peer);
         }
     }
 
     fn completed(&mut self, net: &mut Net, completion: RegistryCompletion) {
         match completion {
-            RegistryCompletion::Gone => self.long_done(),
+            RegistryCompletion::Gone => self.jobs.long_done(),
             RegistryCompletion::Expired => self.expiring = false,
             RegistryCompletion::Reply { connection, frame, effect, held, was_long } => {
                 net.release(connection, held);
                 if was_long {
-                    self.long_done();
+                    self.jobs.long_done();
                 }
-                if let Some(caller) = self.connections.get_mut(&connection) {
+                if let Some(caller) = self.connections.get_mut(connection) {
                     caller.last_seen = net.now();
                     match effect {
                         MembershipChange::None => {}
                         MembershipChange::Joined(member, address) => {
-                            let before = caller.joined.replace((member, address));
-                            // A connection is one peer at a time.
-                            if let Some((before, _)) = before.filter(|(b, _)| b.peer != member.peer)
+                            if let Some(before) =
+                                self.connections.joined(connection, member, address)
                             {
-                                self.give_up_id(before.peer, connection);
                                 self.forget(before);
                             }
                         }
-                        MembershipChange::Out => {
-                            if let Some((member, _)) = caller.joined.take() {
-                                self.give_up_id(member.peer, connection);
-                            }
-                        }
+                        MembershipChange::Out => self.connections.left(connection),
                     }
-                    self.join_is_over(connection);
+                    self.connections.join_is_over(connection);
                 } else if let MembershipChange::Joined(member, _) = effect {
                     self.forget(member);
                 }
@@ -579,17 +462,7 @@ impl RegistryService {
 
 impl Service for RegistryService {
     fn on_accepted(&mut self, net: &mut Net, connection: ConnectionId, peer: SocketAddr) {
-        let caller = RegistryConnection {
-            address: peer,
-            greeted: false,
-            asked: false,
-            waits: false,
-            last_seen: net.now(),
-            joining: None,
-            key: 0,
-            joined: None,
-            partial: None,
-        };
+        let caller = RegistryConnection::new(peer, net.now());
         self.connections.insert(connection, caller);
     }
 
@@ -605,7 +478,7 @@ impl Service for RegistryService {
         if self.checks.get(connection).is_some() {
             return self.answered(net, connection, frame);
         }
-        let Some(caller) = self.connections.get_mut(&connection) else { return };
+        let Some(caller) = self.connections.get_mut(connection) else { return };
         caller.last_seen = net.now();
         let message = match codec::decode(frame) {
             Ok(message) => message,
@@ -635,20 +508,16 @@ impl Service for RegistryService {
 
     fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
         self.checked(net, connection, Err(reason.to_string()));
-        let Some(caller) = self.connections.remove(&connection) else { return };
+        let Some((caller, joined)) = self.connections.remove(connection) else { return };
         net.release(connection, caller.partial.map_or(0, |partial| partial.held));
-        if let Some(peer) = caller.joining {
-            self.give_up_id(peer, connection);
-        }
-        if let Some((member, address)) = caller.joined {
-            self.give_up_id(member.peer, connection);
+        if let Some((member, address)) = joined {
             log::info!("peer {} at {address} is gone: {reason}", member.peer);
             self.forget(member);
         }
     }
 
     fn on_wake(&mut self, net: &mut Net) {
-        while let Some(completion) = self.pool.collect() {
+        while let Some(completion) = self.jobs.collect() {
             self.completed(net, completion);
         }
         if self.stopping_since.is_none() && self.stop.try_recv().is_ok() {
@@ -661,7 +530,7 @@ impl Service for RegistryService {
     fn on_tick(&mut self, net: &mut Net) {
         if !self.expiring && self.stopping_since.is_none() {
             // If the queue is full, the next tick tries again.
-            self.expiring = match self.pool.submit(RegistryJob::Expire) {
+            self.expiring = match self.jobs.submit(RegistryJob::Expire) {
                 Ok(()) => true,
                 Err(SubmitError::Full(_)) => false,
                 Err(SubmitError::Stopped(_)) => {
@@ -672,15 +541,15 @@ impl Service for RegistryService {
         }
         let now = net.now();
         let is_late = |partial: &PartialJoin| {
-            now.saturating_duration_since(partial.since) > limits::JOIN_PARTS_TIMEOUT
+            now.saturating_duration_since(partial.since) > JOIN_PARTS_TIMEOUT
         };
         let late = self
             .connections
             .iter()
             .filter(|(_, caller)| caller.partial.as_ref().is_some_and(is_late));
-        for connection in late.map(|(id, _)| *id).collect::<Vec<_>>() {
+        for connection in late.map(|(id, _)| id).collect::<Vec<_>>() {
             self.give_up_parts(net, connection);
-            let seconds = limits::JOIN_PARTS_TIMEOUT.as_secs();
+            let seconds = JOIN_PARTS_TIMEOUT.as_secs();
             let reason = format!("the parts of a JOIN have to come within {seconds} seconds");
             self.refuse(net, connection, &reason);
         }
@@ -695,19 +564,18 @@ impl Service for RegistryService {
 
     fn before_sleep(&mut self, net: &mut Net) {
         // Long jobs may have been waiting for room in the workers' queue.
-        self.submit_long();
-        let under_way = self.pool.outstanding() + self.long.len();
-        if self.stopping_since.is_some() && under_way == 0 {
+        self.jobs.submit_long();
+        if self.stopping_since.is_some() && self.jobs.is_empty() {
             log::info!("stopping: nothing is under way");
             net.exit();
         }
     }
 
     fn farewell(&mut self, connection: ConnectionId, reason: &CloseReason) -> Vec<u8> {
-        match (self.connections.get(&connection), reason) {
+        match (self.connections.get(connection), reason) {
             (None, _) => Vec::new(),
             (Some(RegistryConnection { greeted: true, .. }), CloseReason::Deadline) => {
-                let seconds = limits::FIRST_REQUEST_TIMEOUT.as_secs();
+                let seconds = FIRST_REQUEST_TIMEOUT.as_secs();
                 greeting::refusal(&format!("no request came within {seconds} seconds"))
             }
             (Some(_), CloseReason::Deadline) => {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::RegistryEvent;
-use super::directory::{Directory, DirectoryError};
+use super::directory::{DirectoryError, PeerDirectory};
 use crate::console::Console;
 use crate::limits;
 use crate::model::{ContentId, FileEntry, FileName, PeerId};
@@ -18,6 +18,10 @@ use crate::text::counted;
 use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::RegistryReply;
+
+/// A JOIN or UPDATE of more files than this is long. Long requests run one at a time, so that other
+/// threads are free for searches.
+const REGISTRY_LONG_FILES_MIN: usize = 128;
 
 /// What a complete request asks for.
 #[derive(Debug)]
@@ -56,7 +60,7 @@ impl RegistryJob {
     /// Whether it may take long, because it changes many files.
     pub fn is_long(&self) -> bool {
         match self {
-            RegistryJob::Request { work, .. } => work.files() > limits::REGISTRY_LONG_FILES_MIN,
+            RegistryJob::Request { work, .. } => work.files() > REGISTRY_LONG_FILES_MIN,
             RegistryJob::Gone(_) => true,
             RegistryJob::Expire => false,
         }
@@ -103,7 +107,7 @@ pub(super) enum RegistryCompletion {
 }
 
 pub(super) struct RegistryWorker {
-    pub directory: Arc<dyn Directory>,
+    pub directory: Arc<dyn PeerDirectory>,
     pub console: Console<RegistryEvent>,
 }
 

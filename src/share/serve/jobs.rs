@@ -6,11 +6,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::read::{self, ReadError};
-use crate::limits;
 use crate::model::ContentId;
 use crate::net::{Buffer, ConnectionId};
 use crate::share::chunks::ChunkSet;
 use crate::share::offer::{Catalog, Offer};
+
+/// Of the chunks that are read for a peer, one in this many is compared with its hash, in addition
+/// to those that are requested again.
+const UPLOAD_CHECK_EVERY: u64 = 16;
+/// Contents for which the compared chunks are remembered. The set of a content of 1 TiB takes 256
+/// KiB.
+const UPLOAD_CHECKED_CONTENTS_MAX: usize = 256;
 
 /// Why a chunk, or a slice of one, is read.
 #[derive(Clone, Copy)]
@@ -22,7 +28,7 @@ pub(super) enum ReadFor {
 }
 
 /// A job for a worker: read as many bytes of a chunk as the buffer is long.
-pub(super) struct ReadJob {
+pub(super) struct PieceJob {
     pub reader: ReadFor,
     pub catalog: Arc<dyn Catalog>,
     pub offer: Offer,
@@ -35,7 +41,7 @@ pub(super) struct ReadJob {
 
 /// The completion of a job. It always gives the buffer back: the buffers bound the number of jobs
 /// outstanding, so none may be free before its job's place in the pool is.
-pub(super) struct ReadDone {
+pub(super) struct PieceDone {
     pub reader: ReadFor,
     pub catalog: Arc<dyn Catalog>,
     pub offer: Offer,
@@ -43,16 +49,16 @@ pub(super) struct ReadDone {
     pub outcome: Result<(), ReadError>,
 }
 
-pub(super) fn work(mut job: ReadJob, whole: &mut Vec<u8>) -> ReadDone {
+pub(super) fn work(mut job: PieceJob, whole: &mut Vec<u8>) -> PieceDone {
     let (index, offset) = (job.index, job.offset);
     let outcome = read::read(&job.offer, index, offset, job.is_checked, &mut job.buffer, whole);
-    let ReadJob { reader, catalog, offer, buffer, .. } = job;
-    ReadDone { reader, catalog, offer, buffer, outcome }
+    let PieceJob { reader, catalog, offer, buffer, .. } = job;
+    PieceDone { reader, catalog, offer, buffer, outcome }
 }
 
 /// Decides which chunks are compared with their hashes before they are sent: those requested a
 /// second time, since a peer that got wrong bytes may not have reported it; and one in
-/// [`UPLOAD_CHECKED_EACH`](limits::UPLOAD_CHECKED_EACH) of the others, since a disk may fail at any
+/// [`UPLOAD_CHECK_EVERY`] of the others, since a disk may fail at any
 /// time.
 #[derive(Default)]
 pub(super) struct SpotChecks {
@@ -64,7 +70,7 @@ pub(super) struct SpotChecks {
 impl SpotChecks {
     /// Whether this chunk is to be compared with its hash before it is sent.
     pub(super) fn is_due(&mut self, content: ContentId, chunks: u64, index: u64) -> bool {
-        if self.contents.len() >= limits::UPLOAD_CHECKED_CONTENTS_MAX
+        if self.contents.len() >= UPLOAD_CHECKED_CONTENTS_MAX
             && !self.contents.contains_key(&content)
         {
             // Forgets everything: each chunk will be checked once more when it is requested a
@@ -75,7 +81,7 @@ impl SpotChecks {
         let (sent, checked) = self.contents.entry(content).or_insert_with(begin);
         self.reads += 1;
         let is_second = !sent.insert(index) && !checked.contains(index);
-        let is_due = is_second || self.reads.is_multiple_of(limits::UPLOAD_CHECKED_EACH);
+        let is_due = is_second || self.reads.is_multiple_of(UPLOAD_CHECK_EVERY);
         if is_due {
             checked.insert(index);
         }
@@ -93,7 +99,7 @@ mod tests {
         let mut is_due = |index| checks.is_due(content, 10, index);
         assert_eq!([is_due(3), is_due(3), is_due(3)], [false, true, false]);
         // Of other chunks one in so many, whichever that is.
-        let checked = (0..limits::UPLOAD_CHECKED_EACH).filter(|at| is_due(4 + at % 2)).count();
+        let checked = (0..UPLOAD_CHECK_EVERY).filter(|at| is_due(4 + at % 2)).count();
         assert!((2..=3).contains(&checked), "{checked}");
     }
 }

@@ -71,6 +71,7 @@ pub enum ServeError {
 }
 
 /// What a server has done since its start.
+#[cfg(any(test, feature = "internals"))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServeStatus {
     /// The number of connections now.
@@ -80,7 +81,7 @@ pub struct ServeStatus {
     /// The number of bytes of chunks sent.
     pub bytes: u64,
     /// The longest time that the event loop has been away from its sockets.
-    pub longest_stall: Duration,
+    pub longest_stall: std::time::Duration,
 }
 
 /// The fields of [`ServeStatus`], written by the loop and read by others.
@@ -142,6 +143,7 @@ impl PeerServer {
         self.address
     }
 
+    #[cfg(any(test, feature = "internals"))]
     pub fn status(&self) -> ServeStatus {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ServeStatus {

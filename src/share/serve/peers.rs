@@ -16,6 +16,10 @@ use crate::limits;
 use crate::model::ContentId;
 use crate::share::chunks::ChunkSet;
 
+/// Bytes of frames that wait for one peer behind a chunk that is sent slowly. Past it nothing is
+/// read from the peer until the chunk is sent.
+const BEHIND_CHUNK_BYTES_MAX: usize = 64 * 1024;
+
 /// A request for a chunk that waits for its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ChunkRequest {
@@ -197,7 +201,7 @@ impl ServedPeer {
 
     /// Whether so many frames wait for the end of the chunk that no more requests are to be read.
     pub(super) fn is_backlogged(&self) -> bool {
-        self.deferred.len() > limits::BEHIND_CHUNK_BYTES_MAX
+        self.deferred.len() > BEHIND_CHUNK_BYTES_MAX
     }
 }
 
@@ -209,7 +213,7 @@ mod tests {
     /// Once 28 connections that took a little every ten seconds under a rate limit had every place
     /// for good.
     #[test]
-    fn whoever_does_not_take_what_it_is_given_is_slow_also_under_a_rate() {
+    fn a_peer_that_does_not_read_is_slow_even_under_a_rate_limit() {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
         let mut peer = ServedPeer::new(SocketAddr::from(([127, 0, 0, 1], 1)), 1);
@@ -234,7 +238,7 @@ mod tests {
 
     /// The time in which a slice is read is this side's time.
     #[test]
-    fn a_peer_is_not_slow_for_what_is_still_being_read() {
+    fn a_peer_is_not_slow_while_its_chunk_is_being_read_from_disk() {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
         let mut peer = ServedPeer::new(SocketAddr::from(([127, 0, 0, 1], 1)), 1);

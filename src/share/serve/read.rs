@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_hashed_regular_file_of_the_folder_is_refused() {
+    fn anything_but_the_hashed_regular_file_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let outside = tempfile::tempdir().unwrap();
         let secret = outside.path().join("secret");
@@ -275,7 +275,7 @@ mod tests {
 
     /// The file is changed between the two checks.
     #[test]
-    fn what_was_written_while_it_was_read_is_not_sent() {
+    fn a_chunk_that_was_written_to_while_it_was_read_is_not_sent() {
         let folder = tempfile::tempdir().unwrap();
         let offer = offer(folder.path(), "file", b"before");
         let path = folder.path().join("file");
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn rot_is_noticed_where_a_chunk_is_checked_and_a_time_that_is_turned_back_everywhere() {
+    fn corruption_is_found_in_checked_chunks_and_a_reset_time_in_all() {
         let folder = tempfile::tempdir().unwrap();
         let mut offer = offer(folder.path(), "file", b"before");
         let path = folder.path().join("file");

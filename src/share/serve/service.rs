@@ -10,9 +10,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::jobs::{self, ReadDone, ReadJob, SpotChecks};
+use super::jobs::{self, PieceDone, PieceJob, SpotChecks};
 use super::peers::{ChunkRequest, ContentWatch, ServedPeer};
 use super::places::PlaceRules;
 use super::{ServeCounters, ServeOptions};
@@ -28,6 +28,16 @@ use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::{DenialCode, PeerReply, PeerRequest};
 use crate::workers::pool::Pool;
+
+/// A peer that takes nothing of what was sent for this long counts as having no chunk under way
+/// when places are given out. It is long for a line that is only slow, and short beside the
+/// patience of those who wait for the place.
+const UPLOAD_IDLE_AFTER: Duration = Duration::from_secs(2);
+/// Reported chunks that wait to be compared with their hash, one after the other. A further report
+/// is dropped, because a corrupted file has more of them or is requested again.
+const DOUBTED_CHUNKS_MAX: usize = 64;
+/// Threads that read files for a peer that serves.
+const UPLOAD_WORKERS: usize = 2;
 
 /// The limit on the sending rate, and the size of the pieces into which it cuts chunks.
 struct RateLimit {
@@ -52,7 +62,7 @@ pub(super) struct ShareService {
     buffers: BufferPool,
     /// Buffers of a slice, one for each connection.
     slices: BufferPool,
-    readers: Pool<ReadJob, ReadDone>,
+    readers: Pool<PieceJob, PieceDone>,
     counters: Arc<ServeCounters>,
     next_watch: Option<Instant>,
 }
@@ -66,7 +76,7 @@ impl ShareService {
         let wake = wake.clone();
         let slices_max = options.connections_max.unwrap_or(limits::SHARE_CONNECTIONS_MAX);
         // Each job holds a buffer.
-        let (threads, jobs_max) = (limits::UPLOAD_WORKERS, limits::UPLOAD_CHUNKS_MAX + slices_max);
+        let (threads, jobs_max) = (UPLOAD_WORKERS, limits::UPLOAD_CHUNKS_MAX + slices_max);
         let readers = Pool::start(
             "share-read",
             threads,
@@ -142,7 +152,7 @@ impl ShareService {
             }
             PeerRequest::Doubt { content, index } => {
                 let doubt = (content, index);
-                if self.doubts.len() < limits::DOUBTED_CHUNKS_MAX && !self.doubts.contains(&doubt) {
+                if self.doubts.len() < DOUBTED_CHUNKS_MAX && !self.doubts.contains(&doubt) {
                     self.doubts.push_back(doubt);
                 }
                 None
@@ -158,7 +168,7 @@ impl ShareService {
     /// requests, which are answered at once.
     fn keep_place(&mut self, net: &mut Net, id: ConnectionId) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        let keeps = peer.is_uploading() && net.write_stall(id) < limits::UPLOAD_IDLE_AFTER;
+        let keeps = peer.is_uploading() && net.write_stall(id) < UPLOAD_IDLE_AFTER;
         if std::mem::replace(&mut peer.keeps_place, keeps) != keeps {
             net.set_idle(id, !keeps);
         }

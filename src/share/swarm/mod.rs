@@ -63,6 +63,9 @@ use chunk_table::ChunkTable;
 pub use source::SourceStatus;
 use source::{SourceChunks, SwarmSource};
 
+/// A download has made progress once this many bytes have arrived, and not with every byte.
+const PROGRESS_BYTES_MIN: u64 = 16 * 1024;
+
 /// Index of a source within one swarm. The index of a source that has failed may be reused for
 /// another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -145,7 +148,7 @@ pub struct Swarm {
     overdue: Vec<u64>,
     actions: VecDeque<SwarmAction>,
     /// When the download last made progress: a chunk was verified, or at least
-    /// [`limits::PROGRESS_BYTES_MIN`] were received from sources with outstanding requests.
+    /// [`PROGRESS_BYTES_MIN`] were received from sources with outstanding requests.
     progress_at: Duration,
     /// When the last chunk was verified.
     checked_at: Duration,
@@ -377,7 +380,7 @@ impl Swarm {
                 self.progress_bytes += bytes;
             }
         }
-        if self.progress_bytes >= limits::PROGRESS_BYTES_MIN {
+        if self.progress_bytes >= PROGRESS_BYTES_MIN {
             self.progress_bytes = 0;
             self.progress_at = now;
         }

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rarest_go_first() {
+    fn the_rarest_chunks_are_requested_first() {
         let mut picker = picker(6);
         [0, 1, 1, 2, 2, 2, 3, 4, 5, 5].into_iter().for_each(|index| picker.more(index));
         picker.fewer(1);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_asked_in_order_where_it_makes_no_difference_and_only_for_what_it_has() {
+    fn equally_rare_chunks_are_requested_in_order_of_those_a_source_has() {
         let mut picker = picker(100);
         let mut have = ChunkSet::empty(100);
         assert!(have.insert_run(40, 20));

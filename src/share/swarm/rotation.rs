@@ -16,6 +16,13 @@ use super::{DropReason, SourceId, Swarm, SwarmAction};
 use crate::limits;
 use crate::net::origin_of;
 
+/// A source that was left because it was too slow is dialled again after this time, doubling up to
+/// the same bound as for a lost one.
+const SOURCE_SLOW_REDIAL_MIN: Duration = Duration::from_secs(20);
+/// A source from which nothing is requested for this long, since it has nothing that is missing or
+/// is slower than all others, makes room for one that was not tried yet.
+const SOURCE_IDLE_MAX: Duration = Duration::from_secs(3);
+
 impl Swarm {
     /// Time has passed: drops sources that are silent, slow or useless, and lets those that were
     /// dropped for a while be dialled again. To be called every
@@ -33,7 +40,7 @@ impl Swarm {
             }
             let left = if source.assignments.is_empty() {
                 let idle_for = now.saturating_sub(source.used);
-                let mut is_useless = idle_for >= limits::SOURCE_IDLE_MAX && has_candidate;
+                let mut is_useless = idle_for >= SOURCE_IDLE_MAX && has_candidate;
                 // A source that has been useful may be so again. It makes room all the same, so
                 // that many of them do not hide a faster one, but only as far as exchanges are
                 // allowed: each replacement is tried with a chunk.
@@ -98,11 +105,11 @@ impl Swarm {
         let is_far = source.expected_s(0) >= limits::SOURCE_SLOW_FOR.as_secs_f64();
         let is_slow = rate * limits::SOURCE_SLOWER_FACTOR < best && is_far;
         if outstanding_for >= limits::SOURCE_SLOW_AFTER && is_slow {
-            return Some((DropReason::Slow, limits::SOURCE_SLOW_AWAY));
+            return Some((DropReason::Slow, SOURCE_SLOW_REDIAL_MIN));
         }
         let is_too_slow = rate < self.config.rate_min as f64;
         if outstanding_for >= limits::LONE_SOURCE_SLOW_AFTER && is_too_slow {
-            return Some((DropReason::Slow, limits::SOURCE_SLOW_AWAY));
+            return Some((DropReason::Slow, SOURCE_SLOW_REDIAL_MIN));
         }
         None
     }
@@ -163,7 +170,7 @@ impl Swarm {
             .collect();
         slow.sort_by(|(one, _), (other, _)| one.total_cmp(other));
         for (_, id) in slow.into_iter().take(room) {
-            self.put_away(id, (limits::SOURCE_SLOW_AWAY, limits::SOURCE_AWAY_MAX), now);
+            self.put_away(id, (SOURCE_SLOW_REDIAL_MIN, limits::SOURCE_AWAY_MAX), now);
             self.actions.push_back(SwarmAction::Drop(id, DropReason::Slow));
         }
     }

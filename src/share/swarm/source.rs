@@ -12,6 +12,10 @@ use crate::limits::{self, CHUNK_BYTES};
 use crate::share::chunks::ChunkSet;
 use crate::share::rate::RateMeter;
 
+/// A source has stalled if it sends fewer bytes than this, or than an eighth of what its rate
+/// promised, in [`CHUNK_STALLED`](limits::CHUNK_STALLED): less than any line that is worth a place.
+const CHUNK_STALLED_BYTES: u64 = 4096;
+
 /// The connection of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceStatus {
@@ -105,7 +109,7 @@ impl SwarmSource {
             begun_bytes: 0,
             moved_at: now,
             moved_bytes: 0,
-            moved_bytes_min: limits::CHUNK_STALLED_BYTES,
+            moved_bytes_min: CHUNK_STALLED_BYTES,
             dialled: None,
             since: now,
             used: now,
@@ -174,7 +178,7 @@ impl SwarmSource {
         // An eighth of its rate, because others may come to share its line.
         let stalled_s = limits::CHUNK_STALLED.as_secs_f64();
         let least = (self.meter.rate() * stalled_s / 8.0) as u64;
-        self.moved_bytes_min = least.max(limits::CHUNK_STALLED_BYTES);
+        self.moved_bytes_min = least.max(CHUNK_STALLED_BYTES);
         self.assignments.push(Assignment { chunk, at: now, due: self.due(), stalled: false });
         self.next = chunk + 1;
     }

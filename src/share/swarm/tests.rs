@@ -7,6 +7,7 @@
 use rand::RngExt;
 
 use super::*;
+use crate::share::seeds::{Replay, seeds};
 
 const MIB: u64 = CHUNK_BYTES as u64;
 const STEP: Duration = Duration::from_millis(10);
@@ -53,23 +54,6 @@ impl SimPeer {
         let is_kept = |index: &u64| self.halves.is_some_and(|first| *index >= first);
         self.wanted.front().is_some_and(is_kept) && self.sent_of_first >= MIB / 2
     }
-}
-
-/// Names the seed of a simulation in which a test fails.
-struct Replay(u64);
-
-impl Drop for Replay {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("replay with ACERVO_SEED={}", self.0);
-        }
-    }
-}
-
-/// The seeds that a test runs with: all of these, or the one that `ACERVO_SEED` names.
-fn seeds(all: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    let one = std::env::var("ACERVO_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
-    one.map_or(all, |seed| seed..seed + 1)
 }
 
 struct Sim {
@@ -479,7 +463,8 @@ fn slow_peers_never_make_a_download_slower() {
         let (together, wasted) = time_of(Sim { downlink, ..Sim::new(chunks, peers, seed) });
         assert!(
             together <= alone * 1.1 + 0.15,
-            "{others} peers beside one of {} MiB/s: {alone} s, then {together} s for {chunks} chunks and {wasted} more",
+            "{others} peers beside one of {} MiB/s: {alone} s, then {together} s for {chunks} \
+             chunks and {wasted} more",
             fast / MIB
         );
     }
@@ -652,7 +637,8 @@ fn any_number_of_stalled_sources_does_not_delay_the_last_chunks() {
                 let sim = Sim { downlink: 400 * MIB, ..Sim::new(100, peers, seed) };
                 let (seconds, wasted) = time_of(sim);
                 let line = format!(
-                    "seed {seed}, {liars} of {rate} MiB/s, {dribbles} bytes at a time: {seconds:.1} s, {wasted:.0} chunks in vain"
+                    "seed {seed}, {liars} of {rate} MiB/s, {dribbles} bytes at a time: \
+                     {seconds:.1} s, {wasted:.0} chunks in vain"
                 );
                 // Those with a place are all tried within two seconds, those without one after
                 // them.
@@ -700,7 +686,8 @@ fn a_chunk_that_some_sources_failed_at_is_requested_from_the_others_at_once() {
             let all_idle = (0..sim.peers.len()).filter(|at| is_idle(*at)).count();
             assert!(
                 all_idle == 0 || sim.swarm.chunks.missing() == 0 || sim.swarm.chunks.assigned() > 0,
-                "{all_idle} honest sources have nothing to do, and nobody is asked for what is missing"
+                "{all_idle} honest sources have nothing to do, and nobody is asked for what is \
+                 missing"
             );
         }
     }

@@ -222,7 +222,7 @@ fn a_file_is_published_when_all_chunks_are_stored_and_its_space_is_reserved() {
 }
 
 #[test]
-fn what_an_earlier_download_has_left_is_checked_and_only_the_rest_is_fetched() {
+fn kept_chunks_are_checked_and_only_the_rest_is_fetched() {
     let mut scene = Scene::new(Setup { is_resumed: true, chunks: 5, ..Setup::default() });
     scene.download.allocated();
     scene.connect(&[FIRST]);
@@ -236,7 +236,7 @@ fn what_an_earlier_download_has_left_is_checked_and_only_the_rest_is_fetched() {
 }
 
 #[test]
-fn a_wrong_chunk_bans_its_source_tells_it_so_and_is_fetched_elsewhere() {
+fn a_wrong_chunk_bans_its_source_with_a_doubt_and_is_fetched_elsewhere() {
     let mut scene = Scene::new(Setup::default());
     scene.download.allocated();
     scene.connect(&[FIRST]);
@@ -255,7 +255,7 @@ fn a_wrong_chunk_bans_its_source_tells_it_so_and_is_fetched_elsewhere() {
 }
 
 #[test]
-fn a_source_that_sends_what_was_not_asked_for_is_dropped() {
+fn a_source_that_sends_an_unrequested_reply_is_dropped() {
     type Trick = fn(&mut Scene);
     let tricks: [(&str, Trick); 7] = [
         ("an answer to no request", |scene| {
@@ -328,7 +328,7 @@ fn a_download_fails_when_every_source_and_a_search_say_that_the_content_is_gone(
 }
 
 #[test]
-fn a_file_that_is_being_looked_at_is_not_gone() {
+fn a_source_that_is_hashing_the_file_anew_has_not_withdrawn_it() {
     let mut scene = Scene::new(Setup { gone_after: Some(Duration::ZERO), ..Setup::default() });
     scene.connect(&[FIRST]);
     scene.deny(FIRST, "hashes", DenialCode::Changed);
@@ -379,7 +379,7 @@ fn a_file_that_another_program_has_changed_is_checked_and_repaired_a_limited_num
 }
 
 #[test]
-fn one_address_is_one_source_and_another_content_is_none() {
+fn an_address_is_one_source_and_one_of_another_content_is_none() {
     let mut scene = Scene::new(Setup::default());
     let source = scene.source(FIRST);
     let other_id = Source { peer: PeerId(99), ..source.clone() };

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::names::{claim_name, descriptor_path, is_at, is_first_name, link, remove_ours};
 use crate::model::{ContentId, FileName};
 use crate::net::BUFFER_ALIGNMENT;
-use crate::share::fetch::api::{FetchError, Kept};
+use crate::share::fetch::api::{FetchError, KeptPart};
 
 /// The unit of direct I/O, and the length of the trailer.
 pub(super) const BLOCK_BYTES: usize = BUFFER_ALIGNMENT;
@@ -239,12 +239,12 @@ impl PartFile {
                 path: self.path.clone(),
                 needed,
                 free: self.free(),
-                kept: Kept(false),
+                kept: KeptPart(false),
             },
             io::ErrorKind::FileTooLarge => FetchError::NotSoLarge {
                 path: self.path.clone(),
                 size: self.trailer.size,
-                kept: Kept(false),
+                kept: KeptPart(false),
             },
             io::ErrorKind::NotFound => FetchError::PartGone(self.path.clone()),
             _ => disk(&self.path, error),
@@ -330,5 +330,5 @@ pub(super) fn open_again(file: &File, access: OFlags) -> io::Result<File> {
 }
 
 pub(super) fn disk(path: &Path, source: io::Error) -> FetchError {
-    FetchError::Disk { path: path.to_owned(), source, kept: Kept(false) }
+    FetchError::Disk { path: path.to_owned(), source, kept: KeptPart(false) }
 }

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_is_for_files_that_nobody_writes_and_keeps_writers_waiting() {
+    fn a_lease_needs_a_file_without_writers_and_makes_new_ones_wait() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let writer = File::create(&path).unwrap();

@@ -68,14 +68,14 @@ fn a_part_is_written_left_resumed_and_finished() {
 }
 
 #[test]
-fn two_downloads_of_a_file_do_not_meet() {
+fn two_downloads_of_a_file_exclude_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let _part = open(folder.path(), SIZE).unwrap().unwrap();
     assert!(matches!(open(folder.path(), SIZE), Err(FetchError::UnderWay(_))));
 }
 
 #[test]
-fn parts_of_other_things_are_not_touched() {
+fn partial_files_of_other_downloads_are_not_touched() {
     let folder = tempfile::tempdir().unwrap();
     let part = open(folder.path(), SIZE).unwrap().unwrap();
     write(&part, 0, 3);
@@ -120,7 +120,7 @@ fn a_part_that_nothing_was_written_to_makes_room_for_another_content() {
 }
 
 #[test]
-fn nothing_is_replaced_not_even_what_came_last_moment() {
+fn publishing_never_replaces_a_file_that_has_the_name() {
     let folder = tempfile::tempdir().unwrap();
     let part = open(folder.path(), SIZE).unwrap().unwrap();
     let whole = folder.path().join("film.mkv");
@@ -148,7 +148,7 @@ fn nothing_is_replaced_not_even_what_came_last_moment() {
 /// Browsers use the same name: for a file of the right length, for an empty one, or for one of the
 /// length of a partial file.
 #[test]
-fn somebodys_own_file_of_the_parts_name_is_neither_altered_nor_published() {
+fn a_users_file_with_the_partial_files_name_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("film.mkv.part");
     for own in
@@ -167,7 +167,7 @@ fn somebodys_own_file_of_the_parts_name_is_neither_altered_nor_published() {
 /// Once a download went on writing to its removed partial file, and then published whatever had the
 /// partial name: the start of another download.
 #[test]
-fn what_gets_the_final_name_is_what_was_written() {
+fn the_published_file_is_the_one_that_was_written() {
     let folder = tempfile::tempdir().unwrap();
     let (path, whole) = (folder.path().join("film.mkv.part"), folder.path().join("film.mkv"));
     let first = open(folder.path(), SIZE).unwrap().unwrap();
@@ -199,7 +199,7 @@ fn what_gets_the_final_name_is_what_was_written() {
 
 /// After each step of publishing, as a crash would leave the files.
 #[test]
-fn a_crash_in_the_end_loses_nothing_and_leaves_nothing() {
+fn a_crash_while_publishing_loses_nothing_and_leaves_no_file_behind() {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("film.mkv");
     let part = open(folder.path(), SIZE).unwrap().unwrap();
@@ -222,7 +222,7 @@ fn a_crash_in_the_end_loses_nothing_and_leaves_nothing() {
 /// Once a process was killed between two names of a partial file, and the random one stayed a
 /// second name of the published file for ever.
 #[test]
-fn the_name_that_a_part_was_made_under_does_not_stay() {
+fn the_temporary_name_of_a_new_partial_file_does_not_stay() {
     let folder = tempfile::tempdir().unwrap();
     let part = open(folder.path(), SIZE).unwrap().unwrap();
     for own in [first_name(7), "mine.part".to_owned()] {
@@ -264,7 +264,7 @@ fn a_late_write_of_a_second_download_changes_nothing() {
 /// Once a download that did not fit took all space for a moment, and other programs failed to
 /// write.
 #[test]
-fn what_does_not_fit_takes_no_room_from_others() {
+fn a_file_that_does_not_fit_reserves_no_space() {
     let folder = tempfile::tempdir().unwrap();
     let part = open(folder.path(), SIZE).unwrap().unwrap();
     let before = part.on_disk.file.metadata().unwrap().blocks();
@@ -279,7 +279,7 @@ fn what_does_not_fit_takes_no_room_from_others() {
 }
 
 #[test]
-fn a_trailer_says_what_it_says_or_nothing() {
+fn a_trailer_with_any_byte_changed_or_missing_is_none() {
     let trailer = Trailer { size: SIZE, content: content(b"film") };
     let bytes = trailer.encode();
     assert_eq!(Trailer::decode(&bytes), Some(trailer));
@@ -294,7 +294,7 @@ fn a_trailer_says_what_it_says_or_nothing() {
 }
 
 #[test]
-fn long_names_have_parts_too() {
+fn a_long_names_partial_file_has_a_name_that_fits() {
     let content = content(b"x");
     assert_eq!(part_name(&name("a.b"), content), "a.b.part");
     let longest = "ü".repeat(127) + "x";
@@ -363,7 +363,7 @@ fn is_good(part: &Part, index: u64, byte: u8) -> bool {
 
 /// A store to a dirty page of a mapping changes the file without any trace outside.
 #[test]
-fn what_is_stored_through_a_mapping_is_never_published() {
+fn bytes_written_through_a_mapping_are_never_published() {
     // The file is mapped during the download, or before it is resumed.
     for is_resumed in [false, true] {
         let (folder, tools) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -400,7 +400,7 @@ fn what_is_stored_through_a_mapping_is_never_published() {
 /// Once a program that reads the partial file was taken for one that writes, and the download
 /// failed.
 #[test]
-fn whoever_reads_costs_one_check() {
+fn a_reader_of_the_partial_file_costs_one_more_check() {
     let folder = tempfile::tempdir().unwrap();
     let part = open(folder.path(), SIZE).unwrap().unwrap();
     write(&part, 0, 3);
@@ -435,7 +435,7 @@ fn a_second_download_takes_no_lease_from_the_first() {
 
 /// A writer waits for the lease. When it is let in, the check under the lease does not count.
 #[test]
-fn who_opens_it_for_writing_during_the_check_has_it_checked_again() {
+fn a_writer_during_the_check_has_the_file_checked_again() {
     let folder = tempfile::tempdir().unwrap();
     let part = open(folder.path(), SIZE).unwrap().unwrap();
     write(&part, 0, 3);

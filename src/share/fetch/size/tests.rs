@@ -139,13 +139,13 @@ fn one_honest_source_among_liars_of_every_kind_proves_the_size() {
 }
 
 #[test]
-fn no_liar_proves_a_size() {
+fn no_false_size_is_ever_proved() {
     let error = prove(&LIARS, Duration::from_millis(2500)).unwrap_err();
     assert!(matches!(error, FetchError::NoSource { .. }), "{error:?}");
 }
 
 #[test]
-fn whoever_comes_later_is_asked_too_and_a_stop_ends_it() {
+fn a_source_that_is_added_later_is_asked_and_a_stop_ends_the_question() {
     let (manifest, mut sources) = sources(&[Trick::Silent, Trick::Honest]);
     let honest = sources.pop();
     let (name, content) = (FileName::new("a").unwrap(), manifest.content());
@@ -167,7 +167,7 @@ fn manifest_of(count: u64) -> Manifest {
 }
 
 #[test]
-fn a_list_ends_where_it_gives_the_contents_id() {
+fn a_list_is_complete_when_it_yields_the_content_id() {
     let page = HASHES_PER_FRAME_MAX as u64;
     for count in [1, 2, 3, page - 1, page, page + 1, 2 * page, 2 * page + 1, 3 * page + 7, 5 * page]
     {
@@ -186,7 +186,7 @@ fn a_list_ends_where_it_gives_the_contents_id() {
 }
 
 #[test]
-fn a_false_or_endless_list_ends() {
+fn a_false_or_endless_list_is_given_up() {
     let manifest = manifest_of(10);
     for wrong in [&manifest.chunks()[..0], &manifest.chunks()[..9], &manifest.chunks()[1..]] {
         assert_eq!(ListProof::new(manifest.content()).take(wrong), PageVerdict::Wrong);

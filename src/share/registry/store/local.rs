@@ -87,7 +87,7 @@ pub(super) struct ScanVerdict {
 
 /// The state of one registry.
 #[derive(Debug)]
-pub(super) struct LocalState {
+pub(super) struct LocalPeers {
     id: RegistryId,
     silence_timeout: Duration,
     /// A peer is here before its row is in the store.
@@ -101,9 +101,9 @@ pub(super) struct LocalState {
     is_store_lost: bool,
 }
 
-impl LocalState {
-    pub(super) fn new(id: RegistryId, silence_timeout: Duration) -> LocalState {
-        LocalState {
+impl LocalPeers {
+    pub(super) fn new(id: RegistryId, silence_timeout: Duration) -> LocalPeers {
+        LocalPeers {
             id,
             silence_timeout,
             peers: HashMap::new(),
@@ -336,10 +336,10 @@ mod tests {
     }
 
     /// A registry to which a peer is connected, and a clock in seconds.
-    fn state_with_peer(peer: u64) -> (LocalState, impl Fn(u64) -> Instant) {
+    fn state_with_peer(peer: u64) -> (LocalPeers, impl Fn(u64) -> Instant) {
         let start = Instant::now();
         let at = move |second: u64| start + Duration::from_secs(second);
-        let mut state = LocalState::new(OWN, SILENCE);
+        let mut state = LocalPeers::new(OWN, SILENCE);
         state.begin_join(member(peer), endpoint(peer), at(0));
         state.end_join(member(peer), (2, 9), at(0), at(0));
         (state, at)
@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn a_peer_that_is_joining_is_neither_silent_nor_taken_over() {
         let start = Instant::now();
-        let mut state = LocalState::new(OWN, SILENCE);
+        let mut state = LocalPeers::new(OWN, SILENCE);
         state.begin_join(member(7), endpoint(7), start);
         let later = start + 5 * SILENCE;
         let rows = ScannedRows { peers: vec![row(7, OTHER)], registries: vec![] };
@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn a_failure_of_the_store_is_news_once_and_so_is_its_end() {
-        let mut state = LocalState::new(OWN, SILENCE);
+        let mut state = LocalPeers::new(OWN, SILENCE);
         let news = [true, false, false, true, true].map(|answers| state.store_answers(answers));
         assert_eq!(news, [false, true, false, true, false]);
     }

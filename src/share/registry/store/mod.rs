@@ -21,8 +21,8 @@
 //! The rows are not written with compare-and-set, so two registries may interfere over one peer
 //! that joins at one while the other still believes it dead. Every such accident ends with a row
 //! that differs from what the peer's own registry wrote last. That registry notices in its next
-//! scan ([`Directory::expire`]) and forgets the peer, which is told so, joins again, and so repairs
-//! everything.
+//! scan ([`PeerDirectory::expire`]) and forgets the peer, which is told so, joins again, and so
+//! repairs everything.
 //!
 //! [`IndexLimits`] apply to all registries together. Each registry counts what there was at its
 //! last scan and what it has added since, so they may be exceeded by what others add in between.
@@ -43,9 +43,9 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 
-use self::local::{LocalPeer, LocalState, Totals};
+use self::local::{LocalPeer, LocalPeers, Totals};
 use self::rows::*;
-use super::directory::{Directory, DirectoryError};
+use super::directory::{DirectoryError, PeerDirectory};
 use crate::Client;
 use crate::client::ReadOptions;
 use crate::limits;
@@ -56,6 +56,10 @@ use crate::share::index::{
 };
 use crate::wire::share::{FileSummary, PeerSummary, Source};
 
+/// A registry on a store scans the store, and refreshes its own heartbeat there, this many times
+/// within the silence timeout, so that one failed scan expires nobody.
+const STORE_SCANS_PER_TIMEOUT: u32 = 4;
+
 /// The directory. All registries with the same store see the same index.
 pub struct StoreDirectory {
     client: Client,
@@ -65,7 +69,7 @@ pub struct StoreDirectory {
     id: RegistryId,
     /// Measures silence, without the times in which this process was stopped.
     clock: Mutex<RunClock>,
-    state: Mutex<LocalState>,
+    state: Mutex<LocalPeers>,
 }
 
 type Result<T> = std::result::Result<T, DirectoryError>;
@@ -81,7 +85,7 @@ impl StoreDirectory {
     pub fn new(client: Client, index: IndexLimits, silence_timeout: Duration) -> StoreDirectory {
         let id = RegistryId(rand::rng().next_u64());
         let clock = Mutex::new(RunClock::new(Some(limits::SHARE_TURN_MAX), Instant::now()));
-        let state = Mutex::new(LocalState::new(id, silence_timeout));
+        let state = Mutex::new(LocalPeers::new(id, silence_timeout));
         StoreDirectory { client, limits: index, silence_timeout, id, clock, state }
     }
 
@@ -90,7 +94,7 @@ impl StoreDirectory {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner).at(Instant::now())
     }
 
-    fn state(&self) -> MutexGuard<'_, LocalState> {
+    fn state(&self) -> MutexGuard<'_, LocalPeers> {
         // A worker that panics ends the process; in tests it fails the test.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,7 +174,7 @@ impl StoreDirectory {
     }
 }
 
-impl Directory for StoreDirectory {
+impl PeerDirectory for StoreDirectory {
     fn join(&self, member: Member, place: PeerEndpoint, files: Vec<FileEntry>) -> Result<()> {
         let (peer, PeerEndpoint { origin, key, .. }) = (member.peer, place);
         let (given, files) = (files.len(), by_name(files));
@@ -278,7 +282,7 @@ impl Directory for StoreDirectory {
     fn expire(&self) -> Result<Vec<(PeerId, SocketAddr)>> {
         // Advances the clock even if no scan is due.
         self.now();
-        let interval = self.silence_timeout / limits::STORE_LOOKS_PER_SILENCE;
+        let interval = self.silence_timeout / STORE_SCANS_PER_TIMEOUT;
         if !self.state().begin_scan(interval, Instant::now()) {
             return Ok(Vec::new());
         }

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn time_without_a_look_does_not_count() {
+    fn time_between_scans_that_were_missed_is_no_silence() {
         let (mut tracker, start) = (SilenceTracker::default(), Instant::now());
         assert_eq!(tracker.update(&[found(A, 1)], GAP, start), []);
         let later = start + Duration::from_secs(60);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_gone_is_forgotten_and_begins_anew() {
+    fn a_row_that_vanishes_is_forgotten_and_starts_anew() {
         let (mut tracker, start) = (SilenceTracker::default(), Instant::now());
         let at = |second| start + Duration::from_secs(second);
         assert_eq!(tracker.update(&[found(A, 1)], GAP, at(0)), []);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::super::jobs::{ReadDone, ReadFor, ReadJob};
+use super::super::jobs::{PieceDone, PieceJob, ReadFor};
 use super::super::peers::{ChunkRequest, OutgoingChunk, SentPiece, ServedPeer, SlicedChunk};
 use super::super::places::{BufferClaim, TakerSpeed, next_whole};
 use super::super::read::ReadError;
@@ -42,7 +42,7 @@ impl ShareService {
             };
             let reader = ReadFor::Doubt;
             let job =
-                ReadJob { reader, catalog, offer, index, offset: 0, is_checked: true, buffer };
+                PieceJob { reader, catalog, offer, index, offset: 0, is_checked: true, buffer };
             self.is_doubt_read = self.readers.submit(job).is_ok();
             if !self.is_doubt_read {
                 log::error!("chunks have no thread to be read by");
@@ -188,7 +188,7 @@ impl ShareService {
         let buffer = self.buffers.take(length).ok_or_else(no_memory)?;
         let is_checked = self.checks.is_due(content, chunk_count(offer.manifest.size()), index);
         let reader = ReadFor::Peer { id, request, is_slice: false };
-        self.submit(ReadJob { reader, catalog, offer, index, offset: 0, is_checked, buffer })
+        self.submit(PieceJob { reader, catalog, offer, index, offset: 0, is_checked, buffer })
     }
 
     /// Starts to send a chunk slice by slice.
@@ -200,7 +200,7 @@ impl ShareService {
         let buffer = self.slices.take(slices.next_len()).ok_or_else(no_memory)?;
         let is_checked = self.checks.is_due(content, chunk_count(offer.manifest.size()), index);
         let reader = ReadFor::Peer { id, request, is_slice: true };
-        self.submit(ReadJob { reader, catalog, offer, index, offset: 0, is_checked, buffer })?;
+        self.submit(PieceJob { reader, catalog, offer, index, offset: 0, is_checked, buffer })?;
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.slices = Some(slices);
         }
@@ -228,7 +228,8 @@ impl ShareService {
                         return;
                     };
                     let is_checked = false;
-                    let job = ReadJob { reader, catalog, offer, index, offset, is_checked, buffer };
+                    let job =
+                        PieceJob { reader, catalog, offer, index, offset, is_checked, buffer };
                     self.submit(job).map_err(|_| "there is no thread to read it with")
                 }
             };
@@ -247,7 +248,7 @@ impl ShareService {
         net.close(id);
     }
 
-    fn submit(&mut self, job: ReadJob) -> Result<(), PeerReply> {
+    fn submit(&mut self, job: PieceJob) -> Result<(), PeerReply> {
         let reader = job.reader;
         self.readers.submit(job).map_err(|refused| match refused {
             SubmitError::Full(_) => {
@@ -267,8 +268,8 @@ impl ShareService {
         Ok(())
     }
 
-    pub(super) fn on_read(&mut self, net: &mut Net, done: ReadDone) {
-        let ReadDone { reader, catalog, offer, buffer, outcome } = done;
+    pub(super) fn on_read(&mut self, net: &mut Net, done: PieceDone) {
+        let PieceDone { reader, catalog, offer, buffer, outcome } = done;
         match reader {
             ReadFor::Doubt => self.is_doubt_read = false,
             ReadFor::Peer { id, .. } => {
@@ -304,12 +305,12 @@ impl ShareService {
     /// A whole chunk, or the next slice of one, has been read for a peer.
     fn sendable(&mut self, id: ConnectionId, request: u64, is_slice: bool, buffer: Buffer) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        let (mut is_first, mut ends_chunk, mut length) = (true, true, buffer.len());
+        let (mut is_first, mut ends_chunk, mut length) = (true, true, buffer.length());
         if is_slice {
             let slices = peer.slices.as_mut();
             let slices = slices.expect("a slice is read for a peer that is being sent slices");
             (is_first, length) = (slices.read == 0, slices.length);
-            slices.read += buffer.len();
+            slices.read += buffer.length();
             ends_chunk = slices.read >= slices.length;
             if ends_chunk {
                 peer.slices = None;
@@ -325,7 +326,7 @@ impl ShareService {
             };
             self.counters.chunks.fetch_add(1, Ordering::Relaxed);
         }
-        self.counters.bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.counters.bytes.fetch_add(buffer.length() as u64, Ordering::Relaxed);
         let bytes = Bytes::from_owner(buffer);
         peer.outgoing.push_back(OutgoingChunk { header, bytes, ends_chunk });
     }
