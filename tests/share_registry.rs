@@ -932,7 +932,7 @@ fn who_knows_the_secret_of_a_peer_takes_its_place_at_once() {
 
 struct Offered;
 
-impl Files for Offered {
+impl OfferedFiles for Offered {
     fn files(&self) -> Vec<FileEntry> {
         vec![file("a", 1)]
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use acervo::client::{Client, ReadOptions, Row};
 use acervo::limits;
-use acervo::model::FileName;
+use acervo::model::{ContentId, FileEntry, FileName, PeerId};
 use acervo::share::index::{IndexLimits, Member, PeerEndpoint};
 use acervo::share::registry::directory::{DirectoryError, MemoryDirectory, PeerDirectory};
 use acervo::share::registry::store::StoreDirectory;
@@ -366,7 +366,7 @@ fn what_a_dead_registry_leaves_half_done_goes_to_the_last_row() {
     });
     let gone = eventually("the dead registry's peer is forgotten", || {
         // The live one sends heartbeats all the time.
-        assert!(other.hear(back).unwrap());
+        assert!(other.heartbeat(back).unwrap());
         other.expire().unwrap().pop()
     });
     assert_eq!(gone, (PeerId(1), address(1)));
@@ -399,7 +399,7 @@ fn a_peer_that_proves_who_it_is_changes_its_registry_at_once() {
     // Late messages of the old connection, its end included, remove nothing.
     first.leave(before).unwrap();
     assert_eq!(second.search(&name(0)).unwrap().len(), 1);
-    assert!(second.hear(after).unwrap());
+    assert!(second.heartbeat(after).unwrap());
 }
 
 #[test]
@@ -411,14 +411,14 @@ fn a_peer_whose_rows_somebody_took_away_is_told_to_join_anew() {
     let member = Member { peer: PeerId(7), session: 1 };
     directory.join(member, place(7), vec![entry((0, 1))]).unwrap();
     directory.expire().unwrap();
-    assert!(directory.hear(member).unwrap());
+    assert!(directory.heartbeat(member).unwrap());
     // As another registry does that believes this one dead.
     let row = everything(&client).into_iter().find(|row| row.key.starts_with(b"share/peer/"));
     client.del(row.unwrap().key).unwrap();
     assert_eq!(directory.search(&name(0)).unwrap(), [], "a peer without a row is not found");
     eventually("it is told", || {
         directory.expire().unwrap();
-        (!directory.hear(member).unwrap()).then_some(())
+        (!directory.heartbeat(member).unwrap()).then_some(())
     });
     assert!(!directory.update(member, vec![entry((1, 1))], &[]).unwrap());
     directory.join(member, place(7), vec![entry((0, 1))]).unwrap();
@@ -426,7 +426,7 @@ fn a_peer_whose_rows_somebody_took_away_is_told_to_join_anew() {
     // A peer that sends nothing any more is forgotten by its own registry.
     let gone = eventually("its silence is noticed", || directory.expire().unwrap().pop());
     assert_eq!(gone, (PeerId(7), address(7)));
-    assert!(!directory.hear(member).unwrap());
+    assert!(!directory.heartbeat(member).unwrap());
 }
 
 #[test]

@@ -589,8 +589,8 @@ pub fn share_state(data: &[u8]) {
         let files = known.files.iter().map(|file| {
             let chunks = file.manifest.chunks().len() as u64;
             assert_eq!(chunks, chunk_count(file.manifest.size()), "{}", file.name);
-            assert_eq!(file.look.stamp.size, file.manifest.size(), "{}", file.name);
-            (file.name.clone(), file.look, Arc::new(file.manifest.clone()))
+            assert_eq!(file.identity.stamp.size, file.manifest.size(), "{}", file.name);
+            (file.name.clone(), file.identity, Arc::new(file.manifest.clone()))
         });
         let again = state::encode(known.peer, known.inode, files).expect("what was decoded");
         assert_eq!(state::decode(&again), Some(known));
@@ -612,7 +612,7 @@ fn share_state_examples() -> Vec<Vec<u8>> {
             let epoch = SystemTime::UNIX_EPOCH;
             if seconds < 0 { epoch - distance } else { epoch + distance }
         });
-        let look = Look {
+        let identity = FileIdentity {
             stamp: FileStamp {
                 size: manifest.size(),
                 modified,
@@ -620,7 +620,7 @@ fn share_state_examples() -> Vec<Vec<u8>> {
             },
             inode: 77,
         };
-        (FileName::new(name).expect("a good name"), look, Arc::new(manifest))
+        (FileName::new(name).expect("a good name"), identity, Arc::new(manifest))
     };
     let files = vec![
         file("film.mkv", &[7; 3 * 1024 * 1024 + 5], Some(1_795_219_200)),

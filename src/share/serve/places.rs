@@ -463,7 +463,6 @@ mod tests {
                     let so_far = server.now - begun;
                     assert!(so_far < secs(6), "{others} of {origins}, {at_secs} s, {pauses_ms} ms");
                 }
-                let all = server.now - begun;
                 assert!(waited < 3 * limits::SHARE_TICK, "{others} of {origins}: {waited:?}");
             }
         }
