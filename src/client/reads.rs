@@ -155,12 +155,16 @@ impl Client {
             let (key, at) = (asked.clone(), Timestamp::ZERO);
             (Request::Get(GetRequest { key, timestamp, session, linearizable, at }), sent)
         };
-        let judge = move |server, sent, reply| match reply {
+        let judge = move |server, sent: Floors, reply| match reply {
             Reply::GetOk { value, timestamp, as_of } => {
                 let answered = match &value {
                     Some(_) => Answered::Value(timestamp),
                     None => Answered::Missing(as_of),
                 };
+                if value.is_some() && timestamp < sent.key {
+                    // It was told not to, so asking it again would go on for ever.
+                    return Verdict::Gone("it answered with an older value than asked for".into());
+                }
                 if !lock(&seen).accept(&key, sent, answered) {
                     return Verdict::Again;
                 }

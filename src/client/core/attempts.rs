@@ -31,9 +31,16 @@ use rand::seq::SliceRandom;
 
 use super::super::error::{ClientError, ServerFailure};
 use super::health::{Health, jittered};
-use crate::limits::{CLIENT_BACKOFF_MAX, CLIENT_BACKOFF_MIN, CLIENT_PING_INTERVAL};
+use crate::limits::{
+    BUSY_RETRY_AFTER_MS, CLIENT_BACKOFF_MAX, CLIENT_BACKOFF_MIN, CLIENT_PING_INTERVAL,
+};
 use crate::model::{Effect, Timestamp};
 use crate::wire::message::{ErrorCode, ErrorReply};
+
+/// A server that is busy is asked again after this long at most, whatever it says: many times what
+/// one that is well says, and short beside a call's whole time.
+const CLIENT_BUSY_PAUSE_MAX: Duration = Duration::from_secs(1);
+const _: () = assert!(CLIENT_BUSY_PAUSE_MAX.as_millis() >= 4 * BUSY_RETRY_AFTER_MS as u128);
 
 /// What an answer means for its request.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,7 +51,7 @@ pub(in crate::client) enum Verdict<T> {
     Again,
     /// Another server, or this one later, may do better.
     Other(String),
-    /// So it may, but not before this long.
+    /// Another server may do better, or this one, but not before this long.
     OtherAfter(Duration, String),
     /// This server is of no use now.
     Gone(String),
@@ -185,6 +192,8 @@ pub(super) struct Attempts {
     again: Option<usize>,
     /// No server is asked before.
     not_before: Duration,
+    /// By server: it has said that it is busy, and is not asked before.
+    busy_until: Vec<Duration>,
     backoff: Duration,
     /// Somebody has said in this round that there is no majority.
     no_majority: Option<ClientError>,
@@ -218,6 +227,7 @@ impl Attempts {
         }
         Attempts {
             failures: vec![None; addresses.len()],
+            busy_until: vec![now; addresses.len()],
             order: servers,
             rules,
             addresses,
@@ -269,9 +279,9 @@ impl Attempts {
         if self.is_waiting() {
             return self.wait(None);
         }
-        match self.next(health) {
-            Some(_) if now < self.not_before => self.wait(Some(self.not_before)),
-            Some(server) => self.send(now, server),
+        match self.next(now, health) {
+            Some((_, at)) if now < at => self.wait(Some(at)),
+            Some((server, _)) => self.send(now, server),
             None => self.end_round(now, random),
         }
     }
@@ -348,13 +358,22 @@ impl Attempts {
         self.no_majority.is_none() && (waiting || heard().count() >= 2)
     }
 
-    /// The next server of this round.
-    fn next(&self, health: &Health) -> Option<usize> {
+    /// The next server of this round, and when it is asked. One that is busy for longer is left out
+    /// of a round in which others have been asked.
+    fn next(&self, now: Duration, health: &Health) -> Option<(usize, Duration)> {
         let is_free = |server: &&usize| {
             !self.asked.contains(server) && !self.flights.iter().any(|of| of.server == **server)
         };
-        let mut free = self.order.iter().filter(is_free).copied();
-        free.clone().find(|server| health.is_healthy(*server)).or_else(|| free.next())
+        let free = self.order.iter().filter(is_free).copied();
+        let from = now.max(self.not_before);
+        let mut ready = free.clone().filter(|server| self.busy_until[*server] <= from);
+        let first = ready.clone().find(|server| health.is_healthy(*server));
+        if let Some(server) = first.or_else(|| ready.next()) {
+            return Some((server, self.not_before));
+        }
+        let soonest =
+            free.map(|server| (server, self.busy_until[server])).min_by_key(|(_, at)| *at);
+        soonest.filter(|_| self.asked.is_empty() && self.flights.is_empty())
     }
 
     fn send(&mut self, now: Duration, server: usize) -> Action {
@@ -483,7 +502,7 @@ impl Attempts {
             Verdict::Other(why) => (self.undecided, self.last) = (true, why),
             Verdict::OtherAfter(after, why) => {
                 (self.undecided, self.last) = (true, why);
-                self.not_before = self.not_before.max(now + after);
+                self.busy_until[server] = now + after.min(CLIENT_BUSY_PAUSE_MAX);
             }
             Verdict::Gone(reason) => {
                 let server = self.addresses[server];

@@ -14,12 +14,13 @@
 //! values.
 //!
 //! A call goes this way. It waits until there is room: for it among the calls under way
-//! ([`CLIENT_REQUESTS_MAX`], and [`CLIENT_REQUEST_BYTES_MAX`] of their requests), and, if it is a
-//! write, in the window of sequence numbers. Calls that wait go in the order in which they came,
-//! but a read passes writes that wait for the window. Then its attempts begin. Each is sent on its
-//! server's link, at once if that is open, else when the server greets; the request is built at
-//! that moment, so that a retry asks with what is known by then. The first answer that its
-//! [`Exchange`] takes ends the call, and so do its deadline and what [`attempts`] counts as final.
+//! ([`CLIENT_REQUESTS_MAX`], and [`CLIENT_REQUEST_BYTES_MAX`] of the requests of writes, and as much
+//! of those of reads), and, if it is a write, in the window of sequence numbers. Calls that wait go
+//! in the order in which they came, but a read passes writes that wait, for the window or for
+//! bytes. Then its attempts begin. Each is sent on its server's link, at once if that is open, else
+//! when the server greets; the request is built at that moment, so that a retry asks with what is
+//! known by then. The first answer that its [`Exchange`] takes ends the call, and so do its deadline
+//! and what [`attempts`] counts as final.
 //!
 //! Invariants:
 //!
@@ -120,8 +121,10 @@ pub(super) struct Core {
     /// When each call is next looked at.
     timers: BTreeSet<(Duration, CallId)>,
     under_way: usize,
-    /// About how much memory the requests of the calls under way take.
-    request_bytes: usize,
+    /// About how much memory the requests of the writes under way take, and those of the reads:
+    /// apart, so that writes that hang do not hold up a read.
+    write_bytes: usize,
+    read_bytes: usize,
     sequencer: Sequencer,
     /// The group of the first server that has greeted. Timestamps of two groups do not compare, so
     /// a server of another one is as good as unreachable.
@@ -147,7 +150,8 @@ impl Core {
             waiting: VecDeque::new(),
             timers: BTreeSet::new(),
             under_way: 0,
-            request_bytes: 0,
+            write_bytes: 0,
+            read_bytes: 0,
             sequencer: Sequencer::new(client, SESSION_REPLIES_MAX as u64),
             cluster: None,
             met: None,
@@ -208,8 +212,12 @@ impl Core {
     /// Drops all calls: nobody drives this core any more.
     pub(super) fn abandon(&mut self) {
         self.calls.clear();
+        self.timers.clear();
         self.waiting.clear();
         self.outputs.clear();
+        self.links.fill_with(Link::new);
+        (self.under_way, self.write_bytes, self.read_bytes) = (0, 0, 0);
+        self.is_admitting = false;
     }
 
     /// What to do next, in this order.
@@ -249,8 +257,7 @@ impl Core {
             && at <= now
         {
             self.look_after(now, id);
-            let moved_on = self.calls.get(&id).is_none_or(|call| call.timer > now);
-            assert!(moved_on, "call {id} is to be looked at again at the time {now:?}");
+            assert!(!self.timers.contains(&(at, id)), "call {id} is not looked after at {now:?}");
         }
         self.probe(now);
     }
@@ -315,6 +322,9 @@ impl Core {
 
     fn admit_each(&mut self, now: Duration) {
         let mut at = 0;
+        // A write that does not fit lets no other write pass, or it would wait for ever.
+        let mut are_writes_held = false;
+        let mut are_reads_held = false;
         while at < self.waiting.len() && self.under_way < CLIENT_REQUESTS_MAX {
             let id = self.waiting[at];
             let Some(call) = self.calls.get_mut(&id) else {
@@ -322,22 +332,26 @@ impl Core {
                 self.waiting.remove(at);
                 continue;
             };
-            let bytes = self.request_bytes + call.spec.request_bytes;
-            if self.under_way > 0 && bytes > CLIENT_REQUEST_BYTES_MAX {
-                return;
-            }
-            if call.spec.is_write {
+            let (taken, is_held) = match call.spec.is_write {
+                true => (&mut self.write_bytes, &mut are_writes_held),
+                false => (&mut self.read_bytes, &mut are_reads_held),
+            };
+            let bytes = *taken + call.spec.request_bytes;
+            *is_held |= *taken > 0 && bytes > CLIENT_REQUEST_BYTES_MAX;
+            if !*is_held && call.spec.is_write {
                 call.identity = self.sequencer.begin();
-                if call.identity.is_none() {
-                    at += 1;
-                    continue;
-                }
+                *is_held = call.identity.is_none();
             }
+            if *is_held {
+                at += 1;
+                continue;
+            }
+            *taken = bytes;
+            self.under_way += 1;
             self.waiting.remove(at);
-            (self.under_way, self.request_bytes) = (self.under_way + 1, bytes);
             self.start(now, id);
             // A call that has ended at once has made room for those that were passed.
-            at = 0;
+            (at, are_writes_held, are_reads_held) = (0, false, false);
         }
     }
 
@@ -478,9 +492,12 @@ impl Core {
             return;
         };
         let server = flight.server;
-        if let Reply::Error(error) = &reply {
-            call.raise(error.effect);
-        }
+        let effect = match &reply {
+            Reply::Error(error) => error.effect,
+            // Whoever answers something else than was asked may have done what was asked.
+            _ => Effect::MayBeDone,
+        };
+        call.raise(effect);
         let verdict = call.exchange.judge(attempt, self.servers[server], reply);
         let begun = match &verdict {
             Verdict::Forgotten { begun, .. } => Some(*begun),
@@ -570,7 +587,10 @@ impl Core {
     fn make_room(&mut self, call: &mut Call) {
         call.attempts = None;
         self.under_way -= 1;
-        self.request_bytes -= call.spec.request_bytes;
+        match call.spec.is_write {
+            true => self.write_bytes -= call.spec.request_bytes,
+            false => self.read_bytes -= call.spec.request_bytes,
+        }
         if let Some(identity) = call.identity.take() {
             self.sequencer.finish(identity);
         }
@@ -729,9 +749,12 @@ impl Core {
         let under_way = self.calls.values().filter(|call| call.attempts.is_some());
         assert_eq!(self.under_way, under_way.clone().count());
         assert!(self.under_way <= CLIENT_REQUESTS_MAX);
-        let bytes: usize = under_way.map(|call| call.spec.request_bytes).sum();
-        assert_eq!(self.request_bytes, bytes);
-        assert!(bytes <= CLIENT_REQUEST_BYTES_MAX || self.under_way == 1);
+        for (is_write, taken) in [(true, self.write_bytes), (false, self.read_bytes)] {
+            let alike = under_way.clone().filter(|call| call.spec.is_write == is_write);
+            let bytes: usize = alike.clone().map(|call| call.spec.request_bytes).sum();
+            assert_eq!(taken, bytes);
+            assert!(bytes <= CLIENT_REQUEST_BYTES_MAX || alike.count() == 1);
+        }
         assert_eq!(self.timers.len(), self.calls.len(), "each call is looked at again");
         let waiting: HashSet<&CallId> = self.waiting.iter().collect();
         for (id, call) in &self.calls {
@@ -744,3 +767,6 @@ impl Core {
         assert_eq!(flights, waiters, "who waits on a link is an attempt of a call");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+//! The core without a client, among servers that say what a test has them say.
+
+use std::sync::Mutex;
+
+use super::*;
+use crate::client::sync::lock;
+use crate::model::{NodeId, RequestId};
+use crate::wire::message::{PROTOCOL_VERSION, Welcome};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MIB: usize = 1024 * 1024;
+
+/// What became of calls, by their numbers.
+type Results = Arc<Mutex<Vec<(CallId, Result<(), ClientError>)>>>;
+
+/// A call that takes any reply but a page.
+struct Plain {
+    id: CallId,
+    results: Results,
+    /// The attempts that it keeps something of.
+    kept: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Exchange for Plain {
+    fn request(&mut self, attempt: u64, _: Option<RequestId>) -> Request {
+        lock(&self.kept).push(attempt);
+        Request::Status
+    }
+
+    fn judge(&mut self, attempt: u64, _: SocketAddr, reply: Reply) -> Verdict<()> {
+        lock(&self.kept).retain(|kept| *kept != attempt);
+        match reply {
+            Reply::PageOk { .. } => judge_unexpected(),
+            _ => Verdict::Done(()),
+        }
+    }
+
+    fn end(self: Box<Self>, result: Result<(), ClientError>) {
+        lock(&self.results).push((self.id, result));
+    }
+}
+
+struct World {
+    core: Core,
+    now: Duration,
+    calls: CallId,
+    results: Results,
+    kept: Arc<Mutex<Vec<u64>>>,
+    /// How the calls are tried that begin.
+    retry: Retry,
+    /// What has left for servers since this was looked at last.
+    sent: Vec<(usize, Message)>,
+}
+
+impl World {
+    fn new(servers: u16) -> World {
+        let address = |server: u16| SocketAddr::from(([127, 0, 0, 1], 1 + server));
+        let config = CoreConfig { timing: Timing::default(), client: ClientId(1), seed: 1 };
+        let core = Core::new((0..servers).map(address).collect(), config);
+        let (results, kept) = (Arc::default(), Arc::default());
+        let (now, retry) = (Duration::ZERO, Retry::UntilDeadline);
+        World { core, now, calls: 0, results, kept, retry, sent: Vec::new() }
+    }
+
+    /// Servers greet at once, and say nothing more by themselves.
+    fn settle(&mut self) {
+        self.core.poll(self.now);
+        while let Some(output) = self.core.take_output() {
+            match output {
+                Output::Dial(server) => {
+                    self.core.connected(server);
+                    let welcome = Welcome {
+                        protocol: PROTOCOL_VERSION,
+                        cluster: ClusterId(7),
+                        node: NodeId(1 + server as u64),
+                        incarnation: 1,
+                        last_index: 0,
+                        term: 1,
+                        first_leader: None,
+                        applied_timestamp: Timestamp::ZERO,
+                    };
+                    self.hear(server, &Message::Welcome(welcome));
+                }
+                Output::Send { server, message } => self.sent.push((server, message)),
+                Output::End { exchange, result } => exchange.end(result),
+                _ => {}
+            }
+        }
+        self.core.check();
+    }
+
+    /// A server says something.
+    fn hear(&mut self, server: usize, message: &Message) {
+        let mut frame = Vec::new();
+        codec::encode(message, MIB, &mut frame).unwrap();
+        self.core.frame(self.now, server, &frame[4..]);
+    }
+
+    fn begin(&mut self, is_write: bool, request_bytes: usize) -> CallId {
+        self.calls += 1;
+        let id = self.calls;
+        let (results, kept) = (Arc::clone(&self.results), Arc::clone(&self.kept));
+        let (target, timeout) = (Target::AnyServer, 10 * SECOND);
+        let (retry, deadline) = (self.retry.clone(), self.now + timeout);
+        let spec = CallSpec { target, retry, is_write, request_bytes, deadline, timeout };
+        self.core.begin(self.now, id, spec, Box::new(Plain { id, results, kept }));
+        self.settle();
+        id
+    }
+
+    /// The requests that have left since this was asked last: for whom, and their ids.
+    fn take_requests(&mut self) -> Vec<(usize, u64)> {
+        let sent = std::mem::take(&mut self.sent).into_iter();
+        sent.filter_map(|(server, message)| match message {
+            Message::Request { id, .. } => Some((server, id)),
+            _ => None,
+        })
+        .collect()
+    }
+
+    fn reply(&mut self, (server, id): (usize, u64), body: Reply) {
+        self.hear(server, &Message::Reply { id, body });
+        self.settle();
+    }
+}
+
+fn page() -> Reply {
+    let at = Timestamp(1);
+    Reply::PageOk { rows: Vec::new(), at, seen: at, next: None }
+}
+
+#[test]
+fn a_read_passes_long_writes_that_hang_and_no_write_passes_another() {
+    let mut world = World::new(1);
+    for _ in 0..9 {
+        world.begin(true, 8 * MIB);
+    }
+    world.begin(true, 1);
+    world.take_requests();
+    let read = world.begin(false, 100);
+    let requests = world.take_requests();
+    assert_eq!(requests.len(), 1, "the read leaves, and the short write does not");
+    world.reply(requests[0], done());
+    assert_eq!(*lock(&world.results), [(read, Ok(()))]);
+}
+
+/// A reply that ends a call well.
+fn done() -> Reply {
+    let error = crate::wire::message::ErrorReply::not_done(ErrorCode::Internal, String::new());
+    Reply::Error(error)
+}
+
+#[test]
+fn nothing_is_to_be_done_for_calls_that_were_dropped() {
+    let mut world = World::new(3);
+    for is_write in [true, false] {
+        world.begin(is_write, 100);
+    }
+    world.core.abandon();
+    assert_eq!(world.core.next_at(), None);
+    world.now += 60 * SECOND;
+    world.settle();
+    // It works as on its first day.
+    world.take_requests();
+    world.begin(true, 100);
+    assert_eq!(world.take_requests().len(), 1);
+}
+
+#[test]
+fn a_write_that_was_answered_with_something_else_may_be_done() {
+    let mut world = World::new(1);
+    world.retry = Retry::EachServerOnce;
+    world.begin(true, 100);
+    let requests = world.take_requests();
+    world.reply(requests[0], page());
+    let results = lock(&world.results);
+    let (_, Err(error)) = &results[0] else { panic!("{results:?}") };
+    assert_eq!(error.effect(), Effect::MayBeDone);
+}
