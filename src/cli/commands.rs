@@ -98,7 +98,10 @@ impl CommandError {
                 | ClientError::Expired { .. }
                 | ClientError::DiskFull { .. }
                 | ClientError::Unavailable { .. }
-                | ClientError::Thread(_) => exit_status::UNAVAILABLE,
+                | ClientError::Thread(_)
+                | ClientError::Ended
+                | ClientError::WouldBlock
+                | ClientError::Forked(_) => exit_status::UNAVAILABLE,
             },
             CommandError::Input(_) | CommandError::At(_) | CommandError::RawOnTerminal => {
                 exit_status::USAGE

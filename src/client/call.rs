@@ -10,13 +10,14 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::thread::{self, LocalKey, Thread};
+use std::time::{Duration, Instant};
 
-use super::core::{CallId, Exchange, Verdict, judge_unexpected};
-use super::driver::Inbox;
+use super::core::{CallId, CallSpec, Exchange, Verdict, judge_unexpected};
+use super::driver::{Inbox, foreign};
 use super::error::ClientError;
 use super::sync::lock;
-use crate::model::RequestId;
+use crate::model::{Effect, RequestId};
 use crate::wire::message::{Reply, Request};
 
 /// An exchange whose requests `build` makes, with what is to be remembered of each attempt, and
@@ -91,7 +92,7 @@ impl<T> Promise<T> {
 
 impl<T> Drop for Promise<T> {
     fn drop(&mut self) {
-        self.0.fill(Err(ended()));
+        self.0.fill(Err(ClientError::Ended));
     }
 }
 
@@ -103,20 +104,42 @@ impl<T> Slot<T> {
         *state = SlotState::Kept(result);
         drop(state);
         if let Some(waker) = waker {
-            waker.wake();
+            foreign(|| waker.wake());
         }
     }
 }
 
-/// What a call is told that the client's thread has left without an answer.
-pub(super) fn ended() -> ClientError {
-    ClientError::Thread("the client's thread has ended".to_owned())
+/// Calls end by their deadlines, unless something holds up the thread that brings the answers. Who
+/// waits for one gives it up this much later: far more than a busy machine is ever late.
+const CALL_OVERDUE_GRACE: Duration = Duration::from_secs(2);
+
+/// When a call is over whatever its thread does.
+pub(super) struct Overdue {
+    /// `None` in the simulation, which has no thread.
+    pub(super) at: Option<Instant>,
+    pub(super) timeout: Duration,
+    pub(super) is_write: bool,
+}
+
+impl Overdue {
+    /// That of a call with this deadline.
+    pub(super) fn after(deadline: Option<Instant>, spec: &CallSpec) -> Overdue {
+        let at = deadline.map(|deadline| deadline + CALL_OVERDUE_GRACE);
+        Overdue { at, timeout: spec.timeout, is_write: spec.is_write }
+    }
+
+    fn error(&self) -> ClientError {
+        let last = "what is done with another answer holds up this client".to_owned();
+        let effect = self.is_write.then_some(Effect::MayBeDone);
+        ClientError::TimedOut { timeout: self.timeout, last, effect }
+    }
 }
 
 /// A call that was begun. Dropping it cancels the call.
 pub(super) struct CallFuture<T> {
     pub(super) slot: Arc<Slot<T>>,
     pub(super) id: CallId,
+    pub(super) overdue: Overdue,
     /// `None` when the call could not be begun.
     pub(super) inbox: Option<Arc<Inbox>>,
 }
@@ -128,6 +151,12 @@ impl<T> Future for CallFuture<T> {
         let mut state = lock(&self.slot.0);
         match &mut *state {
             SlotState::Open(waker) => {
+                if let Some(at) = self.overdue.at.filter(|_| is_waiting()) {
+                    if at <= Instant::now() {
+                        return Poll::Ready(Err(self.overdue.error()));
+                    }
+                    WAITS_UNTIL.set(WAITS_UNTIL.get().max(Some(at)));
+                }
                 match waker {
                     Some(waker) => waker.clone_from(cx.waker()),
                     None => *waker = Some(cx.waker().clone()),
@@ -158,15 +187,26 @@ thread_local! {
     static IS_DRIVER: Cell<bool> = const { Cell::new(false) };
     /// This thread is going to wait for the call that it begins.
     static IS_WAITING: Cell<bool> = const { Cell::new(false) };
+    /// When the calls that this thread waits for are over whatever the client's thread does.
+    static WAITS_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
     static UNPARK: Waker = Waker::from(Arc::new(Unpark(thread::current())));
 }
 
 /// Does what a client's own thread does.
 pub(super) fn as_driver<T>(work: impl FnOnce() -> T) -> T {
-    let before = IS_DRIVER.replace(true);
-    let done = work();
-    IS_DRIVER.set(before);
-    done
+    with_flag(&IS_DRIVER, true, work)
+}
+
+/// Works with the flag set like this, and sets it back, even after a panic.
+fn with_flag<T>(flag: &'static LocalKey<Cell<bool>>, value: bool, work: impl FnOnce() -> T) -> T {
+    struct Restore(&'static LocalKey<Cell<bool>>, bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            self.0.set(self.1);
+        }
+    }
+    let _restore = Restore(flag, flag.replace(value));
+    work()
 }
 
 pub(super) fn is_driver() -> bool {
@@ -194,21 +234,21 @@ pub(super) fn wait<T>(
     calls: impl Future<Output = Result<T, ClientError>>,
 ) -> Result<T, ClientError> {
     if is_driver() {
-        return Err(ClientError::Thread(
-            "the thread on which a client reports cannot wait for it".to_owned(),
-        ));
+        return Err(ClientError::WouldBlock);
     }
     let mut calls = pin!(calls);
     let waker = UNPARK.with(Waker::clone);
     let mut cx = Context::from_waker(&waker);
     loop {
-        IS_WAITING.set(true);
-        let poll = calls.as_mut().poll(&mut cx);
-        IS_WAITING.set(false);
+        WAITS_UNTIL.set(None);
+        let poll = with_flag(&IS_WAITING, true, || calls.as_mut().poll(&mut cx));
         if let Poll::Ready(result) = poll {
             return result;
         }
         // Also when it was woken before.
-        thread::park();
+        match WAITS_UNTIL.get() {
+            Some(until) => thread::park_timeout(until.saturating_duration_since(Instant::now())),
+            None => thread::park(),
+        }
     }
 }

@@ -19,6 +19,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Wake, Waker};
@@ -27,9 +28,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::call::{CallFuture, Question, as_driver, ended, is_waiting};
-use super::core::{CallId, CallSpec, Core, CoreConfig, Exchange, Loss, Output, Verdict};
-use super::error::ClientError;
+use super::call::{CallFuture, Overdue, Question, as_driver, is_waiting};
+use super::core::{CallId, CallSpec, Core, CoreConfig, Exchange, Loss, Output, Report, Verdict};
+use super::error::{ClientError, ServerFailure};
 use super::greeting::{describe, is_end};
 use super::sync::lock;
 use super::transport::{self, FRAME_BYTES_MAX};
@@ -75,6 +76,8 @@ struct Way {
     /// The loop, with which a thread that waits for its answer works itself; none in the
     /// simulation.
     shared: Option<Arc<SharedLoop<ClientService>>>,
+    /// The process that has the thread.
+    process: u32,
 }
 
 impl Way {
@@ -115,6 +118,7 @@ pub(super) enum Command {
     Cancel(CallId),
     HintLeader(Option<usize>),
     Poll(Arc<Task>),
+    PassedOver { report: Report, failure: ServerFailure },
 }
 
 impl Command {
@@ -125,6 +129,9 @@ impl Command {
             Command::Cancel(id) => core.cancel(now, id),
             Command::HintLeader(leader) => core.hint_leader(leader),
             Command::Poll(task) => task.poll(),
+            Command::PassedOver { report, failure } => {
+                foreign(|| report(failure));
+            }
         }
     }
 }
@@ -203,7 +210,7 @@ impl Task {
 
 /// Does what somebody else's code does; `None` when that panics, which ends nothing but itself: the
 /// thread is everybody's.
-fn foreign<T>(work: impl FnOnce() -> T) -> Option<T> {
+pub(super) fn foreign<T>(work: impl FnOnce() -> T) -> Option<T> {
     let done = catch_unwind(AssertUnwindSafe(work));
     done.inspect_err(|_| log::error!("what is done with an answer has panicked")).ok()
 }
@@ -229,7 +236,8 @@ impl Driver {
     ) -> (Driver, Arc<Inbox>) {
         let inbox = Arc::new(Inbox { state: Mutex::default(), wake: None });
         let (clock, next_call) = (Clock::Virtual { now_us }, AtomicU64::new(1));
-        let way = OnceLock::from(Way { inbox: Arc::clone(&inbox), shared: None });
+        let (shared, process) = (None, process::id());
+        let way = OnceLock::from(Way { inbox: Arc::clone(&inbox), shared, process });
         let driver = Driver { servers, config, clock, next_call, way, starting: Mutex::new(()) };
         (driver, inbox)
     }
@@ -252,6 +260,15 @@ impl Driver {
         }
     }
 
+    /// When that is by the machine's clock; `None` in the simulation.
+    fn instant(&self, at: Duration) -> Option<Instant> {
+        match &self.clock {
+            Clock::Monotonic { started } => started.checked_add(at),
+            #[cfg(test)]
+            Clock::Virtual { .. } => None,
+        }
+    }
+
     /// Begins a call, which ends by the deadline in `spec`.
     pub(super) fn call<T, C>(
         &self,
@@ -266,11 +283,19 @@ impl Driver {
         let (question, slot) = Question::new(build, judge);
         let id = self.next_call.fetch_add(1, Ordering::Relaxed);
         let exchange: Box<dyn Exchange> = Box::new(question);
-        let way = self.way().ok();
-        // An exchange that cannot be left is dropped, which ends the call.
-        let way = way.filter(|way| way.begin(Command::Begin { id, spec, exchange }).is_ok());
-        let inbox = way.map(|way| Arc::clone(&way.inbox));
-        CallFuture { slot, id, inbox }
+        let overdue = Overdue::after(self.instant(spec.deadline), &spec);
+        let inbox = match self.way() {
+            // An exchange that cannot be left is dropped, which ends the call.
+            Ok(way) => match way.begin(Command::Begin { id, spec, exchange }) {
+                Ok(()) => Some(Arc::clone(&way.inbox)),
+                Err(_) => None,
+            },
+            Err(error) => {
+                exchange.end(Err(error));
+                None
+            }
+        };
+        CallFuture { slot, id, overdue, inbox }
     }
 
     /// Has the client's thread poll a future until it is completed.
@@ -284,7 +309,7 @@ impl Driver {
         let inbox = &self.way()?.inbox;
         let future = Mutex::new(Some(Box::pin(future) as Pin<Box<_>>));
         let task = Arc::new(Task { future, inbox: Arc::clone(inbox) });
-        inbox.push(Command::Poll(task)).map_err(|_| ended())
+        inbox.push(Command::Poll(task)).map_err(|_| ClientError::Ended)
     }
 
     /// Says who leads, as far as somebody knows.
@@ -297,7 +322,11 @@ impl Driver {
 
     fn way(&self) -> Result<&Way, ClientError> {
         if let Some(way) = self.way.get() {
-            return Ok(way);
+            // Nobody answers in a child of the process that has the thread.
+            return match way.process == process::id() {
+                true => Ok(way),
+                false => Err(ClientError::Forked(way.process)),
+            };
         }
         let _starting = lock(&self.starting);
         match self.way.get() {
@@ -341,7 +370,7 @@ impl Driver {
         };
         let thread = thread::Builder::new().name("acervo-client".to_owned());
         thread.spawn(run).map_err(|error| refused(&error))?;
-        Ok(Way { inbox, shared: Some(shared) })
+        Ok(Way { inbox, shared: Some(shared), process: process::id() })
     }
 }
 
@@ -350,7 +379,7 @@ struct Ended(Arc<SharedLoop<ClientService>>);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.0.with_service(ClientService::close);
+        self.0.close(ClientService::close);
     }
 }
 
@@ -550,7 +579,8 @@ impl ClientService {
                 }
             }
             Output::PassedOver { report, failure } => {
-                foreign(|| report(failure));
+                // A stranger's thread may be at work here, and reports are the client's own.
+                let _ = self.inbox.0.push(Command::PassedOver { report, failure });
             }
             Output::End { exchange, result } => exchange.end(result),
         }
@@ -626,3 +656,6 @@ impl Service for ClientService {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -137,9 +137,21 @@ pub enum ClientError {
     /// A client needs servers, each once, and not too many.
     #[error("a client needs 1 to {SERVERS_MAX} servers, each named once, and the list has {0}")]
     BadServerList(usize),
-    /// The system refused a thread.
+    /// The system refused the client's thread, or what it needs.
     #[error("a thread could not be started: {0}")]
     Thread(String),
+    /// The client's thread has ended, which it does only when the system fails it or it panics. A
+    /// client never gets another one: build a new client.
+    #[error("the client's thread has ended")]
+    Ended,
+    /// The call was made on the thread that brings the client's answers, which cannot wait for
+    /// them.
+    #[error("the thread on which a client reports cannot wait for it")]
+    WouldBlock,
+    /// The process was forked after the client had started its thread, which the child does not
+    /// have: build a new client there.
+    #[error("the client belongs to the process {0}, of which this one is a copy")]
+    Forked(u32),
 }
 
 /// One server and why it could not be reached.
@@ -163,6 +175,8 @@ impl ClientError {
                 *effect
             }
             ClientError::PreviousUnread { .. } => Effect::Done,
+            // It may have been sent before.
+            ClientError::Ended => Effect::MayBeDone,
             _ => Effect::NotDone,
         }
     }

@@ -188,6 +188,10 @@ pub(super) fn status(error: &ClientError) -> Status {
         ClientError::BadSessionToken(_)
         | ClientError::UnknownServer(_)
         | ClientError::BadServerList(_) => Status::internal(message),
+        // Nothing but another process helps.
+        ClientError::Ended | ClientError::WouldBlock | ClientError::Forked(_) => {
+            Status::internal(message)
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! is woken only if it would sleep past what is due. Two threads never work at once: who comes
 //! second is refused, and leaves what it has where the service looks when it is woken.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::event_loop::{EventLoop, LoopError, Sleeper, Turns};
@@ -25,6 +25,19 @@ struct SharedState<S> {
     wake: WakeHandle,
     /// Taken by the thread that runs the loop.
     sleeper: Option<Sleeper>,
+    /// Nobody works with it any more.
+    is_closed: bool,
+}
+
+/// Wakes the loop when whoever works with it panics, so that its own thread sees that.
+struct WakeOnPanic(WakeHandle);
+
+impl Drop for WakeOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.wake();
+        }
+    }
 }
 
 impl<S: Service> SharedLoop<S> {
@@ -33,11 +46,14 @@ impl<S: Service> SharedLoop<S> {
         let EventLoop { sleeper, turns } = event_loop;
         let wake = sleeper.wake.handle();
         let sleeper = Some(sleeper);
-        SharedLoop(Mutex::new(SharedState { turns, service, sleeps_until: None, wake, sleeper }))
+        let (sleeps_until, is_closed) = (None, false);
+        let state = SharedState { turns, service, sleeps_until, wake, sleeper, is_closed };
+        SharedLoop(Mutex::new(state))
     }
 
     /// As [`EventLoop::run`], on the thread that is the loop's own. A second thread that runs it
-    /// returns at once.
+    /// returns at once. It ends, too, when a thread has panicked in [`SharedLoop::try_with`]: nobody
+    /// knows then in what state the service is.
     pub fn run(&self) -> Result<(), LoopError> {
         let mut state = self.lock();
         let Some(mut sleeper) = state.sleeper.take() else { return Ok(()) };
@@ -53,20 +69,19 @@ impl<S: Service> SharedLoop<S> {
             state.sleeps_until = timeout.map(|timeout| Instant::now() + timeout);
             drop(state);
             sleeper.sleep(timeout)?;
-            state = self.lock();
+            let Ok(woken) = self.0.lock() else { return Ok(()) };
+            state = woken;
             let SharedState { turns, service, .. } = &mut *state;
             turns.work(service, &sleeper);
         }
     }
 
     /// Works with the service at once, unless the loop itself, or another thread, is at work with
-    /// it. What it queues is written before this returns.
+    /// it, or the loop has ended. What it queues is written before this returns.
     pub fn try_with<T>(&self, work: impl FnOnce(&mut S, &mut Net) -> T) -> Option<T> {
-        let mut state = match self.0.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::Poisoned(state)) => state.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
+        // Of a service that has panicked nobody knows in what state it is.
+        let mut state = self.0.try_lock().ok().filter(|state| !state.is_closed)?;
+        let _wakes = WakeOnPanic(state.wake.clone());
         let SharedState { turns, service, sleeps_until, wake, .. } = &mut *state;
         turns.net.now = turns.clock.at(Instant::now());
         let done = work(service, &mut turns.net);
@@ -80,13 +95,15 @@ impl<S: Service> SharedLoop<S> {
         Some(done)
     }
 
-    /// Works with the service alone: for one whose loop has ended.
-    pub fn with_service<T>(&self, work: impl FnOnce(&mut S) -> T) -> T {
-        work(&mut self.lock().service)
+    /// The loop has ended: nobody else works with the service any more, after `work`.
+    pub fn close<T>(&self, work: impl FnOnce(&mut S) -> T) -> T {
+        let mut state = self.lock();
+        state.is_closed = true;
+        work(&mut state.service)
     }
 
     fn lock(&self) -> MutexGuard<'_, SharedState<S>> {
-        // A service that has panicked is not called again by its own thread, which has ended.
+        // Whoever comes after a panic only closes.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
