@@ -280,7 +280,8 @@ pub const IN_SYNC_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Replicas compare state hashes every so many entries.
 pub const STATE_HASH_EVERY: u64 = 4096;
-/// A newborn group's leader waits this long for every server to take part before it orders writes.
+/// The leader of a group that is just founded waits this long for every server to take part before
+/// it orders writes.
 pub const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stopping leader waits for another server to take over.
 pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);

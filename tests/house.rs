@@ -1,13 +1,22 @@
-//! The rules of the house, held by reading the sources: which room may use which, where clocks, randomness and three
-//! crates may be, and how files, comments and names are written.
+//! The rules of the house, held by reading the sources: which room may use which, where clocks,
+//! randomness and three crates may be, and how files, comments and names are written.
 //!
-//! The rules that name rooms are in two tables of `ARCHITECTURE.md`, which this test reads: there they are explained,
-//! and there they are changed. A room is a folder or a file directly below `src/`. Code of tests is left out of the
-//! rules about rooms, since a test may wire anything to anything.
+//! The rules that name rooms are in two tables of `ARCHITECTURE.md`, which this test reads: there
+//! they are explained, and there they are changed. A room is a folder or a file directly below
+//! `src/`. Code of tests is left out of the rules about rooms, since a test may wire anything to
+//! anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// Columns of a line: two files beside each other fit on a screen.
+const COLUMNS_MAX: usize = 100;
+/// A doc comment with fewer words cannot say more than the name and the type beside it.
+const COMMENT_WORDS_MIN: usize = 4;
+/// Public type names that may stand for more than one type in different rooms. A general name
+/// carries its room.
+const SHARED_TYPE_NAMES_MAX: usize = 10;
 
 struct Source {
     /// From the root of the repository, with slashes.
@@ -203,7 +212,44 @@ fn every_file_begins_with_what_it_is_for() {
     hold("a file begins with a header that says what it is for", &bare);
 }
 
-/// `ARCHITECTURE.md`, `docs/SPEC.md`: whatever ends so in sources and documents, and begins with a capital.
+#[test]
+fn no_line_is_longer_than_a_screen_is_wide() {
+    let mut long = Vec::new();
+    for source in sources() {
+        for (index, line) in source.text.lines().enumerate() {
+            let columns = line.chars().count();
+            // An address cannot be broken.
+            if columns > COLUMNS_MAX && !line.contains("://") {
+                long.push(format!("{}:{}: {columns} columns", source.path, index + 1));
+            }
+        }
+    }
+    hold("a line has at most 100 columns", &long);
+}
+
+#[test]
+fn a_comment_says_more_than_the_name_beside_it() {
+    let mut short = Vec::new();
+    for source in sources() {
+        let mut words = 0;
+        for (index, line) in source.text.lines().chain([""]).enumerate() {
+            let line = line.trim_start();
+            match line.strip_prefix("///").or_else(|| line.strip_prefix("//!")) {
+                Some(comment) => words += comment.split_whitespace().count(),
+                None => {
+                    if (1..COMMENT_WORDS_MIN).contains(&words) {
+                        short.push(format!("{}:{index}", source.path));
+                    }
+                    words = 0;
+                }
+            }
+        }
+    }
+    hold("a doc comment has four words or more, or is left out", &short);
+}
+
+/// `ARCHITECTURE.md`, `docs/SPEC.md`: whatever ends so in sources and documents, and begins with a
+/// capital.
 fn documents_named(line: &str) -> impl Iterator<Item = &str> {
     let is_path = |character: char| character.is_alphanumeric() || "./_-".contains(character);
     line.split(move |character: char| !is_path(character))
@@ -223,7 +269,8 @@ fn a_document_that_is_named_is_there() {
         let folder = Path::new(&source.path).parent().unwrap();
         for (index, line) in source.text.lines().enumerate() {
             for named in documents_named(line) {
-                // A link is relative to its page, and a comment names a page from the root of the repository.
+                // A link is relative to its page, and a comment names a page from the root of the
+                // repository.
                 let places = [root().join(named), root().join(folder).join(named)];
                 if !places.iter().any(|place| place.is_file()) {
                     missing.push(format!("{}:{}: {named}", source.path, index + 1));
@@ -232,4 +279,50 @@ fn a_document_that_is_named_is_there() {
         }
     }
     hold("a document that is named is in the repository", &missing);
+}
+
+/// The name of a type that a line declares for others than its own module.
+fn public_type(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("pub")?;
+    let rest = match rest.strip_prefix('(') {
+        Some(scoped) => scoped.split_once(')')?.1,
+        None => rest,
+    };
+    let rest = rest.trim_start();
+    let rest =
+        ["struct ", "enum ", "trait ", "type "].iter().find_map(|kind| rest.strip_prefix(kind))?;
+    rest.split(|character: char| !character.is_alphanumeric() && character != '_').next()
+}
+
+#[test]
+fn a_public_type_name_stands_for_one_type() {
+    let mut declared: BTreeMap<String, BTreeMap<String, Vec<String>>> = BTreeMap::new();
+    for source in files(&["src"], "rs") {
+        let Some(room) = source.room() else { continue };
+        for (number, line) in source.production() {
+            if let Some(name) = public_type(line) {
+                let rooms = declared.entry(name.to_owned()).or_default();
+                rooms.entry(room.to_owned()).or_default().push(format!("{}:{number}", source.path));
+            }
+        }
+    }
+    let within: Vec<String> = declared
+        .iter()
+        .flat_map(|(name, rooms)| rooms.values().map(move |places| (name, places)))
+        .filter(|(_, places)| places.len() > 1)
+        .map(|(name, places)| format!("{name}: {}", places.join(", ")))
+        .collect();
+    hold("a public type name stands for one type in a room", &within);
+
+    let across: Vec<String> = declared
+        .iter()
+        .filter(|(_, rooms)| rooms.len() > 1)
+        .map(|(name, rooms)| format!("{name}: {:?}", rooms.keys().collect::<Vec<_>>()))
+        .collect();
+    assert!(
+        across.len() <= SHARED_TYPE_NAMES_MAX,
+        "{} type names stand for types of several rooms, {SHARED_TYPE_NAMES_MAX} may:\n{}",
+        across.len(),
+        across.join("\n")
+    );
 }

@@ -45,7 +45,7 @@ pub struct Command {
 
 /// Why an entry could not be read as a command.
 #[derive(Debug, thiserror::Error)]
-pub enum CommandError {
+pub enum EntryError {
     /// Fewer bytes than a timestamp and a time.
     #[error("log entry of {0} bytes is too short to be a command")]
     TooShort(usize),
@@ -79,11 +79,11 @@ impl Command {
     }
 
     /// Decodes a log entry's data. `Ok(None)` is a no-op.
-    pub fn decode(data: &[u8]) -> Result<Option<Command>, CommandError> {
+    pub fn decode(data: &[u8]) -> Result<Option<Command>, EntryError> {
         if data.is_empty() {
             return Ok(None);
         }
-        let too_short = || CommandError::TooShort(data.len());
+        let too_short = || EntryError::TooShort(data.len());
         let (head, rest) = data.split_first_chunk::<TIME_BYTES>().ok_or_else(too_short)?;
         let (clock, body) = rest.split_first_chunk::<TIME_BYTES>().ok_or_else(too_short)?;
         let action = rmp_serde::from_slice(body)?;

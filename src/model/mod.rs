@@ -24,7 +24,7 @@ mod row;
 mod state;
 mod timestamp;
 
-pub use command::{Action, Command, CommandError};
+pub use command::{Action, Command, EntryError};
 pub use content::{ChunkHash, ContentId, FileEntry, PeerId};
 pub use encoded::EncodedWrite;
 pub use file_name::{FileName, NameError};

@@ -52,8 +52,8 @@ impl<S: Service> SharedLoop<S> {
     }
 
     /// As [`EventLoop::run`], on the thread that is the loop's own. A second thread that runs it
-    /// returns at once. It ends, too, when a thread has panicked in [`SharedLoop::try_with`]: nobody
-    /// knows then in what state the service is.
+    /// returns at once. It ends, too, when a thread has panicked in [`SharedLoop::try_with`]:
+    /// nobody knows then in what state the service is.
     pub fn run(&self) -> Result<(), LoopError> {
         let mut state = self.lock();
         let Some(mut sleeper) = state.sleeper.take() else { return Ok(()) };

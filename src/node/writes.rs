@@ -36,7 +36,7 @@ pub(super) enum Origin {
 
 /// One write under way.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(super) struct PendingWrite {
     /// Everybody who sent it, the first one first; never empty. They share its deadlines, or copies
     /// that keep coming would keep the first from being answered.
     pub origins: Vec<Origin>,
@@ -60,7 +60,7 @@ pub(super) struct Pending {
     pub shown_as_forwarder: bool,
 }
 
-impl Pending {
+impl PendingWrite {
     /// Whether another write is this one once more, and its answer the same. A client that gives
     /// two writes one identity is answered as the session does it, when they are applied.
     fn is_repeated_by(&self, other: &EncodedWrite) -> bool {
@@ -121,14 +121,14 @@ impl Answered {
     }
 }
 
-fn further_keys(pending: &Pending) -> usize {
+fn further_keys(pending: &PendingWrite) -> usize {
     pending.write.shape.keys.saturating_sub(1)
 }
 
-/// All of them.
+/// The writes of clients that are not answered yet.
 #[derive(Debug, Default)]
 pub(super) struct Writes {
-    all: Slab<Pending>,
+    all: Slab<PendingWrite>,
     /// Those of `all` by what they are; of two that are not the same and have one identity the
     /// later.
     by_identity: HashMap<Identity, usize>,
@@ -137,7 +137,7 @@ pub(super) struct Writes {
     origins: usize,
     waiting: VecDeque<usize>,
     proposed: BTreeMap<(Term, LogIndex), usize>,
-    /// Of this reign; see `certainty`.
+    /// Known to be new in this leadership; see `early_ack`.
     known_new: BTreeMap<LogIndex, (usize, WriteAnswer)>,
     settled: BTreeMap<LogIndex, (usize, WriteAnswer)>,
     forwarded: HashMap<u64, (usize, NodeId)>,
@@ -147,7 +147,6 @@ pub(super) struct Writes {
     forwarded_long: usize,
     last_forward: u64,
     bytes: usize,
-    /// Of long writes.
     long_bytes: usize,
     /// A write of more keys is long.
     short_keys_max: usize,
@@ -221,7 +220,7 @@ impl Writes {
     }
 
     /// Takes in a write, which waits to be ordered unless it is a copy of one that was done.
-    pub fn add(&mut self, pending: Pending) {
+    pub fn add(&mut self, pending: PendingWrite) {
         assert!(!pending.origins.is_empty(), "nobody waits for {:?}", pending.write.request);
         self.bytes += pending.write.memory_bytes();
         if self.is_long(pending.write.shape.keys) {
@@ -281,17 +280,17 @@ impl Writes {
     /// # Panics
     /// Panics on a key that is not under way: keys come from this container's own places, each of
     /// which holds a key only as long as the write exists.
-    pub fn get_mut(&mut self, key: usize) -> &mut Pending {
+    pub fn get_mut(&mut self, key: usize) -> &mut PendingWrite {
         &mut self.all[key]
     }
 
     /// # Panics
     /// As [`get_mut`](Writes::get_mut).
-    pub fn get(&self, key: usize) -> &Pending {
+    pub fn get(&self, key: usize) -> &PendingWrite {
         &self.all[key]
     }
 
-    pub fn remove(&mut self, key: usize) -> Pending {
+    pub fn remove(&mut self, key: usize) -> PendingWrite {
         let pending = self.all.remove(key);
         let (bytes, all_bytes) = (pending.write.memory_bytes(), self.bytes);
         assert!(bytes <= all_bytes, "a write of {bytes} bytes among {all_bytes} of all writes");
@@ -334,7 +333,7 @@ impl Writes {
         assert!(before.is_none(), "two writes, {before:?} and {key}, are entry {index}");
     }
 
-    /// Everything up to `index` is committed in this reign.
+    /// Everything up to `index` is committed under this leadership.
     pub fn commit(&mut self, index: LogIndex) {
         while let Some(first) = self.known_new.first_entry()
             && *first.key() <= index

@@ -42,8 +42,8 @@ use super::versions::Pending;
 use super::{keys, removals};
 use crate::limits::{self, ShrinkLimits};
 use crate::model::{
-    Action, Applied as OpApplied, AppliedPoint, AppliedWrite, Command, CommandError, FeatureLevel,
-    GarbageCollection, GroupRules, History, LogEntry, LogIndex, MachineSummary, Operation, Release,
+    Action, AppliedPoint, AppliedWrite, Command, EntryError, FeatureLevel, GarbageCollection,
+    GroupRules, History, LogEntry, LogIndex, MachineSummary, OpApplied, Operation, Release,
     RequestId, StateLimits, Timestamp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
 };
 
@@ -66,7 +66,7 @@ pub enum ApplyError {
     Engine(#[from] EngineError),
     /// An entry is neither a no-op nor a command this release knows.
     #[error("log entry {index} cannot be applied: {source}; run a release that knows it")]
-    Undecodable { index: LogIndex, source: CommandError },
+    Undecodable { index: LogIndex, source: EntryError },
     /// The group has been brought to a feature level that this release does not know.
     #[error("{}", level.unknown_to(*known))]
     UnknownLevel {

@@ -1,25 +1,27 @@
 //! Exactly-once application: what each client was answered, as part of the replicated state.
 //!
-//! Everything here is a function of the log: expiry and eviction go by the times of the commands, so that all
-//! replicas forget the same sessions at the same entry.
+//! Everything here is a function of the log: expiry and eviction go by the times of the commands,
+//! so that all replicas forget the same sessions at the same entry.
 //!
-//! Sessions grow old by the log's own clock (`log_clock`), which no leap of timestamps moves: it would make
-//! retries that are under way new.
+//! Sessions grow old by the log's own clock (`log_clock`), which no leap of timestamps moves: it
+//! would make retries that are under way new.
 //!
 //! Sessions live in memory. Those that changed are written to the engine with a checkpoint only;
 //! after a crash the engine stands at its last checkpoint, and the log from there on brings them
 //! back.
 //!
-//! What is forgotten is never applied again. Sessions end after [`StateLimits::session_expiry_us`], or when
-//! [`StateLimits::sessions_max`] other clients were heard of later; how late the last command of any of those
-//! was is remembered ([`Sessions::known_since`]). Every write says since when its client has known the group
-//! ([`RequestId::begun`]), a timestamp smaller than that of any command of the client. So a client without a
-//! session that began at `known_since` or later has never had one, and all of its writes are new. Any other is
-//! refused ([`DedupVerdict::UnknownSession`]): its write may have been applied in a session that was dropped. That
-//! holds for a late copy of a client's first write, too, however late it is.
+//! What is forgotten is never applied again. Sessions end after [`StateLimits::session_expiry_us`],
+//! or when [`StateLimits::sessions_max`] other clients were heard of later; how late the last
+//! command of any of those was is remembered ([`Sessions::known_since`]). Every write says since
+//! when its client has known the group ([`RequestId::begun`]), a timestamp smaller than that of any
+//! command of the client. So a client without a session that began at `known_since` or later has
+//! never had one, and all of its writes are new. Any other is refused
+//! ([`DedupVerdict::UnknownSession`]): its write may have been applied in a session that was
+//! dropped. That holds for a late copy of a client's first write, too, however late it is.
 //!
-//! A new client is not locked out by others: sessions are dropped in the order of their last commands, so
-//! `known_since` stays behind the log by [`StateLimits::sessions_max`] clients or by the expiry.
+//! A new client is not locked out by others: sessions are dropped in the order of their last
+//! commands, so `known_since` stays behind the log by [`StateLimits::sessions_max`] clients or by
+//! the expiry.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::{Bound, ControlFlow};
@@ -59,7 +61,7 @@ struct Session {
     replies: BTreeMap<u64, WriteOutcome>,
 }
 
-/// All clients' sessions.
+/// The sessions of all clients that may still repeat a write.
 pub(super) struct Sessions {
     limits: StateLimits,
     clients: HashMap<ClientId, Session>,
@@ -71,8 +73,8 @@ pub(super) struct Sessions {
     replies: usize,
     /// Clients heard of up to here have no replies left. Only spares looking at them again.
     emptied: (Timestamp, ClientId),
-    /// When the client of the session that was dropped last was last heard of: every client that began at this
-    /// time or later and has written has a session. 0 as long as none was dropped.
+    /// When the client of the session that was dropped last was last heard of: every client that
+    /// began at this time or later and has written has a session. 0 as long as none was dropped.
     known_since: Timestamp,
 }
 
@@ -130,7 +132,8 @@ impl Sessions {
         hash: &mut StateHash,
     ) -> DedupVerdict {
         self.expire(now_us, hash);
-        // No server of this group can have told a client of the time of this command or a later one.
+        // No server of this group can have told a client of the time of this command or a later
+        // one.
         let has_begun_since = self.known_since <= request.begun && request.begun < now;
         if !self.clients.contains_key(&request.client) && !has_begun_since {
             return DedupVerdict::UnknownSession;
@@ -152,8 +155,8 @@ impl Sessions {
         }
     }
 
-    /// The greatest sequence of a client that was applied or ruled out; every greater one is new. 0 when it has
-    /// no session.
+    /// The greatest sequence of a client that was applied or ruled out; every greater one is new. 0
+    /// when it has no session.
     pub fn newest_sequence(&self, client: ClientId) -> u64 {
         let Some(session) = self.clients.get(&client) else { return 0 };
         let ruled_out = session.answered_below.saturating_sub(1);
@@ -182,8 +185,8 @@ impl Sessions {
         }
     }
 
-    /// Forgets a client's replies and keeps its session: its retries are refused from now on, and what it
-    /// writes later is new.
+    /// Forgets a client's replies and keeps its session: its retries are refused from now on, and
+    /// what it writes later is new.
     fn forget_replies(&mut self, client: ClientId, hash: &mut StateHash) {
         let Some(session) = self.clients.get_mut(&client) else { return };
         let Some((&newest, _)) = session.replies.last_key_value() else { return };
@@ -202,7 +205,8 @@ impl Sessions {
         }
     }
 
-    /// Makes `client` the one heard of last, creating its session, and drops those that are too many.
+    /// Makes `client` the one heard of last, creating its session, and drops those that are too
+    /// many.
     fn hear(&mut self, client: ClientId, now: Timestamp, now_us: u64, hash: &mut StateHash) {
         let session = self.clients.entry(client).or_default();
         if self.by_heard.remove(&(session.heard, client)) {
@@ -439,8 +443,9 @@ mod tests {
         assert_eq!(hash, hash_from_scratch(&sessions));
     }
 
-    /// A retry of a write whose session is gone was applied a second time, and so was a late copy of a client's
-    /// first write, after which the client was known again and the retries of its other writes were, too.
+    /// A retry of a write whose session is gone was applied a second time, and so was a late copy
+    /// of a client's first write, after which the client was known again and the retries of its
+    /// other writes were, too.
     #[test]
     fn nothing_of_a_client_that_was_forgotten_is_applied_again() {
         let (mut sessions, mut hash) = none();

@@ -12,12 +12,13 @@
 //! 3. A length is compared with the cap before anything is allocated for its body, and even an
 //!    accepted length reserves nothing by itself: the buffer at most doubles when it is full of
 //!    bytes that did arrive. So memory is within twice what the other side has really sent, or the
-//!    small size every connection starts with.
-//!    A *large* frame, if the owner has said from which length on one is ([`Deframer::set_large_from`]),
-//!    is received in pieces of its own and handed over as it lies there: it is never moved as a whole,
-//!    and what the owner does with it can be done elsewhere.
-//! 4. A byte of any other frame is moved at most once: when the free space behind an incomplete frame is not enough
-//!    for the rest of it, that one frame goes to the front, where it stays until it is whole.
+//!    small size every connection starts with. A *large* frame, if the owner has said from which
+//!    length on one is ([`Deframer::set_large_from`]), is received in pieces of its own and handed
+//!    over as it lies there: it is never moved as a whole, and what the owner does with it can be
+//!    done elsewhere.
+//! 4. A byte of any other frame is moved at most once: when the free space behind an incomplete
+//!    frame is not enough for the rest of it, that one frame goes to the front, where it stays
+//!    until it is whole.
 //! 5. A violation stays: after an error the same error comes again, whatever arrives.
 //!
 //! There is no IO here. The owner reads from its socket into [`Deframer::spare`], says how much
@@ -112,8 +113,8 @@ impl Deframer {
         self.large_from = Some(bytes);
     }
 
-    /// Takes the next frame's body, in pieces, when that is a large frame and it is whole. To be called before
-    /// [`Deframer::next_frame`].
+    /// Takes the next frame's body, in pieces, when that is a large frame and it is whole. To be
+    /// called before [`Deframer::next_frame`].
     pub fn take_large(&mut self) -> Result<Option<Vec<Vec<u8>>>, FrameError> {
         if self.large.is_none()
             && let Some(large_from) = self.large_from
@@ -204,8 +205,8 @@ impl Deframer {
         }
     }
 
-    /// Moves received bytes that are not frames to `out`, as many as are here and fit; how many. Only
-    /// the owner of the connection knows that the bytes after the last frame are not frames.
+    /// Moves received bytes that are not frames to `out`, as many as are here and fit; how many.
+    /// Only the owner of the connection knows that the bytes after the last frame are not frames.
     pub fn take_raw(&mut self, out: &mut [u8]) -> usize {
         let taken = out.len().min(self.end - self.start);
         out[..taken].copy_from_slice(&self.buffer[self.start..self.start + taken]);
@@ -326,8 +327,9 @@ mod tests {
         }
     }
 
-    /// A large frame between small ones, in steps of any size: the same bytes come out, in order, and its
-    /// memory is within twice what was received of it and no piece is longer than a piece may be.
+    /// A large frame between small ones, in steps of any size: the same bytes come out, in order,
+    /// and its memory is within twice what was received of it and no piece is longer than a piece
+    /// may be.
     #[test]
     fn a_large_frame_is_handed_over_in_the_pieces_it_came_in() {
         let large: Vec<u8> = (0..900_001_u32).map(|n| (n % 251) as u8).collect();

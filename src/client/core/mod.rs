@@ -14,13 +14,13 @@
 //! values.
 //!
 //! A call goes this way. It waits until there is room: for it among the calls under way
-//! ([`CLIENT_REQUESTS_MAX`], and [`CLIENT_REQUEST_BYTES_MAX`] of the requests of writes, and as much
-//! of those of reads), and, if it is a write, in the window of sequence numbers. Calls that wait go
-//! in the order in which they came, but a read passes writes that wait, for the window or for
-//! bytes. Then its attempts begin. Each is sent on its server's link, at once if that is open, else
-//! when the server greets; the request is built at that moment, so that a retry asks with what is
-//! known by then. The first answer that its [`Exchange`] takes ends the call, and so do its deadline
-//! and what [`attempts`] counts as final.
+//! ([`CLIENT_REQUESTS_MAX`], and [`CLIENT_REQUEST_BYTES_MAX`] of the requests of writes, and as
+//! much of those of reads), and, if it is a write, in the window of sequence numbers. Calls that
+//! wait go in the order in which they came, but a read passes writes that wait, for the window or
+//! for bytes. Then its attempts begin. Each is sent on its server's link, at once if that is open,
+//! else when the server greets; the request is built at that moment, so that a retry asks with what
+//! is known by then. The first answer that its [`Exchange`] takes ends the call, and so do its
+//! deadline and what [`attempts`] counts as final.
 //!
 //! Invariants:
 //!

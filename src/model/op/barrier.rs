@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Learned, OpResult, Operation, StoreChanges};
+use super::{Learned, OpApplied, OpResult, Operation, StoreChanges};
 use crate::model::WriteAnswer;
 
 /// Takes a timestamp, after which no write can have an older one.
@@ -20,8 +20,8 @@ impl Operation for Barrier {
         false
     }
 
-    fn apply<S: StoreChanges>(&self, _store: &mut S) -> Result<Applied, S::Error> {
-        Ok(Applied::Result(OpResult::Done))
+    fn apply<S: StoreChanges>(&self, _store: &mut S) -> Result<OpApplied, S::Error> {
+        Ok(OpApplied::Result(OpResult::Done))
     }
 
     fn known_at_commit(&self) -> Option<OpResult> {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Learned, OpResult, Operation, StoreChanges};
+use super::{Learned, OpApplied, OpResult, Operation, StoreChanges};
 use crate::model::WriteAnswer;
 
 /// Removes every version of a key.
@@ -25,9 +25,9 @@ impl Operation for Del {
         false
     }
 
-    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<Applied, S::Error> {
+    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
         store.delete(&self.key)?;
-        Ok(Applied::Result(OpResult::Done))
+        Ok(OpApplied::Result(OpResult::Done))
     }
 
     fn known_at_commit(&self) -> Option<OpResult> {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Learned, OpResult, Operation, StoreChanges};
+use super::{Learned, OpApplied, OpResult, Operation, StoreChanges};
 use crate::model::WriteAnswer;
 
 /// Removes every version of every key from `from` to `to`, both included; of a range the wrong way
@@ -26,10 +26,10 @@ impl Operation for DelRange {
         false
     }
 
-    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<Applied, S::Error> {
+    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
         Ok(match store.delete_range(&self.from, &self.to)? {
-            true => Applied::Result(OpResult::Done),
-            false => Applied::Refused,
+            true => OpApplied::Result(OpResult::Done),
+            false => OpApplied::Refused,
         })
     }
 

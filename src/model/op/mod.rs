@@ -96,7 +96,7 @@ pub trait Operation {
     ///
     /// # Errors
     /// Those of the store.
-    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<Applied, S::Error>;
+    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error>;
 
     /// What it comes to, if that is certain without looking at the store, and the answer tells
     /// nothing else: such a write is answered when it is committed, and not only when it is
@@ -120,7 +120,7 @@ pub trait Operation {
 
 /// What applying an operation comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Applied {
+pub enum OpApplied {
     /// It is over, and its session remembers this.
     Result(OpResult),
     /// Nothing was done, because too many large removals are under way. Sessions do not remember
@@ -233,7 +233,7 @@ macro_rules! operations {
                 match self { $(WriteOp::$name(op) => op.adds_data(),)+ }
             }
 
-            fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<Applied, S::Error> {
+            fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
                 match self { $(WriteOp::$name(op) => op.apply(store),)+ }
             }
 

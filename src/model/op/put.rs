@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Learned, OpResult, Operation, StoreChanges};
+use super::{Learned, OpApplied, OpResult, Operation, StoreChanges};
 use crate::model::WriteAnswer;
 
 /// Stores a new newest version of a key.
@@ -26,9 +26,9 @@ impl Operation for Put {
         true
     }
 
-    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<Applied, S::Error> {
+    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
         store.put(&self.key, &self.value);
-        Ok(Applied::Result(OpResult::Done))
+        Ok(OpApplied::Result(OpResult::Done))
     }
 
     fn known_at_commit(&self) -> Option<OpResult> {

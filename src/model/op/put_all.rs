@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Learned, OpResult, Operation, StoreChanges};
+use super::{Learned, OpApplied, OpResult, Operation, StoreChanges};
 use crate::model::{WriteAnswer, bounded};
 
 /// Stores a new newest version of each key. Of a key given twice the last value counts.
@@ -26,12 +26,12 @@ impl Operation for PutAll {
         true
     }
 
-    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<Applied, S::Error> {
+    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
         // A key has one version at one timestamp. Sorted, so that all replicas change their rows in
         // the same order.
         let pairs: BTreeMap<&Bytes, &Bytes> = self.pairs.iter().map(|(k, v)| (k, v)).collect();
         pairs.into_iter().for_each(|(key, value)| store.put(key, value));
-        Ok(Applied::Result(OpResult::Done))
+        Ok(OpApplied::Result(OpResult::Done))
     }
 
     fn known_at_commit(&self) -> Option<OpResult> {

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Learned, OpResult, Operation, StoreChanges};
+use super::{Learned, OpApplied, OpResult, Operation, StoreChanges};
 use crate::model::{Timestamp, WriteAnswer};
 
 /// Stores a new newest version of a key if the condition holds, and else changes nothing and tells
@@ -61,13 +61,13 @@ impl Operation for PutIf {
         true
     }
 
-    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<Applied, S::Error> {
+    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
         let newest = store.newest(&self.key)?;
         if !self.condition.holds(newest) {
-            return Ok(Applied::Result(OpResult::ConditionFailed { newest }));
+            return Ok(OpApplied::Result(OpResult::ConditionFailed { newest }));
         }
         store.put(&self.key, &self.value);
-        Ok(Applied::Result(OpResult::Done))
+        Ok(OpApplied::Result(OpResult::Done))
     }
 
     /// Whether the condition holds is known only when everything before it is applied.

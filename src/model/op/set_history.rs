@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Learned, OpResult, Operation, StoreChanges};
+use super::{Learned, OpApplied, OpResult, Operation, StoreChanges};
 use crate::limits;
 use crate::model::{History, WriteAnswer};
 
@@ -34,9 +34,9 @@ impl Operation for SetHistory {
         false
     }
 
-    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<Applied, S::Error> {
+    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
         store.set_history(self.history)?;
-        Ok(Applied::Result(OpResult::Done))
+        Ok(OpApplied::Result(OpResult::Done))
     }
 
     fn known_at_commit(&self) -> Option<OpResult> {

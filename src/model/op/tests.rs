@@ -50,7 +50,7 @@ impl StoreChanges for MapStore {
 }
 
 impl MapStore {
-    fn apply(&mut self, op: impl Into<WriteOp>) -> Applied {
+    fn apply(&mut self, op: impl Into<WriteOp>) -> OpApplied {
         self.now += 10;
         let Ok(applied) = op.into().apply(self);
         applied
@@ -106,7 +106,7 @@ fn what_is_known_at_commit_is_what_applying_comes_to() {
             let known = op.known_at_commit();
             let applied = store.apply(op.clone());
             if let Some(result) = known {
-                assert_eq!(applied, Applied::Result(result), "{op:?}");
+                assert_eq!(applied, OpApplied::Result(result), "{op:?}");
                 assert_eq!(op.tells_before(result), None, "{op:?} tells what only the store knows");
             }
         }
@@ -127,11 +127,11 @@ fn operations_change_what_they_name() {
         (DelRange { from: key("b"), to: key("d") }.into(), "a=3@20"),
     ] as [(WriteOp, &str); 8]
     {
-        assert_eq!(store.apply(op.clone()), Applied::Result(OpResult::Done));
+        assert_eq!(store.apply(op.clone()), OpApplied::Result(OpResult::Done));
         assert_eq!(store.shown(), then, "after {op:?}");
     }
     store.refuses_ranges = true;
-    assert_eq!(store.apply(DelRange { from: key("a"), to: key("b") }), Applied::Refused);
+    assert_eq!(store.apply(DelRange { from: key("a"), to: key("b") }), OpApplied::Refused);
     assert_eq!(store.shown(), "a=3@20", "nothing was done");
     let history = History::Versions { count: 3 };
     store.apply(SetHistory { history });
@@ -141,8 +141,8 @@ fn operations_change_what_they_name() {
 #[test]
 fn a_condition_is_about_the_newest_version_and_a_failed_one_changes_nothing() {
     let put_if = |condition| PutIf { key: key("a"), value: key("new"), condition };
-    let failed = |newest| Applied::Result(OpResult::ConditionFailed { newest });
-    let done = Applied::Result(OpResult::Done);
+    let failed = |newest| OpApplied::Result(OpResult::ConditionFailed { newest });
+    let done = OpApplied::Result(OpResult::Done);
     let at = |version| Condition::Version(Timestamp(version));
     let mut store = MapStore::default();
     assert_eq!(store.apply(put_if(at(5))), failed(None));

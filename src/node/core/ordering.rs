@@ -11,7 +11,7 @@ use super::super::config::AckPolicy;
 use super::super::disk_space::disk_full;
 use super::super::in_sync::ServerProgress;
 use super::super::replies::{busy, error, shutting_down};
-use super::super::writes::{Origin, Pending};
+use super::super::writes::{Origin, PendingWrite};
 use super::super::{ConsoleEvent, Now, Output, RequestToken};
 use super::{Node, Stopping, micros};
 use crate::consensus::ProposeError;
@@ -69,7 +69,7 @@ impl Node {
         if !is_long {
             self.long_writes.something_else_is_asked();
         }
-        self.writes.add(Pending {
+        self.writes.add(PendingWrite {
             origins: vec![origin],
             client,
             write,
@@ -124,7 +124,7 @@ impl Node {
             let mut data = Vec::new();
             let mut bytes = 0;
             while let Some(key) = waiting.pop_front() {
-                let Pending { effect, write, .. } = self.writes.get_mut(key);
+                let PendingWrite { effect, write, .. } = self.writes.get_mut(key);
                 if *effect == Effect::NotDone
                     && write.shape.adds_data
                     && let full = self.full_disks()
@@ -419,7 +419,7 @@ impl Node {
     }
 
     /// Sends the reply to every origin of a write.
-    pub(super) fn answer(&self, pending: &Pending, reply: &Reply, out: &mut Vec<Output>) {
+    pub(super) fn answer(&self, pending: &PendingWrite, reply: &Reply, out: &mut Vec<Output>) {
         for origin in &pending.origins {
             let reply = reply.clone();
             match *origin {
@@ -431,7 +431,7 @@ impl Node {
 
     /// Answers a write, raising the effect in an error to what is known of the write: an earlier
     /// leader may have ordered it.
-    pub(super) fn finish(&self, pending: Pending, mut reply: Reply, out: &mut Vec<Output>) {
+    pub(super) fn finish(&self, pending: PendingWrite, mut reply: Reply, out: &mut Vec<Output>) {
         if let Reply::Error(error) = &mut reply {
             error.effect = error.effect.max(pending.effect);
         }

@@ -70,13 +70,13 @@ impl RegistryConnection {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Connections {
+pub(super) struct RegistryConnections {
     connections: ConnectionMap<RegistryConnection>,
     /// The connection that has joined, or is about to join, under each peer id.
     id_holders: HashMap<PeerId, ConnectionId>,
 }
 
-impl Connections {
+impl RegistryConnections {
     pub(super) fn insert(&mut self, id: ConnectionId, connection: RegistryConnection) {
         self.connections.insert(id, connection);
     }
@@ -214,8 +214,8 @@ mod tests {
     }
 
     /// Connections 1 to 3, accepted now.
-    fn three(now: Instant) -> Connections {
-        let mut connections = Connections::default();
+    fn three(now: Instant) -> RegistryConnections {
+        let mut connections = RegistryConnections::default();
         for number in 1..=3 {
             let caller = RegistryConnection::new(address(number), now);
             connections.insert(connection(number), caller);
@@ -224,7 +224,13 @@ mod tests {
     }
 
     /// Joins as a peer with the secret `key`, and has the JOIN accepted.
-    fn join(connections: &mut Connections, number: u64, peer: PeerId, key: u64, now: Instant) {
+    fn join(
+        connections: &mut RegistryConnections,
+        number: u64,
+        peer: PeerId,
+        key: u64,
+        now: Instant,
+    ) {
         let id = connection(number);
         connections.take_id(id, peer, key, now, SILENCE).unwrap();
         connections.joined(id, member(peer, number), address(number));

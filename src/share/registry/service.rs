@@ -15,7 +15,7 @@ use crossbeam_channel::Receiver;
 
 use super::RegistryConfig;
 use super::address_checks::{AddressChecks, CheckAdmission};
-use super::connections::{Connections, RegistryConnection};
+use super::connections::{RegistryConnection, RegistryConnections};
 use super::job_queue::JobQueue;
 use super::partial_join::{self, PartialJoin};
 use super::work::{MembershipChange, RegistryCompletion, RegistryJob, RegistryWork, frame};
@@ -51,7 +51,7 @@ struct WaitingJoin {
 pub(super) struct RegistryService {
     jobs: JobQueue,
     stop: Receiver<()>,
-    connections: Connections,
+    connections: RegistryConnections,
     checks: AddressChecks<ConnectionId, WaitingJoin>,
     silence_timeout: Duration,
     /// The most peer ids that may be held, so that places are left for connections that only
@@ -75,7 +75,7 @@ impl RegistryService {
         RegistryService {
             jobs: JobQueue::new(pool, config.workers),
             stop,
-            connections: Connections::default(),
+            connections: RegistryConnections::default(),
             checks: AddressChecks::new(),
             silence_timeout: config.silence_timeout,
             peers_max,

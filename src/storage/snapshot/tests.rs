@@ -405,7 +405,8 @@ proptest! {
         for (index, (is_put, key, value_bytes)) in (1..).zip(ops) {
             let key = Bytes::from(vec![key / 4; usize::from(key) + 1]);
             let op = if is_put {
-                WriteOp::Put(Put { key, value: Bytes::from(vec![b'v'; value_bytes]), tells_previous: false })
+                let value = Bytes::from(vec![b'v'; value_bytes]);
+                WriteOp::Put(Put { key, value, tells_previous: false })
             } else {
                 WriteOp::Del(Del { key, tells_previous: false })
             };
