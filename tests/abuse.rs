@@ -113,7 +113,7 @@ fn messages_out_of_place_are_refused_in_a_sentence() {
         (Message::Ping { nonce: 1 }, "the first message must be HELLO".to_owned()),
         (
             Message::Hello(Hello { protocol: 9, cluster, role: HelloRole::Client }),
-            "this server speaks protocol version 1 and not 9: use a client of its release".into(),
+            "this server speaks protocol version 2 and not 9: use a client of its release".into(),
         ),
         (
             hello(HelloRole::Client, ClusterId(77)),

@@ -91,7 +91,7 @@ impl Message {
 }
 
 /// The protocol version this build speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The first frame of a connection: who dials, and which protocol it speaks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
