@@ -480,10 +480,16 @@ pub const CLIENT_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 pub const CLIENT_REACH_TIMEOUT: Duration = Duration::from_millis(200);
 /// Requests of one client instance under way at once; one more waits.
 pub const CLIENT_REQUESTS_MAX: usize = 1024;
-/// About how many bytes the requests of one client instance that are under way take in memory; one
-/// that would bring more waits, unless it is alone. Eight of the longest values or transactions,
-/// which is more than a group orders at once.
+/// About how many bytes the writes of one client instance that are under way take in memory, and as
+/// many its reads; one that would bring more waits, unless it is alone. Eight of the longest values
+/// or transactions, which is more than a group orders at once.
 pub const CLIENT_REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes that wait to be sent to one server of a client; while a request would bring more it waits
+/// where it can be given up. Enough to keep any network busy.
+pub const CLIENT_QUEUED_BYTES_PAUSE: usize = 1024 * 1024;
+/// A longer request leaves, too, if little waits for its server, and this much or less for all of a
+/// client's servers together: three of the longest for servers that take nothing, and one more.
+pub const CLIENT_QUEUED_BYTES_MAX: usize = 34 * 1024 * 1024;
 /// Wait before a client goes round its servers again: at first …
 pub const CLIENT_BACKOFF_MIN: Duration = Duration::from_millis(4);
 /// … and at most, doubling in between.
@@ -601,6 +607,8 @@ const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
     assert!(CLIENT_SUBMITS_MAX <= CLIENT_REQUESTS_MAX);
     assert!(CLIENT_REQUEST_BYTES_MAX >= 4 * TRANSACTION_BYTES_MAX);
+    // Beside three servers that take nothing, the longest request leaves for another one.
+    assert!(CLIENT_QUEUED_BYTES_MAX >= 4 * TRANSACTION_BYTES_MAX);
     assert!(CONSOLE_GET_HELD_MAX.as_millis() > IN_SYNC_TIMEOUT_DEFAULT.as_millis());
     assert!(GATEWAY_REQUESTS_MAX <= CLIENT_REQUESTS_MAX);
     assert!(GATEWAY_MESSAGE_BYTES_MAX > VALUE_BYTES_MAX_DEFAULT + KEY_BYTES_MAX);
@@ -608,7 +616,8 @@ const _: () = {
     // connection's half.
     assert!(GATEWAY_BYTES_MAX / 2 > 2 * TRANSACTION_BYTES_MAX + 150 * TRANSACTION_KEYS_MAX);
     // All that a gateway can be made to hold: what is charged, what connections have of their own,
-    // calls under way, calls that have not begun, and what servers have just answered.
+    // calls under way, calls that have not begun, what servers have just answered, and what waits
+    // to be sent by its two clients, also of calls that were given up.
     assert!(
         GATEWAY_BYTES_MAX
             + GATEWAY_CONNECTIONS_MAX
@@ -619,6 +628,7 @@ const _: () = {
                     + 2 * GATEWAY_CONNECTIONS_MAX
                     + GATEWAY_READS_MAX * GATEWAY_CALLS_PER_CONNECTION_MAX as usize)
             + GATEWAY_REQUESTS_MAX * VALUE_BYTES_MAX_DEFAULT
+            + 2 * (CLIENT_QUEUED_BYTES_MAX + SERVERS_MAX * CLIENT_QUEUED_BYTES_PAUSE)
             < 512 * 1024 * 1024
     );
     assert!(COMMIT_TIMEOUT.as_millis() < GATEWAY_REQUEST_TIMEOUT_DEFAULT.as_millis());

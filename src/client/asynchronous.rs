@@ -1,9 +1,9 @@
 //! The asynchronous face of the client library.
 //!
-//! It brings no runtime: its futures are completed by the client's own thread and wait for it with
-//! whatever executor polls them. A future that is dropped gives its call up: what has not left for
-//! a server is never sent, and a write that has left may still take effect. Whatever else holds of
-//! the blocking calls holds here.
+//! It brings no runtime: its futures are completed by the client's own thread, or by another that
+//! is about to wait for a call of the client, and wait with whatever executor polls them. A future
+//! that is dropped gives its call up: what has not left for a server is never sent, and a write
+//! that has left may still take effect. Whatever else holds of the blocking calls holds here.
 
 use std::time::Instant;
 

@@ -1,8 +1,9 @@
 //! A call between the core and whoever waits for it: an [`Exchange`] made of two closures, and a
 //! future for its answer.
 //!
-//! The client's thread completes the future through its [`Waker`], so that any executor can wait
-//! for it, and so can a thread ([`wait`]). A future that is dropped cancels its call.
+//! The client's thread completes the future through its [`Waker`], or another thread does that
+//! begins a call, so that any executor can wait for it, and so can a thread ([`wait`]). A future
+//! that is dropped cancels its call.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -58,6 +59,10 @@ where
         };
         let (_, context) = self.sent.swap_remove(at);
         (self.judge)(server, context, reply).map(|answer| self.answer = Some(answer))
+    }
+
+    fn forget(&mut self, attempt: u64) {
+        self.sent.retain(|(sent, _)| *sent != attempt);
     }
 
     fn end(self: Box<Self>, result: Result<(), ClientError>) {

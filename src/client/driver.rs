@@ -4,15 +4,15 @@
 //! Whoever makes a call leaves it in the [`Inbox`] and wakes the loop; what has gathered there is
 //! taken together, so that requests of many callers travel in one write. A thread that is going to
 //! wait for the answer works with the core and the sockets itself for a moment if nobody else does,
-//! and so saves a switch of threads; the answer comes by the client's thread. That starts with the
+//! and so saves a switch of threads. Another call that has ended by then is completed there, too;
+//! what is reported to a console always comes by the client's own thread. That starts with the
 //! first call. It ends when the last clone is gone, once the calls under way are over.
 //!
 //! Futures can be [spawned](Driver::spawn) on the thread, too: that is how a call is reported whose
 //! caller does not wait. They must not block: everybody's answers come by this thread.
 //!
-//! What waits to be sent on a connection is bounded by [`CLIENT_QUEUED_BYTES_MAX`]; a server that
-//! takes so little that more would wait loses its connection. What comes in is one frame of each
-//! server at most, and an answer for each call.
+//! What waits to be sent is bounded by the core, which is told how much that is. What comes in is
+//! one frame of each server at most, and an answer for each call.
 
 use std::future::Future;
 use std::io;
@@ -34,18 +34,15 @@ use super::error::{ClientError, ServerFailure};
 use super::greeting::{describe, is_end};
 use super::sync::lock;
 use super::transport::{self, FRAME_BYTES_MAX};
-use crate::limits::{self, CLIENT_REQUEST_TIMEOUT_MAX};
+use crate::limits::{
+    CLIENT_QUEUED_BYTES_MAX, CLIENT_QUEUED_BYTES_PAUSE, CLIENT_REQUEST_TIMEOUT_MAX,
+};
 use crate::model::RequestId;
 use crate::net::{
     CloseReason, ConnectionId, ConnectionMap, EventLoop, LoopConfig, Net, SendLimits, Service,
     SharedLoop, WakeHandle,
 };
 use crate::wire::message::{Reply, Request};
-
-/// Bytes that wait to be sent on one connection of a client; a server for which more would wait
-/// loses the connection. Twice what can be under way: requests whose callers have given up stay in
-/// the queue.
-const CLIENT_QUEUED_BYTES_MAX: usize = 2 * limits::CLIENT_REQUEST_BYTES_MAX;
 
 /// The way to a client's thread, which is started when it is first needed.
 pub(super) struct Driver {
@@ -394,11 +391,12 @@ impl Drop for Driver {
 /// All time-outs are the core's own. A frame may take as long as its server is heard.
 fn loop_config() -> LoopConfig {
     let never = CLIENT_REQUEST_TIMEOUT_MAX;
-    let (pause_bytes, max_bytes) = (CLIENT_QUEUED_BYTES_MAX, CLIENT_QUEUED_BYTES_MAX);
+    // More than the core lets wait on one connection.
+    let max_bytes = CLIENT_QUEUED_BYTES_MAX + 2 * CLIENT_QUEUED_BYTES_PAUSE;
     LoopConfig {
         // Answers are read whatever waits to be sent: a server that waits for their being read
         // reads nothing more.
-        send_limits: SendLimits { pause_bytes: pause_bytes + 1, max_bytes },
+        send_limits: SendLimits { pause_bytes: max_bytes + 1, max_bytes },
         handshake_timeout: never,
         frame_timeout: never,
         write_stall_timeout: never,
@@ -435,6 +433,8 @@ struct LinkState {
     queued_ever: u64,
     taken_ever: u64,
     due_ever: u64,
+    /// How much had been queued when the core was last told how much waits.
+    told_ever: u64,
     /// The socket did not take all that was due.
     is_stuck: bool,
 }
@@ -447,6 +447,7 @@ impl LinkState {
             queued_ever: 0,
             taken_ever: 0,
             due_ever: 0,
+            told_ever: 0,
             is_stuck: false,
         }
     }
@@ -613,6 +614,7 @@ impl Service for ClientService {
     fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]) {
         let now = self.now(net);
         if let Some(server) = self.places.get(&connection) {
+            self.core.queued(*server, net.queued_bytes(connection));
             self.core.frame(now, *server, frame);
             self.perform_all(net);
         }
@@ -637,17 +639,30 @@ impl Service for ClientService {
 
     fn before_sleep(&mut self, net: &mut Net) {
         let now = self.now(net);
+        let mut has_queued = false;
         for (server, link) in self.links.iter_mut().enumerate() {
-            if link.as_mut().is_some_and(|link| link.has_moved(net)) {
+            let Some(link) = link else { continue };
+            if link.has_moved(net) {
                 self.core.heard(now, server);
             }
+            self.core.queued(server, net.queued_bytes(link.connection));
         }
+        self.core.resume(now);
         self.core.poll(now);
         self.perform_all(net);
+        for link in self.links.iter_mut().flatten() {
+            has_queued |= link.queued_ever > link.told_ever;
+            link.told_ever = link.queued_ever;
+        }
         // An earlier time that was set before stays: the time of a call that is over is when the
         // next one would be looked after soonest, and so the thread is not woken by each of many
         // short calls.
-        let next = self.core.next_at().map(|at| self.started + at);
+        let next = match has_queued && self.core.is_holding() {
+            // The sockets are about to take what was queued, and perhaps all of it: then nothing
+            // else says that there is room.
+            true => Some(net.now()),
+            false => self.core.next_at().map(|at| self.started + at),
+        };
         let before = self.alarm.filter(|alarm| *alarm > net.now());
         self.alarm = before.into_iter().chain(next).min();
         net.set_alarm(self.alarm);

@@ -63,26 +63,30 @@ enum Mood {
     Behind,
     /// Is cut off from the others, and says so after some time.
     CutOff,
-    /// Has too much to do.
-    Busy,
-    /// Answers with a reply of another kind.
+    /// Has too much to do, and says for how many milliseconds.
+    Busy(u32),
+    /// Does what it is asked, and answers with a reply of another kind.
     WrongKind,
     /// Answers what it was not asked.
     WrongId,
     /// Ends each connection on which it is asked for something.
     Closing,
+    /// Answers reads with a value that is older than any other. No random test has it: nobody can
+    /// tell of a key that is not remembered.
+    Stale,
 }
 
 use Mood::*;
 
-const MOODS: [Mood; 10] = [
+const MOODS: [Mood; 11] = [
     Well,
     Frozen,
     Down,
     Slow(Duration::from_millis(200)),
     Behind,
     CutOff,
-    Busy,
+    Busy(5),
+    Busy(u32::MAX),
     WrongKind,
     WrongId,
     Closing,
@@ -217,6 +221,7 @@ struct World {
     calls_begun: u64,
     calls_ended: u64,
     calls_failed: u64,
+    requests_sent: u64,
     /// By key, the newest version that any call was given or has written.
     newest: HashMap<Bytes, Timestamp>,
     /// Which operation each sequence number stands for.
@@ -266,6 +271,7 @@ impl World {
             calls_begun: 0,
             calls_ended: 0,
             calls_failed: 0,
+            requests_sent: 0,
             newest: HashMap::new(),
             sequences: HashMap::new(),
             answered_below: HashMap::new(),
@@ -385,6 +391,11 @@ impl World {
             for command in commands {
                 command.perform(&mut self.core, self.now);
             }
+            for server in 0..self.servers.len() {
+                // What is sent is taken at once.
+                self.core.queued(server, 0);
+            }
+            self.core.resume(self.now);
             self.core.poll(self.now);
             let mut is_quiet = true;
             while let Some(output) = self.core.take_output() {
@@ -421,6 +432,7 @@ impl World {
                 self.after(2 * TRIP, Event::Dialled { server, link });
             }
             Output::Send { server, message } => {
+                self.requests_sent += u64::from(matches!(message, Message::Request { .. }));
                 if let Message::Request { body: Request::Write(write), .. } = &message {
                     self.is_sent(write);
                 }
@@ -481,13 +493,18 @@ impl World {
                         let code = ErrorCode::NoMajority;
                         (50 * MS, Reply::Error(ErrorReply::not_done(code, "1 of 3".to_owned())))
                     }
-                    Busy => {
+                    Busy(retry_after_ms) => {
                         let busy = ErrorReply::not_done(ErrorCode::Busy, "full".to_owned());
-                        (delay, Reply::Error(ErrorReply { retry_after_ms: 5, ..busy }))
+                        (delay, Reply::Error(ErrorReply { retry_after_ms, ..busy }))
                     }
                     WrongKind => {
+                        self.answer(server, body);
                         let (rows, at) = (Vec::new(), Timestamp(1));
                         (delay, Reply::PageOk { rows, at, seen: at, next: None })
+                    }
+                    Stale if matches!(body, Request::Get(_)) => {
+                        let (value, at) = (Some(Bytes::from("old")), Timestamp(1));
+                        (delay, Reply::GetOk { value, timestamp: at, as_of: at })
                     }
                     _ => (delay, self.answer(server, body)),
                 };
@@ -808,5 +825,34 @@ fn more_calls_than_there_is_room_for_wait_and_end_by_their_deadlines() {
             assert_eq!(world.calls_ended, calls);
             world.check_end();
         }
+    }
+}
+
+#[test]
+fn a_server_that_gives_old_values_is_not_asked_again_and_again() {
+    for seed in seeds(5) {
+        let _named = Named(seed);
+        let (calls, timeout, pause) = (u64::MAX, TIMEOUT, 2 * MS);
+        let load =
+            Load { calls, callers: 4, writes: 20, given_up: 0, as_of: 0, timeout, pause, keys: 1 };
+        let mut world = World::new(seed, &[Stale, Well, Well], Causality::PerKey, load);
+        world.run(Duration::from_secs(4));
+        let World { calls_ended, calls_failed, requests_sent, .. } = world;
+        assert_eq!(calls_failed, 0);
+        assert!(requests_sent <= 2 * calls_ended, "{requests_sent} for {calls_ended} calls");
+    }
+}
+
+#[test]
+fn a_write_that_is_done_and_answered_with_something_else_is_not_said_to_be_undone() {
+    for seed in seeds(5) {
+        let _named = Named(seed);
+        let (calls, timeout, pause) = (8, TIMEOUT, 2 * MS);
+        let load =
+            Load { calls, callers: 4, writes: 100, given_up: 0, as_of: 0, timeout, pause, keys: 5 };
+        let mut world = World::new(seed, &[WrongKind; 3], Causality::Session, load);
+        world.run(Duration::from_secs(30));
+        assert_eq!(world.calls_failed, calls);
+        world.check_end();
     }
 }

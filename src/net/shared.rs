@@ -107,3 +107,48 @@ impl<S: Service> SharedLoop<S> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::{Arc, mpsc};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::super::connection::CloseReason;
+    use super::super::connections::ConnectionId;
+    use super::*;
+    use crate::net::LoopConfig;
+
+    /// A service that has no connections.
+    struct Idle;
+
+    impl Service for Idle {
+        fn on_accepted(&mut self, _: &mut Net, _: ConnectionId, _: SocketAddr) {}
+        fn on_frame(&mut self, _: &mut Net, _: ConnectionId, _: &[u8]) {}
+        fn on_closed(&mut self, _: &mut Net, _: ConnectionId, _: &CloseReason) {}
+    }
+
+    #[test]
+    fn a_panic_of_a_thread_that_works_with_it_ends_the_loop() {
+        let event_loop = EventLoop::new(LoopConfig::default(), None).unwrap();
+        let shared = Arc::new(SharedLoop::new(event_loop, Idle));
+        let (running, failing) = (Arc::clone(&shared), Arc::clone(&shared));
+        let (ends, ended) = mpsc::channel();
+        let thread = thread::spawn(move || ends.send(running.run().is_ok()));
+        let fails = thread::spawn(move || {
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while Instant::now() < deadline {
+                // It is refused while the loop itself is at work.
+                failing.try_with(|_, _| panic!("planted"));
+                thread::yield_now();
+            }
+        });
+        assert!(fails.join().is_err());
+        assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(true));
+        thread.join().unwrap().unwrap();
+        assert!(shared.try_with(|_, _| ()).is_none(), "nobody works with it any more");
+        assert_eq!(shared.close(|_| 7), 7);
+        assert!(shared.try_with(|_, _| ()).is_none());
+    }
+}

@@ -1,5 +1,6 @@
 //! What the core has of a call: what it is told when the call begins, and where the call stands.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +66,9 @@ pub(in crate::client) trait Exchange: Send {
     /// until its end.
     fn judge(&mut self, attempt: u64, server: SocketAddr, reply: Reply) -> Verdict<()>;
 
+    /// No reply to that attempt will be judged.
+    fn forget(&mut self, attempt: u64);
+
     /// The call is over: with the answer that was kept, or with an error.
     fn end(self: Box<Self>, result: Result<(), ClientError>);
 }
@@ -77,7 +81,7 @@ pub(super) struct Flight {
     pub(super) request_id: Option<u64>,
     /// Which of the call's claims it needs in order to leave; of a read, and of a copy that is sent
     /// once more on a new connection, none.
-    pub(super) claim: Option<usize>,
+    pub(super) claim: Option<u64>,
     /// The connection was open before the request, and it has not been sent once more on a new one.
     pub(super) was_kept: bool,
 }
@@ -93,8 +97,9 @@ pub(super) struct Call {
     pub(super) is_renewed: bool,
     pub(super) flights: Vec<Flight>,
     pub(super) attempts_made: u64,
-    /// Of a write: for each claim of its copies, whether one of them has left.
-    pub(super) claims: Vec<bool>,
+    /// Of a write: for each claim of its copies under way, and for the last one, whether one of
+    /// them has left.
+    pub(super) claims: BTreeMap<u64, bool>,
     /// Of a write: what is known of the effect of the attempts that have ended.
     pub(super) effect: Option<Effect>,
     /// When it is next looked at.
@@ -106,6 +111,23 @@ impl Call {
         if let Some(known) = &mut self.effect {
             *known = effect.max(*known);
         }
+    }
+
+    /// The claim of one more copy. `instead`: it is sent in the place of the others, of which none
+    /// is needed if this one leaves.
+    pub(super) fn claim(&mut self, instead: bool) -> u64 {
+        let last = self.claims.last_key_value().map(|(claim, has_left)| (*claim, *has_left));
+        let (last, has_left) = last.unwrap_or((0, true));
+        let flights = &self.flights;
+        self.claims.retain(|claim, _| {
+            *claim == last || flights.iter().any(|flight| flight.claim == Some(*claim))
+        });
+        // A copy that has left cannot be taken back.
+        if instead && !has_left {
+            return last;
+        }
+        self.claims.insert(last + 1, false);
+        last + 1
     }
 
     pub(super) fn take_flight(&mut self, attempt: u64) -> Option<Flight> {

@@ -6,12 +6,15 @@
 //! is owed and nothing comes, the server is asked with PING; after [`Timing::silence_timeout`]
 //! without a byte the link is given up. An answer may take as long as it likes as long as the
 //! server is heard.
+//!
+//! What a server does not take waits in its connection's queue, also when its caller has given up.
+//! A request for which there is no room there waits here ([`Early`]), where it can be given up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::{CallId, Timing};
-use crate::limits::CLIENT_PROVOKED_TIMEOUT;
+use crate::limits::{CLIENT_PROVOKED_TIMEOUT, CLIENT_QUEUED_BYTES_PAUSE};
 
 /// Whom an answer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +52,23 @@ pub(super) enum Due {
     Ping,
 }
 
+/// A request that has not left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Early {
+    pub(super) waiter: Waiter,
+    pub(super) is_write: bool,
+    /// About how many bytes it brings to the queue.
+    pub(super) bytes: usize,
+}
+
 pub(super) struct Link {
     phase: Phase,
     /// Requests that have left, by their ids.
     waiting: BTreeMap<u64, Waiter>,
-    /// Requests that leave when the server greets.
-    early: Vec<Waiter>,
+    /// Requests that leave when the server has greeted and takes what is queued for it.
+    early: VecDeque<Early>,
+    /// Bytes that wait to be sent, as far as is known.
+    queued_bytes: usize,
     next_id: u64,
     /// The first id of the present connection.
     first_id: u64,
@@ -71,7 +85,8 @@ impl Link {
         Link {
             phase: Phase::Closed,
             waiting: BTreeMap::new(),
-            early: Vec::new(),
+            early: VecDeque::new(),
+            queued_bytes: 0,
             next_id: 1,
             first_id: 1,
             owed_since: Duration::ZERO,
@@ -110,10 +125,22 @@ impl Link {
         true
     }
 
-    /// The server has greeted: those are returned whose requests can leave now.
-    pub(super) fn open(&mut self, now: Duration) -> Vec<Waiter> {
+    /// The server has greeted.
+    pub(super) fn open(&mut self, now: Duration) {
         (self.phase, self.heard, self.pinged) = (Phase::Open, Some(now), now);
-        std::mem::take(&mut self.early)
+    }
+
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
+    pub(super) fn set_queued_bytes(&mut self, bytes: usize) {
+        self.queued_bytes = bytes;
+    }
+
+    /// Whether small messages may still be queued.
+    pub(super) fn takes_small(&self) -> bool {
+        self.queued_bytes < CLIENT_QUEUED_BYTES_PAUSE
     }
 
     /// Something came, or the server took more of what waits to be sent than it had taken before.
@@ -123,9 +150,36 @@ impl Link {
         }
     }
 
-    pub(super) fn wait_for_greeting(&mut self, waiter: Waiter) {
-        assert!(!self.is_open(), "{waiter:?} waits for a greeting that has come");
-        self.early.push(waiter);
+    pub(super) fn hold(&mut self, early: Early) {
+        self.early.push_back(early);
+    }
+
+    /// Whether a request that could leave but for the queue has not left.
+    pub(super) fn is_holding(&self) -> bool {
+        self.is_open() && !self.early.is_empty()
+    }
+
+    pub(super) fn holds_writes(&self) -> bool {
+        self.early.iter().any(|early| early.is_write)
+    }
+
+    /// The first request for which there is room; no write passes another.
+    pub(super) fn take_early(&mut self, has_room: impl Fn(usize) -> bool) -> Option<Waiter> {
+        if !self.is_open() {
+            return None;
+        }
+        let mut is_write_held = false;
+        let at = self.early.iter().position(|early| {
+            let leaves = has_room(early.bytes) && !(early.is_write && is_write_held);
+            is_write_held |= early.is_write;
+            leaves
+        })?;
+        self.early.remove(at).map(|early| early.waiter)
+    }
+
+    /// Whether the server owes the answer to a probe.
+    pub(super) fn is_probed(&self) -> bool {
+        self.waiting.values().any(|waiter| *waiter == Waiter::Probe)
     }
 
     /// The id of a request that leaves now.
@@ -158,14 +212,14 @@ impl Link {
 
     /// A request that has not left is not wanted any more.
     pub(super) fn forget_early(&mut self, waiter: Waiter) {
-        self.early.retain(|early| *early != waiter);
+        self.early.retain(|early| early.waiter != waiter);
     }
 
     /// The connection is gone: those are returned that waited, and whether their requests had left.
     pub(super) fn close(&mut self) -> Vec<(Waiter, bool)> {
-        (self.phase, self.heard) = (Phase::Closed, None);
+        (self.phase, self.heard, self.queued_bytes) = (Phase::Closed, None, 0);
         let left = std::mem::take(&mut self.waiting).into_values().map(|waiter| (waiter, true));
-        let early = std::mem::take(&mut self.early).into_iter().map(|waiter| (waiter, false));
+        let early = std::mem::take(&mut self.early).into_iter().map(|early| (early.waiter, false));
         left.chain(early).collect()
     }
 
@@ -212,7 +266,8 @@ impl Link {
     /// How many attempts of calls wait on it.
     #[cfg(test)]
     pub(super) fn waiting_calls(&self) -> usize {
-        let all = self.waiting.values().chain(&self.early);
+        let early = self.early.iter().map(|early| &early.waiter);
+        let all = self.waiting.values().chain(early);
         all.filter(|waiter| matches!(waiter, Waiter::Call { .. })).count()
     }
 }

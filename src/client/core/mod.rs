@@ -17,10 +17,10 @@
 //! ([`CLIENT_REQUESTS_MAX`], and [`CLIENT_REQUEST_BYTES_MAX`] of the requests of writes, and as
 //! much of those of reads), and, if it is a write, in the window of sequence numbers. Calls that
 //! wait go in the order in which they came, but a read passes writes that wait, for the window or
-//! for bytes. Then its attempts begin. Each is sent on its server's link, at once if that is open,
-//! else when the server greets; the request is built at that moment, so that a retry asks with what
-//! is known by then. The first answer that its [`Exchange`] takes ends the call, and so do its
-//! deadline and what [`attempts`] counts as final.
+//! for bytes. Then its attempts begin. Each is sent on its server's link: at once if that is open
+//! and its server takes what it is sent, else when it does. The request is built at that moment, so
+//! that a retry asks with what is known by then. The first answer that its [`Exchange`] takes ends
+//! the call, and so do its deadline and what [`attempts`] counts as final.
 //!
 //! Invariants:
 //!
@@ -31,11 +31,14 @@
 //!   *claim*: whichever server greets first gets it, and the others do not.
 //! - What has not left is never sent once its call is over. What has left cannot be called back: of
 //!   a write that ends without its answer the effect is not known then ([`Effect::MayBeDone`]).
+//! - What waits to be sent is bounded, also when nobody waits for it any more: a request leaves
+//!   while its server takes what is queued for it ([`CLIENT_QUEUED_BYTES_PAUSE`]), and a large one
+//!   while little is queued for all servers ([`CLIENT_QUEUED_BYTES_MAX`]).
 //! - Requests under way at a server are known by the ids that this core gave them. A server that
 //!   answers what it was not asked loses its connection, and one that answers with the wrong kind
 //!   of reply counts as of no use for now.
 //!
-//! What it leaves out: the sockets, the limit on what waits to be sent on one (the driver's), and
+//! What it leaves out: the sockets, how much waits to be sent on each (the driver tells it), and
 //! timestamps that a client has seen (`client::seen`, which the exchanges ask).
 
 mod attempts;
@@ -44,7 +47,7 @@ mod health;
 mod link;
 mod sequence;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,12 +58,15 @@ use rand::rngs::StdRng;
 use self::attempts::{Action, Attempts};
 use self::call::{Call, Flight, rules, timed_out};
 use self::health::Health;
-use self::link::{Due, Link, Waiter};
+use self::link::{Due, Early, Link, Waiter};
 use self::sequence::Sequencer;
 use super::Timing;
 use super::error::{ClientError, ServerFailure};
 use super::greeting::{self, Failure};
-use crate::limits::{CLIENT_REQUEST_BYTES_MAX, CLIENT_REQUESTS_MAX, SESSION_REPLIES_MAX};
+use crate::limits::{
+    CLIENT_QUEUED_BYTES_MAX, CLIENT_QUEUED_BYTES_PAUSE, CLIENT_REQUEST_BYTES_MAX,
+    CLIENT_REQUESTS_MAX, SESSION_REPLIES_MAX,
+};
 use crate::model::{ClientId, ClusterId, Effect, Timestamp};
 use crate::wire::codec;
 use crate::wire::frame::FrameError;
@@ -106,6 +112,31 @@ pub(super) struct CoreConfig {
     pub(super) client: ClientId,
     /// All randomness follows from it.
     pub(super) seed: u64,
+}
+
+/// About how many bytes PING and PONG take, and what a frame has around its request.
+const SMALL_BYTES: usize = 128;
+
+/// About how many bytes a call's request brings to its server's queue.
+fn queue_bytes(spec: &CallSpec) -> usize {
+    spec.request_bytes + SMALL_BYTES
+}
+
+/// What is queued for a server.
+struct Room {
+    queued_bytes: usize,
+    /// What is queued for all servers together.
+    in_all: usize,
+}
+
+impl Room {
+    /// Whether so many bytes more may be queued: a few always, and many if little waits.
+    fn takes(&self, bytes: usize) -> bool {
+        let Room { queued_bytes, in_all } = *self;
+        queued_bytes + bytes <= CLIENT_QUEUED_BYTES_PAUSE
+            || (queued_bytes < CLIENT_QUEUED_BYTES_PAUSE / 2
+                && in_all + bytes <= CLIENT_QUEUED_BYTES_MAX)
+    }
 }
 
 /// All calls and connections of a client.
@@ -179,7 +210,7 @@ impl Core {
             is_renewed: false,
             flights: Vec::new(),
             attempts_made: 0,
-            claims: Vec::new(),
+            claims: BTreeMap::new(),
             effect,
             timer,
         };
@@ -243,7 +274,7 @@ impl Core {
                         continue;
                     }
                     Due::Ping => {
-                        self.send(server, Message::Ping { nonce: 1 });
+                        self.send_small(server, Message::Ping { nonce: 1 });
                         continue;
                     }
                     Due::NotDialled => greeting::TIMED_OUT.to_owned(),
@@ -272,6 +303,23 @@ impl Core {
     /// Something came of the server, or it took more of what waits to be sent.
     pub(super) fn heard(&mut self, now: Duration, server: usize) {
         self.links[server].hear(now);
+    }
+
+    /// So many bytes wait to be sent to the server.
+    pub(super) fn queued(&mut self, server: usize, bytes: usize) {
+        self.links[server].set_queued_bytes(bytes);
+    }
+
+    /// Lets those requests leave for which servers have made room.
+    pub(super) fn resume(&mut self, now: Duration) {
+        for server in 0..self.links.len() {
+            self.let_leave(now, server);
+        }
+    }
+
+    /// Whether a request waits for room in a server's queue.
+    pub(super) fn is_holding(&self) -> bool {
+        self.links.iter().any(Link::is_holding)
     }
 
     /// A whole frame came.
@@ -417,18 +465,11 @@ impl Core {
                 Action::Wait(until) => return Ok(until),
                 Action::Ping(server) => {
                     if self.links[server].is_open() {
-                        self.send(server, Message::Ping { nonce: 0 });
+                        self.send_small(server, Message::Ping { nonce: 0 });
                     }
                 }
                 Action::Send { server, instead } => {
-                    let claim = call.spec.is_write.then(|| {
-                        // A copy that has left cannot be taken back.
-                        let is_shared = instead && call.claims.last() == Some(&false);
-                        if !is_shared {
-                            call.claims.push(false);
-                        }
-                        call.claims.len() - 1
-                    });
+                    let claim = call.spec.is_write.then(|| call.claim(instead));
                     let was_kept = self.links[server].is_open();
                     self.attempt(now, id, call, server, claim, was_kept);
                 }
@@ -443,16 +484,20 @@ impl Core {
         id: CallId,
         call: &mut Call,
         server: usize,
-        claim: Option<usize>,
+        claim: Option<u64>,
         was_kept: bool,
     ) {
         call.attempts_made += 1;
         let attempt = call.attempts_made;
         call.flights.push(Flight { server, attempt, request_id: None, claim, was_kept });
-        if self.links[server].is_open() {
+        let (is_write, bytes) = (call.spec.is_write, queue_bytes(&call.spec));
+        let link = &self.links[server];
+        let is_behind = is_write && link.holds_writes();
+        if link.is_open() && !is_behind && self.room(server).takes(bytes) {
             return self.leave(now, id, call, attempt);
         }
-        self.links[server].wait_for_greeting(Waiter::Call { call: id, attempt });
+        let waiter = Waiter::Call { call: id, attempt };
+        self.links[server].hold(Early { waiter, is_write, bytes });
         self.dial(now, server);
     }
 
@@ -463,7 +508,7 @@ impl Core {
         };
         let server = flight.server;
         if let Some(claim) = flight.claim
-            && std::mem::replace(&mut call.claims[claim], true)
+            && call.claims.insert(claim, true) == Some(true)
         {
             call.take_flight(attempt);
             if let Some(attempts) = &mut call.attempts {
@@ -481,6 +526,7 @@ impl Core {
         let body = call.exchange.request(attempt, call.identity);
         let request_id = self.links[server].issue(now, Waiter::Call { call: id, attempt });
         flight.request_id = Some(request_id);
+        self.queued(server, self.links[server].queued_bytes() + queue_bytes(&call.spec));
         self.send(server, Message::Request { id: request_id, body });
     }
 
@@ -564,6 +610,7 @@ impl Core {
             match request_id {
                 Some(request_id) => {
                     call.raise(Effect::MayBeDone);
+                    call.exchange.forget(attempt);
                     self.links[server].forget(request_id);
                 }
                 None => self.links[server].forget_early(Waiter::Call { call: id, attempt }),
@@ -610,6 +657,38 @@ impl Core {
         self.outputs.push_back(Output::Send { server, message });
     }
 
+    /// Sends what is no request, unless so much waits already that the server takes nothing.
+    fn send_small(&mut self, server: usize, message: Message) {
+        let link = &mut self.links[server];
+        if link.takes_small() {
+            link.set_queued_bytes(link.queued_bytes() + SMALL_BYTES);
+            self.send(server, message);
+        }
+    }
+
+    /// How much waits for a server, and for all of them.
+    fn room(&self, server: usize) -> Room {
+        let queued_bytes = self.links[server].queued_bytes();
+        Room { queued_bytes, in_all: self.links.iter().map(Link::queued_bytes).sum() }
+    }
+
+    /// Lets those requests leave for which there is room by now.
+    fn let_leave(&mut self, now: Duration, server: usize) {
+        loop {
+            let room = self.room(server);
+            match self.links[server].take_early(|bytes| room.takes(bytes)) {
+                None => return,
+                Some(Waiter::Probe) => self.ask_probe(now, server),
+                Some(Waiter::Call { call: id, attempt }) => {
+                    let Some(mut call) = self.calls.remove(&id) else { continue };
+                    self.leave(now, id, &mut call, attempt);
+                    self.calls.insert(id, call);
+                    self.look_after(now, id);
+                }
+            }
+        }
+    }
+
     fn dial(&mut self, now: Duration, server: usize) {
         if self.links[server].is_closed() {
             self.links[server].dial(now + self.timing.connect_timeout);
@@ -628,17 +707,8 @@ impl Core {
         self.cluster = Some(welcome.cluster);
         self.met.get_or_insert(welcome.applied_timestamp);
         self.outputs.push_back(Output::Greeted(server));
-        for waiter in self.links[server].open(now) {
-            match waiter {
-                Waiter::Probe => self.ask_probe(now, server),
-                Waiter::Call { call: id, attempt } => {
-                    let Some(mut call) = self.calls.remove(&id) else { continue };
-                    self.leave(now, id, &mut call, attempt);
-                    self.calls.insert(id, call);
-                    self.look_after(now, id);
-                }
-            }
-        }
+        self.links[server].open(now);
+        self.let_leave(now, server);
         Ok(())
     }
 
@@ -657,7 +727,7 @@ impl Core {
                 Ok(())
             }
             Message::Ping { nonce } => {
-                self.send(server, Message::Pong { nonce });
+                self.send_small(server, Message::Pong { nonce });
                 Ok(())
             }
             Message::Pong { .. } => Ok(()),
@@ -693,6 +763,7 @@ impl Core {
             };
             if has_left {
                 call.raise(Effect::MayBeDone);
+                call.exchange.forget(attempt);
             }
             if failure.ended && flight.was_kept {
                 // Servers close idle connections, which says nothing about their health: the
@@ -718,13 +789,17 @@ impl Core {
                 self.ask_probe(now, server);
             } else {
                 self.links[server].forget_early(Waiter::Probe);
-                self.links[server].wait_for_greeting(Waiter::Probe);
+                self.links[server].hold(Early { waiter: Waiter::Probe, is_write: false, bytes: 0 });
                 self.dial(now, server);
             }
         }
     }
 
     fn ask_probe(&mut self, now: Duration, server: usize) {
+        // A server that owes one answer like that owes it also to those who ask once more.
+        if self.links[server].is_probed() {
+            return;
+        }
         let id = self.links[server].issue(now, Waiter::Probe);
         self.send(server, Message::Request { id, body: Request::Status });
     }

@@ -7,6 +7,7 @@ use crate::client::sync::lock;
 use crate::model::{NodeId, RequestId};
 use crate::wire::message::{PROTOCOL_VERSION, Welcome};
 
+const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MIB: usize = 1024 * 1024;
 
@@ -35,6 +36,10 @@ impl Exchange for Plain {
         }
     }
 
+    fn forget(&mut self, attempt: u64) {
+        lock(&self.kept).retain(|kept| *kept != attempt);
+    }
+
     fn end(self: Box<Self>, result: Result<(), ClientError>) {
         lock(&self.results).push((self.id, result));
     }
@@ -46,8 +51,11 @@ struct World {
     calls: CallId,
     results: Results,
     kept: Arc<Mutex<Vec<u64>>>,
-    /// How the calls are tried that begin.
+    /// How the calls are tried that begin, and by whom.
     retry: Retry,
+    target: Target,
+    /// Servers take what is sent.
+    is_taken: bool,
     /// What has left for servers since this was looked at last.
     sent: Vec<(usize, Message)>,
 }
@@ -58,12 +66,24 @@ impl World {
         let config = CoreConfig { timing: Timing::default(), client: ClientId(1), seed: 1 };
         let core = Core::new((0..servers).map(address).collect(), config);
         let (results, kept) = (Arc::default(), Arc::default());
-        let (now, retry) = (Duration::ZERO, Retry::UntilDeadline);
-        World { core, now, calls: 0, results, kept, retry, sent: Vec::new() }
+        let (now, target) = (Duration::ZERO, Target::AnyServer);
+        let retry = Retry::UntilDeadline;
+        World {
+            core,
+            now,
+            calls: 0,
+            results,
+            kept,
+            retry,
+            target,
+            is_taken: true,
+            sent: Vec::new(),
+        }
     }
 
     /// Servers greet at once, and say nothing more by themselves.
     fn settle(&mut self) {
+        self.core.resume(self.now);
         self.core.poll(self.now);
         while let Some(output) = self.core.take_output() {
             match output {
@@ -81,7 +101,12 @@ impl World {
                     };
                     self.hear(server, &Message::Welcome(welcome));
                 }
-                Output::Send { server, message } => self.sent.push((server, message)),
+                Output::Send { server, message } => {
+                    if self.is_taken {
+                        self.core.queued(server, 0);
+                    }
+                    self.sent.push((server, message));
+                }
                 Output::End { exchange, result } => exchange.end(result),
                 _ => {}
             }
@@ -100,7 +125,11 @@ impl World {
         self.calls += 1;
         let id = self.calls;
         let (results, kept) = (Arc::clone(&self.results), Arc::clone(&self.kept));
-        let (target, timeout) = (Target::AnyServer, 10 * SECOND);
+        let target = match self.target {
+            Target::AnyServer if is_write => Target::LeaderFirst,
+            target => target,
+        };
+        let timeout = 10 * SECOND;
         let (retry, deadline) = (self.retry.clone(), self.now + timeout);
         let spec = CallSpec { target, retry, is_write, request_bytes, deadline, timeout };
         self.core.begin(self.now, id, spec, Box::new(Plain { id, results, kept }));
@@ -122,6 +151,26 @@ impl World {
         self.hear(server, &Message::Reply { id, body });
         self.settle();
     }
+
+    /// Goes on for so long; whoever says something says it every 20 ms.
+    fn pass(&mut self, time: Duration, says: impl Fn(usize) -> Option<Message>) {
+        let until = self.now + time;
+        while self.now < until {
+            self.now += 20 * MS;
+            for server in 0..self.core.servers.len() {
+                if self.core.links[server].is_open()
+                    && let Some(message) = says(server)
+                {
+                    self.hear(server, &message);
+                }
+            }
+            self.settle();
+        }
+    }
+}
+
+fn pong(_: usize) -> Option<Message> {
+    Some(Message::Pong { nonce: 0 })
 }
 
 fn page() -> Reply {
@@ -176,4 +225,77 @@ fn a_write_that_was_answered_with_something_else_may_be_done() {
     let results = lock(&world.results);
     let (_, Err(error)) = &results[0] else { panic!("{results:?}") };
     assert_eq!(error.effect(), Effect::MayBeDone);
+}
+
+#[test]
+fn what_given_up_writes_leave_in_the_queues_of_servers_that_take_nothing_is_bounded() {
+    let mut world = World::new(3);
+    world.is_taken = false;
+    for _ in 0..40 {
+        let write = world.begin(true, 4 * MIB);
+        world.pass(SECOND, pong);
+        world.core.cancel(world.now, write);
+        world.settle();
+    }
+    let left = world.take_requests().len();
+    assert!(left > 0 && left * 4 * MIB <= CLIENT_QUEUED_BYTES_MAX, "{left} have left");
+    // They take something again.
+    let write = world.begin(true, 4 * MIB);
+    world.pass(SECOND, pong);
+    assert_eq!(world.take_requests(), []);
+    (0..3).for_each(|server| world.core.queued(server, 0));
+    world.settle();
+    let requests = world.take_requests();
+    assert_eq!(requests.len(), 1, "one copy is enough");
+    world.reply(requests[0], done());
+    assert_eq!(*lock(&world.results), [(write, Ok(()))]);
+}
+
+#[test]
+fn a_server_that_takes_nothing_and_floods_gets_no_more_than_it_is_to_take() {
+    let mut world = World::new(1);
+    world.is_taken = false;
+    world.begin(false, 100);
+    world.take_requests();
+    for nonce in 0..100_000 {
+        world.hear(0, &Message::Ping { nonce });
+    }
+    world.settle();
+    assert!(world.sent.len() <= CLIENT_QUEUED_BYTES_PAUSE / SMALL_BYTES);
+    world.core.queued(0, 0);
+    world.sent.clear();
+    world.hear(0, &Message::Ping { nonce: 1 });
+    world.settle();
+    assert_eq!(world.sent.len(), 1);
+}
+
+#[test]
+fn nothing_is_kept_of_attempts_that_have_ended() {
+    let mut world = World::new(1);
+    let write = world.begin(true, 100);
+    for _ in 0..30 {
+        assert_eq!(world.take_requests().len(), 1);
+        assert_eq!(lock(&world.kept).len(), 1);
+        assert!(world.core.calls[&write].claims.len() <= 2);
+        world.hear(0, &Message::Pong { nonce: 0 });
+        let broken = Loss::Broken { reason: "reset".to_owned(), ended: false };
+        world.core.lost(world.now, 0, broken);
+        world.pass(120 * MS, |_| None);
+    }
+}
+
+#[test]
+fn a_server_that_owes_the_answer_to_a_probe_is_not_probed_again() {
+    let mut world = World::new(2);
+    world.target = Target::Server(0);
+    world.retry = Retry::EachServerOnce;
+    world.begin(false, 100);
+    let requests = world.take_requests();
+    world.reply(requests[0], page());
+    // It counts as unhealthy now. Somebody else is at work.
+    world.target = Target::Server(1);
+    world.begin(false, 100);
+    world.pass(9 * SECOND, pong);
+    let probes = world.take_requests().into_iter().filter(|(server, _)| *server == 0);
+    assert_eq!(probes.count(), 1);
 }
