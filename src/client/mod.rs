@@ -4,18 +4,18 @@
 //! (SPEC A4), a write is applied once however often it had to be sent, and every call ends within
 //! its time. What it needs: some of the servers' addresses; who leads is no business of a client.
 //!
-//! How it is cut: [`core`] is a state machine that decides everything about calls and connections,
-//! `driver` is the thread that gives it an event loop, `call` stands between it and whoever waits.
-//! `seen` remembers timestamps; `writes`, `reads` and `rows` are the operations, each written once,
-//! as an `async fn`. There are three faces of them: [`Client`] blocks, `asynchronous` (feature
-//! `async`) needs an executor and no particular one, `submit` reports on the client's thread, for
-//! the console. `greeting` and `dial` are for others that speak to a server, or to a share, too.
-//!
 //! What it leaves out: finding servers by name, and encryption.
 //!
 //! The examples of this module run as tests, each against three servers that
 //! [`LocalGroup`](crate::LocalGroup) starts in a temporary folder. Lines for that are hidden
 //! where they are not the point.
+
+// How it is cut: `core` is a state machine that decides everything about calls and connections,
+// `driver` is the thread that gives it an event loop, `call` stands between it and whoever waits.
+// `seen` remembers timestamps; `writes`, `reads` and `rows` are the operations, each written once,
+// as an `async fn`. There are three faces of them: `Client` blocks, `asynchronous` (feature
+// `async`) needs an executor and no particular one, `submit` reports on the client's thread, for
+// the console. `greeting` and `dial` are for others that speak to a server, or to a share, too.
 
 #[cfg(feature = "async")]
 mod asynchronous;
@@ -174,8 +174,7 @@ pub enum Causality {
     PerKey,
 }
 
-/// The client's time-outs below a whole request's. The defaults are those of
-/// [`limits`].
+/// The client's time-outs below a whole request's; [`Timing::default`] suits a local network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// To establish a connection, greeting included.

@@ -114,8 +114,8 @@ impl Client {
     /// reached, or is leaving, makes the request go to the next one, and each server is asked at
     /// most once.
     ///
-    /// Returns at once unless [`limits::CLIENT_SUBMITS_MAX`](crate::limits::CLIENT_SUBMITS_MAX)
-    /// requests are waiting for their answers; then it waits for one of them.
+    /// Returns at once unless 64 requests (`CLIENT_SUBMITS_MAX`) are waiting for their answers;
+    /// then it waits for one of them.
     ///
     /// # Errors
     /// A key or value no server takes, too many requests for the whole request time, or no thread.

@@ -70,7 +70,7 @@ pub struct WrittenMany {
     pub server: SocketAddr,
     /// What the keys had just before: of a range, those that had something, in order; of given
     /// keys, one row each, in the order given. Nothing is read until it is asked for; what is not
-    /// read within [`limits::REMOVAL_GRACE`] of the write may be [`ClientError::Expired`].
+    /// read within a minute of the write may be [`ClientError::Expired`].
     pub rows: Rows,
 }
 
@@ -92,7 +92,7 @@ impl Client {
     /// As [`Client::put`], and tells what the key had before.
     ///
     /// # Errors
-    /// As [`Client::put`]. A previous value that is longer than [`limits::READ_SMALL_BYTES_MAX`],
+    /// As [`Client::put`]. A previous value that is longer than 16 KiB,
     /// or that the leader does not trust itself to tell, is read after the write:
     /// [`ClientError::PreviousUnread`] when that fails.
     pub fn replace(
@@ -137,7 +137,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::put`]. When what the key has instead is longer than
-    /// [`limits::READ_SMALL_BYTES_MAX`], or the leader does not trust itself to tell, it is read
+    /// 16 KiB, or the leader does not trust itself to tell, it is read
     /// after the write, and an error of that read says so; nothing was written then.
     pub fn put_if(
         &self,
