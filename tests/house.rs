@@ -281,6 +281,42 @@ fn a_document_that_is_named_is_there() {
     hold("a document that is named is in the repository", &missing);
 }
 
+/// The architecture sends a reader to `room::module::name`: each of these names is in that room.
+#[test]
+fn a_module_that_the_architecture_names_is_there() {
+    let mut rooms: BTreeMap<String, String> = BTreeMap::new();
+    for source in files(&["src"], "rs") {
+        if let Some(room) = source.room() {
+            let names = rooms.entry(room.to_owned()).or_default();
+            names.push_str(&source.path.replace(['/', '.'], " "));
+            names.push_str(&source.text);
+        }
+    }
+    let architecture = read("ARCHITECTURE.md");
+    let mut missing = Vec::new();
+    for (index, line) in architecture.lines().enumerate() {
+        for path in quoted(line).filter(|path| path.contains("::")) {
+            let mut segments = path.split("::");
+            let Some(names) = segments.next().and_then(|room| rooms.get(room)) else { continue };
+            let is_known = |segment: &str| segment.is_empty() || has_whole_word(names, segment);
+            if !segments.all(|segment| is_known(segment.trim_end_matches("()"))) {
+                missing.push(format!("ARCHITECTURE.md:{}: {path}", index + 1));
+            }
+        }
+    }
+    hold("a name that the architecture gives is in its room", &missing);
+}
+
+/// Whether the text has this word, and not only a longer one around it.
+fn has_whole_word(text: &str, word: &str) -> bool {
+    let is_part = |character: char| character.is_alphanumeric() || character == '_';
+    text.match_indices(word).any(|(at, _)| {
+        let (before, after) =
+            (text[..at].chars().next_back(), text[at + word.len()..].chars().next());
+        !before.is_some_and(is_part) && !after.is_some_and(is_part)
+    })
+}
+
 /// The name of a type that a line declares for others than its own module.
 fn public_type(line: &str) -> Option<&str> {
     let rest = line.strip_prefix("pub")?;

@@ -29,9 +29,9 @@ impl Gate {
         Gate { under_way: Mutex::new(0), max, freed: Condvar::new() }
     }
 
-    /// Waits for a permit until `deadline`. On the client's thread, which cannot wait, there is
-    /// always one: it is asked for in the last report of a request, which has one itself that it is
-    /// about to give back.
+    /// Waits for a permit until `deadline`. The client's thread must not wait, so it always gets
+    /// one. It asks only from within the last report of a request, and that request gives its own
+    /// permit back right after.
     fn enter(self: &Arc<Gate>, deadline: Instant) -> Option<Permit> {
         let mut under_way = lock(&self.under_way);
         while *under_way >= self.max && !is_driver() {

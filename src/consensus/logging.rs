@@ -1,4 +1,5 @@
-//! Passes raft-rs's own log lines on to the `log` crate, one level lower.
+//! Passes raft-rs's own log lines on to the `log` crate: errors as errors, all else at a lower
+//! level.
 //!
 //! What raft-rs logs as information is detail to an operator, who reads the notices of the core
 //! (`node::Notice`) instead.

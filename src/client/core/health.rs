@@ -63,8 +63,8 @@ impl Health {
         }
     }
 
-    /// A server to be probed now, if one is due. None is when all are unhealthy, as requests ask
-    /// them all then.
+    /// A server to be probed now, if one is due. While all servers are unhealthy no probe is due,
+    /// as requests ask them all then.
     pub(super) fn take_probe(&mut self, now: Duration, random: &mut StdRng) -> Option<usize> {
         if !(0..self.servers.len()).any(|server| self.is_healthy(server)) {
             return None;

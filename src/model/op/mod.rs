@@ -103,8 +103,8 @@ pub trait Operation {
     /// applied.
     fn known_at_commit(&self) -> Option<OpResult>;
 
-    /// Whether it may come to [`OpResult::ConditionFailed`]. Of any other operation such a result
-    /// is not believed.
+    /// Whether it may come to [`OpResult::ConditionFailed`]. A client believes no result but
+    /// [`OpResult::Done`] of an operation that says no here.
     fn is_conditional(&self) -> bool {
         false
     }
