@@ -623,9 +623,12 @@ fn note_readiness(net: &mut Net, slot: usize, event: &Event) {
     connection.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
     connection.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
     connection.end_announced |= event.is_read_closed() || event.is_error();
-    // A paused connection would not learn from reading that it is broken.
+    // What came before the error is read first, since it may say why: a web server that was sent a
+    // greeting answers, and closes. A connection that is not read, being paused, would not learn
+    // from reading that it is broken.
     if event.is_error()
         && connection.phase != ConnectionPhase::Connecting
+        && !connection.wants_turn()
         && let Ok(Some(error)) = connection.stream.take_error()
     {
         return net.end(id, CloseReason::Io(error));

@@ -476,7 +476,6 @@ impl StateMachine {
                 }
             }
         };
-        assert!(outcome.timestamp <= timestamp, "{outcome:?} comes after its write at {timestamp}");
         let told = op.tells_before(outcome.result).filter(|_| answering);
         let previous = match told {
             Some(key) => op_writer::previous(changes, key, outcome.timestamp)?,

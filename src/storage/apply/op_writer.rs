@@ -45,8 +45,11 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
     fn newest(&self, key: &[u8]) -> Result<Option<Timestamp>, ApplyError> {
         let found = Reader::newest(&self.changes.rows())?.get_with(key, |_| ())?;
         let newest = found.map(|(timestamp, ())| timestamp);
-        assert!(newest < Some(self.timestamp), "{newest:?} is not before {}", self.timestamp);
-        Ok(newest)
+        // Entries are stamped in their order, so that only a damaged row can say that.
+        match newest < Some(self.timestamp) {
+            true => Ok(newest),
+            false => Err(ApplyError::Damaged("a version from after the write that is applied")),
+        }
     }
 
     fn put(&mut self, key: &Bytes, value: &Bytes) {
@@ -97,7 +100,7 @@ pub(super) fn previous(
     key: &[u8],
     written: Timestamp,
 ) -> Result<Option<Previous>, ApplyError> {
-    let before = Timestamp(written.0 - 1);
+    let before = Timestamp(written.0.saturating_sub(1));
     let rows = changes.rows();
     if Horizon::read(&rows)?.is_past(before, before, false) {
         return Ok(None);
