@@ -3,10 +3,11 @@
 //! [`run`] opens the data directory, starts the threads and works until it is told to stop or
 //! something breaks.
 //!
-//! - `service`: the event loop's callbacks, and what is done with the core's outputs.
-//! - `requests`, `clients`, `early`, `get`: requests of clients, their accounts, reads that wait
-//!   for a state, and the rules for reads.
-//! - `peering`, `links`: greetings, and the links to the other servers.
+//! - `service`: the event loop's callbacks, and what is done with the core's outputs; below it
+//!   `requests` of clients, and `peering`: greetings, and how links come up and go down.
+//! - `clients`, `early`, `get`: the accounts of clients, reads that wait for a state, and the rules
+//!   for reads.
+//! - `links`: the state of the links to the other servers.
 //! - `decoding`: the threads that decode long frames.
 //! - `threads`, `work`: the two threads that write, and what the worker pool does.
 //! - [`snapshots`], [`intake`]: decisions about snapshots, for the event loop and for the applier.
@@ -28,9 +29,7 @@ pub mod intake;
 mod judge;
 mod links;
 mod local;
-mod peering;
 pub mod questions;
-mod requests;
 mod scrub;
 mod service;
 pub mod snapshots;

@@ -4,6 +4,11 @@
 //! decides nothing about consensus or data: it turns frames into the core's inputs, and outputs
 //! into frames and work, and knows what each connection is.
 
+mod peering;
+mod requests;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Receiver;
 
+use self::requests::EarlyRead;
 use super::clients::Clients;
 use super::config::ServerConfig;
 use super::console::ServerConsole;
@@ -19,7 +25,6 @@ use super::disk_watch::DiskWatch;
 use super::early::EarlyReads;
 use super::judge::Judge;
 use super::links::ServerLink;
-use super::requests::EarlyRead;
 use super::say_which_history_counts;
 use super::scrub::Scrubber;
 use super::snapshots::{TransferLimits, TransferStep, Transfers};
@@ -49,7 +54,7 @@ const PEER_CONTROL_SEND_BYTES_MAX: usize = 1024 * 1024;
 
 /// The role of a connection, which its greeting tells.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum ConnectionRole {
+enum ConnectionRole {
     /// Accepted; the greeting is not done.
     Unknown,
     /// A client, whose account is in [`Clients`].
@@ -86,17 +91,17 @@ pub(super) struct Parts {
 
 /// A store's service on the event loop: connections in front, the node core behind.
 pub(super) struct StoreService {
-    pub(super) parts: Parts,
-    pub(super) me: NodeId,
-    pub(super) cluster: ClusterId,
-    pub(super) started: Instant,
-    pub(super) links: Vec<ServerLink>,
-    pub(super) connections: ConnectionMap<ConnectionRole>,
-    pub(super) clients: Clients,
-    pub(super) early: EarlyReads<EarlyRead>,
+    parts: Parts,
+    me: NodeId,
+    cluster: ClusterId,
+    started: Instant,
+    links: Vec<ServerLink>,
+    connections: ConnectionMap<ConnectionRole>,
+    clients: Clients,
+    early: EarlyReads<EarlyRead>,
     /// The value of [`Store::steps`] at the last tick.
     applied_steps: u64,
-    pub(super) transfers: Transfers,
+    transfers: Transfers,
     watch: LogWatch,
     outputs: Vec<Output>,
     /// The time as it is given to the core, and the loop's time for which it was made.
@@ -104,9 +109,9 @@ pub(super) struct StoreService {
     /// When a stop was asked for.
     stopping_since: Option<Instant>,
     /// The core has stopped: no request is taken any more.
-    pub(super) stopped: bool,
+    stopped: bool,
     /// The room on the disk, as it was last reported.
-    pub(super) disk_space: DiskSpace,
+    disk_space: DiskSpace,
     /// The log has been told whether `--history` is what the group keeps.
     history_compared: bool,
     /// Why the loop ended, when something broke.
@@ -114,7 +119,7 @@ pub(super) struct StoreService {
     /// This server was asked to stop, and does not start again.
     stop_asked: bool,
     /// This server is to start again without what cannot be trusted, after it has handed over.
-    pub(super) restart: Option<Untrusted>,
+    restart: Option<Untrusted>,
     /// The verdict is durable, or its durability is not waited for any more, so that this server
     /// ends.
     ends_for_restart: bool,
@@ -207,29 +212,29 @@ impl StoreService {
     }
 
     /// The time of this iteration.
-    pub(super) fn now(&mut self, net: &Net) -> Now {
+    fn now(&mut self, net: &Net) -> Now {
         if self.now.0 != net.now() {
             self.now = (net.now(), now_at(net.now(), self.started));
         }
         self.now.1
     }
 
-    pub(super) fn input(&mut self, net: &Net, input: Input) {
+    fn input(&mut self, net: &Net, input: Input) {
         let now = self.now(net);
         self.parts.node.handle(now, input, &mut self.outputs);
     }
 
-    pub(super) fn link_mut(&mut self, node: NodeId) -> Option<&mut ServerLink> {
+    fn link_mut(&mut self, node: NodeId) -> Option<&mut ServerLink> {
         self.links.iter_mut().find(|link| link.node == node)
     }
 
     // ---- sending -----------------------------------------------------------------------------
 
-    pub(super) fn send(&self, net: &mut Net, connection: ConnectionId, message: &Message) {
+    fn send(&self, net: &mut Net, connection: ConnectionId, message: &Message) {
         net.send(connection, |out| encode(message, out));
     }
 
-    pub(super) fn refuse(&self, net: &mut Net, connection: ConnectionId, reason: String) {
+    fn refuse(&self, net: &mut Net, connection: ConnectionId, reason: String) {
         // The reason may quote what the other side sent.
         let reason = sentence(&reason);
         if let Some(address) = net.peer_address(connection) {
@@ -265,7 +270,7 @@ impl StoreService {
         }
     }
 
-    pub(super) fn reply(&mut self, net: &mut Net, token: RequestToken, body: Reply) {
+    fn reply(&mut self, net: &mut Net, token: RequestToken, body: Reply) {
         let connection = ConnectionId::from_u64(token.connection);
         if matches!(&body, Reply::Error(error) if error.code == ErrorCode::Busy) {
             self.watch.busy();
@@ -457,7 +462,7 @@ impl StoreService {
         self.take_steps(net, steps);
     }
 
-    pub(super) fn take_steps(&mut self, net: &mut Net, steps: Vec<TransferStep>) {
+    fn take_steps(&mut self, net: &mut Net, steps: Vec<TransferStep>) {
         for step in steps {
             match step {
                 TransferStep::Send { to, message } => self.send_to_peer(net, to, message),
@@ -606,7 +611,7 @@ impl StoreService {
 
 /// Appends one frame. Messages made here fit their caps by construction (see the relations checked
 /// in `limits`); one that did not would be lost, not sent in half.
-pub(super) fn encode(message: &Message, out: &mut Vec<u8>) {
+fn encode(message: &Message, out: &mut Vec<u8>) {
     if let Err(error) = codec::encode(message, limits::PEER_FRAME_BYTES_MAX, out) {
         log::error!("cannot send a message: {error}");
     }
@@ -619,13 +624,13 @@ fn refused(reason: String) -> Vec<u8> {
 }
 
 /// The refusal of a connection that does not begin with a greeting.
-pub(super) const NO_HELLO: &str = "the first message must be HELLO";
+const NO_HELLO: &str = "the first message must be HELLO";
 
 /// The refusal of a client that sends what clients do not send.
-pub(super) const NOT_OF_A_CLIENT: &str = "a client sends REQUEST and PING only";
+const NOT_OF_A_CLIENT: &str = "a client sends REQUEST and PING only";
 
 /// The refusal of a connection for which there is no place.
-pub(super) const NO_ROOM: &str = "this server has no room for another connection: try again later";
+const NO_ROOM: &str = "this server has no room for another connection: try again later";
 
 fn now_at(monotonic: Instant, started: Instant) -> Now {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

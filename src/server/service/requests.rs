@@ -1,16 +1,16 @@
 //! Requests of clients, from the decoded frame to the core or the workers.
 //!
-//! Rule: each request is counted in [`Clients`](super::clients::Clients) first, and answered once,
-//! with a refusal where a limit is reached. What a read finds is decided by `get`, and what becomes
-//! of a write by the core.
+//! Rule: each request is counted in [`Clients`](super::super::clients::Clients) first, and answered
+//! once, with a refusal where a limit is reached. What a read finds is decided by `get`, and what
+//! becomes of a write by the core.
 
 use std::net::SocketAddr;
 
-use super::decoding::Undecodable;
-use super::get::{ReadRequest, answer_from_log};
-use super::links::ServerLink;
-use super::service::{ConnectionRole, NOT_OF_A_CLIENT, StoreService};
-use super::work::{PoolJob, ReadJob};
+use super::super::decoding::Undecodable;
+use super::super::get::{ReadRequest, answer_from_log};
+use super::super::links::ServerLink;
+use super::super::work::{PoolJob, ReadJob};
+use super::{ConnectionRole, NOT_OF_A_CLIENT, StoreService};
 use crate::limits;
 use crate::model::{DiskSpace, EncodedWrite, NodeId};
 use crate::net::{ConnectionId, Net};

@@ -7,8 +7,8 @@
 
 use rand::Rng;
 
-use super::links::Outbound;
-use super::service::{ConnectionRole, NO_HELLO, NO_ROOM, StoreService, encode};
+use super::super::links::Outbound;
+use super::{ConnectionRole, NO_HELLO, NO_ROOM, StoreService, encode};
 use crate::limits;
 use crate::model::NodeId;
 use crate::net::{ConnectionId, Net};

@@ -1,0 +1,218 @@
+//! A server whose data are refuted while it runs: what it answers, and when it ends.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::{Sender, bounded};
+
+use crate::Client;
+use crate::limits;
+use crate::model::{ClusterId, Timestamp};
+use crate::net::Listener;
+use crate::process::files;
+use crate::server::work::{PoolCompletion, PoolJob, ReadJob};
+use crate::server::{OpenedServer, Stopper, local};
+use crate::wire::codec;
+use crate::wire::message::{
+    ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request,
+};
+use crate::workers::pool::Pool;
+
+/// How long anything here may take before a test gives up.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// More long values than a client's queue, its grants and two sockets hold.
+const READS: u64 = 64;
+
+fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(done) = attempt() {
+            return done;
+        }
+        assert!(began.elapsed() < DEADLINE, "{what}: not in time");
+        thread::yield_now();
+    }
+}
+
+fn send(stream: &mut TcpStream, message: &Message) {
+    let mut frame = Vec::new();
+    codec::encode(message, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
+    stream.write_all(&frame).unwrap();
+}
+
+fn receive(stream: &mut TcpStream) -> Message {
+    let mut header = [0; 4];
+    stream.read_exact(&mut header).unwrap();
+    let mut body = vec![0; u32::from_be_bytes(header) as usize];
+    stream.read_exact(&mut body).unwrap();
+    codec::decode(&body).unwrap()
+}
+
+/// Opens so many servers of a group of three. Their disks take no verdict in before the sender
+/// is dropped.
+fn open(
+    dir: &Path,
+    count: usize,
+    patience: Duration,
+) -> (Vec<OpenedServer>, Vec<Stopper>, Sender<()>) {
+    let any_port = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+    let mut listeners = [(); 3].map(|()| Listener::bind(any_port).unwrap());
+    listeners.sort_by_key(Listener::address);
+    let addresses = listeners.each_ref().map(Listener::address);
+    let stoppers: Vec<Stopper> = (0..count).map(|_| Stopper::new()).collect();
+    let (answer, answered) = bounded::<()>(0);
+    let open = |(listener, stopper): (Listener, &Stopper)| {
+        let config = local::config(dir, listener.address(), &addresses);
+        let room = files::room().unwrap();
+        let mut server = OpenedServer::open(config, listener, room, stopper.clone()).unwrap();
+        let answered = answered.clone();
+        let set_down = move |_| {
+            let _ = answered.recv();
+            Ok(())
+        };
+        server.service.parts.judge.set_disk(Arc::new(set_down), patience);
+        server
+    };
+    let servers = listeners.into_iter().zip(&stoppers).map(open).collect();
+    (servers, stoppers, answer)
+}
+
+/// Tells a server that its store is damaged, which it is not.
+fn accuser(server: &OpenedServer) -> impl FnOnce() + use<> {
+    server.service.parts.judge.accuser()
+}
+
+fn greet(server: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(server).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let (protocol, cluster, role) = (PROTOCOL_VERSION, ClusterId(0), HelloRole::Client);
+    send(&mut stream, &Message::Hello(Hello { protocol, cluster, role }));
+    assert!(matches!(receive(&mut stream), Message::Welcome(_)));
+    stream
+}
+
+/// Once the leader led on for as long as the disk did not answer, and reads that waited for
+/// room for their values were answered from what was not to be read.
+#[test]
+fn while_the_disk_does_not_take_a_verdict_in_others_lead_and_no_read_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let (servers, stoppers, answer) = open(dir.path(), 3, 10 * DEADLINE);
+    let addresses = servers[0].service.parts.config.servers.clone();
+    let mut accusers: Vec<_> = servers.iter().map(accuser).collect();
+    let threads: Vec<_> = servers
+        .into_iter()
+        .map(|server| thread::spawn(move || server.run().map_err(|error| error.to_string())))
+        .collect();
+
+    let client = Client::connect(addresses.clone()).unwrap();
+    client.put("k", vec![7; limits::VALUE_BYTES_MAX_DEFAULT]).unwrap();
+    let leader = eventually("one leads", || {
+        let leader = client.status(addresses[0]).ok()?.leader?;
+        addresses.iter().position(|address| address.to_string() == leader)
+    });
+    let own = Client::connect([addresses[leader]]).unwrap();
+    own.get_linearizable("k").unwrap();
+    let mut reader = greet(addresses[leader]);
+    (0..READS).for_each(|id| get(&mut reader, id));
+    let first = receive(&mut reader);
+    assert!(matches!(first, Message::Reply { body: Reply::GetOk { .. }, .. }));
+
+    accusers.remove(leader)();
+    eventually("another one leads", || {
+        let next = client.status(addresses[(leader + 1) % 3]).ok()?.leader?;
+        (next != addresses[leader].to_string()).then_some(())
+    });
+    assert!(!threads[leader].is_finished(), "it ends before its verdict is durable");
+    let mut refused = 0;
+    for _ in 1..READS {
+        match receive(&mut reader) {
+            // It was on its way already.
+            Message::Reply { body: Reply::GetOk { .. }, .. } if refused == 0 => {}
+            Message::Reply { body: Reply::Error(error), .. } => {
+                assert_eq!(error.code, ErrorCode::Internal, "{}", error.message);
+                refused += 1;
+            }
+            _ => panic!("it is read after {refused} refusals"),
+        }
+    }
+    assert!(refused > 0, "reads that were held are answered");
+    drop(answer);
+    let others = stoppers.iter().enumerate().filter(|(at, _)| *at != leader);
+    others.for_each(|(_, stopper)| stopper.stop());
+    for (at, thread) in threads.into_iter().enumerate() {
+        assert_eq!(thread.join().unwrap(), Ok(at == leader), "only that one is to start again");
+    }
+}
+
+fn get(reader: &mut TcpStream, id: u64) {
+    let (key, none) = (Bytes::from_static(b"k"), Timestamp::ZERO);
+    let (timestamp, session, at) = (none, none, none);
+    let get = GetRequest { key, timestamp, session, linearizable: false, at };
+    send(reader, &Message::Request { id, body: Request::Get(get) });
+}
+
+/// A read that a worker has begun before the verdict, and ends after it.
+#[test]
+fn a_read_that_is_running_when_the_state_is_refuted_is_not_answered_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut servers, _stoppers, answer) = open(dir.path(), 1, 10 * DEADLINE);
+    let mut server = servers.remove(0);
+    let address = server.service.parts.config.listen;
+    let wake = server.event_loop.wake_handle();
+    let (begun, begins) = bounded::<()>(0);
+    let (end, ends) = bounded::<()>(0);
+    let make_worker = |_| {
+        let (begun, ends) = (begun.clone(), ends.clone());
+        move |job| {
+            let PoolJob::Read(ReadJob { token, budget_bytes, .. }) = job else { panic!("{job:?}") };
+            begun.send(()).unwrap();
+            ends.recv().unwrap();
+            let (value, timestamp) = (Some(Bytes::from_static(b"wrong")), Timestamp(1));
+            let body = Reply::GetOk { value, timestamp, as_of: timestamp };
+            let mut frame = Vec::new();
+            let reply = Message::Reply { id: token.request, body };
+            codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
+            PoolCompletion::Reply { token, budget_bytes, frame }
+        }
+    };
+    server.service.parts.pool =
+        Pool::start("acervo-test", 1, 8, move || wake.wake(), make_worker).unwrap();
+    let accuse = accuser(&server);
+    let thread = thread::spawn(move || server.run().map_err(|error| error.to_string()));
+    let mut reader = greet(address);
+    let mut read = |accuse: Option<Box<dyn FnOnce()>>| {
+        get(&mut reader, 7);
+        begins.recv_timeout(DEADLINE).unwrap();
+        // What is reported comes before what is completed later.
+        accuse.into_iter().for_each(|accuse| accuse());
+        end.send(()).unwrap();
+        receive(&mut reader)
+    };
+    assert!(matches!(read(None), Message::Reply { body: Reply::GetOk { .. }, .. }));
+    let Message::Reply { body: Reply::Error(error), .. } = read(Some(Box::new(accuse))) else {
+        panic!("it is answered from what is not to be read");
+    };
+    assert_eq!(error.code, ErrorCode::Internal, "{}", error.message);
+    drop(answer);
+    assert_eq!(thread.join().unwrap(), Ok(true), "it is to start again");
+}
+
+#[test]
+fn a_verdict_that_the_disk_does_not_take_in_is_not_waited_for_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut servers, _stoppers, answer) = open(dir.path(), 1, Duration::ZERO);
+    let server = servers.remove(0);
+    let address = server.service.parts.config.listen;
+    let accuse = accuser(&server);
+    let thread = thread::spawn(move || server.run().map_err(|error| error.to_string()));
+    let mut witness = greet(address);
+    accuse();
+    witness.read_to_end(&mut Vec::new()).unwrap();
+    drop(answer);
+    assert_eq!(thread.join().unwrap(), Ok(true), "it is to start again");
+}
