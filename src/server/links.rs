@@ -36,7 +36,7 @@ enum DialStage {
 /// One of the two connections that this server dials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DialledConnection {
-    pub connection: ConnectionId,
+    connection: ConnectionId,
     stage: DialStage,
     /// Ticks since its last progress: it was dialled, established or greeted, or a ping was
     /// answered on it. Ticks and not time, since a loop that was stalled has not listened either.
@@ -44,6 +44,10 @@ pub(super) struct DialledConnection {
 }
 
 impl DialledConnection {
+    pub fn id(&self) -> ConnectionId {
+        self.connection
+    }
+
     fn reach(&mut self, stage: DialStage) {
         self.stage = stage;
         self.quiet_ticks = 0;
@@ -85,7 +89,7 @@ impl DialledConnection {
 
 /// The connections that this server dials to another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outbound {
+enum Outbound {
     /// They are to be dialled at this time.
     Waiting(Instant),
     /// They are dialled, one for each [`Channel`]. They can be used once both are welcomed.
@@ -95,18 +99,27 @@ pub(super) enum Outbound {
 /// The connections to one other server of the group.
 #[derive(Debug)]
 pub(super) struct ServerLink {
-    pub node: NodeId,
-    pub address: SocketAddr,
-    pub outbound: Outbound,
+    node: NodeId,
+    address: SocketAddr,
+    outbound: Outbound,
     /// The connections that the other server has dialled, and sends on, one for each [`Channel`].
-    pub inbound: [Option<ConnectionId>; 2],
+    inbound: [Option<ConnectionId>; 2],
     /// The other server's data directory, as its last greeting named it.
-    pub incarnation: Option<u64>,
+    incarnation: Option<u64>,
     /// Ticks until it is pinged again.
     ping_ticks: u32,
     backoff: Backoff,
     /// The reason that was logged last, so that it is logged once.
     trouble: Option<String>,
+}
+
+/// Connections that a new one from the same server has taken the place of.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct OutdatedConnections {
+    /// Those on which that server sent.
+    pub inbound: Vec<ConnectionId>,
+    /// Those dialled to a data directory that it does not have any more.
+    pub dialled: Vec<ConnectionId>,
 }
 
 impl ServerLink {
@@ -121,6 +134,19 @@ impl ServerLink {
             backoff: Backoff::new(limits::DIAL_BACKOFF_MIN, limits::DIAL_BACKOFF_MAX),
             trouble: None,
         }
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whether the connections are to be dialled now.
+    pub fn is_due(&self, now: Instant) -> bool {
+        matches!(self.outbound, Outbound::Waiting(due) if due <= now)
     }
 
     /// Notes the connections that are being dialled now.
@@ -171,6 +197,29 @@ impl ServerLink {
     /// The state of a connection that was dialled.
     pub fn line_mut(&mut self, connection: ConnectionId) -> Option<&mut DialledConnection> {
         self.lines().iter_mut().find(|line| line.connection == connection)
+    }
+
+    /// Notes a greeted connection on which the other server sends. Returns those that it takes the
+    /// place of, to be closed.
+    pub fn accept(
+        &mut self,
+        incarnation: u64,
+        channel: Channel,
+        connection: ConnectionId,
+    ) -> OutdatedConnections {
+        let (mut inbound, mut dialled) = (Vec::new(), Vec::new());
+        if self.met(incarnation) {
+            inbound.extend(self.take_inbound());
+            dialled.extend(self.lines().iter().map(DialledConnection::id));
+        }
+        inbound.extend(self.inbound[channel as usize].replace(connection));
+        OutdatedConnections { inbound, dialled }
+    }
+
+    /// Notes that a connection is closed; returns whether the other server sent on it.
+    pub fn inbound_closed(&mut self, connection: ConnectionId) -> bool {
+        let gone = self.inbound.iter_mut().find(|inbound| **inbound == Some(connection));
+        gone.is_some_and(|gone| gone.take().is_some())
     }
 
     /// Takes out the connections on which the other server sends, for them to be closed.
@@ -229,4 +278,70 @@ impl ServerLink {
 
 fn ticks(duration: Duration) -> u32 {
     (duration.as_millis() / limits::TICK.as_millis()) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(number: u64) -> ConnectionId {
+        ConnectionId::from_u64(number)
+    }
+
+    /// A link whose connections 1 and 2 are dialled.
+    fn dialled() -> (ServerLink, Instant) {
+        let now = Instant::now();
+        let mut link = ServerLink::new(NodeId(2), ([127, 0, 0, 1], 1).into(), now);
+        assert!(link.is_due(now));
+        link.dial([connection(1), connection(2)]);
+        assert!(!link.is_due(now));
+        (link, now)
+    }
+
+    #[test]
+    fn a_link_is_up_when_both_connections_are_greeted_and_down_with_either() {
+        let (mut link, now) = dialled();
+        for number in [1, 2] {
+            assert_eq!((link.up(Channel::Control), link.usable()), (None, 0));
+            link.line_mut(connection(number)).unwrap().welcomed();
+        }
+        assert_eq!(link.up(Channel::Control), Some(connection(1)));
+        assert_eq!(link.up(Channel::Bulk), Some(connection(2)));
+        assert_eq!(link.usable(), 1, "nothing comes from there yet");
+        link.accept(7, Channel::Control, connection(3));
+        link.accept(7, Channel::Bulk, connection(4));
+        assert_eq!(link.usable(), 2);
+        link.went_down(now, 0, "a test says so");
+        assert_eq!((link.is_up(), link.usable()), (false, 1));
+        assert!(!link.is_due(now) && link.is_due(now + limits::DIAL_BACKOFF_MAX));
+        assert!(link.inbound_closed(connection(4)) && !link.inbound_closed(connection(4)));
+        assert_eq!(link.usable(), 0);
+    }
+
+    #[test]
+    fn what_came_from_another_data_directory_is_cut_off() {
+        let (mut link, _) = dialled();
+        let nothing = OutdatedConnections { inbound: Vec::new(), dialled: Vec::new() };
+        assert_eq!(link.accept(7, Channel::Control, connection(3)), nothing);
+        assert_eq!(link.accept(7, Channel::Bulk, connection(4)), nothing);
+        let again = link.accept(7, Channel::Bulk, connection(5));
+        assert_eq!(again, OutdatedConnections { inbound: vec![connection(4)], ..nothing });
+        let replaced = link.accept(8, Channel::Control, connection(6));
+        assert_eq!(replaced.inbound, [connection(3), connection(5)]);
+        assert_eq!(replaced.dialled, [connection(1), connection(2)]);
+        assert!(!link.met(8) && link.met(9));
+    }
+
+    #[test]
+    fn a_silent_connection_is_given_up_and_one_that_answers_is_not() {
+        let (mut link, _) = dialled();
+        for number in [1, 2] {
+            link.line_mut(connection(number)).unwrap().welcomed();
+        }
+        for _ in 1..ticks(limits::PEER_SILENCE_TIMEOUT) {
+            assert_eq!(link.tick(), None);
+            link.line_mut(connection(1)).unwrap().heard();
+        }
+        assert_eq!(link.tick(), Some((connection(2), "it is silent")));
+    }
 }

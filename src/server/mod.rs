@@ -7,7 +7,8 @@
 //!   `requests` of clients, and `peering`: greetings, and how links come up and go down.
 //! - `clients`, `early`, `get`: the accounts of clients, reads that wait for a state, and the rules
 //!   for reads.
-//! - `links`: the state of the links to the other servers.
+//! - `driver`, `lifecycle`, `links`: the core and its time, whether the server goes on and how it
+//!   ends, the state of the links to the other servers.
 //! - `decoding`: the threads that decode long frames.
 //! - `threads`, `work`: the two threads that write, and what the worker pool does.
 //! - [`snapshots`], [`intake`]: decisions about snapshots, for the event loop and for the applier.
@@ -23,10 +24,12 @@ pub mod config;
 pub mod console;
 mod decoding;
 mod disk_watch;
+mod driver;
 pub mod early;
 pub mod get;
 pub mod intake;
 mod judge;
+mod lifecycle;
 mod links;
 mod local;
 pub mod questions;
@@ -48,9 +51,10 @@ use self::config::ServerConfig;
 use self::console::ServerConsole;
 use self::decoding::Decoders;
 use self::judge::Judge;
+use self::lifecycle::Restart;
 pub use self::local::LocalGroup;
 use self::scrub::Scrubber;
-use self::service::{Ended, Parts, StoreService};
+use self::service::{Parts, StoreService};
 use self::work::StoreWorker;
 use crate::console::ConsoleThread;
 use crate::limits;
@@ -294,7 +298,6 @@ impl OpenedServer {
             clients_max: room.clients_max,
             incarnation: data_dir.incarnation(),
             first_transfer: rand::rng().next_u64() >> 1,
-            node,
             console,
             pool: pool.map_err(ServerError::Thread)?,
             decoders,
@@ -311,7 +314,7 @@ impl OpenedServer {
         };
         Ok(OpenedServer {
             event_loop,
-            service: StoreService::new(parts, me),
+            service: StoreService::new(node, parts, me),
             console: console_thread,
             data_dir,
         })
@@ -327,10 +330,11 @@ impl OpenedServer {
             thread.join();
         }
         ended?;
-        let Ended { stop_asked, restart } = finished.map_err(ServerError::Broken)?;
-        let Some(untrusted) = restart else { return Ok(false) };
-        data_dir.set_aside(untrusted)?;
-        Ok(!stop_asked)
+        let Restart { without, now } = finished.map_err(ServerError::Broken)?;
+        if let Some(untrusted) = without {
+            data_dir.set_aside(untrusted)?;
+        }
+        Ok(now)
     }
 }
 

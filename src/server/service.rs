@@ -12,7 +12,7 @@ mod tests;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 
@@ -22,8 +22,10 @@ use super::config::ServerConfig;
 use super::console::ServerConsole;
 use super::decoding::{Decoded, DecodedFrame, Decoders, Undecodable, decode};
 use super::disk_watch::DiskWatch;
+use super::driver::CoreDriver;
 use super::early::EarlyReads;
 use super::judge::Judge;
+use super::lifecycle::{Lifecycle, Restart};
 use super::links::ServerLink;
 use super::say_which_history_counts;
 use super::scrub::Scrubber;
@@ -71,7 +73,6 @@ pub(super) struct Parts {
     /// Clients connected at once.
     pub clients_max: usize,
     pub incarnation: u64,
-    pub node: Node,
     pub console: ServerConsole,
     pub pool: Pool<PoolJob, PoolCompletion>,
     pub decoders: Decoders,
@@ -94,7 +95,7 @@ pub(super) struct StoreService {
     parts: Parts,
     me: NodeId,
     cluster: ClusterId,
-    started: Instant,
+    core: CoreDriver,
     links: Vec<ServerLink>,
     connections: ConnectionMap<ConnectionRole>,
     clients: Clients,
@@ -103,50 +104,26 @@ pub(super) struct StoreService {
     applied_steps: u64,
     transfers: Transfers,
     watch: LogWatch,
-    outputs: Vec<Output>,
-    /// The time as it is given to the core, and the loop's time for which it was made.
-    now: (Instant, Now),
-    /// When a stop was asked for.
-    stopping_since: Option<Instant>,
-    /// The core has stopped: no request is taken any more.
-    stopped: bool,
+    lifecycle: Lifecycle,
     /// The room on the disk, as it was last reported.
     disk_space: DiskSpace,
     /// The log has been told whether `--history` is what the group keeps.
     history_compared: bool,
-    /// Why the loop ended, when something broke.
-    failure: Option<String>,
-    /// This server was asked to stop, and does not start again.
-    stop_asked: bool,
-    /// This server is to start again without what cannot be trusted, after it has handed over.
-    restart: Option<Untrusted>,
-    /// The verdict is durable, or its durability is not waited for any more, so that this server
-    /// ends.
-    ends_for_restart: bool,
-}
-
-/// How a server ended that was not broken by a failure.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ended {
-    /// It was asked to stop, and is not to start again.
-    pub stop_asked: bool,
-    /// What is to be set aside before the next start.
-    pub restart: Option<Untrusted>,
 }
 
 impl StoreService {
-    pub fn new(parts: Parts, me: NodeId) -> StoreService {
+    pub fn new(node: Node, parts: Parts, me: NodeId) -> StoreService {
         let now = Instant::now();
         let others =
             parts.config.servers.iter().enumerate().map(|(i, a)| (NodeId(i as u64 + 1), *a));
         let links = others.filter(|(node, _)| *node != me).map(|(n, a)| ServerLink::new(n, a, now));
-        let group = parts.node.status().history;
+        let group = node.status().history;
         let history_compared =
             group.is_some_and(|group| say_which_history_counts(&parts.config, group));
         StoreService {
             me,
             cluster: parts.config.cluster_id(),
-            started: now,
+            core: CoreDriver::new(node),
             links: links.collect(),
             connections: ConnectionMap::default(),
             clients: Clients::new(parts.config.value_bytes_max),
@@ -154,23 +131,16 @@ impl StoreService {
             applied_steps: 0,
             transfers: Transfers::new(parts.first_transfer, TransferLimits::default()),
             watch: LogWatch::default(),
-            outputs: Vec::new(),
-            now: (now, now_at(now, now)),
-            stopping_since: None,
-            stopped: false,
+            lifecycle: Lifecycle::default(),
             disk_space: DiskSpace::Ample,
             history_compared,
-            failure: None,
-            stop_asked: false,
-            restart: None,
-            ends_for_restart: false,
             parts,
         }
     }
 
     /// Ends the threads in order, and returns whether to start again, and how. The error is what
     /// broke.
-    pub fn finish(self) -> Result<Ended, String> {
+    pub fn finish(self) -> Result<Restart, String> {
         let Parts { log, applier, pool, decoders, scrubber, reserve, disk_watch, judge, .. } =
             self.parts;
         drop(disk_watch);
@@ -197,35 +167,20 @@ impl StoreService {
                  was promised or the log holds"
             );
         }
-        if let Some(failure) = self.failure {
-            return Err(failure);
-        }
-        // Files that a thread still has open are not set aside, nor opened again by this process.
-        if self.restart.is_some() && !all_ended && !self.stop_asked {
-            return Err(
-                "this server is to be rebuilt, and its disk does not answer: start it again"
-                    .to_owned(),
-            );
-        }
-        let restart = self.restart.filter(|_| all_ended);
-        Ok(Ended { stop_asked: self.stop_asked || !all_ended, restart })
+        self.lifecycle.end(all_ended)
     }
 
     /// The time of this iteration.
     fn now(&mut self, net: &Net) -> Now {
-        if self.now.0 != net.now() {
-            self.now = (net.now(), now_at(net.now(), self.started));
-        }
-        self.now.1
+        self.core.now(net.now())
     }
 
     fn input(&mut self, net: &Net, input: Input) {
-        let now = self.now(net);
-        self.parts.node.handle(now, input, &mut self.outputs);
+        self.core.input(net.now(), input);
     }
 
     fn link_mut(&mut self, node: NodeId) -> Option<&mut ServerLink> {
-        self.links.iter_mut().find(|link| link.node == node)
+        self.links.iter_mut().find(|link| link.node() == node)
     }
 
     // ---- sending -----------------------------------------------------------------------------
@@ -281,8 +236,7 @@ impl StoreService {
 
     // ---- carrying out the core's outputs ------------------------------------------------------
 
-    fn carry_out(&mut self, net: &mut Net) {
-        let mut outputs = std::mem::take(&mut self.outputs);
+    fn carry_out(&mut self, net: &mut Net, mut outputs: Vec<Output>) {
         for output in outputs.drain(..) {
             match output {
                 Output::Send { to, message } => self.send_to_peer(net, to, message),
@@ -356,13 +310,10 @@ impl StoreService {
                 }
                 Output::RebuildStore => self.restart(net, Untrusted::Store),
                 Output::BeginAnew => self.restart(net, Untrusted::Everything),
-                Output::Stopped => self.stopped = true,
+                Output::Stopped => self.lifecycle.core_stopped(),
             }
         }
-        // Carrying them out may have given the core inputs, and so further outputs. The capacity is
-        // kept.
-        outputs.append(&mut self.outputs);
-        self.outputs = outputs;
+        self.core.reuse(outputs);
     }
 
     /// Logs once if `--history` is not what the group keeps.
@@ -455,7 +406,7 @@ impl StoreService {
             }
             Report::LogBegunAnew { number } => self.transfers.log_begun(number),
             Report::Snapshot(report) => {
-                let node = &self.parts.node;
+                let node = self.core.node();
                 self.transfers.report(now_us, report, |index| node.term_at(index))
             }
         };
@@ -498,7 +449,7 @@ impl StoreService {
             return self.input(net, Input::Message { from, message });
         }
         let now_us = self.now(net).monotonic_us;
-        let node = &self.parts.node;
+        let node = self.core.node();
         let wanted = |from, snapshot| node.wants_snapshot(from, snapshot);
         let steps = self.transfers.message(now_us, from, message, wanted);
         self.take_steps(net, steps);
@@ -506,7 +457,7 @@ impl StoreService {
 
     fn log_conditions(&mut self, net: &Net) {
         let Now { wall_us, .. } = self.now(net);
-        let newest = self.parts.node.newest_timestamp();
+        let newest = self.core.node().newest_timestamp();
         for news in self.watch.look(net.now(), wall_us, newest.0) {
             match news {
                 LogNews::ClockBehind(behind) => log::warn!(
@@ -533,23 +484,25 @@ impl StoreService {
             // something.
             return self.fail(net, found.to_owned());
         }
-        if self.restart < Some(untrusted) {
+        if self.lifecycle.distrust(untrusted) {
             let what = match untrusted {
                 Untrusted::Store => "rebuilds its store from the log or the others",
                 Untrusted::Everything => "starts as a blank one, which the others bring up to date",
             };
             log::error!("{found}; this server serves no reads, hands over if it leads, and {what}");
+            self.set_verdict_down(net, untrusted);
         }
-        self.restart(net, untrusted);
     }
 
     fn restart(&mut self, net: &mut Net, untrusted: Untrusted) {
-        if self.restart >= Some(untrusted) {
-            return;
+        if self.lifecycle.distrust(untrusted) {
+            self.set_verdict_down(net, untrusted);
         }
-        // From now on no read is answered, and others lead, whatever the disk does. Ending waits
-        // until a kill cannot undo the verdict.
-        self.restart = Some(untrusted);
+    }
+
+    /// Begins to start again without what is untrusted. From now on no read is answered, and others
+    /// lead, whatever the disk does. Ending waits until a kill cannot undo the verdict.
+    fn set_verdict_down(&mut self, net: &mut Net, untrusted: Untrusted) {
         let reason = Ineligible::StoreDamaged;
         self.input(net, Input::Eligibility { reason, holds: true });
         if let Err(error) = self.parts.judge.set_down(net.now(), untrusted) {
@@ -559,7 +512,7 @@ impl StoreService {
 
     /// Notes that the verdict is durable: this server ends, to start again without its data.
     fn verdict_set_down(&mut self, net: &mut Net) {
-        if !std::mem::replace(&mut self.ends_for_restart, true) {
+        if self.lifecycle.settle_verdict() {
             net.stop_accepting();
             self.input(net, Input::HandOver);
         }
@@ -568,7 +521,7 @@ impl StoreService {
     /// Goes on although the verdict is not durable: setting the data aside may succeed all the
     /// same.
     fn verdict_not_set_down(&mut self, net: &mut Net, error: &str) {
-        if self.ends_for_restart {
+        if self.lifecycle.is_verdict_settled() {
             return;
         }
         log::error!(
@@ -604,7 +557,7 @@ impl StoreService {
 
     fn fail(&mut self, net: &mut Net, failure: String) {
         log::error!("stopping at once: {failure}");
-        self.failure.get_or_insert(failure);
+        self.lifecycle.fail(failure);
         net.exit();
     }
 }
@@ -631,15 +584,6 @@ const NOT_OF_A_CLIENT: &str = "a client sends REQUEST and PING only";
 
 /// The refusal of a connection for which there is no place.
 const NO_ROOM: &str = "this server has no room for another connection: try again later";
-
-fn now_at(monotonic: Instant, started: Instant) -> Now {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Now {
-        monotonic_us: monotonic.saturating_duration_since(started).as_micros() as u64,
-        // A clock beyond the year 294,000 is a broken one.
-        wall_us: i64::try_from(wall.as_micros()).unwrap_or(0),
-    }
-}
 
 impl Service for StoreService {
     fn on_start(&mut self, net: &mut Net) {
@@ -708,14 +652,7 @@ impl Service for StoreService {
             Some(ConnectionRole::Outbound(peer)) => {
                 self.lost_outbound(net, connection, peer, &reason.to_string());
             }
-            Some(ConnectionRole::Inbound(peer)) => {
-                if let Some(link) = self.link_mut(peer)
-                    && let Some(gone) = link.inbound.iter_mut().find(|c| **c == Some(connection))
-                {
-                    *gone = None;
-                    self.inbound_down(net, peer);
-                }
-            }
+            Some(ConnectionRole::Inbound(peer)) => self.inbound_closed(net, connection, peer),
             Some(ConnectionRole::Client) => {
                 if let Some(address) = self.clients.remove(net, connection) {
                     let level =
@@ -781,10 +718,8 @@ impl Service for StoreService {
                 break;
             }
         }
-        if self.stopping_since.is_none() && self.parts.stop.try_recv().is_ok() {
+        if self.parts.stop.try_recv().is_ok() && self.lifecycle.ask_to_stop(net.now()) {
             log::info!("stopping: no new requests are taken");
-            self.stop_asked = true;
-            self.stopping_since = Some(net.now());
             net.stop_accepting();
             self.input(net, Input::Stop);
         }
@@ -804,7 +739,7 @@ impl Service for StoreService {
         let overdue = self.early.take_overdue(now_us);
         self.read_early(overdue);
         let now_us = self.now(net).monotonic_us;
-        let node = &self.parts.node;
+        let node = self.core.node();
         let steps = self.transfers.tick(now_us, &node.status(), |peer| node.matched(peer));
         self.take_steps(net, steps);
         self.keep_links_alive(net);
@@ -812,10 +747,7 @@ impl Service for StoreService {
         if self.parts.judge.is_overdue(net.now()) {
             self.verdict_not_set_down(net, "the disk of the data directory does not answer");
         }
-        let patience = limits::SHUTDOWN_GRACE + limits::HANDOVER_TIMEOUT;
-        let overdue =
-            self.stopping_since.is_some_and(|since| net.now().duration_since(since) > patience);
-        if overdue {
+        if self.lifecycle.is_stop_overdue(net.now()) {
             log::warn!("stopping now: some requests are still without an answer");
             net.exit();
         }
@@ -826,21 +758,19 @@ impl Service for StoreService {
     }
 
     fn before_sleep(&mut self, net: &mut Net) {
-        let now = self.now(net);
-        self.parts.node.flush(now, &mut self.outputs);
-        while !self.outputs.is_empty() {
-            self.carry_out(net);
+        self.core.flush(net.now());
+        while let Some(outputs) = self.core.take_outputs() {
+            self.carry_out(net, outputs);
         }
-        let due = self.parts.node.flush_due_us();
-        net.set_alarm(due.map(|due_us| self.started + Duration::from_micros(due_us)));
-        let reached = self.early.take_reached(self.parts.node.applied_point().timestamp);
+        net.set_alarm(self.core.flush_due());
+        let reached = self.early.take_reached(self.core.node().applied_point().timestamp);
         self.read_early(reached);
-        if self.parts.node.awaits_application() || !self.early.is_empty() {
+        if self.core.node().awaits_application() || !self.early.is_empty() {
             self.parts.applier.hurry();
         }
         self.submit_reads(net);
         // Requests that were taken, plain reads included, are answered first.
-        if self.stopped && (self.restart.is_some() || self.clients.nothing_under_way()) {
+        if self.lifecycle.may_end(self.clients.nothing_under_way()) {
             log::info!("stopping: nothing is under way");
             net.exit();
         }

@@ -7,7 +7,6 @@
 
 use rand::Rng;
 
-use super::super::links::Outbound;
 use super::{ConnectionRole, NO_HELLO, NO_ROOM, StoreService, encode};
 use crate::limits;
 use crate::model::NodeId;
@@ -36,7 +35,7 @@ impl StoreService {
             );
             return self.refuse(net, connection, reason);
         }
-        let status = self.parts.node.status();
+        let status = self.core.node().status();
         let welcome = Message::Welcome(Welcome {
             protocol: PROTOCOL_VERSION,
             cluster: self.cluster,
@@ -45,7 +44,7 @@ impl StoreService {
             last_index: status.last_index,
             term: status.term,
             first_leader: status.first_leader,
-            applied_timestamp: self.parts.node.applied_point().timestamp,
+            applied_timestamp: self.core.node().applied_point().timestamp,
         });
         match role {
             HelloRole::Client => {
@@ -69,15 +68,9 @@ impl StoreService {
                     let reason = format!("server {node} is not another server of this group");
                     return self.refuse(net, connection, reason);
                 };
-                let mut replaced = Vec::new();
-                let mut outdated = Vec::new();
-                if link.met(incarnation) {
-                    replaced.extend(link.take_inbound());
-                    outdated.extend(link.lines().iter().map(|line| line.connection));
-                }
-                replaced.extend(link.inbound[channel as usize].replace(connection));
-                let was_replaced = !replaced.is_empty();
-                replaced.into_iter().chain(outdated).for_each(|old| net.close(old));
+                let outdated = link.accept(incarnation, channel, connection);
+                let was_replaced = !outdated.inbound.is_empty();
+                outdated.inbound.into_iter().chain(outdated.dialled).for_each(|old| net.close(old));
                 self.connections.insert(connection, ConnectionRole::Inbound(node));
                 match channel {
                     Channel::Control => {
@@ -102,6 +95,14 @@ impl StoreService {
             net.protect(connection);
         }
         self.send(net, connection, &welcome);
+    }
+
+    /// Notes that a connection is closed on which another server sent, unless another one has taken
+    /// its place.
+    pub(super) fn inbound_closed(&mut self, net: &mut Net, connection: ConnectionId, peer: NodeId) {
+        if self.link_mut(peer).is_some_and(|link| link.inbound_closed(connection)) {
+            self.inbound_down(net, peer);
+        }
     }
 
     /// Notes that a connection from another server is gone, and with it perhaps what was sent on it
@@ -187,7 +188,7 @@ impl StoreService {
 
     /// Logs it when the servers of a group that has not begun were told different first leaders.
     fn compare_first_leaders(&self, peer: NodeId, theirs: Option<NodeId>) {
-        let ours = self.parts.node.status().first_leader;
+        let ours = self.core.node().status().first_leader;
         if let (Some(ours), Some(theirs)) = (ours, theirs)
             && ours != theirs
         {
@@ -218,11 +219,11 @@ impl StoreService {
     pub(super) fn dial_due_links(&mut self, net: &mut Net) {
         let now = net.now();
         for link in &mut self.links {
-            if matches!(link.outbound, Outbound::Waiting(due) if due <= now) {
-                let connections = Channel::ALL.map(|_| net.dial(link.address));
+            if link.is_due(now) {
+                let connections = Channel::ALL.map(|_| net.dial(link.address()));
                 link.dial(connections);
                 for connection in connections {
-                    self.connections.insert(connection, ConnectionRole::Outbound(link.node));
+                    self.connections.insert(connection, ConnectionRole::Outbound(link.node()));
                 }
             }
         }
@@ -237,7 +238,7 @@ impl StoreService {
             let link = &mut self.links[at];
             let pings = link.is_up() && link.take_ping();
             for line in link.lines().iter_mut().filter(|line| line.is_welcomed()) {
-                let connection = line.connection;
+                let connection = line.id();
                 if net.queued_bytes(connection) > 0 && net.write_stall(connection) < limits::TICK {
                     // The other side takes what is sent; a ping would only come behind it.
                     line.heard();
@@ -249,7 +250,7 @@ impl StoreService {
                     let _ = net.try_send(connection, ping);
                 }
             }
-            let peer = link.node;
+            let peer = link.node();
             if let Some((connection, why)) = link.tick() {
                 self.give_up_outbound(net, connection, peer, why);
             }
@@ -270,7 +271,7 @@ impl StoreService {
             return;
         }
         let was_up = link.is_up();
-        let lines: Vec<_> = link.lines().iter().map(|line| line.connection).collect();
+        let lines: Vec<_> = link.lines().iter().map(|line| line.id()).collect();
         link.went_down(now, random, why);
         for other in lines.into_iter().filter(|line| *line != connection) {
             self.connections.remove(&other);

@@ -84,7 +84,7 @@ impl StoreService {
             self.reply_busy(net, token, what);
             return None;
         }
-        if self.stopped {
+        if !self.lifecycle.takes_requests() {
             let message = "this server is stopping: ask another one".to_owned();
             let refusal = ErrorReply::not_done(ErrorCode::ShuttingDown, message);
             self.reply(net, token, Reply::Error(refusal));
@@ -145,7 +145,7 @@ impl StoreService {
         if let Some(distrust) = self.distrust() {
             return self.reply(net, token, not_to_be_read(distrust));
         }
-        if let Some((_, mut answered)) = answer_from_log(&self.parts.node, &read) {
+        if let Some((_, mut answered)) = answer_from_log(self.core.node(), &read) {
             if let Some(event) = answered.take_shown(client, &read) {
                 self.parts.console.show(event);
             }
@@ -153,7 +153,7 @@ impl StoreService {
         }
         if !read.is_linearizable() {
             let now_us = self.now(net).monotonic_us;
-            let node = &self.parts.node;
+            let node = self.core.node();
             let (applied, newest) = (node.applied_point().timestamp, node.newest_timestamp());
             let early = EarlyRead { token, client, request: read };
             let at_once = self.early.hold(now_us, early.request.wanted(), applied, newest, early);
@@ -185,12 +185,12 @@ impl StoreService {
 
     /// Why this server is not to be read, if so.
     pub(super) fn distrust(&self) -> Option<Distrust> {
-        let refuted = self.restart.map(|_| Distrust::Refuted);
-        refuted.or_else(|| self.parts.node.distrust())
+        let refuted = self.lifecycle.is_refuted().then_some(Distrust::Refuted);
+        refuted.or_else(|| self.core.node().distrust())
     }
 
     pub(super) fn status(&self, net: &Net) -> ServerStatus {
-        let status = self.parts.node.status();
+        let status = self.core.node().status();
         let config = &self.parts.config;
         let address = |node| self.address(node);
         ServerStatus {
@@ -208,7 +208,7 @@ impl StoreService {
             full_disks: status.full_disks.into_iter().map(address).collect(),
             client_connections: self.clients.len() as u32,
             server_connections: self.links.iter().map(ServerLink::usable).sum(),
-            uptime_ms: net.now().saturating_duration_since(self.started).as_millis() as u64,
+            uptime_ms: self.core.uptime(net.now()).as_millis() as u64,
             longest_stall_us: net.longest_stall().as_micros() as u64,
             disk_bytes: self.parts.disk_watch.taken_bytes(),
             store_rows: self.parts.store.rows(),
@@ -232,7 +232,7 @@ impl StoreService {
             ineligible.iter().map(|reason| format!("it leaves it to others to lead: {reason}"));
         let no_leader = no_leader.map(|reason| reason.sentence(|node| self.address(node)));
         let distrust = self.distrust().map(|distrust| distrust.to_string());
-        let clock = self.parts.node.clock_apart_us().map(clock_apart);
+        let clock = self.core.node().clock_apart_us().map(clock_apart);
         let disk = disk.map(str::to_owned);
         distrust.into_iter().chain(ineligible).chain(clock).chain(no_leader).chain(disk).collect()
     }
