@@ -48,7 +48,8 @@ use crate::wire::codec;
 use crate::wire::message::{
     Channel, ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply,
 };
-use crate::workers::pool::{Pool, ShutDownError, SubmitError};
+use crate::workers::pool::{Pool, SubmitError};
+use crate::workers::thread::ShutDownError;
 
 /// Bytes queued for one server on the connection for what must not wait, which is thousands of
 /// heartbeats. Beyond, messages are dropped that consensus sends again.

@@ -2,10 +2,12 @@
 //!
 //! The loop submits jobs to a [`Pool`](pool::Pool) and never waits: if the queue is full the
 //! request is answered with `BUSY`. Workers put completions on a channel and wake the loop, which
-//! collects them in its next iteration. A job carries the identity of its requester and its
+//! collects them in its next iteration; a loop with other threads, too, has one channel for all
+//! ([`Workers`](pool::Workers)). A job carries the identity of its requester and its
 //! completion carries it back; nothing is matched by order.
 //!
-//! A [`queue`] is what workers wait on, and so do the threads that write the log and the store.
+//! A [`queue`] is what workers wait on, and so do the threads that write the log and the store. A
+//! [`thread`] that a disk may hold up is waited for until a deadline.
 //!
 //! What it leaves out: order between jobs (each goes to the next worker that is free) and
 //! priorities. Work that must be done in order, such as writing the log and applying it, has a
@@ -13,6 +15,7 @@
 
 pub mod pool;
 pub mod queue;
+pub mod thread;
 
 /// Lowers the priority of the calling thread, so that event loops go first where there are fewer
 /// processors than busy threads. Without it, eight clients whose requests take workers long kept an

@@ -4,22 +4,25 @@
 //! submitted and whose completions are not collected, bounds both the queue of jobs and the channel
 //! of completions. The one thread that submits and collects counts it. No worker ever waits for
 //! room in the channel.
+//!
+//! [`Workers`] hand their completions to a function, for an owner with one channel for everything;
+//! a [`Pool`] is workers with a channel of their own.
 
 use std::fmt;
 use std::io;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel as channel;
 
 use super::queue::{self, Receiver, Sender};
+use super::thread::{DeadlineThread, ShutDownError};
 
 /// The part of a pool that runs on one thread: it does one job at a time, and may keep state
 /// between jobs. Any `FnMut(J) -> C` is one.
 ///
 /// A worker must not panic: a job that fails is a completion like any other. The release build
 /// aborts on a panic, so that the process does not go on with a worker less and a requester that
-/// waits for ever. Where panics unwind, as in tests, [`Pool::shut_down`] reports them.
+/// waits for ever. Where panics unwind, as in tests, [`Workers::finish`] reports them.
 pub trait Worker<J, C>: Send + 'static {
     /// Called before the jobs of a batch, to open what they can share, such as a read view of the
     /// store.
@@ -49,59 +52,47 @@ pub enum SubmitError<T> {
     Stopped(T),
 }
 
-/// Why a pool was not shut down cleanly.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ShutDownError {
-    /// A worker panicked, where panics unwind.
-    #[error("worker thread {0} panicked")]
-    Panicked(String),
-    /// A worker was still busy at the deadline.
-    #[error("a worker thread did not end in time")]
-    Late,
-}
-
 /// What is sent to a worker.
 enum PoolJob<J> {
     One(J),
     Batch(Vec<J>),
 }
 
-/// Threads that turn jobs `J` into completions `C`. Owned by the thread that submits and collects.
-pub struct Pool<J, C> {
+/// Threads that do jobs `J`, and hand each completion to a function of their owner. Owned by the
+/// thread that submits, which says when it has taken a completion in.
+pub struct Workers<J> {
     jobs: Sender<PoolJob<J>>,
-    completions: channel::Receiver<C>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<DeadlineThread>,
     outstanding: usize,
     jobs_max: usize,
 }
 
-impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
+impl<J: Send + 'static> Workers<J> {
     /// Starts `threads` threads, named `name-0` and so on, each with its own worker from
-    /// `make_worker`. At most `jobs_max` jobs are outstanding. After each job, or batch, `wake` is
-    /// called on the worker's thread; it must be cheap and must not block.
+    /// `make_worker`. At most `jobs_max` jobs are outstanding. `complete` is called with each
+    /// completion, and `wake` after each job, or batch, both on the worker's thread; they must be
+    /// cheap and must not block.
     ///
     /// # Errors
     /// The system did not start a thread.
-    pub fn start<W: Worker<J, C>>(
+    pub fn start<C, W: Worker<J, C>>(
         name: &str,
         threads: usize,
         jobs_max: usize,
+        complete: impl Fn(C) + Clone + Send + 'static,
         wake: impl Fn() + Clone + Send + 'static,
         mut make_worker: impl FnMut(usize) -> W,
-    ) -> io::Result<Pool<J, C>> {
+    ) -> io::Result<Workers<J>> {
         let (jobs, jobs_out) = queue::bounded(jobs_max);
-        let (completions_in, completions) = channel::bounded(jobs_max);
         let threads = (0..threads)
             .map(|i| {
                 let mut worker = make_worker(i);
-                let (jobs, completions, wake) =
-                    (jobs_out.clone(), completions_in.clone(), wake.clone());
-                std::thread::Builder::new()
-                    .name(format!("{name}-{i}"))
-                    .spawn(move || run(&mut worker, &jobs, &completions, &wake))
+                let (jobs, complete, wake) = (jobs_out.clone(), complete.clone(), wake.clone());
+                let run = move || run(&mut worker, &jobs, &complete, &wake);
+                DeadlineThread::spawn(&format!("{name}-{i}"), run)
             })
             .collect::<io::Result<_>>()?;
-        Ok(Pool { jobs, completions, threads, outstanding: 0, jobs_max })
+        Ok(Workers { jobs, threads, outstanding: 0, jobs_max })
     }
 
     /// Submits one job.
@@ -142,48 +133,38 @@ impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
     }
 
     /// The number of jobs that would be accepted now.
-    pub fn room(&self) -> usize {
+    fn room(&self) -> usize {
         self.jobs_max - self.outstanding
     }
 
-    /// The number of jobs submitted whose completions have not been collected.
+    /// The number of jobs submitted whose completions have not been taken in.
     pub fn outstanding(&self) -> usize {
         self.outstanding
     }
 
-    /// Collects one completion, if there is one. Never waits.
-    pub fn collect(&mut self) -> Option<C> {
-        let completion = self.completions.try_recv().ok()?;
+    /// Notes that the completion of a job has been taken in.
+    pub fn completed(&mut self) {
         assert!(self.outstanding > 0, "a completion of no job");
         self.outstanding -= 1;
-        Some(completion)
     }
 
-    /// Lets the workers finish all jobs submitted, ends them, and returns the completions that were
-    /// not collected. Workers that have not ended by `deadline` are abandoned.
+    /// Lets the workers finish all jobs submitted, and ends them. Workers that have not ended by
+    /// `deadline` are abandoned.
     ///
     /// # Errors
     /// A worker had panicked, or was still busy at the deadline.
-    pub fn shut_down(self, deadline: Instant) -> Result<Vec<C>, ShutDownError> {
-        let Pool { jobs, completions, threads, .. } = self;
+    pub fn finish(self, deadline: Instant) -> Result<(), ShutDownError> {
+        let Workers { jobs, threads, .. } = self;
         // Workers end when the queue is empty and nobody can fill it any more.
         drop(jobs);
-        let mut rest = Vec::new();
-        loop {
-            match completions.recv_deadline(deadline) {
-                Ok(completion) => rest.push(completion),
-                Err(channel::RecvTimeoutError::Disconnected) => break,
-                Err(channel::RecvTimeoutError::Timeout) => return Err(ShutDownError::Late),
-            }
-        }
-        let mut panicked = None;
+        let mut panicked = Ok(());
         for thread in threads {
-            let name = thread.thread().name().unwrap_or_default().to_owned();
-            if thread.join().is_err() {
-                panicked.get_or_insert(ShutDownError::Panicked(name));
+            match thread.finish(deadline) {
+                Err(ShutDownError::Late) => return Err(ShutDownError::Late),
+                outcome => panicked = panicked.and(outcome),
             }
         }
-        panicked.map_or(Ok(rest), Err)
+        panicked
     }
 
     fn send(&mut self, work: PoolJob<J>, count: usize) -> Result<(), PoolJob<J>> {
@@ -200,9 +181,9 @@ impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
     }
 }
 
-impl<J, C> fmt::Debug for Pool<J, C> {
+impl<J> fmt::Debug for Workers<J> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool")
+        f.debug_struct("Workers")
             .field("threads", &self.threads.len())
             .field("outstanding", &self.outstanding)
             .field("jobs_max", &self.jobs_max)
@@ -210,22 +191,88 @@ impl<J, C> fmt::Debug for Pool<J, C> {
     }
 }
 
+/// Workers with a channel of their own for completions `C`. Owned by the thread that submits and
+/// collects.
+#[derive(Debug)]
+pub struct Pool<J, C> {
+    workers: Workers<J>,
+    completions: channel::Receiver<C>,
+}
+
+impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
+    /// Starts workers as [`Workers::start`] does.
+    ///
+    /// # Errors
+    /// The system did not start a thread.
+    pub fn start<W: Worker<J, C>>(
+        name: &str,
+        threads: usize,
+        jobs_max: usize,
+        wake: impl Fn() + Clone + Send + 'static,
+        make_worker: impl FnMut(usize) -> W,
+    ) -> io::Result<Pool<J, C>> {
+        let (completions_in, completions) = channel::bounded(jobs_max);
+        // Sending never waits, by the invariant of the module, and fails only if the pool was
+        // dropped: then the completion is of no use.
+        let complete = move |completion| drop(completions_in.send(completion));
+        let workers = Workers::start(name, threads, jobs_max, complete, wake, make_worker)?;
+        Ok(Pool { workers, completions })
+    }
+
+    /// Submits one job, as [`Workers::submit`] does.
+    ///
+    /// # Errors
+    /// The job, if too many are outstanding or no worker is left.
+    pub fn submit(&mut self, job: J) -> Result<(), SubmitError<J>> {
+        self.workers.submit(job)
+    }
+
+    /// Submits several jobs, as [`Workers::submit_batch`] does.
+    ///
+    /// # Errors
+    /// The jobs, if too many are outstanding or no worker is left.
+    pub fn submit_batch(&mut self, batch: Vec<J>) -> Result<(), SubmitError<Vec<J>>> {
+        self.workers.submit_batch(batch)
+    }
+
+    /// The number of jobs submitted whose completions have not been collected.
+    pub fn outstanding(&self) -> usize {
+        self.workers.outstanding()
+    }
+
+    /// Collects one completion, if there is one. Never waits.
+    pub fn collect(&mut self) -> Option<C> {
+        let completion = self.completions.try_recv().ok()?;
+        self.workers.completed();
+        Some(completion)
+    }
+
+    /// Lets the workers finish all jobs submitted, ends them, and returns the completions that were
+    /// not collected. Workers that have not ended by `deadline` are abandoned.
+    ///
+    /// # Errors
+    /// A worker had panicked, or was still busy at the deadline.
+    pub fn shut_down(self, deadline: Instant) -> Result<Vec<C>, ShutDownError> {
+        let Pool { workers, completions } = self;
+        workers.finish(deadline)?;
+        Ok(completions.try_iter().collect())
+    }
+}
+
 fn run<J, C>(
     worker: &mut impl Worker<J, C>,
     jobs: &Receiver<PoolJob<J>>,
-    completions: &channel::Sender<C>,
+    complete: &impl Fn(C),
     wake: &impl Fn(),
 ) {
     super::lower_thread_priority();
     while let Ok(work) = jobs.recv() {
         worker.batch_begins();
-        // Sending never waits, by the invariant of the module, and fails only if the pool was
-        // dropped: then the completion is of no use.
         match work {
-            PoolJob::One(job) => drop(completions.send(worker.work(job))),
+            PoolJob::One(job) => complete(worker.work(job)),
             PoolJob::Batch(batch) => {
                 for job in batch {
-                    drop(completions.send(worker.work(job)));
+                    complete(worker.work(job));
                 }
             }
         }
