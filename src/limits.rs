@@ -505,6 +505,13 @@ pub const CLIENT_WRITE_GREETING_FACTOR: u32 = 2;
 /// long. On a busy machine the answer to a PING takes its time, and a leader that is frozen is not
 /// replaced any sooner.
 pub const CLIENT_WRITE_HEDGE_FACTOR: u32 = 6;
+/// A server answers within `COMMIT_TIMEOUT`. One that has said nothing but PONG for longer than
+/// that may never do: others are asked, too, and asked first from then on.
+pub const CLIENT_MUTE_TIMEOUT: Duration = Duration::from_secs(6);
+/// A write may have to wait for a server in sync that is late, so its server has this many times as
+/// long: longer than the ten seconds of SPEC A7. A copy of it costs next to nothing, since copies
+/// meet where the first one waits.
+pub const CLIENT_WRITE_MUTE_FACTOR: u32 = 2;
 /// A console, which names each server that it passes over, gives each this many times as long for
 /// either.
 pub const CLIENT_CONSOLE_HEDGE_FACTOR: u32 = 20;
@@ -711,6 +718,11 @@ const _: () = {
     assert!(2 * STALL_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());
     assert!(BOOTSTRAP_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());
     assert!(COMMIT_TIMEOUT.as_millis() < CLIENT_REQUEST_TIMEOUT_DEFAULT.as_millis());
+    assert!(COMMIT_TIMEOUT.as_millis() < CLIENT_MUTE_TIMEOUT.as_millis());
+    assert!(
+        CLIENT_MUTE_TIMEOUT.as_millis() * (CLIENT_WRITE_MUTE_FACTOR as u128)
+            < GATEWAY_REQUEST_TIMEOUT_DEFAULT.as_millis()
+    );
 };
 
 /// The frame cap on a client connection for a given `--max-value`; a write on as many keys as are

@@ -1,5 +1,5 @@
-//! A client in virtual time, among servers that freeze, lie, are slow, are behind, refuse, forget
-//! it, and come back.
+//! A client in virtual time, among servers that freeze, lie, are slow, are mute, are behind, repeat
+//! themselves, refuse, forget it, and come back.
 //!
 //! The client is a real one, with its operations and its core; only the thread is replaced by the
 //! [`World`], which has the servers, the network and the time. Everything follows from a seed.
@@ -33,6 +33,7 @@ use super::core::{Core, CoreConfig, Loss, Output};
 use super::driver::{Command, Driver, Inbox};
 use super::submit::Gate;
 use super::*;
+use crate::limits::CLIENT_MUTE_TIMEOUT;
 use crate::model::{
     ClientId, ClusterId, NodeId, OpResult, Put, RequestId, Timestamp, WriteAnswer, WriteOp,
 };
@@ -69,8 +70,14 @@ enum Mood {
     WrongKind,
     /// Answers what it was not asked.
     WrongId,
-    /// Ends each connection on which it is asked for something.
+    /// Ends each connection on which it is asked for something, which it does or does not do.
     Closing,
+    /// Answers nothing but PING, and does what it is asked or does not.
+    Mute,
+    /// Answers everything twice.
+    Repeating,
+    /// Does what it is asked, and greets once more before it answers.
+    Regreeting,
     /// Answers reads with a value that is older than any other. No random test has it: nobody can
     /// tell of a key that is not remembered.
     Stale,
@@ -78,7 +85,7 @@ enum Mood {
 
 use Mood::*;
 
-const MOODS: [Mood; 11] = [
+const MOODS: [Mood; 14] = [
     Well,
     Frozen,
     Down,
@@ -90,6 +97,9 @@ const MOODS: [Mood; 11] = [
     WrongKind,
     WrongId,
     Closing,
+    Mute,
+    Repeating,
+    Regreeting,
 ];
 
 struct Server {
@@ -156,6 +166,10 @@ enum Event {
     },
     /// The group drops its sessions.
     Forget,
+    /// The server's present connection is lost on the way, and neither end is told.
+    Blackout {
+        server: usize,
+    },
 }
 
 /// What a call was for, and what came of it.
@@ -215,12 +229,16 @@ struct World {
     events: BTreeMap<(Duration, u64), Event>,
     events_made: u64,
     links_made: u64,
+    /// Connections on which nothing arrives any more.
+    black: HashSet<u64>,
     timer: Option<Duration>,
     load: Load,
     callers: Vec<Caller>,
     calls_begun: u64,
     calls_ended: u64,
     calls_failed: u64,
+    /// What the longest call took.
+    longest: Duration,
     requests_sent: u64,
     /// By key, the newest version that any call was given or has written.
     newest: HashMap<Bytes, Timestamp>,
@@ -265,12 +283,14 @@ impl World {
             events: BTreeMap::new(),
             events_made: 0,
             links_made: 0,
+            black: HashSet::new(),
             timer: None,
             load,
             callers: (0..load.callers).map(|_| Caller::default()).collect(),
             calls_begun: 0,
             calls_ended: 0,
             calls_failed: 0,
+            longest: Duration::ZERO,
             requests_sent: 0,
             newest: HashMap::new(),
             sequences: HashMap::new(),
@@ -317,6 +337,11 @@ impl World {
     fn happens(&mut self, event: Event) {
         let now = self.now;
         match event {
+            Event::ToServer { link, .. }
+            | Event::ToClient { link, .. }
+            | Event::Ended { link, .. }
+                if self.black.contains(&link) => {}
+            Event::Blackout { server } => self.black.extend(self.servers[server].link),
             Event::Dialled { server, link } => {
                 if self.servers[server].link != Some(link) {
                     return;
@@ -465,18 +490,7 @@ impl World {
             (Down, _) => {}
             (Frozen, message) => self.servers[server].held.push((link, message)),
             (_, Message::Hello(_)) => {
-                let applied = self.servers[server].applied;
-                let applied = self.store.log[..applied].last();
-                let message = Message::Welcome(Welcome {
-                    protocol: PROTOCOL_VERSION,
-                    cluster: ClusterId(7),
-                    node: NodeId(1 + server as u64),
-                    incarnation: 1,
-                    last_index: 0,
-                    term: 1,
-                    first_leader: None,
-                    applied_timestamp: applied.map(|entry| entry.timestamp).unwrap_or_default(),
-                });
+                let message = self.welcome(server);
                 self.after(delay, Event::ToClient { server, link, message });
             }
             (_, Message::Ping { nonce }) => {
@@ -485,7 +499,14 @@ impl World {
                     Event::ToClient { server, link, message: Message::Pong { nonce } },
                 );
             }
-            (Closing, Message::Request { .. }) => self.after(delay, Event::Ended { server, link }),
+            (Closing | Mute, Message::Request { body, .. }) => {
+                if self.random.random_ratio(1, 2) {
+                    self.answer(server, body);
+                }
+                if mood == Closing {
+                    self.after(delay, Event::Ended { server, link });
+                }
+            }
             (_, Message::Request { id, body }) => {
                 let (delay, body) = match mood {
                     Slow(slow) => (self.jittered(slow), self.answer(server, body)),
@@ -510,11 +531,32 @@ impl World {
                 };
                 let id = if mood == WrongId { id + 1000 } else { id };
                 let message = Message::Reply { id, body };
-                self.after(delay, Event::ToClient { server, link, message });
+                let before = match mood {
+                    Repeating => Some(message.clone()),
+                    Regreeting => Some(self.welcome(server)),
+                    _ => None,
+                };
+                for message in before.into_iter().chain([message]) {
+                    self.after(delay, Event::ToClient { server, link, message });
+                }
             }
             (_, Message::Pong { .. }) => {}
             (_, other) => panic!("a client says {other:?}"),
         }
+    }
+
+    fn welcome(&self, server: usize) -> Message {
+        let applied = self.store.log[..self.servers[server].applied].last();
+        Message::Welcome(Welcome {
+            protocol: PROTOCOL_VERSION,
+            cluster: ClusterId(7),
+            node: NodeId(1 + server as u64),
+            incarnation: 1,
+            last_index: 0,
+            term: 1,
+            first_leader: None,
+            applied_timestamp: applied.map(|entry| entry.timestamp).unwrap_or_default(),
+        })
     }
 
     fn answer(&mut self, server: usize, request: Request) -> Reply {
@@ -625,6 +667,7 @@ impl World {
         if let Poll::Ready(done) = running.future.as_mut().poll(&mut Context::from_waker(&waker)) {
             let took = self.now - running.begun;
             assert!(took <= self.load.timeout, "a call took {took:?}");
+            self.longest = self.longest.max(took);
             self.callers[caller].running = None;
             self.calls_ended += 1;
             self.ended(done);
@@ -734,6 +777,9 @@ fn whatever_servers_do_no_call_reads_backwards_or_lasts_too_long_and_no_write_is
         for _ in 0..2 {
             let at = Duration::from_micros(world.random.random_range(0..6_000_000));
             world.after(at, Event::Forget);
+            let at = Duration::from_micros(world.random.random_range(0..6_000_000));
+            let server = world.random.random_range(0..3);
+            world.after(at, Event::Blackout { server });
         }
         world.run(Duration::from_secs(600));
         assert_eq!(world.calls_ended, load.calls);
@@ -741,19 +787,24 @@ fn whatever_servers_do_no_call_reads_backwards_or_lasts_too_long_and_no_write_is
     }
 }
 
-/// How many of these calls have been answered in ten seconds, by three servers of which the first
-/// is in this mood after the first second.
-fn answered_beside(mood: Mood, seed: u64, writes: u32) -> u64 {
-    let (calls, timeout, pause) = (u64::MAX, TIMEOUT, 20 * MS);
+/// How many of these calls have been answered within ten seconds, by three servers of which the
+/// first, which leads, has been in this mood since `settling` before.
+fn answered_beside(mood: Mood, settling: Duration, seed: u64, writes: u32) -> u64 {
+    let (calls, timeout, pause) = (u64::MAX, 4 * CLIENT_MUTE_TIMEOUT, 20 * MS);
     let load =
         Load { calls, callers: 16, writes, given_up: 0, as_of: 0, timeout, pause, keys: 1000 };
     let mut world = World::new(seed, &[Well; 3], Causality::Session, load);
-    // Writes go to the first one, which leads.
+    // Writes go to the first one.
     world.core.hint_leader(Some(0));
     world.run(Duration::from_secs(1));
     world.change(0, mood);
-    world.run(Duration::from_secs(11));
-    world.calls_ended - world.calls_failed
+    world.run(Duration::from_secs(1) + settling);
+    let before = world.calls_ended;
+    world.run(Duration::from_secs(11) + settling);
+    if mood == Mute {
+        assert_eq!(world.calls_failed, 0, "another server has answered in its place");
+    }
+    world.calls_ended - before - world.calls_failed
 }
 
 #[test]
@@ -761,17 +812,91 @@ fn beside_one_server_of_three_that_is_of_no_use_nine_calls_of_ten_are_answered_a
     for seed in seeds(1) {
         let _named = Named(seed);
         for writes in [0, 100] {
-            let well = answered_beside(Well, seed, writes);
+            let well = answered_beside(Well, Duration::ZERO, seed, writes);
             for mood in MOODS {
-                // A slow server is well: its answers are waited for, and reads hedged.
-                if !matches!(mood, Slow(_)) {
-                    let answered = answered_beside(mood, seed, writes);
-                    assert!(
-                        answered * 10 >= well * 9,
-                        "{mood:?}, {writes} % writes: {answered} of {well}"
-                    );
-                }
+                let settling = match mood {
+                    // A slow server is well: its answers are waited for, and reads hedged.
+                    Slow(_) => continue,
+                    // One that only answers PING is not told from one that is slow any sooner.
+                    Mute => 2 * CLIENT_MUTE_TIMEOUT,
+                    _ => Duration::ZERO,
+                };
+                let answered = answered_beside(mood, settling, seed, writes);
+                assert!(
+                    answered * 10 >= well * 9,
+                    "{mood:?}, {writes} % writes: {answered} of {well}"
+                );
             }
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_is_lost_without_a_word_is_given_up_however_short_the_calls_are() {
+    for (timeout, callers) in [(300 * MS, 1), (1000 * MS, 1), (1000 * MS, 4)] {
+        for servers in [1, 3] {
+            for writes in [0, 100] {
+                let (calls, pause) = (u64::MAX, 20 * MS);
+                let load = Load {
+                    calls,
+                    callers,
+                    writes,
+                    given_up: 0,
+                    as_of: 0,
+                    timeout,
+                    pause,
+                    keys: 10,
+                };
+                let moods = vec![Well; servers];
+                let mut world = World::new(1, &moods, Causality::Session, load);
+                let second = Duration::from_secs(1);
+                world.run(second);
+                for server in 0..servers {
+                    world.after(Duration::ZERO, Event::Blackout { server });
+                }
+                // One after the other may be found out.
+                let silence = Timing::default().silence_timeout;
+                world.run(second + servers as u32 * silence + timeout);
+                let (ended, failed) = (world.calls_ended, world.calls_failed);
+                world.run(world.now + 2 * second);
+                assert!(world.calls_ended > ended + 10, "{timeout:?}, {servers} servers");
+                assert_eq!(world.calls_failed, failed, "{timeout:?}, {servers} servers");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_read_is_not_held_up_by_one_slow_server_when_the_others_are_behind_for_a_moment() {
+    for mood in [Behind, Busy(5), Busy(300)] {
+        for seed in seeds(20) {
+            let _named = Named(seed);
+            let (calls, timeout, pause) = (u64::MAX, TIMEOUT, 2 * MS);
+            let load = Load {
+                calls,
+                callers: 4,
+                writes: 0,
+                given_up: 0,
+                as_of: 0,
+                timeout,
+                pause,
+                keys: 3,
+            };
+            let mut world = World::new(seed, &[Well; 3], Causality::Session, load);
+            let second = Duration::from_secs(1);
+            world.run(second);
+            world.change(0, Mute);
+            // What the client has seen elsewhere, the others have not applied.
+            let (timestamp, key) = (world.timestamp(), Bytes::from("elsewhere"));
+            world.store.log.push(Entry { timestamp, key, value: None });
+            lock(&world.client.inner.seen).raise_session(timestamp);
+            for server in [1, 2] {
+                world.change(server, mood);
+                world.after(100 * MS, Event::Change { server, mood: Well });
+            }
+            world.run(3 * TIMEOUT);
+            assert_eq!(world.calls_failed, 0);
+            assert!(world.longest < second, "{mood:?}: a read took {:?}", world.longest);
         }
     }
 }
@@ -843,16 +968,38 @@ fn a_server_that_gives_old_values_is_not_asked_again_and_again() {
     }
 }
 
+/// A copy of the write may have had an effect at a server that is `mood`, whichever way the call
+/// comes to its end: at its deadline, or because the servers have forgotten the client.
 #[test]
-fn a_write_that_is_done_and_answered_with_something_else_is_not_said_to_be_undone() {
-    for seed in seeds(5) {
-        let _named = Named(seed);
-        let (calls, timeout, pause) = (8, TIMEOUT, 2 * MS);
-        let load =
-            Load { calls, callers: 4, writes: 100, given_up: 0, as_of: 0, timeout, pause, keys: 5 };
-        let mut world = World::new(seed, &[WrongKind; 3], Causality::Session, load);
-        world.run(Duration::from_secs(30));
-        assert_eq!(world.calls_failed, calls);
-        world.check_end();
+fn what_may_be_done_is_neither_said_to_be_undone_nor_done_again() {
+    for mood in [WrongKind, Closing, Mute, Regreeting, Slow(2 * TIMEOUT)] {
+        for forgets in [false, true] {
+            for seed in seeds(20) {
+                let _named = Named(seed);
+                let (calls, timeout, pause) = (24, TIMEOUT, 2 * MS);
+                let load = Load {
+                    calls,
+                    callers: 4,
+                    writes: 100,
+                    given_up: 0,
+                    as_of: 0,
+                    timeout,
+                    pause,
+                    keys: 5,
+                };
+                let others = if forgets { Well } else { mood };
+                let mut world = World::new(seed, &[mood, mood, others], Causality::Session, load);
+                if forgets {
+                    for at in 1..100 {
+                        world.after(at * 50 * MS, Event::Forget);
+                    }
+                } else {
+                    world.after(3 * TIMEOUT, Event::Change { server: 0, mood: Well });
+                }
+                world.run(Duration::from_secs(120));
+                assert_eq!(world.calls_ended, calls);
+                world.check_end();
+            }
+        }
     }
 }

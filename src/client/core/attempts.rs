@@ -9,16 +9,21 @@
 //!   has not greeted within the greeting time-out, or has and nothing at all comes of it for the
 //!   silence time-out: then it counts as unhealthy, and the request goes to the next server, too.
 //!   Time in which this client itself did not run is nobody's silence. Any request may be sent
-//!   twice: reads change nothing, writes carry their identity. A server that answers PING may take
-//!   as long as it likes over a write; a read that is *slow* is hedged, which means sent to one
-//!   more server. Whichever answers first counts. When that is the second one and the first has not
-//!   even answered PING, the first counts as unhealthy, although its time to be silent is not over.
+//!   twice: reads change nothing, writes carry their identity. A read with which a server that
+//!   answers PING is *slow* is hedged, which means sent to one more server, and when both are slow
+//!   for long to a third. Whichever answers first counts. When that is the second one and the first
+//!   has not even answered PING, the first counts as unhealthy, although its time to be silent is
+//!   not over; so does one that is overtaken several times running.
+//! - A server is *mute* that has owed the answer for longer than any server takes, PINGs answered or
+//!   not: it may still answer, a write as well as a read, but nobody waits for it alone any more.
 //! - A write leaves as soon as a server has greeted. Those that had not greeted in time and do so
 //!   later do not get a copy of it as well, unless the one that has it comes to nothing. What has
 //!   left cannot be called back.
 //! - `NO_MAJORITY` is the word of one server, which may be cut off from the others. It is final
 //!   when no server of a round has anything better to say; the others are then asked all at once,
 //!   because each may take its whole time to find out.
+//! - When a server says that it may do better later, whoever owes no answer is asked again, also
+//!   while a slow one still owes its own.
 //! - A request ends with an answer, at its deadline, or when no server at all has been heard for
 //!   the reach time-out.
 
@@ -41,6 +46,9 @@ use crate::wire::message::{ErrorCode, ErrorReply};
 /// one that is well says, and short beside a call's whole time.
 const CLIENT_BUSY_PAUSE_MAX: Duration = Duration::from_secs(1);
 const _: () = assert!(CLIENT_BUSY_PAUSE_MAX.as_millis() >= 4 * BUSY_RETRY_AFTER_MS as u128);
+/// How many times as long as a slow read two servers may owe it before a third one is asked: longer
+/// than a busy group takes, so that a hedge never triples its load.
+const CLIENT_STUCK_FACTOR: u32 = 10;
 
 /// What an answer means for its request.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,8 +90,8 @@ impl<T> Verdict<T> {
 
 /// What an `ERROR` reply means, the same for every request.
 pub(in crate::client) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -> Verdict<T> {
-    // What a server says is shown to people, so it is made fit for a terminal.
-    let message = crate::text::escape(error.message.as_bytes()).to_string();
+    // What a server says is shown to people, so it is cut and made fit for a terminal.
+    let message = crate::text::sentence(&error.message);
     match error.code {
         ErrorCode::NoMajority => Verdict::NoMajority(ClientError::NoMajority { server, message }),
         ErrorCode::Unconfirmed => {
@@ -133,6 +141,8 @@ pub(super) struct Rules {
     pub(super) silence: Duration,
     /// After this long the request is sent to a second server, even if the first is heard.
     pub(super) slow: Option<Duration>,
+    /// After this long a server that is heard is mute; for `None` it is waited for.
+    pub(super) mute: Option<Duration>,
     /// With no server heard for this long the request fails.
     pub(super) reach: Duration,
     /// When the request ends.
@@ -174,6 +184,8 @@ enum FlightState {
     Waiting,
     /// It is heard, but a second server is asked.
     Slow,
+    /// It is heard, and does not answer; others are asked.
+    Mute,
     /// Nothing is heard of it; others are asked.
     Silent,
 }
@@ -276,11 +288,11 @@ impl Attempts {
         {
             return Action::GiveUp(ClientError::Unreachable { servers, effect: None });
         }
-        if self.is_waiting() {
-            return self.wait(None);
+        if self.is_waiting(now) {
+            return self.wait(now, None);
         }
         match self.next(now, health) {
-            Some((_, at)) if now < at => self.wait(Some(at)),
+            Some((_, at)) if now < at => self.wait(now, Some(at)),
             Some((server, _)) => self.send(now, server),
             None => self.end_round(now, random),
         }
@@ -294,7 +306,7 @@ impl Attempts {
         health: &mut Health,
         random: &mut StdRng,
     ) -> Option<usize> {
-        let Rules { greeting, silence, slow, .. } = self.rules;
+        let Rules { greeting, silence, slow, mute, .. } = self.rules;
         let was_away = self.back_at.take().is_some_and(|back_at| back_at + silence / 4 <= now);
         for flight in &mut self.flights {
             let last_heard = heard(flight.server);
@@ -312,6 +324,11 @@ impl Attempts {
                 // What has come meanwhile may not have been read yet.
                 flight.greeting_since = flight.greeting_since.map(|_| now);
                 flight.pinged = flight.pinged.map(|_| now);
+            }
+            if mute.is_some_and(|mute| flight.sent + mute <= now) {
+                flight.state = FlightState::Mute;
+                health.failed(now, flight.server, random);
+                continue;
             }
             if slow.is_some_and(|slow| flight.sent + slow <= now) {
                 flight.state = FlightState::Slow;
@@ -352,10 +369,23 @@ impl Attempts {
     }
 
     /// Whether the answers that are owed are to be waited for before another server is asked.
-    fn is_waiting(&self) -> bool {
-        let heard = || self.flights.iter().filter(|flight| flight.state != FlightState::Silent);
-        let waiting = heard().any(|flight| flight.state == FlightState::Waiting);
-        self.no_majority.is_none() && (waiting || heard().count() >= 2)
+    fn is_waiting(&self, now: Duration) -> bool {
+        let waiting = self.owing().any(|flight| flight.state == FlightState::Waiting);
+        // Two that are slow are enough where all are busy, and not where they never answer.
+        let late = self.owing().filter(|flight| self.stuck_at(flight).is_none_or(|at| now < at));
+        self.no_majority.is_none() && (waiting || late.count() >= 2)
+    }
+
+    /// When a slow server keeps nobody from asking one more.
+    fn stuck_at(&self, flight: &Flight) -> Option<Duration> {
+        self.rules.slow.map(|slow| flight.sent + slow * CLIENT_STUCK_FACTOR)
+    }
+
+    /// Those whose answers are still expected.
+    fn owing(&self) -> impl Iterator<Item = &Flight> {
+        let is_expected =
+            |state: FlightState| matches!(state, FlightState::Waiting | FlightState::Slow);
+        self.flights.iter().filter(move |flight| is_expected(flight.state))
     }
 
     /// The next server of this round, and when it is asked. One that is busy for longer is left out
@@ -373,7 +403,7 @@ impl Attempts {
         }
         let soonest =
             free.map(|server| (server, self.busy_until[server])).min_by_key(|(_, at)| *at);
-        soonest.filter(|_| self.asked.is_empty() && self.flights.is_empty())
+        soonest.filter(|_| self.asked.is_empty())
     }
 
     fn send(&mut self, now: Duration, server: usize) -> Action {
@@ -396,10 +426,10 @@ impl Attempts {
 
     /// Until when to wait, if nothing happens before: for the next server to be asked, if one is,
     /// or to look after those that owe an answer.
-    fn wait(&mut self, next: Option<Duration>) -> Action {
-        let Rules { greeting, silence, slow, deadline, .. } = self.rules;
+    fn wait(&mut self, now: Duration, next: Option<Duration>) -> Action {
+        let Rules { greeting, silence, slow, mute, deadline, .. } = self.rules;
         let mut until = next.map_or(deadline, |next| next.min(deadline));
-        for flight in self.flights.iter().filter(|of| of.state != FlightState::Silent) {
+        for flight in self.owing() {
             until = until.min(match (flight.greeting_since, flight.pinged) {
                 (Some(since), _) => since + greeting,
                 (None, Some(pinged)) => pinged + silence / 2,
@@ -408,6 +438,10 @@ impl Attempts {
             if let (Some(slow), FlightState::Waiting) = (slow, flight.state) {
                 until = until.min(flight.sent + slow);
             }
+            if let Some(mute) = mute {
+                until = until.min(flight.sent + mute);
+            }
+            until = self.stuck_at(flight).filter(|at| now < *at).map_or(until, |at| until.min(at));
         }
         self.back_at = Some(until);
         Action::Wait(until)
@@ -415,8 +449,8 @@ impl Attempts {
 
     /// Every server has been asked, or owes an answer already.
     fn end_round(&mut self, now: Duration, random: &mut StdRng) -> Action {
-        let heard = self.flights.iter().any(|flight| flight.state != FlightState::Silent);
-        // The silent ones are not waited for when somebody has had something to say.
+        let heard = self.owing().next().is_some();
+        // Nobody else is waited for when somebody has had something to say.
         if !heard
             && !self.undecided
             && let Some(error) = self.no_majority.take()
@@ -425,7 +459,7 @@ impl Attempts {
         }
         if self.rules.one_round {
             if heard || !(self.flights.is_empty() || self.undecided) {
-                return self.wait(None);
+                return self.wait(now, None);
             }
             let last = self.last.clone();
             return Action::GiveUp(match self.all_failed() {
@@ -433,14 +467,15 @@ impl Attempts {
                 None => ClientError::Unavailable { last, effect: None },
             });
         }
-        if heard || self.flights.len() == self.order.len() {
-            return self.wait(None);
+        let is_free = self.flights.len() < self.order.len();
+        if !is_free || (heard && !self.undecided) {
+            return self.wait(now, None);
         }
         self.asked.clear();
         (self.no_majority, self.undecided) = (None, false);
         self.not_before = self.not_before.max(now + jittered(self.backoff, random));
         self.backoff = (self.backoff * 2).min(CLIENT_BACKOFF_MAX);
-        self.wait(Some(self.not_before))
+        self.wait(now, Some(self.not_before))
     }
 
     /// The connection to a server could not be made, or broke. `heard` is when something last came
@@ -489,6 +524,10 @@ impl Attempts {
         if let Some(answered) = self.land(server) {
             for overdue in self.overtaken(&answered, heard) {
                 health.failed(now, overdue, random);
+            }
+            let slow = self.flights.iter().filter(|flight| flight.state == FlightState::Slow);
+            for slow in slow.filter(|_| matches!(verdict, Verdict::Done(_))) {
+                health.overtaken(now, slow.server, random);
             }
         }
         match &verdict {

@@ -9,12 +9,14 @@ use super::super::error::{ClientError, ServerFailure};
 use super::Timing;
 use super::attempts::{Attempts, Rules, Verdict};
 use crate::limits::{
-    CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_WRITE_GREETING_FACTOR, CLIENT_WRITE_HEDGE_FACTOR,
+    CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_MUTE_TIMEOUT, CLIENT_WRITE_GREETING_FACTOR,
+    CLIENT_WRITE_HEDGE_FACTOR, CLIENT_WRITE_MUTE_FACTOR,
 };
 use crate::model::{Effect, RequestId};
 use crate::wire::message::{Reply, Request};
 
-/// A call's number, chosen by whoever begins it and never used again.
+/// A call's number, chosen by whoever begins it and never used again; one that begins later has a
+/// greater one, about.
 pub(in crate::client) type CallId = u64;
 
 /// Is told of each server that a call of a console has passed over.
@@ -139,21 +141,26 @@ impl Call {
 /// How a call is tried.
 pub(super) fn rules(spec: &CallSpec, timing: &Timing) -> Rules {
     let hedge = timing.hedge_delay;
-    let (greeting, silence, slow) = match (&spec.retry, spec.target) {
+    let (greeting, silence, slow, mute) = match (&spec.retry, spec.target) {
         (Retry::Console(_), _) => {
             let patience = hedge * CLIENT_CONSOLE_HEDGE_FACTOR;
-            (patience, patience, None)
+            (patience, patience, None, None)
         }
         (_, Target::LeaderFirst) => {
-            (hedge * CLIENT_WRITE_GREETING_FACTOR, hedge * CLIENT_WRITE_HEDGE_FACTOR, None)
+            let (greeting, silence) = (CLIENT_WRITE_GREETING_FACTOR, CLIENT_WRITE_HEDGE_FACTOR);
+            let mute = CLIENT_MUTE_TIMEOUT * CLIENT_WRITE_MUTE_FACTOR;
+            (hedge * greeting, hedge * silence, None, Some(mute))
         }
-        (_, Target::AnyServer | Target::Server(_)) => (hedge, hedge, Some(hedge)),
+        (_, Target::AnyServer | Target::Server(_)) => {
+            (hedge, hedge, Some(hedge), Some(CLIENT_MUTE_TIMEOUT))
+        }
     };
     Rules {
         one_round: !matches!(spec.retry, Retry::UntilDeadline),
         greeting,
         silence,
         slow,
+        mute,
         reach: timing.reach_timeout,
         deadline: spec.deadline,
         timeout: spec.timeout,

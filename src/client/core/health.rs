@@ -19,7 +19,13 @@ use crate::limits::{CLIENT_PROBE_BACKOFF_MAX, CLIENT_PROBE_BACKOFF_MIN};
 /// The health of all servers of a client, by their place in its list.
 pub(super) struct Health {
     servers: Vec<State>,
+    /// How often running each was overtaken by another one that was asked later.
+    overtaken: Vec<u32>,
 }
+
+/// A server that is overtaken so often without one answer of its own counts as unhealthy: a busy
+/// one is late now and then, and one that answers no reads is always.
+const CLIENT_OVERTAKEN_MAX: u32 = 3;
 
 #[derive(Clone, Copy)]
 enum State {
@@ -35,7 +41,10 @@ enum State {
 
 impl Health {
     pub(super) fn new(servers: usize) -> Health {
-        Health { servers: vec![State::Healthy { relapse: None }; servers] }
+        Health {
+            servers: vec![State::Healthy { relapse: None }; servers],
+            overtaken: vec![0; servers],
+        }
     }
 
     pub(super) fn is_healthy(&self, server: usize) -> bool {
@@ -44,6 +53,12 @@ impl Health {
 
     /// The server gave an answer that is of use.
     pub(super) fn answered(&mut self, now: Duration, server: usize) {
+        self.overtaken[server] = 0;
+        self.recovered(now, server);
+    }
+
+    /// The server answers probes, which says nothing about how it answers requests.
+    pub(super) fn recovered(&mut self, now: Duration, server: usize) {
         if let State::Unhealthy { backoff, .. } = self.servers[server] {
             let relapse = Some((now + 2 * backoff, backoff));
             self.servers[server] = State::Healthy { relapse };
@@ -60,6 +75,14 @@ impl Health {
             };
             let probe_at = now + jittered(backoff, random);
             self.servers[server] = State::Unhealthy { probe_at, backoff };
+        }
+    }
+
+    /// Another server that was asked later has answered a request that this one owes.
+    pub(super) fn overtaken(&mut self, now: Duration, server: usize, random: &mut StdRng) {
+        self.overtaken[server] += 1;
+        if self.overtaken[server] >= CLIENT_OVERTAKEN_MAX {
+            self.failed(now, server, random);
         }
     }
 

@@ -4,8 +4,11 @@
 //! A link is opened when first needed, kept, and opened again when lost. Requests leave when the
 //! server has greeted, and not before: what was given up until then is never sent. While an answer
 //! is owed and nothing comes, the server is asked with PING; after [`Timing::silence_timeout`]
-//! without a byte the link is given up. An answer may take as long as it likes as long as the
-//! server is heard.
+//! without a byte the link is given up. What has been asked is owed until something comes, also
+//! when its caller has given up: else calls that are shorter than that time would wait, one after
+//! the other, on a connection whose other end has gone without a word. An answer may take as long as it likes as long as the
+//! server is heard; but a server that has answered nothing for [`CLIENT_MUTE_TIMEOUT`] is told of,
+//! so that others are asked first.
 //!
 //! What a server does not take waits in its connection's queue, also when its caller has given up.
 //! A request for which there is no room there waits here ([`Early`]), where it can be given up.
@@ -14,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::{CallId, Timing};
-use crate::limits::{CLIENT_PROVOKED_TIMEOUT, CLIENT_QUEUED_BYTES_PAUSE};
+use crate::limits::{CLIENT_MUTE_TIMEOUT, CLIENT_PROVOKED_TIMEOUT, CLIENT_QUEUED_BYTES_PAUSE};
 
 /// Whom an answer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub(super) enum Due {
     Silent,
     /// To ask the server whether it is there.
     Ping,
+    /// Requests have left, and nothing but PONG has come for the mute time-out.
+    Mute,
 }
 
 /// A request that has not left.
@@ -72,8 +77,10 @@ pub(super) struct Link {
     next_id: u64,
     /// The first id of the present connection.
     first_id: u64,
-    /// Since when something has been owed without a pause.
-    owed_since: Duration,
+    /// Since when something has been asked, or has waited to be, without a sign of life.
+    unheard_since: Option<Duration>,
+    /// When the first request left after which no reply has come, to whichever request.
+    unanswered_since: Option<Duration>,
     /// When something last came, the greeting included; `None` before that.
     heard: Option<Duration>,
     /// When this link, rather than one of its calls, last sent PING.
@@ -89,7 +96,8 @@ impl Link {
             queued_bytes: 0,
             next_id: 1,
             first_id: 1,
-            owed_since: Duration::ZERO,
+            unheard_since: None,
+            unanswered_since: None,
             heard: None,
             pinged: Duration::ZERO,
         }
@@ -147,11 +155,20 @@ impl Link {
     pub(super) fn hear(&mut self, now: Duration) {
         if self.is_open() {
             self.heard = self.heard.max(Some(now));
+            self.unheard_since = self.is_asked().then_some(now);
         }
     }
 
-    pub(super) fn hold(&mut self, early: Early) {
+    /// Whether somebody waits for the server.
+    fn is_asked(&self) -> bool {
+        !self.waiting.is_empty() || !self.early.is_empty()
+    }
+
+    pub(super) fn hold(&mut self, now: Duration, early: Early) {
         self.early.push_back(early);
+        if self.is_open() {
+            self.unheard_since.get_or_insert(now);
+        }
     }
 
     /// Whether a request that could leave but for the queue has not left.
@@ -185,9 +202,8 @@ impl Link {
     /// The id of a request that leaves now.
     pub(super) fn issue(&mut self, now: Duration, waiter: Waiter) -> u64 {
         assert!(self.is_open(), "{waiter:?} leaves before the greeting");
-        if self.waiting.is_empty() {
-            self.owed_since = now;
-        }
+        self.unheard_since.get_or_insert(now);
+        self.unanswered_since.get_or_insert(now);
         let id = self.next_id;
         self.next_id += 1;
         self.waiting.insert(id, waiter);
@@ -202,7 +218,12 @@ impl Link {
         if !(self.first_id..self.next_id).contains(&id) {
             return Err(());
         }
-        Ok(self.waiting.remove(&id))
+        let waiter = self.waiting.remove(&id);
+        self.unanswered_since = None;
+        if !self.is_asked() {
+            self.unheard_since = None;
+        }
+        Ok(waiter)
     }
 
     /// Nobody waits for this answer any more.
@@ -218,15 +239,15 @@ impl Link {
     /// The connection is gone: those are returned that waited, and whether their requests had left.
     pub(super) fn close(&mut self) -> Vec<(Waiter, bool)> {
         (self.phase, self.heard, self.queued_bytes) = (Phase::Closed, None, 0);
+        (self.unheard_since, self.unanswered_since) = (None, None);
         let left = std::mem::take(&mut self.waiting).into_values().map(|waiter| (waiter, true));
         let early = std::mem::take(&mut self.early).into_iter().map(|early| (early.waiter, false));
         left.chain(early).collect()
     }
 
-    /// Since when the server has been owing without a sign of life; `None` when it owes nothing.
-    fn silent_since(&self) -> Option<Duration> {
-        let heard = self.heard.filter(|_| self.is_open() && !self.waiting.is_empty())?;
-        Some(heard.max(self.owed_since))
+    /// When the server counts as mute.
+    fn mute_at(&self) -> Option<Duration> {
+        self.unanswered_since.map(|since| since + CLIENT_MUTE_TIMEOUT)
     }
 
     /// What the time has come for, and with that it is done.
@@ -239,7 +260,11 @@ impl Link {
             }),
             Phase::Provoked(until) => (until <= now).then_some(Due::NotGreeted),
             Phase::Closed | Phase::Open => {
-                let silent_since = self.silent_since()?;
+                if self.mute_at().is_some_and(|at| at <= now) {
+                    self.unanswered_since = None;
+                    return Some(Due::Mute);
+                }
+                let silent_since = self.unheard_since?;
                 if silent_since + timing.silence_timeout <= now {
                     return Some(Due::Silent);
                 }
@@ -256,9 +281,11 @@ impl Link {
         match self.phase {
             Phase::Dialling(until) | Phase::Greeting(until) | Phase::Provoked(until) => Some(until),
             Phase::Closed | Phase::Open => {
-                let silent_since = self.silent_since()?;
-                let ping_at = silent_since.max(self.pinged) + timing.ping_interval;
-                Some(ping_at.min(silent_since + timing.silence_timeout))
+                let silent_at = self.unheard_since.map(|silent_since| {
+                    let ping_at = silent_since.max(self.pinged) + timing.ping_interval;
+                    ping_at.min(silent_since + timing.silence_timeout)
+                });
+                silent_at.into_iter().chain(self.mute_at()).min()
             }
         }
     }

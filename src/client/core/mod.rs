@@ -16,8 +16,8 @@
 //! A call goes this way. It waits until there is room: for it among the calls under way
 //! ([`CLIENT_REQUESTS_MAX`], and [`CLIENT_REQUEST_BYTES_MAX`] of the requests of writes, and as
 //! much of those of reads), and, if it is a write, in the window of sequence numbers. Calls that
-//! wait go in the order in which they came, but a read passes writes that wait, for the window or
-//! for bytes. Then its attempts begin. Each is sent on its server's link: at once if that is open
+//! wait go in the order of their numbers, but a read passes writes that wait, for the window or for
+//! bytes, and a write reads. Then its attempts begin. Each is sent on its server's link: at once if that is open
 //! and its server takes what it is sent, else when it does. The request is built at that moment, so
 //! that a retry asks with what is known by then. The first answer that its [`Exchange`] takes ends
 //! the call, and so do its deadline and what [`attempts`] counts as final.
@@ -147,8 +147,9 @@ pub(super) struct Core {
     health: Health,
     links: Vec<Link>,
     calls: HashMap<CallId, Call>,
-    /// Calls that wait for room, in their order.
-    waiting: VecDeque<CallId>,
+    /// Calls that wait for room, in their order: reads, and writes.
+    waiting_reads: BTreeSet<CallId>,
+    waiting_writes: BTreeSet<CallId>,
     /// When each call is next looked at.
     timers: BTreeSet<(Duration, CallId)>,
     under_way: usize,
@@ -178,7 +179,8 @@ impl Core {
             health: Health::new(servers.len()),
             links: servers.iter().map(|_| Link::new()).collect(),
             calls: HashMap::new(),
-            waiting: VecDeque::new(),
+            waiting_reads: BTreeSet::new(),
+            waiting_writes: BTreeSet::new(),
             timers: BTreeSet::new(),
             under_way: 0,
             write_bytes: 0,
@@ -201,7 +203,8 @@ impl Core {
         spec: CallSpec,
         exchange: Box<dyn Exchange>,
     ) {
-        let (timer, effect) = (spec.deadline, spec.is_write.then_some(Effect::NotDone));
+        let (timer, is_write) = (spec.deadline, spec.is_write);
+        let effect = is_write.then_some(Effect::NotDone);
         let call = Call {
             exchange,
             spec,
@@ -217,8 +220,12 @@ impl Core {
         let before = self.calls.insert(id, call);
         assert!(before.is_none(), "two calls have the number {id}");
         self.timers.insert((timer, id));
-        self.waiting.push_back(id);
+        self.queue(is_write).insert(id);
         self.admit(now);
+    }
+
+    fn queue(&mut self, is_write: bool) -> &mut BTreeSet<CallId> {
+        if is_write { &mut self.waiting_writes } else { &mut self.waiting_reads }
     }
 
     /// Nobody waits for the call any more: it ends without a word. A write that has left may still
@@ -244,7 +251,8 @@ impl Core {
     pub(super) fn abandon(&mut self) {
         self.calls.clear();
         self.timers.clear();
-        self.waiting.clear();
+        self.waiting_reads.clear();
+        self.waiting_writes.clear();
         self.outputs.clear();
         self.links.fill_with(Link::new);
         (self.under_way, self.write_bytes, self.read_bytes) = (0, 0, 0);
@@ -275,6 +283,10 @@ impl Core {
                     }
                     Due::Ping => {
                         self.send_small(server, Message::Ping { nonce: 1 });
+                        continue;
+                    }
+                    Due::Mute => {
+                        self.health.failed(now, server, &mut self.random);
                         continue;
                     }
                     Due::NotDialled => greeting::TIMED_OUT.to_owned(),
@@ -369,38 +381,35 @@ impl Core {
     }
 
     fn admit_each(&mut self, now: Duration) {
-        let mut at = 0;
-        // A write that does not fit lets no other write pass, or it would wait for ever.
-        let mut are_writes_held = false;
-        let mut are_reads_held = false;
-        while at < self.waiting.len() && self.under_way < CLIENT_REQUESTS_MAX {
-            let id = self.waiting[at];
-            let Some(call) = self.calls.get_mut(&id) else {
-                // It was cancelled, or has ended at its deadline.
-                self.waiting.remove(at);
-                continue;
-            };
-            let (taken, is_held) = match call.spec.is_write {
-                true => (&mut self.write_bytes, &mut are_writes_held),
-                false => (&mut self.read_bytes, &mut are_reads_held),
-            };
-            let bytes = *taken + call.spec.request_bytes;
-            *is_held |= *taken > 0 && bytes > CLIENT_REQUEST_BYTES_MAX;
-            if !*is_held && call.spec.is_write {
-                call.identity = self.sequencer.begin();
-                *is_held = call.identity.is_none();
-            }
-            if *is_held {
-                at += 1;
-                continue;
-            }
-            *taken = bytes;
-            self.under_way += 1;
-            self.waiting.remove(at);
+        while self.under_way < CLIENT_REQUESTS_MAX {
+            // A call that does not fit lets none of its kind pass, or it would wait for ever.
+            let mut heads =
+                [&self.waiting_reads, &self.waiting_writes].map(|of| of.first().copied());
+            heads.sort_unstable();
+            let Some(id) = heads.into_iter().flatten().find(|id| self.reserve(*id)) else { return };
             self.start(now, id);
-            // A call that has ended at once has made room for those that were passed.
-            (at, are_writes_held, are_reads_held) = (0, false, false);
         }
+    }
+
+    /// Takes what a call needs to begin, if there is room for it.
+    fn reserve(&mut self, id: CallId) -> bool {
+        let Some(call) = self.calls.get_mut(&id) else { panic!("call {id} waits, and is over") };
+        let is_write = call.spec.is_write;
+        let taken = if is_write { &mut self.write_bytes } else { &mut self.read_bytes };
+        let bytes = *taken + call.spec.request_bytes;
+        if *taken > 0 && bytes > CLIENT_REQUEST_BYTES_MAX {
+            return false;
+        }
+        if is_write {
+            call.identity = self.sequencer.begin();
+            if call.identity.is_none() {
+                return false;
+            }
+        }
+        *taken = bytes;
+        self.under_way += 1;
+        self.queue(is_write).remove(&id);
+        true
     }
 
     fn start(&mut self, now: Duration, id: CallId) {
@@ -497,7 +506,7 @@ impl Core {
             return self.leave(now, id, call, attempt);
         }
         let waiter = Waiter::Call { call: id, attempt };
-        self.links[server].hold(Early { waiter, is_write, bytes });
+        self.links[server].hold(now, Early { waiter, is_write, bytes });
         self.dial(now, server);
     }
 
@@ -590,7 +599,8 @@ impl Core {
         let deadline = call.spec.deadline;
         self.set_timer(id, &mut call, deadline);
         self.calls.insert(id, call);
-        self.waiting.push_front(id);
+        // Before all writes that have begun later.
+        self.waiting_writes.insert(id);
         self.admit(now);
     }
 
@@ -624,7 +634,9 @@ impl Core {
         self.withdraw(&mut call, id);
         match call.attempts {
             Some(_) => self.make_room(&mut call),
-            None => self.waiting.retain(|waiting| *waiting != id),
+            None => {
+                self.queue(call.spec.is_write).remove(&id);
+            }
         }
         self.timers.remove(&(call.timer, id));
         call.exchange
@@ -789,7 +801,8 @@ impl Core {
                 self.ask_probe(now, server);
             } else {
                 self.links[server].forget_early(Waiter::Probe);
-                self.links[server].hold(Early { waiter: Waiter::Probe, is_write: false, bytes: 0 });
+                let early = Early { waiter: Waiter::Probe, is_write: false, bytes: 0 };
+                self.links[server].hold(now, early);
                 self.dial(now, server);
             }
         }
@@ -811,7 +824,7 @@ impl Core {
             _ => false,
         };
         if is_useful {
-            self.health.answered(now, server);
+            self.health.recovered(now, server);
         }
     }
 }
@@ -831,7 +844,8 @@ impl Core {
             assert!(bytes <= CLIENT_REQUEST_BYTES_MAX || alike.count() == 1);
         }
         assert_eq!(self.timers.len(), self.calls.len(), "each call is looked at again");
-        let waiting: HashSet<&CallId> = self.waiting.iter().collect();
+        let waiting: HashSet<&CallId> =
+            self.waiting_reads.iter().chain(&self.waiting_writes).collect();
         for (id, call) in &self.calls {
             assert_eq!(waiting.contains(id), call.attempts.is_none());
             assert!(call.flights.len() <= self.servers.len(), "one attempt a server");

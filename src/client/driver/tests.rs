@@ -32,7 +32,10 @@ fn a_call_ends_although_what_is_done_with_another_answer_blocks() {
     };
     client.inner.driver.spawn(block).unwrap();
     begun.recv().unwrap();
-    let error = client.put("k", "v").unwrap_err();
+    let (ended, end) = mpsc::channel();
+    std::thread::spawn(move || ended.send(client.put("k", "v")));
+    let put = end.recv_timeout(Duration::from_secs(60)).expect("the call ends");
+    let error = put.unwrap_err();
     assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
     assert_eq!(error.effect(), crate::model::Effect::MayBeDone);
     drop(go_on);
