@@ -18,19 +18,24 @@ mod grpc {
     use std::path::Path;
 
     const FOLDER: &str = "proto";
-    const INTERFACE: &str = "project.proto";
+    /// The interface of the specification, and what is served beside it.
+    const INTERFACES: [&str; 2] = ["project", "acervo"];
 
     pub fn compile() {
         println!("cargo::rerun-if-changed={FOLDER}");
+        INTERFACES.iter().for_each(|interface| compile_one(interface));
+    }
+
+    fn compile_one(interface: &str) {
         let out = std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts");
         let mut compiler = protox::Compiler::new([FOLDER]).expect("the folder can be read");
         // With the comments, which become the documentation of the code.
         compiler.include_source_info(true);
-        if let Err(error) = compiler.open_file(INTERFACE) {
-            panic!("{FOLDER}/{INTERFACE} is not sound: {error}");
+        if let Err(error) = compiler.open_file(format!("{interface}.proto")) {
+            panic!("{FOLDER}/{interface}.proto is not sound: {error}");
         }
         // What reflection serves, and what the tests compare with the specification.
-        let description = Path::new(&out).join("project.bin");
+        let description = Path::new(&out).join(format!("{interface}.bin"));
         std::fs::write(description, compiler.encode_file_descriptor_set())
             .expect("OUT_DIR can be written");
         tonic_prost_build::configure()

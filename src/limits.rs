@@ -542,16 +542,6 @@ pub const GATEWAY_CALL_BYTES: usize = 20 * 1024;
 /// Whoever is next waits for these, some milliseconds each, and one processor deals with no more of
 /// them at once.
 pub const GATEWAY_READS_MAX: usize = 4;
-/// Of who makes a gateway work, what a call counts beside its bytes, in bytes whose reading takes
-/// as much of a processor …
-pub const GATEWAY_CALL_WORK_BYTES: usize = 4 * 1024;
-/// … and a new connection, which also counts half of what its address has made the gateway work
-/// lately: so whoever comes for the first time goes before a crowd that has been there for long,
-/// and whoever comes again and again goes behind everybody who has asked for little …
-pub const GATEWAY_DIAL_WORK_BYTES: usize = 16 * 1024;
-/// … up to what the calls of a read of nothing but calls come to.
-pub const GATEWAY_DIAL_WORK_BYTES_MAX: usize =
-    GATEWAY_CALL_WORK_BYTES * GATEWAY_CALLS_PER_CONNECTION_MAX as usize;
 /// Calls of all connections under way at once, streams that are not read to their end included,
 /// beside one call a connection, which there is always room for. A connection gets another one
 /// while it, and its origin, has fewer than are left: an origin may have half of them, and nobody
@@ -561,9 +551,6 @@ pub const GATEWAY_CALLS_MAX: usize = 1024;
 /// to them is not charged to anybody until its call has looked at it: a hundred and some mebibytes
 /// of the longest values.
 pub const GATEWAY_REQUESTS_MAX: usize = 128;
-/// A client that takes nothing from its socket for this long, while the gateway has something to
-/// write, is given up: as long as one that does not answer a ping.
-pub const GATEWAY_WRITE_TIMEOUT: Duration = GATEWAY_PING_TIMEOUT;
 /// Calls of health and reflection under way, watches included, beside all others and beside one a
 /// connection.
 pub const GATEWAY_AUXILIARY_CALLS_MAX: usize = 1024;
@@ -580,8 +567,6 @@ pub const GATEWAY_CONNECTION_BYTES: usize = 32 * 1024;
 /// Bytes that a gRPC client may send on all its calls before the gateway has taken them. They are
 /// not charged to anybody, so all connections together must not have more than a process can hold.
 pub const GATEWAY_CONNECTION_WINDOW_BYTES: u32 = 64 * 1024;
-/// A quiet gRPC connection that does not answer a ping within this time is closed.
-pub const GATEWAY_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// The default of the whole time a gateway gives its servers for one request; a call's own deadline
 /// may be shorter.
 pub const GATEWAY_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);

@@ -12,8 +12,13 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use acervo::client::{Ask, Causality, Client, ClientBuilder, ClientError, Event, Timing};
-use acervo::model::{ClientId, Effect, OpResult, Operation, Put, RequestId, Timestamp, WriteOp};
+use acervo::client::{
+    Ask, Causality, Client, ClientBuilder, ClientError, Condition, Event, Timing,
+};
+use acervo::model::{
+    ClientId, Effect, OpResult, Operation, PageNext, Previous, Put, RequestId, Timestamp,
+    WriteAnswer, WriteOp,
+};
 use acervo::wire::message::{ErrorCode, ErrorReply, GetRequest, Message, Reply, Request};
 use fake_server::{FakeServer, Heard, Link, error, missing, nobody, put_ok, value, write_ok};
 
@@ -877,4 +882,84 @@ fn a_refusal_of_one_server_does_not_hide_what_another_may_have_done() {
         taken[at] += usize::from(took);
     }
     assert!(taken.iter().all(|taken| *taken > 0));
+}
+
+/// What is read after a write was given a time of its own, so that a call took twice its time.
+#[test]
+fn what_a_call_reads_after_its_write_has_the_rest_of_its_time() {
+    let newest = Some(Timestamp(5));
+    let unsent = Some(Previous::Value { timestamp: Timestamp(5), value: None });
+    let server = FakeServer::start(move |id, request, link| {
+        if let Request::Write(write) = request {
+            let (result, previous) = match write.op {
+                WriteOp::PutIf(_) => (OpResult::ConditionFailed { newest }, unsent.clone()),
+                _ => (OpResult::Done, None),
+            };
+            link.reply(
+                id,
+                Reply::WriteOk(WriteAnswer { timestamp: Timestamp(9), result, previous }),
+            );
+        }
+        // Nothing else is ever answered.
+    });
+    let timeout = Duration::from_millis(500);
+    let client = client_of([server.address]).request_timeout(timeout).build().unwrap();
+    let is_rest = |why: &ClientError| match why {
+        ClientError::TimedOut { timeout: rest, .. } => *rest < timeout,
+        _ => false,
+    };
+    match client.replace("k", "v").unwrap_err() {
+        ClientError::PreviousUnread { timestamp: Timestamp(9), why } if is_rest(&why) => {}
+        other => panic!("{other:?}"),
+    }
+    // What came of a condition is told, although the value is not known.
+    let error = client.put_if("k", "v", Condition::Absent).unwrap_err();
+    match &error {
+        ClientError::ConflictUnread { newest: Timestamp(5), why } if is_rest(why) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(error.effect(), Effect::NotDone);
+    assert!(error.to_string().starts_with("nothing was written: the key has version 5"), "{error}");
+}
+
+#[test]
+fn a_row_is_waited_for_no_longer_than_a_call_lasts_however_many_empty_pages_come() {
+    let pages = AtomicI64::new(0);
+    let server = FakeServer::start(move |id, _, link| {
+        let (at, page) = (Timestamp(9), pages.fetch_add(1, Ordering::Relaxed));
+        let next = Some(PageNext::From(format!("k{page:020}").into()));
+        link.reply(id, Reply::PageOk { rows: Vec::new(), at, seen: at, next });
+    });
+    let timeout = Duration::from_millis(300);
+    let client = client_of([server.address]).request_timeout(timeout).build().unwrap();
+    let mut rows = client.range("a", "z", Default::default()).unwrap();
+    let error = rows.next().unwrap().unwrap_err();
+    assert!(matches!(error, ClientError::TimedOut { .. }), "{error:?}");
+}
+
+#[test]
+fn a_connection_whose_other_end_has_gone_is_given_up_although_each_call_is_short() {
+    let connections_made = Arc::new(AtomicUsize::new(0));
+    let asked = Arc::clone(&connections_made);
+    // What comes first on the first connection, and all that follows there, is never answered.
+    let server = FakeServer::configured(
+        move |id, _, link| {
+            if asked.load(Ordering::SeqCst) > 1 {
+                link.reply(id, missing(2));
+            }
+        },
+        false,
+        7,
+    );
+    let timing = Timing { silence_timeout: Duration::from_millis(500), ..brisk() };
+    let client = Client::builder([server.address]).timing(timing);
+    let client = client.request_timeout(Duration::from_millis(100)).build().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        connections_made.store(connections(&server), Ordering::SeqCst);
+        match client.get("k") {
+            Ok(_) => return,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    }
 }

@@ -94,6 +94,7 @@ impl CommandError {
                 | ClientError::NoMajority { .. }
                 | ClientError::Unconfirmed { .. }
                 | ClientError::PreviousUnread { .. }
+                | ClientError::ConflictUnread { .. }
                 | ClientError::StaleRequest { .. }
                 | ClientError::Expired { .. }
                 | ClientError::DiskFull { .. }

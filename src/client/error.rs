@@ -109,6 +109,17 @@ pub enum ClientError {
         /// Why the read of it failed.
         why: Box<ClientError>,
     },
+    /// The condition of a write did not hold and nothing was written, but the value that the key has
+    /// instead, which was asked for as well, could not be read.
+    #[error(
+        "nothing was written: the key has version {newest}; its value could not be read: {why}"
+    )]
+    ConflictUnread {
+        /// The newest version of the key when the write was tried.
+        newest: Timestamp,
+        /// Why the read of it failed.
+        why: Box<ClientError>,
+    },
     /// Keys have at least one byte.
     #[error("a key cannot be empty")]
     KeyEmpty,
@@ -181,6 +192,23 @@ impl ClientError {
         }
     }
 
+    /// Whether it is the request, or how the client was set up, that cannot be used: no time and no
+    /// server makes that right.
+    pub fn is_of_the_request(&self) -> bool {
+        matches!(
+            self,
+            ClientError::Invalid { .. }
+                | ClientError::KeyEmpty
+                | ClientError::KeyTooLong(_)
+                | ClientError::ValueTooLong(_)
+                | ClientError::TooManyKeys(_)
+                | ClientError::TooManyBytes(_)
+                | ClientError::BadSessionToken(_)
+                | ClientError::UnknownServer(_)
+                | ClientError::BadServerList(_)
+        )
+    }
+
     /// The error of a read that had to write a barrier, which changes nothing: what became of the
     /// barrier is nobody's business.
     pub(super) fn of_read(self) -> ClientError {
@@ -215,6 +243,7 @@ impl ClientError {
             // One server's word of its own attempt is not all that there is to know.
             ClientError::NoMajority { server, message }
             | ClientError::DiskFull { server, message }
+            | ClientError::Expired { server, message }
             | ClientError::Invalid { server, message } => {
                 if let Some(effect) = known.filter(|effect| *effect > Effect::NotDone) {
                     let message = format!(

@@ -1,8 +1,8 @@
 //! The client library: one [`Client`] for a group of servers.
 //!
 //! What it promises: no caller of one client ever gets a value older than one that client has seen
-//! (SPEC A4), a write is applied once however often it had to be sent, and every call ends within
-//! its time. What it needs: some of the servers' addresses; who leads is no business of a client.
+//! (SPEC A4), a write is applied once however often it had to be sent, and every call, or next row of
+//! a long read, ends within its time. What it needs: some of the servers' addresses; who leads is no business of a client.
 //!
 //! What it leaves out: finding servers by name, and encryption.
 //!
@@ -13,9 +13,9 @@
 // How it is cut: `core` is a state machine that decides everything about calls and connections,
 // `driver` is the thread that gives it an event loop, `call` stands between it and whoever waits.
 // `seen` remembers timestamps; `writes`, `reads` and `rows` are the operations, each written once,
-// as an `async fn`. There are three faces of them: `Client` blocks, `asynchronous` (feature
-// `async`) needs an executor and no particular one, `submit` reports on the client's thread, for
-// the console. `greeting` and `dial` are for others that speak to a server, or to a share, too.
+// as an `async` body, of which `faces` makes two: `Client` blocks, `AsyncClient` (`asynchronous`,
+// feature `async`) needs an executor and no particular one. `submit` reports on the client's
+// thread, for the console. `greeting` and `dial` are for others that speak to a server, or to a share, too.
 
 #[cfg(feature = "async")]
 mod asynchronous;
@@ -24,6 +24,7 @@ mod core;
 pub(crate) mod dial;
 mod driver;
 mod error;
+mod faces;
 pub(crate) mod greeting;
 mod reads;
 mod rows;
@@ -36,16 +37,17 @@ pub(crate) mod transport;
 mod writes;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use self::call::{CallFuture, wait};
+use self::call::CallFuture;
 use self::core::{CallSpec, CoreConfig, Retry, Target, Verdict, judge_error, judge_unexpected};
 use self::driver::Driver;
+use self::faces::calls;
 use self::seen::Seen;
 use self::submit::Gate;
 use self::sync::lock;
@@ -54,7 +56,7 @@ use crate::model::RequestId;
 use crate::wire::message::{Reply, Request};
 
 #[cfg(feature = "async")]
-pub use self::asynchronous::{AsyncClient, AsyncRows, AsyncWrittenMany};
+pub use self::asynchronous::{AsyncClient, AsyncRows};
 pub use self::error::{ClientError, ServerFailure};
 pub use self::reads::ReadOptions;
 pub use self::rows::{KeyRange, Rows};
@@ -181,7 +183,8 @@ pub struct Timing {
     pub connect_timeout: Duration,
     /// How long a server may say nothing, or owe the answer to a read, before another is asked,
     /// too. A write waits twice as long for a server to greet, and stays with one that has greeted
-    /// as long as anything is heard of it, PINGs included, within six times as long.
+    /// as long as anything is heard of it, PINGs included, within six times as long, but no longer
+    /// than twelve seconds.
     pub hedge_delay: Duration,
     /// How often a server that says nothing while it owes something is asked with PING.
     pub ping_interval: Duration,
@@ -202,6 +205,9 @@ impl Default for Timing {
         }
     }
 }
+
+/// A server and what it says of itself, or why it does not; `None` when it has not answered in time.
+pub type StatusAnswer = (SocketAddr, Option<Result<ServerStatus, ClientError>>);
 
 /// A write that is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -354,21 +360,43 @@ impl Client {
         self.inner.servers.to_vec()
     }
 
-    /// Asks one server to describe itself. No other server is asked instead.
+    /// Asks all servers at once to describe themselves, in the order of [`Client::servers`]. When
+    /// one has answered, the others have `grace` left, so that nobody waits long for one that is
+    /// frozen: of one that is late there is no answer.
     ///
     /// # Errors
-    /// [`ClientError::UnknownServer`], [`ClientError::Unreachable`] with that server alone,
-    /// [`ClientError::TimedOut`], [`ClientError::Unavailable`].
-    pub fn status(&self, server: SocketAddr) -> Result<ServerStatus, ClientError> {
-        wait(self.status_of(server))
-    }
-
-    /// Asks any server to describe itself: healthy ones first, until one answers.
-    ///
-    /// # Errors
-    /// [`ClientError::Unreachable`], [`ClientError::TimedOut`].
-    pub fn any_status(&self) -> Result<ServerStatus, ClientError> {
-        wait(self.status_by(Target::AnyServer, Retry::UntilDeadline))
+    /// There is no thread. Of each server, those of [`Client::status`].
+    pub fn status_of_each(&self, grace: Duration) -> Result<Vec<StatusAnswer>, ClientError> {
+        if call::is_driver() {
+            return Err(ClientError::WouldBlock);
+        }
+        let mut statuses: Vec<StatusAnswer> =
+            self.inner.servers.iter().map(|server| (*server, None)).collect();
+        let (answers, answered) = mpsc::channel();
+        for index in 0..statuses.len() {
+            let (client, answers) = (self.clone(), answers.clone());
+            self.inner.driver.spawn(async move {
+                let target = Target::Server(index);
+                let status = client.status_by(target, Retry::EachServerOnce).await;
+                // Nobody listens any more to one that is late.
+                let _ = answers.send((index, status));
+            })?;
+        }
+        drop(answers);
+        let mut until: Option<Instant> = None;
+        loop {
+            let answer = match until {
+                None => answered.recv().ok(),
+                Some(until) => {
+                    answered.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
+                }
+            };
+            let Some((index, status)) = answer else { return Ok(statuses) };
+            if status.is_ok() && until.is_none() {
+                until = Instant::now().checked_add(grace);
+            }
+            statuses[index].1 = Some(status);
+        }
     }
 
     /// Says who leads, if anybody is known to: writes are sent there first, which saves them a hop.
@@ -421,6 +449,26 @@ impl Client {
     }
 }
 
+calls! {
+    /// Asks one server to describe itself. No other server is asked instead.
+    ///
+    /// # Errors
+    /// [`ClientError::UnknownServer`], [`ClientError::Unreachable`] with that server alone,
+    /// [`ClientError::TimedOut`], [`ClientError::Unavailable`].
+    fn status(client, server: SocketAddr) -> ServerStatus {
+        let index = client.index_of(server).ok_or(ClientError::UnknownServer(server))?;
+        client.status_by(Target::Server(index), Retry::EachServerOnce).await
+    }
+
+    /// Asks any server to describe itself: healthy ones first, until one answers.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`], [`ClientError::TimedOut`].
+    fn any_status(client) -> ServerStatus {
+        client.status_by(Target::AnyServer, Retry::UntilDeadline).await
+    }
+}
+
 fn parse_token(token: &str) -> Result<Timestamp, ClientError> {
     let bad = || ClientError::BadSessionToken(crate::text::escape(token.as_bytes()).to_string());
     let digits = token.strip_prefix("s1-").ok_or_else(bad)?;
@@ -438,9 +486,7 @@ pub(crate) fn check_key(key: &[u8]) -> Result<Bytes, ClientError> {
     }
 }
 
-fn check_keys<K: AsRef<[u8]>>(
-    keys: impl IntoIterator<Item = K>,
-) -> Result<Vec<Bytes>, ClientError> {
+fn check_keys(keys: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Vec<Bytes>, ClientError> {
     keys.into_iter().map(|key| check_key(key.as_ref())).collect()
 }
 
@@ -478,16 +524,15 @@ impl Client {
         let inner = &*self.inner;
         let timeout = match self.until {
             None => inner.request_timeout,
-            Some(_) => deadline.saturating_sub(inner.driver.now()),
+            Some(_) => {
+                let left = deadline.saturating_sub(inner.driver.now());
+                // It is shown to people.
+                Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+            }
         };
         let is_write = target == Target::LeaderFirst;
         let spec = CallSpec { target, retry, is_write, request_bytes, deadline, timeout };
         inner.driver.call(spec, build, judge)
-    }
-
-    async fn status_of(&self, server: SocketAddr) -> Result<ServerStatus, ClientError> {
-        let index = self.index_of(server).ok_or(ClientError::UnknownServer(server))?;
-        self.status_by(Target::Server(index), Retry::EachServerOnce).await
     }
 
     async fn status_by(&self, target: Target, retry: Retry) -> Result<ServerStatus, ClientError> {

@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::call::wait;
 use super::core::{Retry, Target, Verdict, judge_error, judge_unexpected};
 use super::error::ClientError;
+use super::faces::calls;
 use super::seen::{Answered, Floors};
 use super::sync::lock;
 use super::{Client, Got, check_key};
@@ -55,14 +55,14 @@ impl ReadOptions {
     }
 }
 
-impl Client {
+calls! {
     /// Reads the newest value of a key from any server that has caught up with what this client
     /// has seen.
     ///
     /// # Errors
     /// Any [`ClientError`] of a request; [`ClientError::TimedOut`] also when no server catches up.
-    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Got, ClientError> {
-        wait(self.get_newest(check_key(key.as_ref())?, false))
+    fn get(client, key: impl AsRef<[u8]>) -> Got {
+        client.get_newest(check_key(key.as_ref())?, false).await
     }
 
     /// Reads the newest committed value of a key: no write acknowledged to anyone before the call
@@ -70,8 +70,8 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::get`], and [`ClientError::NoMajority`].
-    pub fn get_linearizable(&self, key: impl AsRef<[u8]>) -> Result<Got, ClientError> {
-        wait(self.get_newest(check_key(key.as_ref())?, true))
+    fn get_linearizable(client, key: impl AsRef<[u8]>) -> Got {
+        client.get_newest(check_key(key.as_ref())?, true).await
     }
 
     /// Reads a key; [`Client::get`] and [`Client::get_linearizable`] are the usual cases.
@@ -96,8 +96,8 @@ impl Client {
     /// # Errors
     /// As [`Client::get`]; [`ClientError::NoMajority`] when the read is linearizable, or as of a
     /// version that no server has reached.
-    pub fn read(&self, key: impl AsRef<[u8]>, options: ReadOptions) -> Result<Got, ClientError> {
-        wait(self.get_as(check_key(key.as_ref())?, options))
+    fn read(client, key: impl AsRef<[u8]>, options: ReadOptions) -> Got {
+        client.get_as(check_key(key.as_ref())?, options).await
     }
 }
 

@@ -245,11 +245,10 @@ impl Rows {
     }
 
     /// Reads the next page, which may have no rows.
-    async fn turn(&mut self) -> Result<(), ClientError> {
+    async fn turn(&mut self, deadline: Duration) -> Result<(), ClientError> {
         // Whatever goes wrong, there is no going on afterwards.
         self.done = true;
         let client = &self.client;
-        let deadline = client.deadline();
         let options = self.options;
         let rows_max =
             self.left.map_or(PAGE_ROWS_MAX as u64, |left| left.min(PAGE_ROWS_MAX as u64));
@@ -276,11 +275,13 @@ impl Rows {
         Ok(())
     }
 
-    /// The next row; `None` after the last one.
+    /// The next row; `None` after the last one. It ends in the time of one request, also where
+    /// servers answer with one page after the other that has no rows.
     pub(super) async fn advance(&mut self) -> Option<Result<Row, ClientError>> {
         if self.left == Some(0) {
             return None;
         }
+        let mut until = None;
         loop {
             if let Some(row) = self.page.next() {
                 self.left = self.left.map(|left| left - 1);
@@ -289,7 +290,8 @@ impl Rows {
             if self.done {
                 return None;
             }
-            if let Err(error) = self.turn().await {
+            let until = *until.get_or_insert_with(|| self.client.deadline());
+            if let Err(error) = self.turn(until).await {
                 return Some(Err(error));
             }
         }

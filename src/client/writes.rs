@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::call::wait;
+#[cfg(feature = "async")]
+use super::asynchronous::AsyncRows;
 use super::core::{Retry, Target, Verdict, judge_error, judge_unexpected};
 use super::error::ClientError;
+use super::faces::calls;
 use super::rows::{KeyRange, Rows, Wanted};
 use super::seen::Seen;
 use super::sync::lock;
-use super::{Client, PutOk, check_key, check_value};
+use super::{Client, PutOk, check_key, check_keys, check_value};
 use crate::limits;
 use crate::model::{
     Condition, Del, DelAll, DelRange, History, Learned, OpResult, OpShape, Operation, Previous,
@@ -63,7 +65,7 @@ pub struct Conflict {
 
 /// A write on many keys that is done, all at one version.
 #[derive(Debug)]
-pub struct WrittenMany {
+pub struct WrittenMany<R = Rows> {
     /// The version it made; of a removal, its time.
     pub timestamp: Timestamp,
     /// The server that answered.
@@ -71,22 +73,18 @@ pub struct WrittenMany {
     /// What the keys had just before: of a range, those that had something, in order; of given
     /// keys, one row each, in the order given. Nothing is read until it is asked for; what is not
     /// read within a minute of the write may be [`ClientError::Expired`].
-    pub rows: Rows,
+    pub rows: R,
 }
 
-impl Client {
+calls! {
     /// Stores a new newest version of a key, durably.
     ///
     /// # Errors
     /// Any [`ClientError`] of a request; [`ClientError::effect`] says whether the write has taken
     /// effect, as far as that is known.
-    pub fn put(
-        &self,
-        key: impl AsRef<[u8]>,
-        value: impl AsRef<[u8]>,
-    ) -> Result<PutOk, ClientError> {
+    fn put(client, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> PutOk {
         let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
-        wait(self.put_with(key, value, Retry::UntilDeadline))
+        client.put_with(key, value, Retry::UntilDeadline).await
     }
 
     /// As [`Client::put`], and tells what the key had before.
@@ -95,13 +93,9 @@ impl Client {
     /// As [`Client::put`]. A previous value that is longer than 16 KiB,
     /// or that the leader does not trust itself to tell, is read after the write:
     /// [`ClientError::PreviousUnread`] when that fails.
-    pub fn replace(
-        &self,
-        key: impl AsRef<[u8]>,
-        value: impl AsRef<[u8]>,
-    ) -> Result<Written, ClientError> {
+    fn replace(client, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Written {
         let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
-        wait(self.write_one(key.clone(), Put { key, value, tells_previous: true }))
+        client.write_one(key.clone(), Put { key, value, tells_previous: true }).await
     }
 
     /// Stores a new newest version of a key, durably, if `condition` holds, and else changes
@@ -137,34 +131,48 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::put`]. When what the key has instead is longer than
-    /// 16 KiB, or the leader does not trust itself to tell, it is read
-    /// after the write, and an error of that read says so; nothing was written then.
-    pub fn put_if(
-        &self,
+    /// 16 KiB, or the leader does not trust itself to tell, it is read after the write:
+    /// [`ClientError::ConflictUnread`] when that fails.
+    fn put_if(
+        client,
         key: impl AsRef<[u8]>,
         value: impl AsRef<[u8]>,
         condition: Condition,
-    ) -> Result<ConditionalPut, ClientError> {
+    ) -> ConditionalPut {
         let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
-        wait(self.put_conditionally(PutIf { key, value, condition }))
+        let op = PutIf { key: key.clone(), value, condition };
+        let (answer, server, rest) = client.write_in_time(op).await?;
+        let timestamp = answer.timestamp;
+        match answer.result {
+            OpResult::Done => Ok(ConditionalPut::Stored(PutOk { timestamp, server })),
+            OpResult::ConditionFailed { newest } => {
+                let found = match newest {
+                    None => None,
+                    Some(newest) => rest.previous(key, answer).await.map_err(|why| {
+                        ClientError::ConflictUnread { newest, why: Box::new(why) }
+                    })?,
+                };
+                Ok(ConditionalPut::Conflict(Conflict { found, timestamp, server }))
+            }
+        }
     }
 
     /// Removes every version of a key, durably, and tells the newest.
     ///
     /// # Errors
     /// As [`Client::replace`].
-    pub fn del(&self, key: impl AsRef<[u8]>) -> Result<Written, ClientError> {
+    fn del(client, key: impl AsRef<[u8]>) -> Written {
         let key = check_key(key.as_ref())?;
-        wait(self.write_one(key.clone(), Del { key, tells_previous: true }))
+        client.write_one(key.clone(), Del { key, tells_previous: true }).await
     }
 
     /// Removes every version of a key but the newest, durably, and tells that one.
     ///
     /// # Errors
     /// As [`Client::replace`].
-    pub fn trim(&self, key: impl AsRef<[u8]>) -> Result<Written, ClientError> {
+    fn trim(client, key: impl AsRef<[u8]>) -> Written {
         let key = check_key(key.as_ref())?;
-        wait(self.write_one(key.clone(), Trim { key, tells_previous: true }))
+        client.write_one(key.clone(), Trim { key, tells_previous: true }).await
     }
 
     /// Stores a value under each key, all or none, at one version. Of a key given twice the last
@@ -187,22 +195,28 @@ impl Client {
     /// # Errors
     /// As [`Client::put`]; [`ClientError::TooManyKeys`] and [`ClientError::TooManyBytes`] when it
     /// is more than can be written at once.
-    pub fn put_all<K: AsRef<[u8]>, V: AsRef<[u8]>>(
-        &self,
-        pairs: impl IntoIterator<Item = (K, V)>,
-    ) -> Result<WrittenMany, ClientError> {
-        wait(self.put_pairs(check_pairs(pairs)?))
+    fn put_all(
+        client,
+        pairs: impl IntoIterator<Item = (impl AsRef<[u8]>, impl AsRef<[u8]>)>,
+    ) -> WrittenMany | WrittenMany<AsyncRows> {
+        let pairs = pairs.into_iter().map(|(key, value)| {
+            Ok((check_key(key.as_ref())?, check_value(value.as_ref())?))
+        });
+        let pairs = pairs.collect::<Result<Vec<_>, ClientError>>()?;
+        let keys = pairs.iter().map(|(key, _)| key.clone()).collect();
+        client.write_many(PutAll { pairs }, Wanted::keys(keys)).await
     }
 
     /// Removes every version of each key, all or none.
     ///
     /// # Errors
     /// As [`Client::put_all`].
-    pub fn del_all<K: AsRef<[u8]>>(
-        &self,
-        keys: impl IntoIterator<Item = K>,
-    ) -> Result<WrittenMany, ClientError> {
-        wait(self.del_keys(super::check_keys(keys)?))
+    fn del_all(
+        client,
+        keys: impl IntoIterator<Item = impl AsRef<[u8]>>,
+    ) -> WrittenMany | WrittenMany<AsyncRows> {
+        let keys = check_keys(keys)?;
+        client.write_many(DelAll { keys: keys.clone() }, Wanted::keys(keys)).await
     }
 
     /// Removes every version of every key from `from` to `to`, both included, at once, however many
@@ -210,20 +224,20 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::put`].
-    pub fn del_range(
-        &self,
+    fn del_range(
+        client,
         from: impl AsRef<[u8]>,
         to: impl AsRef<[u8]>,
-    ) -> Result<WrittenMany, ClientError> {
-        self.del_scan(KeyRange::between(from, to)?)
+    ) -> WrittenMany | WrittenMany<AsyncRows> {
+        client.remove(KeyRange::between(from, to)?).await
     }
 
     /// Removes the keys of any kind of range, as [`Client::del_range`].
     ///
     /// # Errors
     /// As [`Client::put`].
-    pub fn del_scan(&self, range: KeyRange) -> Result<WrittenMany, ClientError> {
-        wait(self.del_keys_of(range))
+    fn del_scan(client, range: KeyRange) -> WrittenMany | WrittenMany<AsyncRows> {
+        client.remove(range).await
     }
 
     /// Changes what the group keeps of what newer versions have replaced, from now on: `--history`
@@ -231,40 +245,13 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::put`].
-    pub fn set_history(&self, history: History) -> Result<Timestamp, ClientError> {
-        let (deadline, retry) = (self.deadline(), Retry::UntilDeadline);
-        let (answer, _) = wait(self.write(SetHistory { history }, deadline, retry))?;
-        Ok(answer.timestamp)
+    fn set_history(client, history: History) -> Timestamp {
+        Ok(client.write_in_time(SetHistory { history }).await?.0.timestamp)
     }
 }
 
 impl Client {
-    async fn put_conditionally(&self, op: PutIf) -> Result<ConditionalPut, ClientError> {
-        let key = op.key.clone();
-        let (answer, server) = self.write(op, self.deadline(), Retry::UntilDeadline).await?;
-        let timestamp = answer.timestamp;
-        match answer.result {
-            OpResult::Done => Ok(ConditionalPut::Stored(PutOk { timestamp, server })),
-            OpResult::ConditionFailed { .. } => {
-                let found = self.previous(key, answer).await?;
-                Ok(ConditionalPut::Conflict(Conflict { found, timestamp, server }))
-            }
-        }
-    }
-
-    pub(super) async fn put_pairs(
-        &self,
-        pairs: Vec<(Bytes, Bytes)>,
-    ) -> Result<WrittenMany, ClientError> {
-        let keys = pairs.iter().map(|(key, _)| key.clone()).collect();
-        self.write_many(PutAll { pairs }, Wanted::keys(keys)).await
-    }
-
-    pub(super) async fn del_keys(&self, keys: Vec<Bytes>) -> Result<WrittenMany, ClientError> {
-        self.write_many(DelAll { keys: keys.clone() }, Wanted::keys(keys)).await
-    }
-
-    pub(super) async fn del_keys_of(&self, range: KeyRange) -> Result<WrittenMany, ClientError> {
+    async fn remove(&self, range: KeyRange) -> Result<WrittenMany, ClientError> {
         let (from, to) = (range.from.clone(), range.to.clone());
         self.write_many(DelRange { from, to }, Wanted::Range(range)).await
     }
@@ -275,10 +262,10 @@ impl Client {
         key: Bytes,
         op: impl Into<WriteOp>,
     ) -> Result<Written, ClientError> {
-        let (answer, server) = self.write(op, self.deadline(), Retry::UntilDeadline).await?;
+        let (answer, server, rest) = self.write_in_time(op).await?;
         let timestamp = answer.timestamp;
         let unread = |why| ClientError::PreviousUnread { timestamp, why: Box::new(why) };
-        let previous = self.previous(key, answer).await.map_err(unread)?;
+        let previous = rest.previous(key, answer).await.map_err(unread)?;
         Ok(Written { timestamp, previous, server })
     }
 
@@ -318,7 +305,7 @@ impl Client {
         if bytes > limits::TRANSACTION_BYTES_MAX {
             return Err(ClientError::TooManyBytes(bytes));
         }
-        let (answer, server) = self.write(op, self.deadline(), Retry::UntilDeadline).await?;
+        let (answer, server, _) = self.write_in_time(op).await?;
         let timestamp = answer.timestamp;
         Ok(WrittenMany { timestamp, server, rows: Rows::before(self, wanted, timestamp) })
     }
@@ -332,6 +319,18 @@ impl Client {
         let op = Put { key, value, tells_previous: false };
         let (answer, server) = self.write(op, self.deadline(), retry).await?;
         Ok(PutOk { timestamp: answer.timestamp, server })
+    }
+
+    /// A write that has a call's whole time; its answer, the server that gave it, and a client for
+    /// what the call has yet to do in the rest of that time.
+    async fn write_in_time(
+        &self,
+        op: impl Into<WriteOp>,
+    ) -> Result<(WriteAnswer, SocketAddr, Client), ClientError> {
+        let deadline = self.deadline();
+        let (answer, server) = self.write(op, deadline, Retry::UntilDeadline).await?;
+        let rest = Client { inner: Arc::clone(&self.inner), until: Some(deadline) };
+        Ok((answer, server, rest))
     }
 
     /// A write under one identity, however often it is sent; its answer, and the server that gave
@@ -351,7 +350,7 @@ impl Client {
             (Request::Write(WriteRequest { request, op }), ())
         };
         let judge = move |server, (), reply| match reply {
-            Reply::WriteOk(answer) if answer.result == OpResult::Done || op.is_conditional() => {
+            Reply::WriteOk(answer) if op.may_come_to(answer.result) => {
                 learn(&mut lock(&seen), &op, &answer);
                 Verdict::Done((answer, server))
             }
@@ -361,13 +360,6 @@ impl Client {
         let target = Target::LeaderFirst;
         self.request(target, deadline, retry, request_bytes, build, judge).await
     }
-}
-
-pub(super) fn check_pairs<K: AsRef<[u8]>, V: AsRef<[u8]>>(
-    pairs: impl IntoIterator<Item = (K, V)>,
-) -> Result<Vec<(Bytes, Bytes)>, ClientError> {
-    let check = |(key, value): (K, V)| Ok((check_key(key.as_ref())?, check_value(value.as_ref())?));
-    pairs.into_iter().map(check).collect()
 }
 
 /// Remembers what the answer to a write says of the newest versions, so that no later read goes

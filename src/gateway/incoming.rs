@@ -36,15 +36,29 @@ use super::accounting::{Account, AccountLimits, Accounts};
 use super::turns::Reads;
 use crate::limits;
 
-/// Bytes read from a connection in one turn: HTTP/2 ends a connection of which some hundred small
-/// messages wait to be taken, and so many bytes are fewer.
-const GATEWAY_READ_BYTES_MAX: usize = 4 * 1024;
+/// Bytes read from a connection in one turn. HTTP/2 (`h2`) counts what each small frame of data
+/// falls short of 256 bytes, until its call has taken it, and ends the connection, with all of its
+/// calls, when that comes to half of the connection's window.
+const GATEWAY_READ_BYTES_MAX: usize = 2 * 1024;
+/// A frame of data with the shortest message of the interface that is not refused: the frame's
+/// header, the message's, and a key of one byte.
+const SMALLEST_DATA_FRAME_BYTES: usize = 9 + 5 + 3;
+const _: () = assert!(
+    GATEWAY_READ_BYTES_MAX.div_ceil(SMALLEST_DATA_FRAME_BYTES) * (256 - 8)
+        < limits::GATEWAY_CONNECTION_WINDOW_BYTES as usize / 2
+);
 /// A connection has so long from its HTTP/2 settings to its first request.
 const GATEWAY_FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection that the gateway has ended waits for its client to end it too: some round
 /// trips of the slowest network, and a fifth of `limits::SHUTDOWN_GRACE`, so that a silent client
 /// does not make a stop look like one that left calls without an answer.
 const GATEWAY_LINGER: Duration = Duration::from_secs(1);
+
+/// A quiet gRPC connection that does not answer a ping within this time is closed.
+pub(super) const GATEWAY_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// A client that takes nothing from its socket for this long, while the gateway has something to
+/// write, is given up: as long as one that does not answer a ping.
+const GATEWAY_WRITE_TIMEOUT: Duration = GATEWAY_PING_TIMEOUT;
 
 /// The preface of HTTP/2, and the header of the settings that follow it.
 const OPENING_BYTES: usize = 24 + 9;
@@ -112,7 +126,7 @@ async fn accept(listener: &TcpListener, accounts: &Accounts, reads: &Reads) -> C
             opening_bytes: 0,
             patience,
             blocked: None,
-            write_timeout: limits::GATEWAY_WRITE_TIMEOUT,
+            write_timeout: GATEWAY_WRITE_TIMEOUT,
             reads: reads.clone(),
             read_place: None,
             waits_since: None,

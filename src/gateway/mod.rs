@@ -43,6 +43,7 @@ mod turns;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ use tonic::transport::Server;
 
 use self::accounting::AccountLimits;
 use self::calls::Calls;
+use self::interface::conditional::{self, conditional_store_server::ConditionalStoreServer};
 use self::interface::key_value_store_server::KeyValueStoreServer;
 use self::policy::CallPolicy;
 use self::service::Gateway;
@@ -145,11 +147,13 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
     let describe = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(interface::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(conditional::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let gateway = Gateway::new(calls);
-    let service = KeyValueStoreServer::new(gateway)
-        .max_decoding_message_size(limits::GATEWAY_MESSAGE_BYTES_MAX);
+    let gateway = Arc::new(Gateway::new(calls));
+    let message_max = limits::GATEWAY_MESSAGE_BYTES_MAX;
+    let store = KeyValueStoreServer::from_arc(Arc::clone(&gateway));
+    let conditional = ConditionalStoreServer::from_arc(gateway);
 
     let auxiliary_max = GATEWAY_AUXILIARY_MESSAGE_BYTES_MAX;
     let account_limits = AccountLimits::new(connections_max);
@@ -161,9 +165,10 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
         .http2_max_pending_accept_reset_streams(Some(GATEWAY_RESETS_PENDING_MAX))
         .http2_max_header_list_size(GATEWAY_HEADERS_BYTES_MAX)
         .http2_keepalive_interval(Some(GATEWAY_PING_INTERVAL))
-        .http2_keepalive_timeout(Some(limits::GATEWAY_PING_TIMEOUT))
+        .http2_keepalive_timeout(Some(incoming::GATEWAY_PING_TIMEOUT))
         .layer(CallPolicy)
-        .add_service(service)
+        .add_service(store.max_decoding_message_size(message_max))
+        .add_service(conditional.max_decoding_message_size(message_max))
         .add_service(health.max_decoding_message_size(auxiliary_max))
         .add_service(describe().build_v1()?.max_decoding_message_size(auxiliary_max))
         .add_service(describe().build_v1alpha()?.max_decoding_message_size(auxiliary_max))

@@ -22,12 +22,10 @@ use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
-use tonic::metadata::MetadataMap;
 use tower::{Layer, Service};
 
 use super::accounting::{Account, Call, Pool, Turn};
-use super::interface::PREVIOUS_UNREAD;
-use super::translate::{metadata_text, status};
+use super::translate::{no_room, status};
 use super::turns::Usage;
 use crate::client::ClientError;
 use crate::limits;
@@ -43,9 +41,6 @@ const GRPC_STATUS: &str = "grpc-status";
 const OUT_OF_RANGE: &str = "11";
 /// A byte of a request is held twice: as it came, and as it is sent to a server.
 const REQUEST_WEIGHT: usize = 2;
-
-/// Why what a write replaced is not told.
-pub(super) const NO_ROOM: &str = "this gateway, or this connection, holds too much at once";
 
 /// What was granted to a call; among the extensions of its request. Clones are the same grant.
 #[derive(Clone, Debug)]
@@ -123,22 +118,6 @@ impl CallLimits {
             false => Err(no_room(self.is_write && done)),
         }
     }
-}
-
-/// What a call is told that makes the gateway hold too much; of a write that is done, never that it
-/// may be repeated.
-pub(super) fn no_room(is_done: bool) -> Status {
-    if is_done {
-        let why = NO_ROOM;
-        let mut metadata = MetadataMap::new();
-        metadata.insert(PREVIOUS_UNREAD, metadata_text(why));
-        let message = format!("the write is done; what was there before is not told: {why}");
-        return Status::with_metadata(tonic::Code::Unknown, message, metadata);
-    }
-    Status::resource_exhausted(
-        "this gateway, or this connection, holds too much of requests and unread answers: try \
-         again later",
-    )
 }
 
 /// What a call is told whose request does not come.
@@ -453,6 +432,7 @@ fn time_left(headers: &HeaderMap) -> Option<Duration> {
 mod tests {
     use super::super::accounting::tests::AMPLE;
     use super::super::accounting::{AccountLimits, Accounts};
+    use super::super::interface::PREVIOUS_UNREAD;
     use super::*;
 
     /// The next piece of an answer.

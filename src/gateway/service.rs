@@ -1,18 +1,23 @@
-//! The nine operations of the interface.
+//! The nine operations of the interface, and the write under a condition beside them.
 
 use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::calls::Calls;
 use super::gather::gather;
+use super::interface::conditional::conditional_store_server::ConditionalStore;
+use super::interface::conditional::{PutIfReply, PutIfRequest};
 use super::interface::key_value_store_server::KeyValueStore;
 use super::interface::{KeyRange, KeyRequest, KeyValueRequest, KeyValueVersionReply, PutReply};
-use super::policy::{CallLimits, no_room};
+use super::policy::CallLimits;
 use super::rows::{self, Replies};
 use super::translate::{
-    asked_version, check_key, done, greater, range, read_row, removed_row, replaced_row, status,
+    asked_version, check_key, done, greater, no_room, range, read_row, removed_row, replaced_row,
+    shown, status,
 };
-use crate::client::{AsyncWrittenMany, KeyRange as Range, ReadOptions};
+use crate::client::{
+    Condition, ConditionalPut, Conflict, KeyRange as Range, ReadOptions, WrittenMany,
+};
 use crate::model::{Row, Timestamp};
 
 /// The operations of the interface, each made of requests to the group.
@@ -95,7 +100,7 @@ impl KeyValueStore for Gateway {
         }
         let pairs: Vec<_> = items.into_iter().map(|item| (item.key, item.val)).collect();
         let client = self.calls.writer(&call, Some(pairs.len()));
-        let AsyncWrittenMany { timestamp: ver, rows, .. } =
+        let WrittenMany { timestamp: ver, rows, .. } =
             self.calls.request(&call, client.put_all(pairs)).await?;
         let translate = move |row| replaced_row(row, ver);
         Ok(Response::new(rows::of_write(self.calls.clone(), rows, ver, call, translate)))
@@ -115,7 +120,7 @@ impl KeyValueStore for Gateway {
         let call = CallLimits::of(&request)?;
         let (from, to, _) = range(request.into_inner())?;
         let client = self.calls.writer(&call, None);
-        let AsyncWrittenMany { timestamp: ver, rows, .. } =
+        let WrittenMany { timestamp: ver, rows, .. } =
             self.calls.request(&call, client.del_scan(between(&from, &to)?)).await?;
         Ok(Response::new(rows::of_write(self.calls.clone(), rows, ver, call, removed_row)))
     }
@@ -128,7 +133,7 @@ impl KeyValueStore for Gateway {
         }
         let keys = keys(items);
         let client = self.calls.writer(&call, Some(keys.len()));
-        let AsyncWrittenMany { timestamp: ver, rows, .. } =
+        let WrittenMany { timestamp: ver, rows, .. } =
             self.calls.request(&call, client.del_all(keys)).await?;
         Ok(Response::new(rows::of_write(self.calls.clone(), rows, ver, call, removed_row)))
     }
@@ -141,6 +146,37 @@ impl KeyValueStore for Gateway {
         let trim = async { done(client.trim(&key).await, |bytes| call.hold(bytes)) };
         let written = self.calls.request(&call, trim).await?;
         Ok(written.answer(key, removed_row))
+    }
+}
+
+#[tonic::async_trait]
+impl ConditionalStore for Gateway {
+    async fn put_if(&self, request: Request<PutIfRequest>) -> Answer<PutIfReply> {
+        let call = CallLimits::of(&request)?;
+        let PutIfRequest { key, val, if_ver } = request.into_inner();
+        check_key(&key)?;
+        let condition = if_ver.map_or(Condition::Absent, |ver| Condition::Version(Timestamp(ver)));
+        let client = self.calls.client(&call);
+        let write = async {
+            let put = client.put_if(&key, &val, condition).await?;
+            let found = match &put {
+                ConditionalPut::Conflict(Conflict { found: Some(found), .. }) => found.value.len(),
+                // A write that is done is told, whatever room there is.
+                _ => return Ok(Some(put)),
+            };
+            Ok(call.hold(found).then_some(put))
+        };
+        let put = self.calls.request(&call, write).await?.ok_or_else(|| no_room(false))?;
+        Ok(Response::new(match put {
+            ConditionalPut::Stored(done) => {
+                PutIfReply { stored: true, ver: done.timestamp.0, ..PutIfReply::default() }
+            }
+            ConditionalPut::Conflict(Conflict { found, .. }) => {
+                let found = found.map(|found| (shown(found.value), found.timestamp.0));
+                let (found_val, found_ver) = found.unwrap_or_default();
+                PutIfReply { found_val, found_ver, ..PutIfReply::default() }
+            }
+        }))
     }
 }
 

@@ -5,11 +5,13 @@ use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::{Code, Response, Status};
 
 use super::interface::{KeyRange, KeyValueVersionReply, PREVIOUS_UNREAD, PutReply};
-use super::policy::NO_ROOM;
 use crate::client::{ClientError, Effect, Version, Written};
 use crate::limits;
 use crate::model::{Row, Timestamp};
 use crate::text::escape;
+
+/// Why what a write replaced is not told.
+const NO_ROOM: &str = "this gateway, or this connection, holds too much at once";
 
 /// As of which version: none, for the newest, when it is absent, zero or less.
 pub(super) fn asked_version(ver: Option<i64>) -> Option<Timestamp> {
@@ -149,13 +151,30 @@ pub(super) fn previous_unread(ver: Timestamp, why: &Status) -> Status {
     Status::with_metadata(code, message, metadata)
 }
 
+/// What a call is told that makes the gateway hold too much; of a write that is done, never that it
+/// may be repeated.
+pub(super) fn no_room(is_done: bool) -> Status {
+    if is_done {
+        let why = NO_ROOM;
+        let mut metadata = MetadataMap::new();
+        metadata.insert(PREVIOUS_UNREAD, metadata_text(why));
+        let message = format!("the write is done; what was there before is not told: {why}");
+        return Status::with_metadata(Code::Unknown, message, metadata);
+    }
+    Status::resource_exhausted(
+        "this gateway, or this connection, holds too much of requests and unread answers: try \
+         again later",
+    )
+}
+
 /// Text as metadata can carry it.
-pub(super) fn metadata_text(text: &str) -> MetadataValue<Ascii> {
+fn metadata_text(text: &str) -> MetadataValue<Ascii> {
     let escaped = escape(text.as_bytes()).to_string();
     MetadataValue::try_from(escaped).unwrap_or(MetadataValue::from_static("the reason is not text"))
 }
 
-fn shown(bytes: Bytes) -> String {
+/// Text that stands for bytes which need not be text.
+pub(super) fn shown(bytes: Bytes) -> String {
     String::from_utf8(bytes.into())
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
@@ -169,29 +188,19 @@ pub(super) fn status(error: &ClientError) -> Status {
         ClientError::StaleRequest { .. } | ClientError::PreviousUnread { .. } => {
             Status::unknown(message)
         }
+        _ if error.is_of_the_request() => Status::invalid_argument(message),
         ClientError::Unreachable { .. }
         | ClientError::TimedOut { .. }
         | ClientError::NoMajority { .. }
         | ClientError::Unconfirmed { .. }
+        | ClientError::ConflictUnread { .. }
         | ClientError::Unavailable { .. } => Status::unavailable(message),
-        ClientError::Invalid { .. }
-        | ClientError::KeyEmpty
-        | ClientError::KeyTooLong(_)
-        | ClientError::ValueTooLong(_)
-        | ClientError::TooManyKeys(_)
-        | ClientError::TooManyBytes(_) => Status::invalid_argument(message),
         ClientError::DiskFull { .. } | ClientError::Thread(_) => {
             Status::resource_exhausted(message)
         }
         ClientError::Expired { .. } => Status::aborted(message),
-        // Of setting a client up, which is done by now.
-        ClientError::BadSessionToken(_)
-        | ClientError::UnknownServer(_)
-        | ClientError::BadServerList(_) => Status::internal(message),
         // Nothing but another process helps.
-        ClientError::Ended | ClientError::WouldBlock | ClientError::Forked(_) => {
-            Status::internal(message)
-        }
+        _ => Status::internal(message),
     }
 }
 

@@ -20,7 +20,18 @@ use tokio::sync::oneshot;
 
 use crate::limits;
 
-/// Work done lately, in kibibytes: of what was read, and [`limits::GATEWAY_CALL_WORK_BYTES`] a
+/// Of who makes a gateway work, what a call counts beside its bytes, in bytes whose reading takes
+/// as much of a processor …
+pub(super) const GATEWAY_CALL_WORK_BYTES: usize = 4 * 1024;
+/// … and a new connection, which also counts half of what its address has made the gateway work
+/// lately: so whoever comes for the first time goes before a crowd that has been there for long,
+/// and whoever comes again and again goes behind everybody who has asked for little …
+const GATEWAY_DIAL_WORK_BYTES: usize = 16 * 1024;
+/// … up to what the calls of a read of nothing but calls come to.
+const GATEWAY_DIAL_WORK_BYTES_MAX: usize =
+    GATEWAY_CALL_WORK_BYTES * limits::GATEWAY_CALLS_PER_CONNECTION_MAX as usize;
+
+/// Work done lately, in kibibytes: of what was read, and [`GATEWAY_CALL_WORK_BYTES`] a
 /// call. It halves every second, and for all meters at the same moment, so that which of two has
 /// more changes by work only.
 #[derive(Debug, Default)]
@@ -66,8 +77,8 @@ fn this_second() -> u32 {
 
 /// What one more connection counts of an origin that has made so many kibibytes of work lately.
 fn dial_work_bytes(lately: usize) -> usize {
-    let work = limits::GATEWAY_DIAL_WORK_BYTES.saturating_add(lately.saturating_mul(1024) / 2);
-    work.min(limits::GATEWAY_DIAL_WORK_BYTES_MAX)
+    let work = GATEWAY_DIAL_WORK_BYTES.saturating_add(lately.saturating_mul(1024) / 2);
+    work.min(GATEWAY_DIAL_WORK_BYTES_MAX)
 }
 
 /// How much an origin will have made, in kibibytes, with one more connection.
@@ -407,7 +418,7 @@ mod tests {
     #[test]
     fn who_comes_goes_before_a_crowd_and_who_comes_again_and_again_behind_who_asks_for_little() {
         let little = Usage::of(Arc::default());
-        little.add(10 * limits::GATEWAY_CALL_WORK_BYTES);
+        little.add(10 * GATEWAY_CALL_WORK_BYTES);
         let one_of_a_crowd = Usage::of(Arc::default());
         one_of_a_crowd.add(100 * 1024);
         let new = Usage::of(Arc::default());

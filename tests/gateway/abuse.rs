@@ -371,6 +371,25 @@ fn calls_that_are_reset_at_once_cost_their_own_connection_at_most() {
     eventually("it serves as before", || is_served(&site).then_some(()));
 }
 
+/// Clients that stream small messages lost their connection, and with it all of their calls.
+#[test]
+fn small_messages_of_several_calls_that_come_at_once_end_no_connection() {
+    const END_STREAM: u8 = 1;
+    let site = Site::start();
+    let streams = [1, 3, 5, 7];
+    let calls = streams.map(|stream| headers(stream, "/project.KeyValueStore/GetAll"));
+    let mut bytes = calls.concat();
+    // As many as the windows take.
+    for number in 0..1000 {
+        let message = [&[0, 0, 0, 0, 6, 0x0a, 4][..], format!("{number:04}").as_bytes()].concat();
+        streams.iter().for_each(|stream| bytes.extend(frame(0, 0, *stream, &message)));
+    }
+    streams.iter().for_each(|stream| bytes.extend(frame(0, END_STREAM, *stream, &[])));
+    let mut raw = RawHttp2::dial(&site.gateway);
+    raw.send(&bytes);
+    assert!(streams.iter().all(|_| raw.is_answered()));
+}
+
 /// HTTP/2 made by hand.
 struct RawHttp2(TcpStream);
 

@@ -1,5 +1,9 @@
 //! The table of SPEC B, row by row, and the rules under it.
 
+use acervo::gateway::interface::conditional::conditional_store_client::ConditionalStoreClient;
+use acervo::gateway::interface::conditional::{PutIfReply, PutIfRequest};
+use tonic::{Code, Response};
+
 use crate::site::{Site, key, key_at, pair, put_row, range, row};
 
 #[test]
@@ -218,5 +222,36 @@ fn what_is_written_through_one_gateway_is_seen_at_once_through_another() {
             site.del(key(&name)).unwrap();
             assert_eq!(read(key(&name)).unwrap().into_inner(), row(&name, "", 0));
         }
+    }
+}
+
+#[test]
+fn a_write_under_a_condition_is_done_if_the_key_is_as_it_was_seen() {
+    let site = Site::start();
+    let url = site.gateway.url();
+    let mut client = site.runtime.block_on(ConditionalStoreClient::connect(url)).unwrap();
+    let mut put_if = |key: &str, val: &str, if_ver| {
+        let request = PutIfRequest { key: key.into(), val: val.into(), if_ver };
+        site.runtime.block_on(client.put_if(request)).map(Response::into_inner)
+    };
+    let first = put_if("k", "one", None).unwrap();
+    assert_eq!(first, PutIfReply { stored: true, ver: first.ver, ..PutIfReply::default() });
+    assert_eq!(site.get(key("k")).unwrap(), row("k", "one", first.ver));
+    let found = |val: &str, ver| PutIfReply {
+        found_val: val.into(),
+        found_ver: ver,
+        ..PutIfReply::default()
+    };
+    assert_eq!(put_if("k", "two", None).unwrap(), found("one", first.ver));
+    assert_eq!(put_if("k", "two", Some(first.ver - 1)).unwrap(), found("one", first.ver));
+    assert_eq!(site.get(key("k")).unwrap(), row("k", "one", first.ver), "nothing was written");
+    let second = put_if("k", "two", Some(first.ver)).unwrap();
+    assert!(second.stored && second.ver > first.ver, "{second:?}");
+    site.del(key("k")).unwrap();
+    assert_eq!(put_if("k", "three", Some(second.ver)).unwrap(), found("", 0));
+    assert!(put_if("k", "three", None).unwrap().stored);
+    for (key, if_ver) in [("", None), ("k", Some(0)), ("k", Some(-1))] {
+        let refused = put_if(key, "v", if_ver).unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{key} {if_ver:?}: {refused}");
     }
 }

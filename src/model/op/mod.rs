@@ -103,10 +103,10 @@ pub trait Operation {
     /// applied.
     fn known_at_commit(&self) -> Option<OpResult>;
 
-    /// Whether it may come to [`OpResult::ConditionFailed`]. A client believes no result but
-    /// [`OpResult::Done`] of an operation that says no here.
-    fn is_conditional(&self) -> bool {
-        false
+    /// Whether it can come to this result. A client takes any other for the answer to something
+    /// else.
+    fn may_come_to(&self, result: OpResult) -> bool {
+        result == OpResult::Done
     }
 
     /// The key of which the answer tells what it had just before the write.
@@ -241,8 +241,8 @@ macro_rules! operations {
                 match self { $(WriteOp::$name(op) => op.known_at_commit(),)+ }
             }
 
-            fn is_conditional(&self) -> bool {
-                match self { $(WriteOp::$name(op) => op.is_conditional(),)+ }
+            fn may_come_to(&self, result: OpResult) -> bool {
+                match self { $(WriteOp::$name(op) => op.may_come_to(result),)+ }
             }
 
             fn tells_before(&self, result: OpResult) -> Option<&Bytes> {

@@ -75,8 +75,8 @@ impl Operation for PutIf {
         None
     }
 
-    fn is_conditional(&self) -> bool {
-        true
+    fn may_come_to(&self, result: OpResult) -> bool {
+        matches!(result, OpResult::Done | OpResult::ConditionFailed { .. })
     }
 
     fn tells_before(&self, result: OpResult) -> Option<&Bytes> {
