@@ -579,11 +579,6 @@ pub const INPUT_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// than a PUT takes when a server has just died, and no longer, since whoever shows a server that
 /// is late reads while a PUT waits for it.
 pub const CONSOLE_GET_HELD_MAX: Duration = Duration::from_secs(3);
-/// A command that found nothing as of a time says since when there is something, if it hears that
-/// within this time …
-pub const OLDEST_VERSION_TIMEOUT: Duration = Duration::from_secs(1);
-/// … and need not look through more versions of the key than this.
-pub const VERSIONS_LOOKED_AT_MAX: u64 = 1024;
 /// Bytes of rows that a command gathers before it prints them.
 pub const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
 /// The longest duration a flag may give.

@@ -92,8 +92,8 @@ impl BenchError {
     /// The process's exit status.
     pub fn exit_status(&self) -> u8 {
         match self {
-            BenchError::Client(ClientError::BadServerList(_) | ClientError::UnknownServer(_))
-            | BenchError::UnknownTarget(_) => exit_status::USAGE,
+            BenchError::UnknownTarget(_) => exit_status::USAGE,
+            BenchError::Client(error) if error.is_of_the_request() => exit_status::USAGE,
             BenchError::Client(_)
             | BenchError::NobodyAnswered(_)
             | BenchError::NoLeader
@@ -187,12 +187,13 @@ fn targets(options: &BenchOptions) -> Result<Vec<SocketAddr>, BenchError> {
     let mut answering = Vec::new();
     let mut leaders = Vec::new();
     let mut last = String::new();
-    for server in &options.servers {
-        match client.status(*server) {
+    for (server, answer) in client.status_of_each(limits::CLIENT_CONNECT_TIMEOUT)? {
+        let late = || Err(ClientError::Unavailable { last: "no answer".to_owned(), effect: None });
+        match answer.unwrap_or_else(late) {
             Ok(status) => {
-                answering.push(*server);
+                answering.push(server);
                 if status.role == Role::Leader {
-                    leaders.push((status.term, *server));
+                    leaders.push((status.term, server));
                 }
             }
             Err(error) => {

@@ -22,7 +22,11 @@ const BENCH_TICK: Duration = Duration::from_millis(10);
 /// Latencies beyond this, in nanoseconds, are recorded as this.
 const BENCH_LATENCY_NS_MAX: u64 = 600_000_000_000;
 
-/// The error code under which a request is counted whose connection ended.
+/// An answer that takes longer than the whole time of a client's request does not come any more:
+/// its connection is given up, or a load that is counted in requests would never end.
+const BENCH_ANSWER_TIMEOUT: Duration = limits::CLIENT_REQUEST_TIMEOUT_DEFAULT;
+
+/// The error code under which a request is counted whose connection ended, or was given up.
 pub const CONNECTION_LOST: &str = "CONNECTION_LOST";
 /// The error code under which a request is counted that got a frame which is no answer.
 pub const NOT_UNDERSTOOD: &str = "NOT_UNDERSTOOD";
@@ -399,6 +403,13 @@ impl Service for Load<'_> {
             _ => {}
         }
         for client in 0..self.clients.len() {
+            if let Some((target, since)) = self.clients[client].waiting
+                && now.saturating_duration_since(since) >= BENCH_ANSWER_TIMEOUT
+            {
+                let id = self.clients[client].connections[target].id;
+                self.connection_down(net, id, format!("no answer in {BENCH_ANSWER_TIMEOUT:?}"));
+                net.close(id);
+            }
             for target in 0..self.plan.targets.len() {
                 if self.clients[client].connections[target].down {
                     self.clients[client].connections[target] = self.dial(net, client, target);

@@ -154,7 +154,7 @@ impl KvsArgs {
 
 #[cfg(test)]
 mod tests {
-    use super::super::args::{Cli, CliCommand};
+    use super::super::run::{Cli, CliCommand};
     use super::*;
     use clap::Parser;
 

@@ -2,20 +2,24 @@
 //! replies as they come.
 
 use std::error::Error as _;
+use std::fmt::Display;
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures_util::stream;
-use serde::Serialize;
+use serde_json::json;
+use tokio::time::timeout;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
 use super::args::Format;
-use super::commands::CommandOutcome;
 use super::gateway::{KvsArgs, KvsOperation};
-use crate::client::dial::dial;
+use super::outcome::CommandOutcome;
+use super::output::{Object, print_json};
+use crate::client::dial::{dial, left};
 use crate::gateway::interface::key_value_store_client::KeyValueStoreClient;
 use crate::gateway::interface::{
     KeyRange, KeyRequest, KeyValueRequest, KeyValueVersionReply, PREVIOUS_UNREAD, PutReply,
@@ -25,9 +29,13 @@ use crate::process::exit_status;
 use crate::text::escape;
 use crate::wire::message::HelloRole;
 
-/// When a call of `acervo kvs` has taken so long, it looks whether anything answers where the
-/// gateway is.
+/// When a call of `acervo kvs` has taken so long, or half of its time, it looks whether anything
+/// answers where the gateway is.
 const KVS_SILENT_AFTER: Duration = Duration::from_secs(5);
+
+/// How long a call that has ended at its own deadline waits for who looks, whose time is over then:
+/// a thread has only to be told.
+const KVS_LOOK_GRACE: Duration = Duration::from_millis(250);
 
 /// The transport's message for a call whose deadline has passed on this side.
 const OWN_DEADLINE: &str = "Timeout expired";
@@ -123,11 +131,23 @@ pub fn run(args: &KvsArgs, out: &mut dyn Write) -> Result<CommandOutcome, KvsErr
         format: args.format.get(),
     };
     let runtime = runtime.map_err(KvsError::System)?;
+    let until = Instant::now() + args.timeout;
     let called = runtime.block_on(async {
-        tokio::select! {
+        let mut hung = pin!(hung(args));
+        let called = tokio::select! {
             biased;
             called = call(args, &mut printer) => called,
-            silent = hung(args) => Err(silent),
+            silent = &mut hung => Err(silent),
+        };
+        match called {
+            // Whoever looks whether the gateway answers has looked by now.
+            Err(KvsError::Call(status)) if is_own_deadline(&status) => {
+                match timeout(KVS_LOOK_GRACE, hung).await {
+                    Ok(silent) => Err(silent),
+                    Err(_) => Err(KvsError::Call(status)),
+                }
+            }
+            called => called,
         }
     });
     // Whoever looks whether the gateway answers is waited for no more.
@@ -137,19 +157,20 @@ pub fn run(args: &KvsArgs, out: &mut dyn Write) -> Result<CommandOutcome, KvsErr
             say(status.message());
             true
         }
-        Err(KvsError::Call(status)) => return Err(failed(args, status)),
+        Err(KvsError::Call(status)) => return Err(failed(args, status, until)),
         called => called?,
     };
     printer.out.flush().map_err(KvsError::Output)?;
     Ok(if found { CommandOutcome::Done } else { CommandOutcome::NotFound })
 }
 
-/// Ends when the gateway hangs: it is found out long before the call's own time is over, and looked
-/// for once, so that a pager that stops the printing ends nothing.
+/// Ends when the gateway hangs: it is found out before the call's own time is over, and looked for
+/// once, so that a pager that stops the printing ends nothing.
 async fn hung(args: &KvsArgs) -> KvsError {
-    tokio::time::sleep(KVS_SILENT_AFTER).await;
-    let (host, port, timeout) = (args.host.clone(), args.porta, args.timeout);
-    let found = tokio::task::spawn_blocking(move || found_at(&host, port, timeout)).await;
+    let patience = KVS_SILENT_AFTER.min(args.timeout / 2);
+    tokio::time::sleep(patience).await;
+    let (host, port, until) = (args.host.clone(), args.porta, Instant::now() + patience);
+    let found = tokio::task::spawn_blocking(move || found_at(&host, port, until)).await;
     match found {
         Ok(ListenerKind::Silent) => silent(args),
         Ok(ListenerKind::Http2OrNobody | ListenerKind::Stranger(_)) | Err(_) => {
@@ -172,9 +193,12 @@ fn is_write(args: &KvsArgs) -> bool {
     !matches!(args.operation, Op::Get | Op::Getrange | Op::Getall)
 }
 
+fn is_own_deadline(status: &Status) -> bool {
+    status.code() == Code::Cancelled && status.message() == OWN_DEADLINE
+}
+
 /// The error that a failed call means.
-fn failed(args: &KvsArgs, status: Box<Status>) -> KvsError {
-    let is_own_deadline = status.code() == Code::Cancelled && status.message() == OWN_DEADLINE;
+fn failed(args: &KvsArgs, status: Box<Status>, until: Instant) -> KvsError {
     // No gateway's word, but this side's of what came in its place.
     let is_broken = match status.code() {
         Code::Internal | Code::Unknown | Code::Unavailable => status.source().is_some(),
@@ -186,14 +210,19 @@ fn failed(args: &KvsArgs, status: Box<Status>) -> KvsError {
     }
     let reason = escape(status.message().as_bytes()).to_string();
     let address = address(args);
-    match found_at(&args.host, args.porta, args.timeout) {
+    if is_own_deadline(&status) {
+        return match is_write(args) {
+            true => KvsError::Unanswered { address, reason },
+            false => KvsError::from(Status::deadline_exceeded("the time of the call is over")),
+        };
+    }
+    match found_at(&args.host, args.porta, until) {
         ListenerKind::Stranger(name) => KvsError::Unreachable {
             address,
             reason: format!("found there: {name}, which does not speak gRPC"),
         },
         ListenerKind::Silent => silent(args),
         ListenerKind::Http2OrNobody if is_write(args) => KvsError::Unanswered { address, reason },
-        ListenerKind::Http2OrNobody if is_own_deadline => KvsError::Call(status),
         ListenerKind::Http2OrNobody => {
             KvsError::Unreachable { address, reason: format!("it broke off: {reason}") }
         }
@@ -210,19 +239,18 @@ enum ListenerKind {
     Silent,
 }
 
-fn found_at(host: &str, port: u16, timeout: Duration) -> ListenerKind {
+fn found_at(host: &str, port: u16, until: Instant) -> ListenerKind {
     let resolved = (host, port).to_socket_addrs();
     let Some(address) = resolved.ok().and_then(|mut addresses| addresses.next()) else {
         return ListenerKind::Http2OrNobody;
     };
-    // A gateway that is flooded may take long to answer.
-    let answer_timeout = KVS_SILENT_AFTER.min(timeout);
-    let timeout = limits::CLIENT_CONNECT_TIMEOUT.min(timeout);
-    let Ok(mut stream) = TcpStream::connect_timeout(&address, timeout) else {
+    let Ok(Ok(mut stream)) = left(until).map(|left| TcpStream::connect_timeout(&address, left))
+    else {
         return ListenerKind::Http2OrNobody;
     };
     let mut first_bytes = || -> io::Result<[u8; 4]> {
-        stream.set_read_timeout(Some(answer_timeout))?;
+        // A gateway that is flooded may take long to answer.
+        stream.set_read_timeout(Some(left(until)?))?;
         // The preface of HTTP/2, and empty settings.
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
         let mut first = [0; 4];
@@ -244,7 +272,7 @@ fn found_at(host: &str, port: u16, timeout: Duration) -> ListenerKind {
         (HelloRole::Client, "a server of an acervo store"),
         (HelloRole::Share, "an acervo registry or a peer of a share"),
     ] {
-        if dial(address, role, Instant::now() + timeout).is_ok() {
+        if dial(address, role, until).is_ok() {
             return ListenerKind::Stranger(name);
         }
     }
@@ -266,45 +294,33 @@ fn say_unread(metadata: &MetadataMap) -> bool {
     why.is_some()
 }
 
-/// A reply of the gateway, as it is printed.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum ReplyLine<'a> {
-    Value { key: &'a str, val: &'a str, ver: i64 },
-    Put { key: &'a str, old_val: &'a str, old_ver: i64, ver: i64 },
-}
-
 struct Printer<'a> {
     out: BufWriter<&'a mut dyn Write>,
     format: Format,
 }
 
 impl Printer<'_> {
-    fn print(&mut self, line: &ReplyLine<'_>) -> Result<(), KvsError> {
-        let out = &mut self.out;
-        let text = |text| escape(str::as_bytes(text));
-        match (self.format, line) {
-            (Format::Json, line) => serde_json::to_writer(&mut *out, line)
-                .map_err(io::Error::from)
-                .and_then(|()| out.write_all(b"\n")),
-            (Format::Text, ReplyLine::Value { key, val, ver }) => {
-                writeln!(out, "{}\t{ver}\t{}", text(key), text(val))
-            }
-            (Format::Text, ReplyLine::Put { key, old_val, old_ver, ver }) => {
-                writeln!(out, "{}\t{ver}\t{old_ver}\t{}", text(key), text(old_val))
-            }
+    fn print(&mut self, line: &dyn Display, object: Object) -> Result<(), KvsError> {
+        match self.format {
+            Format::Text => writeln!(self.out, "{line}"),
+            Format::Json => print_json(&mut self.out, &object),
         }
         .map_err(KvsError::Output)
     }
 
     fn value(&mut self, reply: &KeyValueVersionReply) -> Result<(), KvsError> {
         let KeyValueVersionReply { key, val, ver } = reply;
-        self.print(&ReplyLine::Value { key, val, ver: *ver })
+        let object = Object::default().with("key", json!(key)).with("val", json!(val));
+        let [key, val] = [key, val].map(|text| escape(text.as_bytes()));
+        self.print(&format_args!("{key}\t{ver}\t{val}"), object.with("ver", json!(ver)))
     }
 
     fn put(&mut self, reply: &PutReply) -> Result<(), KvsError> {
         let PutReply { key, old_val, old_ver, ver } = reply;
-        self.print(&ReplyLine::Put { key, old_val, old_ver: *old_ver, ver: *ver })
+        let object = Object::default().with("key", json!(key)).with("old_val", json!(old_val));
+        let object = object.with("old_ver", json!(old_ver)).with("ver", json!(ver));
+        let [key, val] = [key, old_val].map(|text| escape(text.as_bytes()));
+        self.print(&format_args!("{key}\t{ver}\t{old_ver}\t{val}"), object)
     }
 }
 

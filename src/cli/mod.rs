@@ -6,20 +6,21 @@
 
 mod args;
 pub mod at;
+mod bench_args;
 mod choice;
 mod commands;
 #[cfg(feature = "grpc")]
 mod gateway;
 mod input;
-mod key_args;
 #[cfg(feature = "grpc")]
 mod kvs;
+mod outcome;
 mod output;
 mod repl;
 mod run;
+mod server_args;
 mod share;
 mod share_args;
-mod status;
 mod stdout;
 mod units;
 

@@ -2,14 +2,12 @@
 
 use std::io::{self, BufWriter, Write};
 
-use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::args::Format;
 use super::at::time_of;
-use super::commands::CommandError;
-use super::key_args::RowsArgs;
+use super::outcome::CommandError;
 use crate::client::{Row, Rows};
 use crate::limits::OUTPUT_BUFFER_BYTES;
 use crate::model::Timestamp;
@@ -39,23 +37,13 @@ impl Shape {
 
 /// How much is printed of each row.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shown {
+pub enum Shown {
     /// All columns of each row.
     Whole,
     /// The key of each row, or the version where the rows are versions of one key.
     Keys,
     /// Only the number of rows.
     Count,
-}
-
-impl Shown {
-    pub(super) fn of(args: RowsArgs) -> Shown {
-        match args {
-            RowsArgs { count: true, .. } => Shown::Count,
-            RowsArgs { keys_only: true, .. } => Shown::Keys,
-            RowsArgs { .. } => Shown::Whole,
-        }
-    }
 }
 
 /// The version that is printed for what was not found: the one that was asked for, or 0.
@@ -65,47 +53,40 @@ pub(super) fn version_asked(at: Option<Timestamp>) -> Timestamp {
 
 /// A JSON object, its fields in the order they are added.
 #[derive(Default)]
-pub(super) struct Object<'a> {
-    fields: Vec<(&'static str, Field<'a>)>,
+pub(super) struct Object {
+    fields: Vec<(String, Value)>,
 }
 
-enum Field<'a> {
-    /// A string when it is UTF-8, else hexadecimal under another name.
-    Bytes(&'a [u8]),
-    Text(String),
-    Number(i64),
-    Flag(bool),
-    Null,
-}
-
-impl<'a> Object<'a> {
-    fn with(mut self, name: &'static str, field: Field<'a>) -> Object<'a> {
-        self.fields.push((name, field));
+impl Object {
+    pub(super) fn with(mut self, name: impl Into<String>, value: Value) -> Object {
+        self.fields.push((name.into(), value));
         self
     }
 
-    pub(super) fn bytes(self, name: &'static str, bytes: &'a [u8]) -> Object<'a> {
-        self.with(name, Field::Bytes(bytes))
+    /// A string when it is UTF-8, else hexadecimal under another name.
+    pub(super) fn bytes(self, name: &str, bytes: &[u8]) -> Object {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.with(name, json!(text)),
+            Err(_) => {
+                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                self.with(format!("{name}_hex"), json!(hex))
+            }
+        }
     }
 
-    pub(super) fn value(self, name: &'static str, value: Option<&'a [u8]>) -> Object<'a> {
-        self.with(name, value.map_or(Field::Null, Field::Bytes))
+    pub(super) fn value(self, name: &str, value: Option<&[u8]>) -> Object {
+        match value {
+            Some(value) => self.bytes(name, value),
+            None => self.with(name, Value::Null),
+        }
     }
 
-    pub(super) fn text(self, name: &'static str, text: Option<String>) -> Object<'a> {
-        self.with(name, text.map_or(Field::Null, Field::Text))
-    }
-
-    pub(super) fn timestamp(self, name: &'static str, timestamp: Timestamp) -> Object<'a> {
-        self.with(name, Field::Number(timestamp.0))
-    }
-
-    pub(super) fn flag(self, name: &'static str, flag: bool) -> Object<'a> {
-        self.with(name, Field::Flag(flag))
+    pub(super) fn timestamp(self, name: &str, timestamp: Timestamp) -> Object {
+        self.with(name, json!(timestamp.0))
     }
 
     /// The version that was asked for, if one was.
-    pub(super) fn at(self, at: Option<Timestamp>) -> Object<'a> {
+    pub(super) fn at(self, at: Option<Timestamp>) -> Object {
         match at {
             Some(at) => self.timestamp("at", at),
             None => self,
@@ -113,25 +94,9 @@ impl<'a> Object<'a> {
     }
 }
 
-impl Serialize for Object<'_> {
+impl Serialize for Object {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.fields.len()))?;
-        for (name, field) in &self.fields {
-            match field {
-                Field::Bytes(bytes) => match std::str::from_utf8(bytes) {
-                    Ok(text) => map.serialize_entry(name, text)?,
-                    Err(_) => {
-                        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-                        map.serialize_entry(&format!("{name}_hex"), &hex)?;
-                    }
-                },
-                Field::Text(text) => map.serialize_entry(name, text)?,
-                Field::Number(number) => map.serialize_entry(name, number)?,
-                Field::Flag(flag) => map.serialize_entry(name, flag)?,
-                Field::Null => map.serialize_entry(name, &None::<()>)?,
-            }
-        }
-        map.end()
+        serializer.collect_map(self.fields.iter().map(|(name, value)| (name, value)))
     }
 }
 
@@ -214,9 +179,9 @@ fn print_line(out: &mut dyn Write, shape: Shape, row: &Row) -> io::Result<()> {
     }
 }
 
-fn object(shape: Shape, row: &Row) -> Object<'_> {
+fn object(shape: Shape, row: &Row) -> Object {
     let (found, value) = (row.value.is_some(), row.value.as_deref());
-    let object = Object::default().bytes("key", &row.key).flag("found", found);
+    let object = Object::default().bytes("key", &row.key).with("found", json!(found));
     match shape {
         Shape::Read { at } => {
             object.timestamp("timestamp", shape.version(row)).value("value", value).at(at)
@@ -227,7 +192,7 @@ fn object(shape: Shape, row: &Row) -> Object<'_> {
             .value("old_value", value),
         Shape::History { .. } => object
             .timestamp("timestamp", row.timestamp)
-            .text("time", time_of(row.timestamp))
+            .with("time", json!(time_of(row.timestamp)))
             .value("value", value),
     }
 }

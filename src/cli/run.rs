@@ -2,29 +2,31 @@
 //! log, and hands each subcommand to the room that carries it out.
 
 use std::fmt::Display;
-use std::io::{self, IsTerminal, StdinLock, Write};
+use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{ColorChoice, CommandFactory, FromArgMatches};
+use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use signal_hook::consts::SIGXFSZ;
 
-use super::args::{
-    BenchArgs, Cli, CliCommand, ClusterArgs, ClusterFlags, CompletionsArgs, ServerArgs, Shell,
-    Switch, default_workers,
-};
-use super::commands::{self, CommandError, CommandOutcome};
-use super::key_args::ReadArgs;
+use super::args::{Switch, default_workers, parse_server};
+use super::bench_args::BenchArgs;
+use super::commands::{StoreCommand, Streams};
+use super::outcome::{CommandError, CommandOutcome};
 use super::repl::{self, ReplOptions};
+use super::server_args::{ClusterArgs, ClusterFlags, ServerArgs};
 use super::share::{self as share_commands, ShareError};
-use super::share_args::{PeerArgs, REGISTRY_VARIABLE, RegistriesArgs, RegistryArgs};
+use super::share_args::{
+    FetchArgs, ListArgs, PeerArgs, REGISTRY_VARIABLE, RegistriesArgs, RegistryArgs, ShareArgs,
+};
 use super::stdout::StandardOutput;
+use super::units::parse_duration;
 use crate::Client;
 use crate::bench;
-use crate::client::ClientError;
 use crate::limits;
 use crate::logging;
 use crate::process::exit_status;
@@ -38,6 +40,116 @@ use crate::share::registry::directory::{MemoryDirectory, PeerDirectory};
 use crate::share::registry::store::StoreDirectory;
 use crate::share::registry::{self, RegistryConfig};
 use crate::text;
+
+/// A replicated key-value store, and a registry and peers that pass files to each other: write
+/// through any server, read from any server, and never see an older value than one you have already
+/// seen.
+#[derive(Debug, Parser)]
+#[command(
+    name = "acervo",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  acervo cluster              three servers under one terminal
+  acervo put title 'Dom Casmurro'
+  acervo get title
+  acervo get title --at '10m ago'
+  acervo client               a console with INIT, PUT and GET
+  acervo registry             the registry of a share
+  acervo share ~/Films        offer a folder
+  acervo fetch aula.mp4       download from everybody who has it
+
+Exit status: 0 found or done, 1 not found, 2 usage, 3 no server reached or no majority,
+4 anything else, such as an answer that cannot be written.
+ACERVO_SERVERS and ACERVO_REGISTRY stand for --servers and --registry where these are not given.
+The log goes to standard error; RUST_LOG chooses how much (error, warn, info, debug)."
+)]
+pub struct Cli {
+    /// The command that was chosen, with its flags.
+    #[command(subcommand)]
+    pub command: CliCommand,
+}
+
+/// The commands of `acervo`; their own doc comments are its help.
+#[derive(Debug, Subcommand)]
+pub enum CliCommand {
+    /// Run one server; asks for its addresses on a terminal when no flag names them
+    Server(ServerArgs),
+    /// Open the interactive console with INIT, PUT and GET
+    Client(ClientArgs),
+    /// Run the three default servers as three processes under one terminal
+    Cluster(ClusterArgs),
+    // The commands on the store, which have a table of their own.
+    #[command(flatten)]
+    Store(StoreCommand),
+    /// Print which release this is
+    #[command(hide = true)]
+    Version,
+    /// Measure a running group: writes or reads of many clients
+    Bench(BenchArgs),
+    /// Run the registry of a share; asks for its address on a terminal when no flag names it
+    Registry(RegistryArgs),
+    /// Open a peer's console with JOIN, SEARCH and DOWNLOAD
+    Peer(PeerArgs),
+    /// Share a folder until stopped
+    Share(ShareArgs),
+    /// Download a file from every peer that has it
+    Fetch(FetchArgs),
+    /// List the peers that a registry knows
+    Peers(ListArgs),
+    /// List the files that a registry knows
+    Files(ListArgs),
+    /// Serve the store to any gRPC client
+    #[cfg(feature = "grpc")]
+    Gateway(super::gateway::GatewayArgs),
+    /// Call a gateway as a gRPC client
+    #[cfg(feature = "grpc")]
+    Kvs(super::gateway::KvsArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// The flags and arguments of `acervo client`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo client
+  acervo client --servers 127.0.0.1:10097,127.0.0.1:10098,127.0.0.1:10099
+
+Entries are chosen by number or name; Ctrl-D, 'sair', 'exit' or 'quit' leave.")]
+pub struct ClientArgs {
+    /// The servers; INIT is then done already
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C",
+        value_delimiter = ',', value_parser = parse_server)]
+    pub servers: Option<Vec<SocketAddr>>,
+    /// The whole time of one request
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub timeout: Duration,
+}
+
+/// The flags and arguments of `acervo completions`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo completions bash > ~/.local/share/bash-completion/completions/acervo
+  acervo completions zsh > ~/.zfunc/_acervo
+  acervo completions fish > ~/.config/fish/completions/acervo.fish")]
+pub struct CompletionsArgs {
+    /// The shell that is to complete
+    pub shell: Shell,
+}
+
+/// Shells that completions are made for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Shell {
+    /// GNU Bash, from 4.4 on.
+    Bash,
+    /// The Z shell, zsh.
+    Zsh,
+    /// The friendly interactive shell, fish.
+    Fish,
+}
 
 /// Runs the command that this process was started with, and gives the status that it exits with.
 pub fn main() -> ExitCode {
@@ -59,10 +171,8 @@ pub fn main() -> ExitCode {
         _ => "warn",
     };
     if let Err(error) = logging::start(level) {
-        return ExitCode::from(fail(
-            exit_status::FAILED,
-            &format!("cannot start the thread that writes the log: {error}"),
-        ));
+        let error = format!("cannot start the thread that writes the log: {error}");
+        return ExitCode::from(status_of(Err(failed(error))));
     }
     // A write past `ulimit -f` is an error like any other, with a sentence, and not the end of the
     // process.
@@ -71,40 +181,20 @@ pub fn main() -> ExitCode {
         log::warn!("a write past `ulimit -f` will end this process: {error}");
     }
     let out = &mut StandardOutput::new();
-    let status = match cli.command {
+    let status = status_of(match cli.command {
         CliCommand::Server(args) => run_server(args),
         CliCommand::Cluster(args) => run_cluster(&args),
         CliCommand::Client(args) => {
             let options = ReplOptions { servers: args.servers, request_timeout: args.timeout };
-            repl::run(&options)
-                .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
+            repl::run(&options).map(done).map_err(failed)
         }
-        CliCommand::Get(args) => read(&args.read, commands::get(&args, out)),
-        CliCommand::GetRange(args) => read(&args.read, commands::get_range(&args, out)),
-        CliCommand::GetAll(args) => read(&args.read, commands::get_all(&args, &mut stdin(), out)),
-        CliCommand::History(args) => read(&args.read, commands::history(&args, out)),
-        CliCommand::Put(args) => one_shot(commands::put(&args, &mut stdin(), out)),
-        CliCommand::PutAll(args) => one_shot(commands::put_all(&args, &mut stdin(), out)),
-        CliCommand::Del(args) => one_shot(commands::del(&args, out)),
-        CliCommand::DelRange(args) => one_shot(commands::del_range(&args, out)),
-        CliCommand::DelAll(args) => one_shot(commands::del_all(&args, &mut stdin(), out)),
-        CliCommand::Trim(args) => one_shot(commands::trim(&args, out)),
-        CliCommand::SetHistory(args) => one_shot(commands::set_history(&args, out)),
-        CliCommand::Health(args) => one_shot(commands::health(&args, out)),
-        CliCommand::Ls(args) => {
-            let args = args.into_range();
-            read(&args.read, commands::get_range(&args, out))
+        CliCommand::Store(command) => {
+            one_shot(command.run(&mut Streams { stdin: &mut io::stdin().lock(), out }))
         }
-        CliCommand::Version => {
-            let version = Cli::command().render_version();
-            let printed = write!(out, "{version}").map_err(CommandError::Output);
-            one_shot(printed.map(|()| CommandOutcome::Done))
-        }
-        CliCommand::Status(args) => one_shot(commands::status(&args, out)),
+        CliCommand::Version => print(out, Cli::command().render_version().as_bytes()),
         CliCommand::Bench(args) => run_bench(&args, out),
         #[cfg(feature = "grpc")]
-        CliCommand::Gateway(args) => crate::gateway::run(&args.config())
-            .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE),
+        CliCommand::Gateway(args) => crate::gateway::run(&args.config()).map(done).map_err(failed),
         #[cfg(feature = "grpc")]
         CliCommand::Kvs(args) => run_kvs(&args, out),
         CliCommand::Registry(args) => run_registry(&args),
@@ -113,13 +203,12 @@ pub fn main() -> ExitCode {
         CliCommand::Fetch(args) => shared(&args.registries, share_commands::fetch(&args, out)),
         CliCommand::Peers(args) => shared(&args.registries, share_commands::peers(&args, out)),
         CliCommand::Files(args) => shared(&args.registries, share_commands::files(&args, out)),
-        CliCommand::Completions(args) => one_shot(print_completions(&args, out)),
-    };
+        CliCommand::Completions(args) => print(out, &completions(&args)),
+    });
     // The end of the answer may still be in the buffer.
     let status = match out.flush() {
         Err(error) if status <= exit_status::NOT_FOUND => {
-            let error = CommandError::Output(error);
-            fail(error.exit_status(), &error)
+            status_of(one_shot(Err(CommandError::Output(error))))
         }
         _ => status,
     };
@@ -177,67 +266,80 @@ fn refuse_arguments(error: &clap::Error) -> ! {
     // Help that was asked for is an answer like others, and clap does not tell when it cannot be
     // written.
     let mut out = StandardOutput::new();
-    let written = write!(out, "{}", error.render()).and_then(|()| out.flush());
-    let status = one_shot(written.map(|()| CommandOutcome::Done).map_err(CommandError::Output));
-    std::process::exit(status.into())
+    let written = print(&mut out, error.render().to_string().as_bytes());
+    let flushed = out.flush().map_err(CommandError::Output);
+    let both = written.and_then(|_| one_shot(flushed.map(|()| CommandOutcome::Done)));
+    std::process::exit(status_of(both).into())
 }
 
-fn stdin() -> StdinLock<'static> {
-    io::stdin().lock()
+/// A command's exit status, or the error that it ends with.
+type Ending = Result<u8, Failure>;
+
+/// What is said on standard error, and the exit status that goes with it.
+struct Failure {
+    status: u8,
+    sentence: String,
 }
 
-/// Writes an error to standard error, in one line, and returns the exit status.
-fn fail(status: u8, error: &dyn Display) -> u8 {
-    logging::say(&format!("acervo: {error}"));
-    status
-}
-
-fn one_shot(result: Result<CommandOutcome, CommandError>) -> u8 {
-    match result {
-        Ok(outcome) => outcome.exit_status(),
-        Err(error) => fail(error.exit_status(), &error),
+impl Failure {
+    fn new(status: u8, error: impl Display) -> Failure {
+        Failure { status, sentence: format!("acervo: {error}") }
     }
 }
 
-/// The exit status of a read. Where no majority confirmed it, the error mentions `--serializable`.
-fn read(args: &ReadArgs, result: Result<CommandOutcome, CommandError>) -> u8 {
-    match result {
-        Err(error @ CommandError::Client(ClientError::NoMajority { .. }))
-            if args.is_linearizable() =>
-        {
-            let hint = "--serializable reads what one server has, without a majority";
-            fail(error.exit_status(), &format!("{error}; {hint}"))
+fn done((): ()) -> u8 {
+    exit_status::DONE
+}
+
+fn failed(error: impl Display) -> Failure {
+    Failure::new(exit_status::FAILED, error)
+}
+
+/// What was typed cannot be used.
+fn unusable(error: impl Display) -> Failure {
+    Failure::new(exit_status::USAGE, error)
+}
+
+fn status_of(ending: Ending) -> u8 {
+    ending.unwrap_or_else(|failure| {
+        logging::say(&failure.sentence);
+        failure.status
+    })
+}
+
+fn one_shot(result: Result<CommandOutcome, CommandError>) -> Ending {
+    let failure = |error: CommandError| Failure::new(error.exit_status(), error);
+    result.map(CommandOutcome::exit_status).map_err(failure)
+}
+
+fn print(out: &mut dyn Write, answer: &[u8]) -> Ending {
+    let printed = out.write_all(answer).map_err(CommandError::Output);
+    one_shot(printed.map(|()| CommandOutcome::Done))
+}
+
+/// The end of a command of the share. An error about a registry says so where the environment has
+/// named it, since that may be another one than is meant.
+fn shared(registries: &RegistriesArgs, result: Result<CommandOutcome, ShareError>) -> Ending {
+    let failure = |error: ShareError| match &error {
+        ShareError::Registry(_) if registries.are_from_environment() => {
+            Failure::new(error.exit_status(), format!("{error} (named by {REGISTRY_VARIABLE})"))
         }
-        other => one_shot(other),
-    }
+        _ => Failure::new(error.exit_status(), error),
+    };
+    result.map(CommandOutcome::exit_status).map_err(failure)
 }
 
-/// The exit status of a command of the share. An error about a registry says so where the
-/// environment has named it, since that may be another one than is meant.
-fn shared(registries: &RegistriesArgs, result: Result<CommandOutcome, ShareError>) -> u8 {
-    match result {
-        Ok(outcome) => outcome.exit_status(),
-        Err(error @ ShareError::Registry(_)) if registries.are_from_environment() => {
-            fail(error.exit_status(), &format!("{error} (named by {REGISTRY_VARIABLE})"))
-        }
-        Err(error) => fail(error.exit_status(), &error),
-    }
-}
-
-fn run_registry(args: &RegistryArgs) -> u8 {
+fn run_registry(args: &RegistryArgs) -> Ending {
     let listen = match args.listen {
         Some(listen) => listen,
         None if io::stdin().is_terminal() => {
             // On standard error, since standard output is for the console's lines alone.
             let (mut input, mut output) = (io::stdin().lock(), io::stderr());
-            match registry::questions::ask(&mut input, &mut output, &probe) {
-                Ok(listen) => listen,
-                Err(error) => return fail(exit_status::USAGE, &error),
-            }
+            registry::questions::ask(&mut input, &mut output, &probe).map_err(unusable)?
         }
         None => {
             let missing = "--listen is needed when there is no terminal to ask on";
-            return usage("registry", missing);
+            return Ok(usage("registry", missing));
         }
     };
     let config = RegistryConfig {
@@ -251,99 +353,76 @@ fn run_registry(args: &RegistryArgs) -> u8 {
     let directory: Arc<dyn PeerDirectory> = match &args.servers {
         None => Arc::new(MemoryDirectory::new(room, timeout)),
         Some(servers) => {
-            let servers = servers.iter().copied();
-            let client = Client::builder(servers).request_timeout(limits::STORE_REQUEST_TIMEOUT);
-            match client.build() {
-                Ok(client) => Arc::new(StoreDirectory::new(client, room, timeout)),
-                Err(error) => return fail(exit_status::USAGE, &error),
-            }
+            let client = Client::builder(servers.iter().copied());
+            let client = client.request_timeout(limits::STORE_REQUEST_TIMEOUT).build();
+            Arc::new(StoreDirectory::new(client.map_err(unusable)?, room, timeout))
         }
     };
-    registry::run(&config, directory)
-        .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
+    registry::run(&config, directory).map(done).map_err(failed)
 }
 
-fn run_peer(args: &PeerArgs) -> u8 {
+fn run_peer(args: &PeerArgs) -> Ending {
     let registries = args.registries.registry.clone();
     let options = ConsoleOptions { registries, limit_bytes_per_s: args.limit };
-    peer_console::run(&options)
-        .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
+    peer_console::run(&options).map(done).map_err(failed)
 }
 
-fn print_completions(
-    args: &CompletionsArgs,
-    out: &mut dyn Write,
-) -> Result<CommandOutcome, CommandError> {
+/// Made in memory: the generator panics on an output that fails.
+fn completions(args: &CompletionsArgs) -> Vec<u8> {
     let shell = match args.shell {
         Shell::Bash => clap_complete::Shell::Bash,
         Shell::Zsh => clap_complete::Shell::Zsh,
         Shell::Fish => clap_complete::Shell::Fish,
     };
-    // Made in memory first: the generator panics on an output that fails.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "acervo", &mut script);
-    out.write_all(&script).map_err(CommandError::Output)?;
-    Ok(CommandOutcome::Done)
+    script
 }
 
-fn run_bench(args: &BenchArgs, out: &mut dyn Write) -> u8 {
+fn run_bench(args: &BenchArgs, out: &mut dyn Write) -> Ending {
     let options = match args.options() {
         Ok(options) => options,
-        Err(wrong) => return usage("bench", wrong),
+        Err(wrong) => return Ok(usage("bench", wrong)),
     };
     // As it was typed, with the program's bare name, so that it can be kept and repeated.
     let arguments = std::env::args_os().skip(1).map(|argument| argument.display().to_string());
     let command: Vec<String> = std::iter::once("acervo".to_owned()).chain(arguments).collect();
-    match bench::command::run(&options, command.join(" "), out) {
-        Ok(()) => exit_status::DONE,
-        Err(error) => fail(error.exit_status(), &error),
-    }
+    let measured = bench::command::run(&options, command.join(" "), out);
+    measured.map(done).map_err(|error| Failure::new(error.exit_status(), error))
 }
 
 #[cfg(feature = "grpc")]
-fn run_kvs(args: &super::gateway::KvsArgs, out: &mut dyn Write) -> u8 {
+fn run_kvs(args: &super::gateway::KvsArgs, out: &mut dyn Write) -> Ending {
     if let Err(wrong) = args.check() {
-        return usage("kvs", wrong);
+        return Ok(usage("kvs", wrong));
     }
-    match super::kvs::run(args, out) {
-        Ok(outcome) => outcome.exit_status(),
-        Err(error) => fail(error.exit_status(), &error),
-    }
+    let called = super::kvs::run(args, out);
+    let called = called.map(CommandOutcome::exit_status);
+    called.map_err(|error| Failure::new(error.exit_status(), error))
 }
 
-fn run_server(mut args: ServerArgs) -> u8 {
+fn run_server(mut args: ServerArgs) -> Ending {
     let (listen, leader) = match (args.listen, args.leader) {
         (Some(listen), Some(leader)) => (listen, leader),
-        (None, None) if io::stdin().is_terminal() => match ask(&mut args) {
-            Ok(answers) => answers,
-            Err(status) => return status,
-        },
-        (listen, _) => {
-            let missing = match (listen, args.leader) {
-                (Some(_), _) => "--leader is needed together with --listen",
-                (None, Some(_)) => "--listen is needed together with --leader",
-                (None, None) => {
-                    "--listen and --leader are needed when there is no terminal to ask on"
-                }
-            };
-            return usage("server", missing);
+        (None, None) if io::stdin().is_terminal() => {
+            args.servers = check_group(args.servers).map_err(unusable)?;
+            // On standard error, since standard output is for the console's lines alone.
+            let (mut input, mut output) = (io::stdin().lock(), io::stderr());
+            let answers = questions::ask(&args.servers, &mut input, &mut output, &probe);
+            let answers = answers.map_err(unusable)?;
+            (answers.listen, answers.leader)
+        }
+        (Some(_), _) => return Ok(usage("server", "--leader is needed together with --listen")),
+        (None, Some(_)) => {
+            return Ok(usage("server", "--listen is needed together with --leader"));
+        }
+        (None, None) => {
+            let missing = "--listen and --leader are needed when there is no terminal to ask on";
+            return Ok(usage("server", missing));
         }
     };
-    match args.config(listen, leader) {
-        Err(error) => fail(exit_status::USAGE, &error),
-        Ok(config) => crate::server::run(config)
-            .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE),
-    }
-}
-
-fn ask(args: &mut ServerArgs) -> Result<(SocketAddr, SocketAddr), u8> {
-    args.servers =
-        check_group(args.servers.clone()).map_err(|error| fail(exit_status::USAGE, &error))?;
-    // On standard error, since standard output is for the console's lines alone.
-    let (mut input, mut output) = (io::stdin().lock(), io::stderr());
-    let answers = questions::ask(&args.servers, &mut input, &mut output, &probe)
-        .map_err(|error| fail(exit_status::USAGE, &error))?;
-    Ok((answers.listen, answers.leader))
+    let config = args.config(listen, leader).map_err(unusable)?;
+    crate::server::run(config).map(done).map_err(failed)
 }
 
 /// Prints a command's usage and what is missing, as for any other mistake on the command line.
@@ -360,22 +439,24 @@ fn usage(command: &str, message: &str) -> u8 {
     exit_status::USAGE
 }
 
-fn run_cluster(args: &ClusterArgs) -> u8 {
-    let ClusterFlags { servers, all, last } = match args.checked() {
-        Ok(checked) => checked,
-        Err(error) => return fail(exit_status::USAGE, &error),
-    };
-    let program = match std::env::current_exe() {
-        Ok(program) => program,
-        Err(error) => {
-            let message = format!("this program's own file could not be found: {error}");
-            return fail(exit_status::FAILED, &message);
-        }
-    };
+fn run_cluster(args: &ClusterArgs) -> Ending {
+    let ClusterFlags { servers, all, last } = args.checked().map_err(unusable)?;
+    let program = std::env::current_exe()
+        .map_err(|error| failed(format!("this program's own file could not be found: {error}")))?;
     if let Some(elsewhere) = args.not_asked_by(std::env::var("ACERVO_SERVERS").ok().as_deref()) {
         logging::say(&format!("acervo: {elsewhere}"));
     }
     let data_root = args.data_dir.clone();
-    cluster::run(&ClusterConfig { program, servers, data_root, flags: all, last_flags: last })
-        .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
+    let config = ClusterConfig { program, servers, data_root, flags: all, last_flags: last };
+    cluster::run(&config).map(done).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
 }

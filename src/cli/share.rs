@@ -18,7 +18,7 @@ use unicode_normalization::UnicodeNormalization;
 
 use super::args::Format;
 use super::choice::{Choice, choices};
-use super::commands::CommandOutcome;
+use super::outcome::CommandOutcome;
 use super::output::print_json;
 use super::share_args::{FetchArgs, ListArgs, ShareArgs};
 use super::stdout;

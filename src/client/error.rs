@@ -109,8 +109,8 @@ pub enum ClientError {
         /// Why the read of it failed.
         why: Box<ClientError>,
     },
-    /// The condition of a write did not hold and nothing was written, but the value that the key has
-    /// instead, which was asked for as well, could not be read.
+    /// The condition of a write did not hold and nothing was written, but the value that the key
+    /// has instead, which was asked for as well, could not be read.
     #[error(
         "nothing was written: the key has version {newest}; its value could not be read: {why}"
     )]

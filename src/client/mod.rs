@@ -1,8 +1,9 @@
 //! The client library: one [`Client`] for a group of servers.
 //!
 //! What it promises: no caller of one client ever gets a value older than one that client has seen
-//! (SPEC A4), a write is applied once however often it had to be sent, and every call, or next row of
-//! a long read, ends within its time. What it needs: some of the servers' addresses; who leads is no business of a client.
+//! (SPEC A4), a write is applied once however often it had to be sent, and every call, or next row
+//! of a long read, ends within its time. What it needs: some of the servers' addresses; who leads
+//! is no business of a client.
 //!
 //! What it leaves out: finding servers by name, and encryption.
 //!
@@ -15,7 +16,8 @@
 // `seen` remembers timestamps; `writes`, `reads` and `rows` are the operations, each written once,
 // as an `async` body, of which `faces` makes two: `Client` blocks, `AsyncClient` (`asynchronous`,
 // feature `async`) needs an executor and no particular one. `submit` reports on the client's
-// thread, for the console. `greeting` and `dial` are for others that speak to a server, or to a share, too.
+// thread, for the console. `greeting` and `dial` are for others that speak to a server, or to a
+// share, too.
 
 #[cfg(feature = "async")]
 mod asynchronous;
@@ -206,7 +208,8 @@ impl Default for Timing {
     }
 }
 
-/// A server and what it says of itself, or why it does not; `None` when it has not answered in time.
+/// A server and what it says of itself, or why it does not; `None` when it has not answered in
+/// time.
 pub type StatusAnswer = (SocketAddr, Option<Result<ServerStatus, ClientError>>);
 
 /// A write that is done.

@@ -74,7 +74,7 @@ enum Mood {
     Closing,
     /// Answers nothing but PING, and does what it is asked or does not.
     Mute,
-    /// Answers everything twice.
+    /// Says each answer twice, one after the other.
     Repeating,
     /// Does what it is asked, and greets once more before it answers.
     Regreeting,

@@ -14,8 +14,9 @@
 //!   for long to a third. Whichever answers first counts. When that is the second one and the first
 //!   has not even answered PING, the first counts as unhealthy, although its time to be silent is
 //!   not over; so does one that is overtaken several times running.
-//! - A server is *mute* that has owed the answer for longer than any server takes, PINGs answered or
-//!   not: it may still answer, a write as well as a read, but nobody waits for it alone any more.
+//! - A server is *mute* that has owed the answer for longer than any server takes, PINGs answered
+//!   or not: it may still answer, a write as well as a read, but nobody waits for it alone any
+//!   more.
 //! - A write leaves as soon as a server has greeted. Those that had not greeted in time and do so
 //!   later do not get a copy of it as well, unless the one that has it comes to nothing. What has
 //!   left cannot be called back.

@@ -6,9 +6,9 @@
 //! is owed and nothing comes, the server is asked with PING; after [`Timing::silence_timeout`]
 //! without a byte the link is given up. What has been asked is owed until something comes, also
 //! when its caller has given up: else calls that are shorter than that time would wait, one after
-//! the other, on a connection whose other end has gone without a word. An answer may take as long as it likes as long as the
-//! server is heard; but a server that has answered nothing for [`CLIENT_MUTE_TIMEOUT`] is told of,
-//! so that others are asked first.
+//! the other, on a connection whose other end has gone without a word. An answer may take as long
+//! as it likes as long as the server is heard; but a server that has answered nothing for
+//! [`CLIENT_MUTE_TIMEOUT`] is told of, so that others are asked first.
 //!
 //! What a server does not take waits in its connection's queue, also when its caller has given up.
 //! A request for which there is no room there waits here ([`Early`]), where it can be given up.

@@ -17,10 +17,10 @@
 //! ([`CLIENT_REQUESTS_MAX`], and [`CLIENT_REQUEST_BYTES_MAX`] of the requests of writes, and as
 //! much of those of reads), and, if it is a write, in the window of sequence numbers. Calls that
 //! wait go in the order of their numbers, but a read passes writes that wait, for the window or for
-//! bytes, and a write reads. Then its attempts begin. Each is sent on its server's link: at once if that is open
-//! and its server takes what it is sent, else when it does. The request is built at that moment, so
-//! that a retry asks with what is known by then. The first answer that its [`Exchange`] takes ends
-//! the call, and so do its deadline and what [`attempts`] counts as final.
+//! bytes, and a write reads. Then its attempts begin. Each is sent on its server's link: at once if
+//! that is open and its server takes what it is sent, else when it does. The request is built at
+//! that moment, so that a retry asks with what is known by then. The first answer that its
+//! [`Exchange`] takes ends the call, and so do its deadline and what [`attempts`] counts as final.
 //!
 //! Invariants:
 //!

@@ -1,67 +1,125 @@
-//! `acervo status`: what every server says of itself, as a table or as JSON.
+//! `acervo status`: what every server says of itself, as a table or as JSON; and `health`, which
+//! makes one sentence of it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::sync::mpsc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use serde::Serialize;
+use clap::Args;
+use serde_json::json;
 
-use crate::client::{Client, ClientError};
+use super::super::args::{Format, GroupArgs, RequestArgs};
+use super::super::outcome::{CommandError, CommandOutcome};
+use super::super::output::{Object, print_json};
+use super::super::units::parse_duration;
+use super::session::{OneShot, Streams, builder};
+use crate::client::{Client, ClientError, ReadOptions, Role, ServerStatus, StatusAnswer};
 use crate::model::History;
 use crate::text::escape;
-use crate::wire::message::{Role, ServerStatus};
 
 /// How long `acervo status` waits for other servers when one has answered: a healthy one needs some
-/// milliseconds.
+/// milliseconds, and a frozen one is what the question is often about.
 const STATUS_GRACE: Duration = Duration::from_millis(150);
 
-/// One server and what it said, or why it did not.
-pub(super) struct StatusRow {
-    pub(super) server: SocketAddr,
-    pub(super) status: Result<ServerStatus, String>,
+/// The flags and arguments of `acervo status`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo status
+  acervo status --json
+
+'rows' counts the rows of a server's store: one a version of a key, what was removed in the last
+minute included, and some of its own; so there are at most so many keys. 'acervo getrange .. ..
+--count' tells how many.
+
+Exit status 3 when no server answers, nobody leads, or disks are full, so that nothing can be
+written.")]
+pub struct StatusArgs {
+    /// Which servers are asked, for how long, and how the answer is printed.
+    #[command(flatten)]
+    pub request: RequestArgs,
 }
 
-/// Asks all servers at once. When one has answered, the others have [`STATUS_GRACE`] left: a
-/// healthy one needs no longer, and a frozen one is what the question is often about.
-pub(super) fn ask_all(client: &Client) -> Vec<StatusRow> {
-    let (answers, answered) = mpsc::channel();
-    let servers = client.servers();
-    for server in servers.iter().copied() {
-        let (client, asked) = (client.clone(), answers.clone());
-        let ask = move || drop(asked.send((server, client.status(server).map_err(reason))));
-        if let Err(error) = thread::Builder::new().spawn(ask) {
-            let reason = ClientError::Thread(error.to_string()).to_string();
-            drop(answers.send((server, Err(reason))));
+impl OneShot for StatusArgs {
+    fn run(&self, streams: &mut Streams<'_>) -> Result<CommandOutcome, CommandError> {
+        let request = &self.request;
+        let rows = ask_all(&builder(&request.group.servers, request.timeout).build()?)?;
+        match request.format.get() {
+            Format::Text => print_table(streams.out, &rows),
+            Format::Json => print_json(streams.out, &json(&rows)),
         }
+        .map_err(CommandError::Output)?;
+        Ok(match is_led(&rows) && full_disks(&rows).is_empty() {
+            true => CommandOutcome::Done,
+            false => CommandOutcome::NotWritable,
+        })
     }
-    drop(answers);
-    let mut rows: HashMap<SocketAddr, Result<ServerStatus, String>> = HashMap::new();
-    let mut until: Option<Instant> = None;
-    while rows.len() < servers.len() {
-        let answer = match until {
-            None => answered.recv().ok(),
-            Some(until) => {
-                answered.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
-            }
-        };
-        let Some((server, status)) = answer else { break };
-        if status.is_ok() && until.is_none() {
-            until = Some(Instant::now() + STATUS_GRACE);
+}
+
+/// The flags and arguments of `acervo health`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo health && acervo put title 'Dom Casmurro'
+  acervo health --servers 10.0.0.1:10097 --timeout 2s      of one server
+
+Prints 'healthy' and ends with status 0 when one of the servers answers a read that a majority
+confirms, and no full disk keeps everybody from writing; else says why not, and ends with
+status 3.")]
+pub struct HealthArgs {
+    /// The servers that can be asked.
+    #[command(flatten)]
+    pub group: GroupArgs,
+    /// The whole time of the check
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub timeout: Duration,
+}
+
+impl OneShot for HealthArgs {
+    /// Checks that a majority confirms a read, of a key that need not exist, and that there is room
+    /// for writes.
+    fn run(&self, streams: &mut Streams<'_>) -> Result<CommandOutcome, CommandError> {
+        let client = builder(&self.group.servers, self.timeout).build()?;
+        // A range, since servers show every GET on their consoles.
+        let anything = ReadOptions { linearizable: true, ..ReadOptions::default() };
+        client.range("health", "health", anything)?.keys_only().next().transpose()?;
+        let full = full_disks(&ask_all(&client)?);
+        if !full.is_empty() {
+            return Err(CommandError::NoRoom(no_room(&full)));
         }
-        rows.insert(server, status);
+        writeln!(streams.out, "healthy").map_err(CommandError::Output)?;
+        Ok(CommandOutcome::Done)
     }
+}
+
+/// One server and what it said, or why it did not.
+struct StatusRow {
+    server: SocketAddr,
+    status: Result<ServerStatus, String>,
+}
+
+/// Asks all servers at once.
+fn ask_all(client: &Client) -> Result<Vec<StatusRow>, ClientError> {
+    let reason = |error| match error {
+        // Of one server only the reason is news: its address stands in front of it.
+        ClientError::Unreachable { mut servers, .. } if servers.len() == 1 => {
+            servers.remove(0).reason
+        }
+        other => other.to_string(),
+    };
     let late = || Err(format!("no answer within {STATUS_GRACE:?} of another server's"));
-    let row = |server| StatusRow { server, status: rows.remove(&server).unwrap_or_else(late) };
-    servers.into_iter().map(row).collect()
+    let row = |(server, answer): StatusAnswer| StatusRow {
+        server,
+        status: answer.map_or_else(late, |status| status.map_err(reason)),
+    };
+    Ok(client.status_of_each(STATUS_GRACE)?.into_iter().map(row).collect())
 }
 
 /// Whether somebody is known to lead, so that writes can be ordered. A leader without a majority
 /// steps down, and whoever has not heard a leader for an election time-out knows none; who still
 /// speaks of an older term has not heard.
-pub(super) fn is_led(rows: &[StatusRow]) -> bool {
+fn is_led(rows: &[StatusRow]) -> bool {
     let statuses = || rows.iter().filter_map(|row| row.status.as_ref().ok());
     let newest = statuses().map(|status| status.term).max();
     statuses().any(|status| Some(status.term) == newest && status.leader.is_some())
@@ -69,7 +127,7 @@ pub(super) fn is_led(rows: &[StatusRow]) -> bool {
 
 /// The servers whose full disks keep everybody from writing, by the word of those who know of the
 /// newest term.
-pub(super) fn full_disks(rows: &[StatusRow]) -> Vec<String> {
+fn full_disks(rows: &[StatusRow]) -> Vec<String> {
     let statuses = || rows.iter().filter_map(|row| row.status.as_ref().ok());
     let newest = statuses().map(|status| status.term).max();
     let current = statuses().filter(|status| Some(status.term) == newest);
@@ -81,7 +139,7 @@ pub(super) fn full_disks(rows: &[StatusRow]) -> Vec<String> {
 }
 
 /// A sentence that says which full disks keep everybody from writing, and what to do.
-pub(super) fn no_room(full: &[String]) -> String {
+fn no_room(full: &[String]) -> String {
     let disks = match full {
         [_] => "the disk",
         _ => "the disks",
@@ -92,16 +150,6 @@ pub(super) fn no_room(full: &[String]) -> String {
          or trim keys and wait a minute or two; reading and removing go on",
         full.join(" and ")
     )
-}
-
-/// Of one server only the reason is news: its address stands in front of it.
-fn reason(error: ClientError) -> String {
-    match error {
-        ClientError::Unreachable { mut servers, .. } if servers.len() == 1 => {
-            servers.remove(0).reason
-        }
-        other => other.to_string(),
-    }
 }
 
 fn role_name(role: Role) -> &'static str {
@@ -128,7 +176,7 @@ const HEADERS: [&str; 12] = [
 ];
 
 /// Prints the table. `in sync` is what the leader says of each server; `-` when no leader answered.
-pub(super) fn print_table(out: &mut dyn Write, rows: &[StatusRow]) -> io::Result<()> {
+fn print_table(out: &mut dyn Write, rows: &[StatusRow]) -> io::Result<()> {
     let statuses = || rows.iter().filter_map(|row| row.status.as_ref().ok());
     // A deposed leader may not know it yet; the one with the newest term does.
     let leader = statuses().filter(|s| s.role == Role::Leader).max_by_key(|s| s.term);
@@ -147,7 +195,8 @@ pub(super) fn print_table(out: &mut dyn Write, rows: &[StatusRow]) -> io::Result
                 status.commit.to_string(),
                 status.applied.to_string(),
                 in_sync(&row.server).to_owned(),
-                (status.client_connections + status.server_connections).to_string(),
+                (u64::from(status.client_connections) + u64::from(status.server_connections))
+                    .to_string(),
                 format!("{:.1} ms", status.longest_stall_us as f64 / 1000.0),
                 size(status.disk_bytes),
                 status.store_rows.to_string(),
@@ -245,86 +294,46 @@ fn uptime(uptime_ms: u64) -> String {
     }
 }
 
-/// The answer of `acervo status` as JSON.
-#[derive(Serialize)]
-pub(super) struct StatusJson<'a> {
-    servers: Vec<ServerJson<'a>>,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum ServerJson<'a> {
-    Answered(Box<AnsweredJson<'a>>),
-    Unreachable { address: String, role: &'static str, reason: &'a str },
-}
-
-#[derive(Serialize)]
-struct AnsweredJson<'a> {
-    address: String,
-    role: &'static str,
-    node: u64,
-    /// Hexadecimal: JSON numbers are not all 64 bits wide in every reader.
-    cluster: String,
-    leader: Option<&'a str>,
-    term: u64,
-    commit: u64,
-    applied: u64,
-    applied_timestamp: i64,
-    last_index: u64,
-    in_sync: &'a [String],
-    full_disks: &'a [String],
-    client_connections: u32,
-    server_connections: u32,
-    uptime_ms: u64,
-    longest_stall_us: u64,
-    disk_bytes: u64,
-    store_rows: u64,
-    version: &'a str,
-    level: u32,
-    history: Option<String>,
-    warnings: &'a [String],
-}
-
 /// The rows as one object.
-pub(super) fn json(rows: &[StatusRow]) -> StatusJson<'_> {
-    StatusJson { servers: rows.iter().map(server_json).collect() }
+fn json(rows: &[StatusRow]) -> Object {
+    let servers: Vec<_> = rows.iter().map(server_json).collect();
+    Object::default().with("servers", json!(servers))
 }
 
-fn server_json(row: &StatusRow) -> ServerJson<'_> {
-    let address = row.server.to_string();
+fn server_json(row: &StatusRow) -> Object {
+    let object = Object::default().with("address", json!(row.server));
     match &row.status {
-        Ok(status) => ServerJson::Answered(Box::new(AnsweredJson {
-            address,
-            role: role_name(status.role),
-            node: status.node.0,
-            cluster: status.cluster.to_string(),
-            leader: status.leader.as_deref(),
-            term: status.term,
-            commit: status.commit,
-            applied: status.applied,
-            applied_timestamp: status.applied_timestamp.0,
-            last_index: status.last_index,
-            in_sync: &status.in_sync,
-            full_disks: &status.full_disks,
-            client_connections: status.client_connections,
-            server_connections: status.server_connections,
-            uptime_ms: status.uptime_ms,
-            longest_stall_us: status.longest_stall_us,
-            disk_bytes: status.disk_bytes,
-            store_rows: status.store_rows,
-            version: &status.version,
-            level: status.level,
-            history: status.history.map(|history| history.to_string()),
-            warnings: &status.warnings,
-        })),
-        Err(reason) => ServerJson::Unreachable { address, role: "unreachable", reason },
+        Ok(status) => object
+            .with("role", json!(role_name(status.role)))
+            .with("node", json!(status.node))
+            // Hexadecimal: JSON numbers are not all 64 bits wide in every reader.
+            .with("cluster", json!(status.cluster.to_string()))
+            .with("leader", json!(status.leader))
+            .with("term", json!(status.term))
+            .with("commit", json!(status.commit))
+            .with("applied", json!(status.applied))
+            .with("applied_timestamp", json!(status.applied_timestamp))
+            .with("last_index", json!(status.last_index))
+            .with("in_sync", json!(status.in_sync))
+            .with("full_disks", json!(status.full_disks))
+            .with("client_connections", json!(status.client_connections))
+            .with("server_connections", json!(status.server_connections))
+            .with("uptime_ms", json!(status.uptime_ms))
+            .with("longest_stall_us", json!(status.longest_stall_us))
+            .with("disk_bytes", json!(status.disk_bytes))
+            .with("store_rows", json!(status.store_rows))
+            .with("version", json!(status.version))
+            .with("level", json!(status.level))
+            .with("history", json!(status.history.map(|history| history.to_string())))
+            .with("warnings", json!(status.warnings)),
+        Err(reason) => object.with("role", json!("unreachable")).with("reason", json!(reason)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ClusterId, NodeId, Timestamp};
+    use crate::client::{ClusterId, NodeId, Timestamp};
 
     fn rows() -> Vec<StatusRow> {
         let addresses: Vec<String> = (1..=3).map(|port| format!("127.0.0.1:1009{port}")).collect();

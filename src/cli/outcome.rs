@@ -1,0 +1,81 @@
+//! What a command comes to, and the exit status that says so.
+
+use std::io;
+
+use super::at::AtError;
+use super::input::InputError;
+use crate::client::{ClientError, Timestamp};
+use crate::process::exit_status;
+
+/// The outcome of a command that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandOutcome {
+    /// What was asked for was found, or is done.
+    Done,
+    /// The key that was asked for does not exist.
+    NotFound,
+    /// A condition did not hold, and nothing was written.
+    Conflict,
+    /// The outcome of `status` when no server answered, nobody leads, or disks are full; the table
+    /// says why.
+    NotWritable,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The request failed, or its arguments cannot be used.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// No majority confirmed a read, of which one server might have told.
+    #[error("{0}; --serializable reads what one server has, without a majority")]
+    NotConfirmed(ClientError),
+    /// An argument or a line of standard input cannot be used.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The time or version of `--at` cannot be used.
+    #[error(transparent)]
+    At(#[from] AtError),
+    /// A terminal would take bytes of the value for control sequences.
+    #[error(
+        "the value has control characters, which a terminal would take for commands: send --raw \
+         into a pipe or a file, or leave it out"
+    )]
+    RawOnTerminal,
+    /// Full disks keep everybody from writing, says this sentence.
+    #[error("{0}")]
+    NoRoom(String),
+    /// The answer could not be printed.
+    #[error("the answer could not be printed: {0}")]
+    Output(io::Error),
+    /// The answer to a write that is done could not be printed.
+    #[error("the write is done, with version {0}; the answer could not be printed: {1}")]
+    DoneUnprinted(Timestamp, io::Error),
+}
+
+impl CommandOutcome {
+    /// The process's exit status.
+    pub fn exit_status(self) -> u8 {
+        match self {
+            CommandOutcome::Done => exit_status::DONE,
+            CommandOutcome::NotFound | CommandOutcome::Conflict => exit_status::NOT_FOUND,
+            CommandOutcome::NotWritable => exit_status::UNAVAILABLE,
+        }
+    }
+}
+
+impl CommandError {
+    /// The process's exit status.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            CommandError::Client(error) if error.is_of_the_request() => exit_status::USAGE,
+            CommandError::Client(_) | CommandError::NotConfirmed(_) | CommandError::NoRoom(_) => {
+                exit_status::UNAVAILABLE
+            }
+            CommandError::Input(_) | CommandError::At(_) | CommandError::RawOnTerminal => {
+                exit_status::USAGE
+            }
+            CommandError::Output(_) | CommandError::DoneUnprinted(..) => exit_status::FAILED,
+        }
+    }
+}
