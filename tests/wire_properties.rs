@@ -11,7 +11,7 @@ use acervo::model::{
     Barrier, ChunkHash, ClientId, ClusterId, Condition, ContentId, Del, DelAll, DelRange, Effect,
     EncodedWrite, FileEntry, FileName, History, LogEntry, NodeId, OpResult, PageNext, PageOf,
     PeerId, Previous, Put, PutAll, PutIf, RequestId, Row, SetHistory, SnapshotId, Timestamp, Trim,
-    WriteAnswer, WriteOp,
+    WriteAnswer, WriteIf, WriteOp,
 };
 use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
@@ -87,6 +87,12 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
             let condition = version.map_or(Condition::Absent, Condition::Version);
             WriteOp::PutIf(PutIf { key, value, condition })
         }),
+        (blob(), option::of(timestamp()), vec((blob(), blob()), 0..5), vec(blob(), 0..5)).prop_map(
+            |(key, version, puts, removes)| {
+                let condition = version.map_or(Condition::Absent, Condition::Version);
+                WriteOp::WriteIf(WriteIf { key, condition, puts, removes })
+            }
+        ),
         any::<u64>().prop_filter_map("a history", |number| {
             history(number).map(|history| WriteOp::SetHistory(SetHistory { history }))
         }),

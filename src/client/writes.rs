@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 #[cfg(feature = "async")]
 use super::asynchronous::AsyncRows;
+use super::call::wait;
 use super::core::{Retry, Target, Verdict, judge_error, judge_unexpected};
 use super::error::ClientError;
 use super::faces::calls;
@@ -18,7 +19,7 @@ use super::{Client, PutOk, check_key, check_keys, check_value};
 use crate::limits;
 use crate::model::{
     Condition, Del, DelAll, DelRange, History, Learned, OpResult, OpShape, Operation, Previous,
-    Put, PutAll, PutIf, RequestId, Row, SetHistory, Timestamp, Trim, WriteAnswer, WriteOp,
+    Put, PutAll, PutIf, RequestId, Row, SetHistory, Timestamp, Trim, WriteAnswer, WriteIf, WriteOp,
 };
 use crate::wire::message::{Reply, Request, WriteRequest};
 
@@ -251,6 +252,31 @@ calls! {
 }
 
 impl Client {
+    /// Stores and removes many keys, all or none, at one version, if `condition` holds of `key`,
+    /// which may be among them. Returns that version, or `None` if the condition did not hold and
+    /// nothing was written. Of a key given twice the last value counts, and one that is stored as
+    /// well as removed is only stored.
+    ///
+    /// # Errors
+    /// As [`Client::put_all`].
+    pub(crate) fn write_if(
+        &self,
+        key: &str,
+        condition: Condition,
+        puts: Vec<(String, Vec<u8>)>,
+        removes: Vec<String>,
+    ) -> Result<Option<Timestamp>, ClientError> {
+        let check = |(key, value): (String, Vec<u8>)| {
+            Ok((check_key(key.as_bytes())?, check_value(&value)?))
+        };
+        let puts = puts.into_iter().map(check).collect::<Result<_, ClientError>>()?;
+        let (key, removes) = (check_key(key.as_bytes())?, check_keys(removes)?);
+        let op = WriteOp::from(WriteIf { key, condition, puts, removes });
+        check_size(&op)?;
+        let (answer, ..) = wait(self.write_in_time(op))?;
+        Ok((answer.result == OpResult::Done).then_some(answer.timestamp))
+    }
+
     async fn remove(&self, range: KeyRange) -> Result<WrittenMany, ClientError> {
         let (from, to) = (range.from.clone(), range.to.clone());
         self.write_many(DelRange { from, to }, Wanted::Range(range)).await
@@ -298,13 +324,7 @@ impl Client {
         wanted: Wanted,
     ) -> Result<WrittenMany, ClientError> {
         let op = op.into();
-        let OpShape { keys, bytes, .. } = OpShape::of(&op);
-        if keys > limits::TRANSACTION_KEYS_MAX {
-            return Err(ClientError::TooManyKeys(keys));
-        }
-        if bytes > limits::TRANSACTION_BYTES_MAX {
-            return Err(ClientError::TooManyBytes(bytes));
-        }
+        check_size(&op)?;
         let (answer, server, _) = self.write_in_time(op).await?;
         let timestamp = answer.timestamp;
         Ok(WrittenMany { timestamp, server, rows: Rows::before(self, wanted, timestamp) })
@@ -360,6 +380,18 @@ impl Client {
         let target = Target::LeaderFirst;
         self.request(target, deadline, retry, request_bytes, build, judge).await
     }
+}
+
+/// Checks that an operation is no larger than one write may be.
+fn check_size(op: &WriteOp) -> Result<(), ClientError> {
+    let OpShape { keys, bytes, .. } = OpShape::of(op);
+    if keys > limits::TRANSACTION_KEYS_MAX {
+        return Err(ClientError::TooManyKeys(keys));
+    }
+    if bytes > limits::TRANSACTION_BYTES_MAX {
+        return Err(ClientError::TooManyBytes(bytes));
+    }
+    Ok(())
 }
 
 /// Remembers what the answer to a write says of the newest versions, so that no later read goes

@@ -18,7 +18,7 @@ use super::{keys, log};
 use crate::model::{
     Action, Barrier, ClientId, Command, Condition, Del, DelAll, DelRange, FeatureLevel,
     GarbageCollection, GroupRules, History, LogEntry, Put, PutAll, PutIf, Release, ReleaseVersion,
-    RequestId, SetHistory, StateLimits, Timestamp, Trim, WriteOp,
+    RequestId, SetHistory, StateLimits, Timestamp, Trim, WriteIf, WriteOp,
 };
 
 /// The limits of one group. Those that a release gives new groups may change, and no format with
@@ -190,6 +190,12 @@ fn the_commands_in_the_log_are_those_of_its_format() {
         WriteOp::Barrier(Barrier {}),
         put_if(Condition::Absent),
         put_if(Condition::Version(Timestamp(8))),
+        WriteOp::WriteIf(WriteIf {
+            key: key(),
+            condition: Condition::Absent,
+            puts: vec![(key(), Bytes::from("v"))],
+            removes: vec![Bytes::from("r")],
+        }),
         WriteOp::SetHistory(SetHistory { history }),
     ];
     let (rows_max, bytes_max) = (5, 6);

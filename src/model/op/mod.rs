@@ -27,6 +27,7 @@ mod put_all;
 mod put_if;
 mod set_history;
 mod trim;
+mod write_if;
 
 use std::mem::Discriminant;
 
@@ -42,6 +43,7 @@ pub use put_all::PutAll;
 pub use put_if::{Condition, PutIf};
 pub use set_history::SetHistory;
 pub use trim::Trim;
+pub use write_if::WriteIf;
 
 use super::outcome::WriteAnswer;
 use super::{History, Timestamp};
@@ -198,6 +200,16 @@ pub enum Learned<'a> {
     NoKey,
 }
 
+impl<'a> Learned<'a> {
+    /// What is known of a key that has this newest version, or no value.
+    fn of(key: &'a Bytes, newest: Option<Timestamp>) -> Learned<'a> {
+        match newest {
+            Some(newest) => Learned::Newest(key, newest),
+            None => Learned::Gone(key),
+        }
+    }
+}
+
 /// Declares the one list of operations: the variants of [`WriteOp`], each with its name in the log
 /// and on the wire.
 macro_rules! operations {
@@ -260,6 +272,7 @@ operations! {
     Put = "PUT": "Store a new newest version of a key.",
     PutAll = "PUT_ALL": "Store a new newest version of each key, all at one version.",
     PutIf = "PUT_IF": "Store a new newest version of a key, if it is as the client has seen it.",
+    WriteIf = "WRITE_IF": "Store and remove many keys, if one is as the client has seen it.",
     Del = "DEL": "Remove every version of a key.",
     DelAll = "DEL_ALL": "Remove every version of each key.",
     DelRange = "DEL_RANGE": "Remove every version of every key of a range.",

@@ -34,7 +34,21 @@ pub enum Condition {
 }
 
 impl Condition {
-    fn holds(self, newest: Option<Timestamp>) -> bool {
+    /// Refuses what holds of no key.
+    ///
+    /// # Errors
+    /// One sentence for a person.
+    pub(super) fn check(self) -> Result<(), String> {
+        match self {
+            Condition::Version(version) if version <= Timestamp::ZERO => Err(format!(
+                "no key can have version {version}: name a version that is greater than 0, or that \
+                 the key is absent"
+            )),
+            Condition::Version(_) | Condition::Absent => Ok(()),
+        }
+    }
+
+    pub(super) fn holds(self, newest: Option<Timestamp>) -> bool {
         match self {
             Condition::Absent => newest.is_none(),
             Condition::Version(version) => newest == Some(version),
@@ -48,13 +62,7 @@ impl Operation for PutIf {
     }
 
     fn check(&self) -> Result<(), String> {
-        match self.condition {
-            Condition::Version(version) if version <= Timestamp::ZERO => Err(format!(
-                "no key can have version {version}: name a version that is greater than 0, or that \
-                 the key is absent"
-            )),
-            Condition::Version(_) | Condition::Absent => Ok(()),
-        }
+        self.condition.check()
     }
 
     fn adds_data(&self) -> bool {
@@ -86,10 +94,7 @@ impl Operation for PutIf {
     fn learned(&self, answer: &WriteAnswer) -> Learned<'_> {
         match answer.result {
             OpResult::Done => Learned::Newest(&self.key, answer.timestamp),
-            OpResult::ConditionFailed { newest: Some(newest) } => {
-                Learned::Newest(&self.key, newest)
-            }
-            OpResult::ConditionFailed { newest: None } => Learned::Gone(&self.key),
+            OpResult::ConditionFailed { newest } => Learned::of(&self.key, newest),
         }
     }
 }

@@ -106,7 +106,8 @@ impl World {
             }
             if code == ErrorCode::DiskFull {
                 let adds =
-                    matches!(write.op, WriteOp::Put(_) | WriteOp::PutAll(_) | WriteOp::PutIf(_));
+                    matches!(write.op, WriteOp::Put(_) | WriteOp::PutAll(_) | WriteOp::PutIf(_))
+                        || matches!(&write.op, WriteOp::WriteIf(of) if !of.puts.is_empty());
                 ensure!(adds, "refused for want of room: {write:?}");
             }
             let no_majority = code == ErrorCode::NoMajority;
@@ -212,13 +213,13 @@ impl World {
             "{write:?} was told {previous:?}, applied as {written:?}"
         );
         // Whether a condition holds is known only when the write is applied.
-        let is_conditional = matches!(write.op, WriteOp::PutIf(_));
+        let is_conditional = matches!(write.op, WriteOp::PutIf(_) | WriteOp::WriteIf(_));
         ensure!(!is_conditional || written.is_some(), "{write:?} was answered, not applied");
         let result_expected = written.map_or(OpResult::Done, |written| written.result);
         ensure!(result == result_expected, "{write:?} came to {result:?}, applied as {written:?}");
         let looked_at = written.and_then(|written| written.looked_at.clone());
         let keys = match (&write.op, written) {
-            (WriteOp::PutIf(_), Some(written)) => written.keys.clone(),
+            (WriteOp::PutIf(_) | WriteOp::WriteIf(_), Some(written)) => written.keys.clone(),
             (WriteOp::Trim(_) | WriteOp::Barrier(_) | WriteOp::SetHistory(_), _) => Vec::new(),
             (WriteOp::DelRange(_), written) => {
                 let keys = written.map(|written| written.keys.clone());

@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 use crate::checker::{Verdict, ensure};
 use crate::linearizability::Span;
-use crate::model::keys_of;
+use crate::model::named_keys;
 use crate::server::node_id;
 use crate::world::{Event, MILLISECOND, World};
 
@@ -140,7 +140,7 @@ impl Question {
     /// Whether it names a key that cannot exist.
     fn is_invalid(&self) -> bool {
         match self {
-            Question::Write(write) => keys_of(&write.op).iter().any(Bytes::is_empty),
+            Question::Write(write) => named_keys(&write.op).iter().any(Bytes::is_empty),
             read => read.read().is_some_and(|read| read.check().is_err()),
         }
     }

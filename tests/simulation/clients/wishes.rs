@@ -2,7 +2,7 @@
 
 use acervo::model::{
     Barrier, Condition, Del, DelAll, DelRange, History, PageOf, Put, PutAll, PutIf, SetHistory,
-    Timestamp, Trim, WriteOp,
+    Timestamp, Trim, WriteIf, WriteOp,
 };
 use acervo::wire::message::{GetRequest, PageRequest};
 use bytes::Bytes;
@@ -67,7 +67,15 @@ impl World {
                 let condition = self.any_condition(client, &key);
                 PutIf { key, value: value(0, id), condition }.into()
             }
-            12..45 => WriteOp::Put(Put {
+            12..20 => {
+                let key = self.any_key(KEYS_WRITTEN);
+                let condition = self.any_condition(client, &key);
+                let keys = self.any_keys(KEYS_WRITTEN).into_iter().enumerate();
+                let puts = keys.map(|(part, key)| (key, value(part, id))).collect();
+                let removes = self.any_keys(KEYS);
+                WriteIf { key, condition, puts, removes }.into()
+            }
+            20..45 => WriteOp::Put(Put {
                 key: self.any_key(KEYS_WRITTEN),
                 value: value(0, id),
                 tells_previous,
