@@ -36,6 +36,12 @@ fn files(registry: SocketAddr) -> serde_json::Value {
     run(&["files", "--format", "json", "--registry", &registry.to_string()]).json()
 }
 
+fn names(registry: SocketAddr) -> Vec<String> {
+    let listed = files(registry);
+    let rows = listed["files"].as_array().unwrap();
+    rows.iter().map(|row| row["name"].as_str().unwrap().to_owned()).collect()
+}
+
 #[test]
 fn several_registries_serve_one_index_and_none_is_needed() {
     let mut group = Group::start(3, &["--console", "off"]);
@@ -68,11 +74,6 @@ fn several_registries_serve_one_index_and_none_is_needed() {
     group.kill(0);
     write(&b, "new.txt", b"new");
     std::fs::remove_file(b.join("ação.txt")).unwrap();
-    let names = |registry| -> Vec<String> {
-        let listed = files(registry);
-        let rows = listed["files"].as_array().unwrap();
-        rows.iter().map(|row| row["name"].as_str().unwrap().to_owned()).collect()
-    };
     eventually("the change is known", || {
         (names(second.address) == ["film.mkv", "new.txt"]).then_some(())
     });
@@ -107,6 +108,45 @@ fn several_registries_serve_one_index_and_none_is_needed() {
     one.signal(Signal::TERM);
     one.wait();
     eventually("it has left", || (listed()["peers"].as_array().unwrap().len() == 1).then_some(()));
+}
+
+/// Its peer joins at another one meanwhile, and what it does about that peer when it goes on is in
+/// vain.
+#[test]
+fn a_registry_that_was_stopped_takes_no_peer_back_when_it_goes_on() {
+    let group = Group::start(1, &["--console", "off"]);
+    let servers = group.list();
+    let flags = ["--servers", &servers, "--silence-timeout", "7s", "--console", "off"];
+    let mut first = Registry::start(&flags);
+    let second = Registry::start(&flags);
+    let folder = first.folder("a");
+    write(&folder, "film.mkv", b"film");
+    let both = format!("{},{}", first.address, second.address);
+    let peer = share(first.dir.path(), &folder, &both);
+    assert_eq!(names(second.address), ["film.mkv"]);
+    first.process().signal(Signal::STOP);
+    eventually("the peer joins at the other registry", || {
+        peer.err().contains(&format!("joined at {}", second.address)).then_some(())
+    });
+    write(&folder, "new.txt", b"new");
+    eventually("the other registry is told of its files", || {
+        (names(second.address) == ["film.mkv", "new.txt"]).then_some(())
+    });
+    first.process().signal(Signal::CONT);
+    // The connection of the peer has ended meanwhile, which is the first that it notices.
+    eventually("the one that was stopped removes a peer", || {
+        first.process().err().contains("is gone: ").then_some(())
+    });
+    for file in ["third.txt", "fourth.txt"] {
+        write(&folder, file, file.as_bytes());
+        eventually("the new file is known at both", || {
+            let known = |registry| names(registry).iter().any(|name| name == file);
+            (known(first.address) && known(second.address)).then_some(())
+        });
+        assert_eq!(names(first.address).len(), names(second.address).len());
+    }
+    assert_eq!(names(first.address), ["film.mkv", "fourth.txt", "new.txt", "third.txt"]);
+    assert_eq!(peer.err().matches("joined at").count(), 2, "{}", peer.err());
 }
 
 #[test]
@@ -400,6 +440,36 @@ fn a_peer_that_proves_who_it_is_changes_its_registry_at_once() {
     first.leave(before).unwrap();
     assert_eq!(second.search(&name(0)).unwrap().len(), 1);
     assert!(second.heartbeat(after).unwrap());
+}
+
+/// Also one that was stopped in the middle of a change, which is in vain when it goes on.
+#[test]
+fn a_registry_from_which_a_peer_was_taken_is_told_so_at_its_next_change() {
+    let group = Group::start(3, &["--console", "off"]);
+    let client = group.client();
+    let [first, second] =
+        [(); 2].map(|()| StoreDirectory::new(group.client(), IndexLimits::default(), LONG));
+    let (at, other) = (place(1), Member { peer: PeerId(1), session: 99 });
+    let acts: [&dyn Fn(Member) -> bool; 3] = [
+        &|member| first.update(member, vec![entry((3, 1))], &[name(0)]).unwrap(),
+        &|member| first.fetching(member, ContentId([5; 32]), 50).unwrap(),
+        &|member| first.fetched(member, ContentId([3; 32])).unwrap(),
+    ];
+    let rows_of_peers = || {
+        let rows = everything(&client).into_iter();
+        rows.filter(|row| !row.key.starts_with(b"share/registry/")).collect::<Vec<_>>()
+    };
+    for (session, act) in acts.into_iter().enumerate() {
+        let member = Member { peer: PeerId(1), session: session as u64 };
+        first.join(member, at, vec![entry((0, 1)), entry((1, 2))]).unwrap();
+        assert!(first.fetching(member, ContentId([3; 32]), 30).unwrap());
+        second.join(other, at, vec![entry((0, 1))]).unwrap();
+        let rows = rows_of_peers();
+        assert!(!act(member) && !first.heartbeat(member).unwrap(), "change {session}");
+        first.leave(member).unwrap();
+        assert_eq!(rows_of_peers(), rows, "change {session}");
+        assert!(second.heartbeat(other).unwrap());
+    }
 }
 
 #[test]

@@ -7,26 +7,24 @@
 //! The module is pure: the caller passes the time and the rows.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::rows::{PeerRow, RegistryId};
+use super::rows::{PeerRow, RegistryId, StoredPeer};
 use super::silence::{RegistryHeartbeat, SilenceTracker};
 use crate::model::{ContentId, PeerId};
-use crate::share::index::{IndexError, IndexLimits, Member, PeerEndpoint};
+use crate::share::index::{IndexError, IndexLimits, Member};
 
 /// A peer that is connected to this registry.
 #[derive(Debug)]
 pub(super) struct LocalPeer {
     session: u64,
     last_seen: Instant,
-    /// Since when its row is in the store; `None` while it is joining.
+    /// Since when it has joined; `None` while it is joining.
     joined: Option<Instant>,
-    pub address: SocketAddr,
-    pub key: u64,
     pub origin: IpAddr,
-    pub files: u64,
-    pub bytes: u64,
+    /// Its row as this registry has written it last; `None` while it is joining.
+    pub stored: Option<StoredPeer>,
     pub fetching: HashSet<ContentId>,
 }
 
@@ -38,8 +36,10 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    pub(super) fn count(peers: &[(PeerId, PeerRow)]) -> Totals {
-        Totals { peers: peers.len(), files: peers.iter().map(|(_, row)| row.files).sum() }
+    pub(super) fn count(peers: &[(PeerId, StoredPeer)]) -> Totals {
+        // Anybody who may write to the store can write any number into a row.
+        let files = peers.iter().map(|(_, peer)| peer.row.files).fold(0, u64::saturating_add);
+        Totals { peers: peers.len(), files }
     }
 
     /// Whether there is room for `files` files of a peer that had `before` files, or `None` if it
@@ -57,7 +57,7 @@ impl Totals {
             return Err(IndexError::FilesOfPeer(limits.files_per_peer_max));
         }
         let others = self.files.saturating_sub(before.unwrap_or_default());
-        if others + files > limits.files_max as u64 {
+        if others.saturating_add(files) > limits.files_max as u64 {
             return Err(IndexError::Files);
         }
         Ok(())
@@ -68,18 +68,18 @@ impl Totals {
 #[derive(Debug, Default)]
 pub(super) struct ScannedRows {
     /// Read before `registries`, so that every live registry that a peer names is among those.
-    pub peers: Vec<(PeerId, PeerRow)>,
+    pub peers: Vec<(PeerId, StoredPeer)>,
     pub registries: Vec<RegistryHeartbeat>,
 }
 
 /// What follows from a scan.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ScanVerdict {
-    /// Registries whose rows are to be removed.
-    pub dead: Vec<RegistryId>,
-    /// Peers whose rows are to be removed if they still have this session: their registry is dead,
+    /// Registries whose rows are to be removed, unless they have written them again.
+    pub dead: Vec<RegistryHeartbeat>,
+    /// Peers to be removed, unless somebody has written their rows since: their registry is dead,
     /// or is this one and does not have their connection.
-    pub orphaned: Vec<(PeerId, u64)>,
+    pub orphaned: Vec<(PeerId, StoredPeer)>,
     /// Local peers whose rows another registry has taken over. They have been forgotten, and are to
     /// join again.
     pub taken_over: Vec<PeerId>,
@@ -118,34 +118,25 @@ impl LocalPeers {
     // ---- this registry's peers --------------------------------------------------------------
 
     /// A peer has begun to join over a connection of this registry.
-    pub(super) fn begin_join(&mut self, member: Member, endpoint: PeerEndpoint, now: Instant) {
-        let PeerEndpoint { address, origin, key } = endpoint;
-        let peer = LocalPeer {
-            session: member.session,
-            last_seen: now,
-            joined: None,
-            address,
-            key,
-            origin,
-            files: 0,
-            bytes: 0,
-            fetching: HashSet::new(),
-        };
+    pub(super) fn begin_join(&mut self, member: Member, origin: IpAddr, now: Instant) {
+        let (session, fetching) = (member.session, HashSet::new());
+        let peer =
+            LocalPeer { session, last_seen: now, joined: None, origin, stored: None, fetching };
         self.peers.insert(member.peer, peer);
     }
 
-    /// The rows of a peer with so many files and bytes were written. `joined` is a time as scans
-    /// begin by, and `now` one by which silence is measured.
+    /// All rows of a peer were written, its own the last. `joined` is a time as scans begin by, and
+    /// `now` one by which silence is measured.
     pub(super) fn end_join(
         &mut self,
         member: Member,
-        (files, bytes): (u64, u64),
+        stored: StoredPeer,
         joined: Instant,
         now: Instant,
     ) {
         // A later JOIN over another connection may have replaced the peer.
         if let Some(peer) = self.get_mut(member) {
-            (peer.files, peer.bytes) = (files, bytes);
+            peer.stored = Some(stored);
             (peer.joined, peer.last_seen) = (Some(joined), now);
         }
     }
@@ -166,9 +157,10 @@ impl LocalPeers {
         self.peers.get_mut(&member.peer).filter(|peer| peer.session == member.session)
     }
 
-    /// Removes a local peer. Returns false if `member` is none.
-    pub(super) fn forget(&mut self, member: Member) -> bool {
-        self.get_mut(member).is_some() && self.peers.remove(&member.peer).is_some()
+    /// Removes a local peer, if `member` is one, and returns its row if it has one.
+    pub(super) fn forget(&mut self, member: Member) -> Option<StoredPeer> {
+        self.get_mut(member)?;
+        self.peers.remove(&member.peer)?.stored
     }
 
     /// How long a peer with this row has been silent. Of another registry's peer only the silence
@@ -191,13 +183,15 @@ impl LocalPeers {
         files: u64,
     ) -> Result<(), IndexError> {
         let others = self.peers.iter().filter(|(id, local)| **id != peer && local.origin == origin);
-        let (peers, others) =
-            others.fold((0, 0), |(peers, files), (_, local)| (peers + 1, files + local.files));
+        let (peers, others) = others.fold((0, 0), |(peers, files), (_, local)| {
+            let of_peer = local.stored.map_or(0, |stored| stored.row.files);
+            (peers + 1, u64::saturating_add(files, of_peer))
+        });
         let files_max = limits.files_per_origin_max;
         if peers >= limits.peers_per_origin_max {
             return Err(IndexError::PeersOfOrigin(peers));
         }
-        if others + files > files_max as u64 {
+        if others.saturating_add(files) > files_max as u64 {
             return Err(IndexError::FilesOfOrigin(files_max));
         }
         Ok(())
@@ -221,7 +215,7 @@ impl LocalPeers {
             let (left, came) = (usize::from(before.is_some()), usize::from(now.is_some()));
             totals.peers = totals.peers.saturating_sub(left) + came;
             let files = totals.files.saturating_sub(before.unwrap_or_default());
-            totals.files = files + now.unwrap_or_default();
+            totals.files = files.saturating_add(now.unwrap_or_default());
         }
     }
 
@@ -271,12 +265,12 @@ impl LocalPeers {
         let gap_max = self.silence_timeout / 2;
         let mut dead = self.silence_tracker.update(&rows.registries, gap_max, now);
         // This registry runs, whatever has kept its heartbeat from the store.
-        dead.retain(|registry| *registry != own);
+        dead.retain(|heartbeat| heartbeat.registry != own);
         let alive: HashSet<RegistryId> = rows
             .registries
             .iter()
             .map(|heartbeat| heartbeat.registry)
-            .filter(|registry| !dead.contains(registry))
+            .filter(|registry| !dead.iter().any(|heartbeat| heartbeat.registry == *registry))
             .chain([own])
             .collect();
         let silence_timeout = self.silence_timeout;
@@ -284,13 +278,14 @@ impl LocalPeers {
             let silence = now.saturating_duration_since(local.last_seen);
             local.joined.is_none() || silence <= silence_timeout
         });
-        let orphaned = rows.peers.iter().filter(|(peer, row)| match row.registry == own {
-            true => !self.peers.contains_key(peer),
-            false => !alive.contains(&row.registry),
-        });
-        let orphaned = orphaned.map(|(peer, row)| (*peer, row.session)).collect();
+        let orphaned =
+            rows.peers.iter().copied().filter(|(peer, stored)| match stored.row.registry == own {
+                true => !self.peers.contains_key(peer),
+                false => !alive.contains(&stored.row.registry),
+            });
+        let orphaned = orphaned.collect();
         let by_peer: HashMap<PeerId, &PeerRow> =
-            rows.peers.iter().map(|(peer, row)| (*peer, row)).collect();
+            rows.peers.iter().map(|(peer, stored)| (*peer, &stored.row)).collect();
         let mut taken_over = Vec::new();
         self.peers.retain(|peer, local| {
             // The row of one that has joined since the scan began may be newer than the scan.
@@ -308,6 +303,8 @@ impl LocalPeers {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::model::Timestamp;
 
@@ -319,16 +316,15 @@ mod tests {
         Member { peer: PeerId(peer), session: 100 + peer }
     }
 
-    fn endpoint(peer: u64) -> PeerEndpoint {
-        let address = SocketAddr::from(([10, 0, 0, peer as u8], 1000));
-        PeerEndpoint { address, origin: address.ip(), key: peer }
+    fn address(peer: u64) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, peer as u8], 1000))
     }
 
-    fn row(peer: u64, registry: RegistryId) -> (PeerId, PeerRow) {
-        let PeerEndpoint { address, key, .. } = endpoint(peer);
-        let Member { peer, session } = member(peer);
+    fn row(number: u64, registry: RegistryId) -> (PeerId, StoredPeer) {
+        let Member { peer, session } = member(number);
+        let (address, key) = (address(number), number);
         let row = PeerRow { address, session, key, registry, offered: true, files: 2, bytes: 9 };
-        (peer, row)
+        (peer, StoredPeer { row, version: Timestamp(5) })
     }
 
     fn heartbeat(registry: RegistryId, version: i64) -> RegistryHeartbeat {
@@ -340,8 +336,8 @@ mod tests {
         let start = Instant::now();
         let at = move |second: u64| start + Duration::from_secs(second);
         let mut state = LocalPeers::new(OWN, SILENCE);
-        state.begin_join(member(peer), endpoint(peer), at(0));
-        state.end_join(member(peer), (2, 9), at(0), at(0));
+        state.begin_join(member(peer), address(peer).ip(), at(0));
+        state.end_join(member(peer), row(peer, OWN).1, at(0), at(0));
         (state, at)
     }
 
@@ -360,8 +356,8 @@ mod tests {
             assert_eq!(speaks, Some(second < 6), "half of its time, from the first scan on");
         }
         let verdict = state.scanned(&rows(12), at(12), at(12));
-        let orphaned = vec![(PeerId(8), member(8).session)];
-        assert_eq!(verdict, ScanVerdict { dead: vec![OTHER], orphaned, taken_over: vec![] });
+        let (dead, orphaned) = (vec![heartbeat(OTHER, 1)], vec![row(8, OTHER)]);
+        assert_eq!(verdict, ScanVerdict { dead, orphaned, taken_over: vec![] });
         assert_eq!(state.totals(), Some(Totals { peers: 2, files: 4 }));
     }
 
@@ -371,7 +367,7 @@ mod tests {
         let peers = vec![row(7, OWN), row(8, OTHER)];
         let rows = ScannedRows { peers, registries: vec![heartbeat(OWN, 1)] };
         let verdict = state.scanned(&rows, at(1), at(1));
-        assert_eq!(verdict.orphaned, [(PeerId(8), member(8).session)]);
+        assert_eq!(verdict.orphaned, [row(8, OTHER)]);
     }
 
     #[test]
@@ -380,8 +376,8 @@ mod tests {
         let rows = || ScannedRows { peers: vec![row(7, OWN)], registries: vec![] };
         assert_eq!(state.scanned(&rows(), at(10), at(10)), ScanVerdict::default());
         let verdict = state.scanned(&rows(), at(11), at(11));
-        assert_eq!(verdict.orphaned, [(PeerId(7), member(7).session)]);
-        assert!(!state.forget(member(7)), "it is forgotten already");
+        assert_eq!(verdict.orphaned, [row(7, OWN)]);
+        assert_eq!(state.forget(member(7)), None, "it is forgotten already");
     }
 
     #[test]
@@ -402,13 +398,14 @@ mod tests {
     fn a_peer_that_is_joining_is_neither_silent_nor_taken_over() {
         let start = Instant::now();
         let mut state = LocalPeers::new(OWN, SILENCE);
-        state.begin_join(member(7), endpoint(7), start);
+        state.begin_join(member(7), address(7).ip(), start);
         let later = start + 5 * SILENCE;
         let rows = ScannedRows { peers: vec![row(7, OTHER)], registries: vec![] };
         let verdict = state.scanned(&rows, later, later);
         assert_eq!(verdict.taken_over, []);
-        state.end_join(member(7), (1, 1), later, later);
-        assert_eq!(state.with_peer(member(7), later, |peer| peer.files), Some(1));
+        let (_, stored) = row(7, OWN);
+        state.end_join(member(7), stored, later, later);
+        assert_eq!(state.with_peer(member(7), later, |peer| peer.stored), Some(Some(stored)));
     }
 
     #[test]
@@ -416,7 +413,8 @@ mod tests {
         let (mut state, at) = state_with_peer(7);
         let earlier = Member { session: 1, ..member(7) };
         assert_eq!(state.with_peer(earlier, at(1), |_| ()), None);
-        assert!(!state.forget(earlier) && state.forget(member(7)));
+        assert_eq!(state.forget(earlier), None);
+        assert_eq!(state.forget(member(7)), Some(row(7, OWN).1));
     }
 
     #[test]

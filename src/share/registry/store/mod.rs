@@ -10,19 +10,22 @@
 //!    peer's silence, in its own memory, so that a keep-alive costs the store nothing. Written
 //!    regularly is one row for each registry, its heartbeat; `silence` tells from these rows which
 //!    registries are dead.
-//! 2. A peer's row is the first to be written and the last to be removed, and is marked `offered`
-//!    only when all its files are there. So whatever a failure leaves half done belongs to a peer's
-//!    row that says so, and peers without such a row are not found by searches.
-//! 3. The three rows of a file are written in one write, and removed in one write.
-//! 4. No versions accumulate: a row that is overwritten is trimmed, and a file that has changed is
+//! 2. The version of a peer's row is the right to change what the peer offers: every write of its
+//!    rows is under the condition that its row still has the version that the writer knows
+//!    (compare-and-set). A JOIN and a removal begin by writing the row, and read the peer's files
+//!    after that, when nobody who knew an earlier version can change them any more. So of two
+//!    registries that interfere over a peer one is told so at once, also one that was stopped in
+//!    the middle of a write: it forgets the peer, which joins again.
+//! 3. A peer's row is written before any of its files and removed with the last of them, and is
+//!    marked `offered` only when all its files are there. So whatever a failure leaves half done
+//!    belongs to a peer's row that says so, and peers without such a row are not found by searches.
+//! 4. The three rows of a file are written in one write, and removed in one write.
+//! 5. No versions accumulate: a row that is overwritten is trimmed, and a file that has changed is
 //!    removed and written. Removed rows leave the disk after [`limits::REMOVAL_GRACE`]. A JOIN
 //!    writes only the difference from what is there.
 //!
-//! The rows are not written with compare-and-set, so two registries may interfere over one peer
-//! that joins at one while the other still believes it dead. Every such accident ends with a row
-//! that differs from what the peer's own registry wrote last. That registry notices in its next
-//! scan ([`PeerDirectory::expire`]) and forgets the peer, which is told so, joins again, and so
-//! repairs everything.
+//! A peer that sends nothing but keep-alives writes nothing, so that a scan has to find that its
+//! row is another registry's ([`PeerDirectory::expire`]).
 //!
 //! [`IndexLimits`] apply to all registries together. Each registry counts what there was at its
 //! last scan and what it has added since, so they may be exceeded by what others add in between.
@@ -32,6 +35,7 @@
 
 mod local;
 mod offers;
+mod row_store;
 mod rows;
 mod scan;
 mod silence;
@@ -44,12 +48,13 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 use self::local::{LocalPeer, LocalPeers, Totals};
+use self::row_store::{Result, RowStore};
 use self::rows::*;
 use super::directory::{DirectoryError, PeerDirectory};
 use crate::Client;
-use crate::client::ReadOptions;
+use crate::client::{Condition, ReadOptions};
 use crate::limits;
-use crate::model::{ContentId, FileEntry, FileName, PeerId, Row};
+use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::net::RunClock;
 use crate::share::index::{
     IndexError, IndexLimits, Member, PeerEndpoint, most_offered_first, summaries, whole_first,
@@ -60,9 +65,13 @@ use crate::wire::share::{FileSummary, PeerSummary, Source};
 /// within the silence timeout, so that one failed scan expires nobody.
 const STORE_SCANS_PER_TIMEOUT: u32 = 4;
 
+/// A JOIN tries so often to take its peer's row over. One attempt is in vain only if somebody else
+/// has written the row since it was read, and a removal writes it twice.
+const TAKE_OVER_ATTEMPTS_MAX: usize = 4;
+
 /// The directory. All registries with the same store see the same index.
-pub struct StoreDirectory {
-    client: Client,
+pub struct StoreDirectory<S = Client> {
+    store: S,
     limits: IndexLimits,
     /// The time without a sign of life after which a peer, or a registry, counts as dead.
     silence_timeout: Duration,
@@ -72,21 +81,19 @@ pub struct StoreDirectory {
     state: Mutex<LocalPeers>,
 }
 
-type Result<T> = std::result::Result<T, DirectoryError>;
 type FileRows = BTreeMap<FileName, FileRow>;
 
 /// Reads everything that was acknowledged to anyone, so that a peer that has joined at another
 /// registry is found here at once.
 const NEWEST: ReadOptions = ReadOptions { at: None, linearizable: true };
 
-impl StoreDirectory {
-    /// `client` is connected to the store. Peers and registries may be silent for
-    /// `silence_timeout`.
-    pub fn new(client: Client, index: IndexLimits, silence_timeout: Duration) -> StoreDirectory {
+impl<S: RowStore> StoreDirectory<S> {
+    /// Peers and registries may be silent for `silence_timeout`.
+    pub fn new(store: S, index: IndexLimits, silence_timeout: Duration) -> StoreDirectory<S> {
         let id = RegistryId(rand::rng().next_u64());
         let clock = Mutex::new(RunClock::new(Some(limits::SHARE_TURN_MAX), Instant::now()));
         let state = Mutex::new(LocalPeers::new(id, silence_timeout));
-        StoreDirectory { client, limits: index, silence_timeout, id, clock, state }
+        StoreDirectory { store, limits: index, silence_timeout, id, clock, state }
     }
 
     /// The time in which this registry has run.
@@ -101,25 +108,14 @@ impl StoreDirectory {
 
     // ---- rows ----------------------------------------------------------------------------------
 
-    fn rows(
-        &self,
-        from: &str,
-        to: &[u8],
-        options: ReadOptions,
-    ) -> Result<impl Iterator<Item = Result<Row>>> {
-        Ok(self.client.range(from, to, options)?.map(|row| Ok(row?)))
-    }
-
-    fn peer(&self, peer: PeerId) -> Result<Option<PeerRow>> {
-        Ok(value(self.client.get(peer_key(peer))?.value.as_ref()))
-    }
-
-    fn peer_rows(&self, from: &str, options: ReadOptions) -> Result<Vec<(PeerId, PeerRow)>> {
+    fn peer_rows(&self, from: &str, options: ReadOptions) -> Result<Vec<(PeerId, StoredPeer)>> {
         let mut peers = Vec::new();
-        for row in self.rows(from, &end(PEERS), options)? {
+        for row in self.store.range(from, &end(PEERS), options)? {
             let row = row?;
             let peer = rest(&row, PEERS).and_then(peer_of);
-            peers.extend(peer.zip(value(row.value.as_ref())));
+            let stored = value(row.value.as_ref());
+            let stored = stored.map(|value| StoredPeer { row: value, version: row.timestamp });
+            peers.extend(peer.zip(stored));
         }
         Ok(peers)
     }
@@ -129,8 +125,8 @@ impl StoreDirectory {
     fn offered(&self, peers: &[PeerId]) -> Result<HashMap<PeerId, PeerRow>> {
         let mut offered = HashMap::new();
         let keys = peers.iter().map(|peer| peer_key(*peer));
-        for (peer, row) in peers.iter().zip(self.client.get_all(keys, ReadOptions::default())?) {
-            let row: Option<PeerRow> = value(row?.value.as_ref());
+        for (peer, row) in peers.iter().zip(self.store.get_all(keys)?) {
+            let row: Option<PeerRow> = value(row.value.as_ref());
             offered.extend(row.filter(|row| row.offered).map(|row| (*peer, row)));
         }
         Ok(offered)
@@ -159,7 +155,7 @@ impl StoreDirectory {
         match speaks {
             Some(speaks) => Ok(speaks),
             // No scan has seen it yet.
-            None => Ok(self.client.get(registry_key(registry))?.value.is_some()),
+            None => Ok(self.store.get(&registry_key(registry))?.is_some()),
         }
     }
 
@@ -172,71 +168,132 @@ impl StoreDirectory {
         let now = self.now();
         self.state().with_peer(member, now, with)
     }
+
+    /// Takes over the row of a peer that joins with `files` files, from whichever registry has it,
+    /// and makes the peer a local one. Returns how many files it had, if it was known.
+    fn take_over(
+        &self,
+        member: Member,
+        place: PeerEndpoint,
+        files: u64,
+    ) -> Result<(Option<u64>, StoredPeer)> {
+        let (peer, PeerEndpoint { address, origin, key }) = (member.peer, place);
+        for _ in 0..TAKE_OVER_ATTEMPTS_MAX {
+            let found = self.store.get(&peer_key(peer))?;
+            let known: Option<PeerRow> = value(found.as_ref().map(|(_, value)| value));
+            if let Some(row) = known
+                && row.registry != self.id
+                && row.key != key
+                && self.is_alive(row.registry)?
+            {
+                return Err(DirectoryError::JoinedElsewhere);
+            }
+            let before = known.map(|row| row.files);
+            self.state().check_origin(&self.limits, peer, origin, files)?;
+            self.check_room(before, files)?;
+            let session = member.session;
+            let new = |offered, files, bytes| PeerRow {
+                address,
+                session,
+                key,
+                registry: self.id,
+                offered,
+                files,
+                bytes,
+            };
+            // A peer that comes back to the same address stays offered during the JOIN.
+            let row = match known.filter(|row| row.address == address) {
+                Some(row) => new(row.offered, row.files, row.bytes),
+                None => new(false, 0, 0),
+            };
+            let now = self.now();
+            self.state().begin_join(member, origin, now);
+            let condition = found.map_or(Condition::Absent, |(at, _)| Condition::Version(at));
+            match self.put_peer(peer, condition, row) {
+                Ok(Some(taken)) => return Ok((before, taken)),
+                Ok(None) => drop(self.state().forget(member)),
+                Err(error) => {
+                    self.state().forget(member);
+                    return Err(error);
+                }
+            }
+        }
+        Err(DirectoryError::JoinedElsewhere)
+    }
+
+    /// Writes rows of a local peer other than its own. Returns false if that is another registry's
+    /// by now, and forgets the peer.
+    fn write_local(
+        &self,
+        member: Member,
+        puts: Vec<(String, Vec<u8>)>,
+        removes: Vec<String>,
+    ) -> Result<bool> {
+        let stored = self.with_local_peer(member, |local| local.stored).flatten();
+        let Some(StoredPeer { version, .. }) = stored else { return Ok(false) };
+        let key = peer_key(member.peer);
+        let written = self.store.write_if(&key, Condition::Version(version), puts, removes)?;
+        if written.is_none() {
+            self.state().forget(member);
+        }
+        Ok(written.is_some())
+    }
 }
 
-impl PeerDirectory for StoreDirectory {
+impl<S: RowStore> PeerDirectory for StoreDirectory<S> {
     fn join(&self, member: Member, place: PeerEndpoint, files: Vec<FileEntry>) -> Result<()> {
-        let (peer, PeerEndpoint { origin, key, .. }) = (member.peer, place);
-        let (given, files) = (files.len(), by_name(files));
         if !self.state().has_heartbeat_row() {
             self.write_heartbeat()?;
         }
-        let known = self.peer(peer)?;
-        if let Some(row) = known
-            && row.registry != self.id
-            && row.key != key
-            && self.is_alive(row.registry)?
-        {
-            return Err(DirectoryError::JoinedElsewhere);
-        }
-        let before = known.map(|known| known.files);
-        self.state().check_origin(&self.limits, peer, origin, given as u64)?;
-        self.check_room(before, given as u64)?;
+        let (given, files) = (files.len() as u64, by_name(files));
+        let (before, taken) = self.take_over(member, place, given)?;
+        let joined = match self.write_join(member.peer, taken, &files) {
+            Ok(stored) => stored.ok_or(DirectoryError::JoinedElsewhere),
+            Err(error) => Err(error),
+        };
         let now = self.now();
-        self.state().begin_join(member, place, now);
-        match self.write_join(member, place, known, &files) {
-            Ok(true) => self.state().recount(before, Some(files.len() as u64)),
-            // With its next request it will be told to join again.
-            Ok(false) => drop(self.state().forget(member)),
+        let mut state = self.state();
+        match joined {
+            Ok(stored) => {
+                state.end_join(member, stored, Instant::now(), now);
+                state.recount(before, Some(stored.row.files));
+                Ok(())
+            }
             Err(error) => {
-                // The rows that were written are orphaned, and the next scan removes them.
-                self.state().forget(member);
-                return Err(error);
+                // If the row is still ours it is orphaned, and the next scan removes the peer.
+                state.forget(member);
+                Err(error)
             }
         }
-        Ok(())
     }
 
     fn update(&self, member: Member, added: Vec<FileEntry>, removed: &[FileName]) -> Result<bool> {
         let peer = member.peer;
-        let known = self.with_local_peer(member, |local| {
-            (local.address, local.key, local.origin, local.files, local.bytes)
-        });
-        let Some((address, key, origin, had_files, had_bytes)) = known else { return Ok(false) };
+        let known = self.with_local_peer(member, |local| local.stored.zip(Some(local.origin)));
+        let Some((stored, origin)) = known.flatten() else { return Ok(false) };
         let (given, added) = (added.len() as u64, by_name(added));
         let before = self.files_named(peer, added.keys().chain(removed))?;
-        let stays = had_files.saturating_sub(before.len() as u64);
+        let stays = stored.row.files.saturating_sub(before.len() as u64);
         self.state().check_origin(&self.limits, peer, origin, stays + given)?;
-        self.check_room(Some(had_files), stays + given)?;
+        self.check_room(Some(stored.row.files), stays + given)?;
         if before == added {
             return Ok(true);
         }
-        self.write_difference(peer, &before, &added)?;
-        let sizes = |files: &FileRows| files.values().map(|f| f.size).fold(0, u64::saturating_add);
         let files = stays + added.len() as u64;
-        let bytes = had_bytes.saturating_sub(sizes(&before)).saturating_add(sizes(&added));
-        let Member { session, .. } = member;
-        let registry = self.id;
-        let row = PeerRow { address, session, key, registry, offered: true, files, bytes };
-        let previous = self.put_peer(peer, &row)?;
-        if previous.is_none_or(|previous| previous.session != session) {
+        let bytes = stored.row.bytes.saturating_sub(total_bytes(&before));
+        let bytes = bytes.saturating_add(total_bytes(&added));
+        let row = PeerRow { files, bytes, ..stored.row };
+        let written = self.write_files(peer, stored.version, vec![], &before, &added, Some(row));
+        let Ok(Some(version)) = written else {
+            // It is another registry's by now, or nobody knows what its rows are: it joins again.
             self.state().forget(member);
-            return Ok(false);
-        }
-        self.state().recount(Some(had_files), Some(files));
-        Ok(self
-            .with_local_peer(member, |local| (local.files, local.bytes) = (files, bytes))
-            .is_some())
+            return written.map(|_| false);
+        };
+        let stored = StoredPeer { row, version };
+        let is_local = self.with_local_peer(member, |local| local.stored = Some(stored)).is_some();
+        self.state().recount(Some(stored.row.files), Some(files));
+        self.store.trim(&peer_key(peer))?;
+        Ok(is_local)
     }
 
     fn fetching(&self, member: Member, content: ContentId, size: u64) -> Result<bool> {
@@ -252,19 +309,19 @@ impl PeerDirectory for StoreDirectory {
             Some((false, true)) => {}
         }
         let row = encode(&ContentRow { size });
-        let keys = [content_key(content, member.peer, None), part_key(member.peer, content)];
-        self.client.put_all(keys.map(|key| (key, row.clone())))?;
-        Ok(self.with_local_peer(member, |local| local.fetching.insert(content)).is_some())
+        let puts = keys_of_part(member.peer, content).map(|key| (key, row.clone()));
+        Ok(self.write_local(member, puts.into(), vec![])?
+            && self.with_local_peer(member, |local| local.fetching.insert(content)).is_some())
     }
 
     fn fetched(&self, member: Member, content: ContentId) -> Result<bool> {
         let told = self.with_local_peer(member, |local| local.fetching.contains(&content));
-        if told == Some(true) {
-            let keys = [content_key(content, member.peer, None), part_key(member.peer, content)];
-            self.client.del_all(keys)?;
-            self.with_local_peer(member, |local| local.fetching.remove(&content));
+        if told != Some(true) {
+            return Ok(told.is_some());
         }
-        Ok(told.is_some())
+        let removes = keys_of_part(member.peer, content);
+        Ok(self.write_local(member, vec![], removes.into())?
+            && self.with_local_peer(member, |local| local.fetching.remove(&content)).is_some())
     }
 
     fn heartbeat(&self, member: Member) -> Result<bool> {
@@ -272,9 +329,9 @@ impl PeerDirectory for StoreDirectory {
     }
 
     fn leave(&self, member: Member) -> Result<()> {
-        let was_local = self.state().forget(member);
-        if was_local {
-            self.remove_peer(member.peer, member.session)?;
+        let stored = self.state().forget(member);
+        if let Some(stored) = stored {
+            self.remove_peer(member.peer, stored)?;
         }
         Ok(())
     }
@@ -299,7 +356,7 @@ impl PeerDirectory for StoreDirectory {
     fn search(&self, name: &FileName) -> Result<Vec<Source>> {
         let prefix = name_prefix(name);
         let mut found: Vec<(PeerId, FileRow)> = Vec::new();
-        for row in self.rows(&prefix, &end(&prefix), NEWEST)? {
+        for row in self.store.range(&prefix, &end(&prefix), NEWEST)? {
             let row = row?;
             let peer = rest(&row, &prefix).and_then(peer_of);
             found.extend(peer.zip(value(row.value.as_ref())));
@@ -316,7 +373,7 @@ impl PeerDirectory for StoreDirectory {
         let prefix = content_prefix(content);
         // For each peer whether it has the whole content; it may have it under several names.
         let mut found: BTreeMap<PeerId, (bool, u64)> = BTreeMap::new();
-        for row in self.rows(&prefix, &end(&prefix), NEWEST)? {
+        for row in self.store.range(&prefix, &end(&prefix), NEWEST)? {
             let row = row?;
             let place = rest(&row, &prefix).and_then(|rest| rest.split_once('/'));
             let place = place.and_then(|(peer, name)| Some((peer_of(peer)?, !name.is_empty())));
@@ -339,11 +396,11 @@ impl PeerDirectory for StoreDirectory {
     fn peers(&self, after: Option<PeerId>) -> Result<(Vec<PeerSummary>, bool)> {
         let from = after.map_or(PEERS.to_owned(), |peer| format!("{}\u{1}", peer_key(peer)));
         let mut rows = self.peer_rows(&from, NEWEST)?;
-        rows.retain(|(_, row)| row.offered);
+        rows.retain(|(_, stored)| stored.row.offered);
         let more = rows.len() > limits::LIST_ROWS_MAX;
         rows.truncate(limits::LIST_ROWS_MAX);
         let (now, state) = (self.now(), self.state());
-        let page = rows.into_iter().map(|(peer, row)| {
+        let page = rows.into_iter().map(|(peer, StoredPeer { row, .. })| {
             let silence = state.silence(peer, &row, now);
             let silent_ms = silence.as_millis() as u64;
             let PeerRow { address, files, bytes, .. } = row;
@@ -358,7 +415,7 @@ impl PeerDirectory for StoreDirectory {
         let mut name: Option<FileName> = None;
         let mut id_holders: HashMap<(ContentId, u64), u32> = HashMap::new();
         let mut offers = 0;
-        for row in self.rows(&from, &end(NAMES), NEWEST)? {
+        for row in self.store.range(&from, &end(NAMES), NEWEST)? {
             let row = row?;
             let of = rest(&row, NAMES).and_then(|rest| rest.split_once('\0'));
             let of = of.and_then(|(name, _)| FileName::new(name).ok());
@@ -381,8 +438,15 @@ impl PeerDirectory for StoreDirectory {
     }
 }
 
+fn total_bytes(files: &FileRows) -> u64 {
+    files.values().map(|file| file.size).fold(0, u64::saturating_add)
+}
+
 /// Of two files of the same name the last counts.
 fn by_name(files: Vec<FileEntry>) -> FileRows {
     let row = |FileEntry { name, size, content }| (name, FileRow { size, content });
     files.into_iter().map(row).collect()
 }
+
+#[cfg(test)]
+mod tests;

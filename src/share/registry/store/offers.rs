@@ -1,66 +1,34 @@
 //! Writes and removes the rows of what peers have.
 //!
-//! Rule: a peer's row is written before any of its files and removed after all of them, and files
-//! are written in bounded pieces.
+//! Rule: every write is under the version that the peer's row has for whoever writes, so that it is
+//! in vain if the row was changed meanwhile. A peer's row is written before any of its files and
+//! removed with the last of them, and files are written in bounded pieces.
 
-use std::net::SocketAddr;
-use std::time::Instant;
-
+use super::row_store::{Result, RowStore};
 use super::rows::*;
-use super::{FileRows, PeerRow, Result, StoreDirectory};
-use crate::client::ReadOptions;
+use super::{FileRows, StoreDirectory, total_bytes};
+use crate::client::{Condition, ReadOptions};
 use crate::limits;
-use crate::model::{FileName, PeerId, Row};
-use crate::share::index::{Member, PeerEndpoint};
+use crate::model::{FileName, PeerId, Row, Timestamp};
 
-impl StoreDirectory {
-    /// Overwrites a peer's row, and returns the previous one.
-    pub(super) fn put_peer(&self, peer: PeerId, row: &PeerRow) -> Result<Option<PeerRow>> {
-        let key = peer_key(peer);
-        let previous = self.client.replace(&key, encode(row))?.previous;
-        if previous.is_some() {
-            self.client.trim(&key)?;
-        }
-        Ok(value(previous.as_ref().map(|version| &version.value)))
-    }
-
-    /// Writes or removes the rows of files, a bounded number at once.
-    fn write_files(
+impl<S: RowStore> StoreDirectory<S> {
+    /// Writes a peer's row. Returns `None` if the condition on it does not hold.
+    pub(super) fn put_peer(
         &self,
         peer: PeerId,
-        files: &[(&FileName, FileRow)],
-        write: impl Fn(&[(&FileName, FileRow)]) -> Result<()>,
-    ) -> Result<()> {
-        for files in files.chunks(limits::STORE_FILES_PER_WRITE) {
-            write(files)?;
-            // The log accepts writes faster than the servers apply them. A read waits until this
-            // write is applied, so that a long list does not fill the queues that the writes of
-            // others go through.
-            if let Some((name, _)) = files.first() {
-                self.client.get(file_key(peer, name))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn put_files(&self, peer: PeerId, files: &[(&FileName, FileRow)]) -> Result<()> {
-        self.write_files(peer, files, |files| {
-            let rows = files.iter().flat_map(|(name, file)| rows_of_file(peer, name, *file));
-            Ok(self.client.put_all(rows).map(drop)?)
-        })
-    }
-
-    fn remove_files(&self, peer: PeerId, files: &[(&FileName, FileRow)]) -> Result<()> {
-        self.write_files(peer, files, |files| {
-            let keys = files.iter().flat_map(|(name, file)| keys_of_file(peer, name, file.content));
-            Ok(self.client.del_all(keys).map(drop)?)
-        })
+        condition: Condition,
+        row: PeerRow,
+    ) -> Result<Option<StoredPeer>> {
+        let key = peer_key(peer);
+        let puts = vec![(key.clone(), encode(&row))];
+        let written = self.store.write_if(&key, condition, puts, vec![])?;
+        Ok(written.map(|version| StoredPeer { row, version }))
     }
 
     pub(super) fn files_of(&self, peer: PeerId) -> Result<FileRows> {
         let prefix = files_prefix(peer);
         let mut files = FileRows::new();
-        for row in self.rows(&prefix, &end(&prefix), ReadOptions::default())? {
+        for row in self.store.range(&prefix, &end(&prefix), ReadOptions::default())? {
             files.extend(file(&row?, &prefix));
         }
         Ok(files)
@@ -73,106 +41,102 @@ impl StoreDirectory {
         names: impl Iterator<Item = &'a FileName>,
     ) -> Result<FileRows> {
         let (keys, prefix) = (names.map(|name| file_key(peer, name)), files_prefix(peer));
-        let mut files = FileRows::new();
-        for row in self.client.get_all(keys, ReadOptions::default())? {
-            files.extend(file(&row?, &prefix));
-        }
-        Ok(files)
+        Ok(self.store.get_all(keys)?.iter().filter_map(|row| file(row, &prefix)).collect())
     }
 
-    /// Removes the rows of the contents that a peer is downloading.
-    pub(super) fn remove_parts(&self, peer: PeerId) -> Result<()> {
+    /// The keys of the contents that a peer is downloading.
+    fn part_keys(&self, peer: PeerId) -> Result<Vec<String>> {
         let prefix = parts_prefix(peer);
         let mut keys = Vec::new();
-        for row in self.rows(&prefix, &end(&prefix), ReadOptions::default())? {
+        for row in self.store.range(&prefix, &end(&prefix), ReadOptions::default())? {
             let row = row?;
             if let Some(content) = rest(&row, &prefix) {
                 keys.push(format!("share/content/{content}/{peer}/"));
                 keys.push(format!("{prefix}{content}"));
             }
         }
-        if !keys.is_empty() {
-            self.client.del_all(keys)?;
-        }
-        Ok(())
+        Ok(keys)
     }
 
-    /// Writes what a member offers. Returns false if somebody else has written the peer's row
-    /// meanwhile.
+    /// Writes what a member offers, whose row was taken over as `taken`. Returns `None` if somebody
+    /// else has taken it since.
     pub(super) fn write_join(
         &self,
-        Member { peer, session }: Member,
-        PeerEndpoint { address, key, .. }: PeerEndpoint,
-        known: Option<PeerRow>,
+        peer: PeerId,
+        taken: StoredPeer,
         files: &FileRows,
-    ) -> Result<bool> {
-        let fresh = PeerRow {
-            address,
-            session,
-            key,
-            registry: self.id,
-            offered: false,
-            files: 0,
-            bytes: 0,
-        };
-        // A peer that comes back to the same address stays offered during the JOIN.
-        let before = known.filter(|known| known.address == address);
-        self.put_peer(
-            peer,
-            &before.map_or(fresh, |before| PeerRow {
-                offered: before.offered,
-                files: before.files,
-                bytes: before.bytes,
-                ..fresh
-            }),
-        )?;
-        // Files that are read from now on include all that were written before. Whoever is removing
-        // this peer has either finished, or will remove the row that was just written as well.
-        self.remove_parts(peer)?;
-        self.write_difference(peer, &self.files_of(peer)?, files)?;
-        let (count, bytes) = (files.len() as u64, files.values().map(|file| file.size));
-        let bytes = bytes.fold(0, u64::saturating_add);
-        let row = PeerRow { offered: true, files: count, bytes, ..fresh };
-        let previous = self.put_peer(peer, &row)?;
-        let (joined, now) = (Instant::now(), self.now());
-        self.state().end_join(Member { peer, session }, (count, bytes), joined, now);
-        Ok(previous.is_some_and(|previous| previous.session == session))
+    ) -> Result<Option<StoredPeer>> {
+        let (count, bytes) = (files.len() as u64, total_bytes(files));
+        let row = PeerRow { offered: true, files: count, bytes, ..taken.row };
+        let (parts, before) = (self.part_keys(peer)?, self.files_of(peer)?);
+        let stored = self.write_files(peer, taken.version, parts, &before, files, Some(row))?;
+        if stored.is_some() {
+            self.store.trim(&peer_key(peer))?;
+        }
+        Ok(stored.map(|version| StoredPeer { row, version }))
     }
 
-    /// Changes a peer's files from `before` to `files`.
-    pub(super) fn write_difference(
+    /// Removes `also`, changes a peer's files from `before` to `after`, and with the last of these
+    /// writes its row to `row`, or removes it. Returns the last write's version, or `None` if the
+    /// peer's row has another version than `version` before the last.
+    pub(super) fn write_files(
         &self,
         peer: PeerId,
+        version: Timestamp,
+        mut also: Vec<String>,
         before: &FileRows,
-        files: &FileRows,
-    ) -> Result<()> {
-        let differ = |a: &FileRows, b: &FileRows| -> Vec<(FileName, FileRow)> {
-            let differs = |(name, file): &(&FileName, &FileRow)| b.get(*name) != Some(*file);
-            a.iter().filter(differs).map(|(name, file)| (name.clone(), *file)).collect()
-        };
-        let (gone, new) = (differ(before, files), differ(files, before));
-        self.remove_files(peer, &borrowed(&gone))?;
-        self.put_files(peer, &borrowed(&new))
+        after: &FileRows,
+        row: Option<PeerRow>,
+    ) -> Result<Option<Timestamp>> {
+        let (gone, new) = (differing(before, after), differing(after, before));
+        // Removed before they are written: what is overwritten would keep its earlier version.
+        let max = limits::STORE_FILES_PER_WRITE;
+        let removals = gone.chunks(max).map(|files| (files, false));
+        let mut pieces = removals.chain(new.chunks(max).map(|files| (files, true))).peekable();
+        let key = peer_key(peer);
+        loop {
+            let (files, stored) = pieces.next().unwrap_or_default();
+            let (mut puts, mut removes) = (Vec::new(), std::mem::take(&mut also));
+            for (name, file) in files {
+                match stored {
+                    true => puts.extend(rows_of_file(peer, name, *file)),
+                    false => removes.extend(keys_of_file(peer, name, file.content)),
+                }
+            }
+            let is_last = pieces.peek().is_none();
+            match row {
+                _ if !is_last => {}
+                Some(row) => puts.push((key.clone(), encode(&row))),
+                None => removes.push(key.clone()),
+            }
+            let written = self.store.write_if(&key, Condition::Version(version), puts, removes)?;
+            if is_last || written.is_none() {
+                return Ok(written);
+            }
+        }
     }
 
-    /// Removes a peer, if it still has this session, and returns its address.
-    pub(super) fn remove_peer(&self, peer: PeerId, session: u64) -> Result<Option<SocketAddr>> {
-        let row = self.peer(peer)?.filter(|row| row.session == session);
-        let Some(row) = row else { return Ok(None) };
-        // First of all no one is sent to it any more, however long the rest takes.
-        self.put_peer(peer, &PeerRow { offered: false, ..row })?;
-        self.remove_parts(peer)?;
-        self.write_difference(peer, &self.files_of(peer)?, &FileRows::new())?;
-        let removed = self.client.del(peer_key(peer))?.previous;
+    /// Removes a peer. Returns false if its row has another version than `stored`.
+    pub(super) fn remove_peer(&self, peer: PeerId, stored: StoredPeer) -> Result<bool> {
+        // From here on no one is sent to it, and whoever had its row writes no file under it.
+        let hidden = PeerRow { offered: false, ..stored.row };
+        let Some(hidden) = self.put_peer(peer, Condition::Version(stored.version), hidden)? else {
+            return Ok(false);
+        };
+        let (parts, files) = (self.part_keys(peer)?, self.files_of(peer)?);
+        let none = FileRows::new();
+        let removed = self.write_files(peer, hidden.version, parts, &files, &none, None)?;
         if removed.is_some() {
-            self.state().recount(Some(row.files), None);
+            self.state().recount(Some(stored.row.files), None);
         }
-        Ok(removed.map(|_| row.address))
+        Ok(removed.is_some())
     }
 }
 
-fn borrowed(files: &[(FileName, FileRow)]) -> Vec<(&FileName, FileRow)> {
-    files.iter().map(|(name, file)| (name, *file)).collect()
+/// The files of `a` that `b` does not have alike.
+fn differing<'a>(a: &'a FileRows, b: &FileRows) -> Vec<(&'a FileName, FileRow)> {
+    let differs = |(name, file): &(&FileName, &FileRow)| b.get(*name) != Some(*file);
+    a.iter().filter(differs).map(|(name, file)| (name, *file)).collect()
 }
 
 fn file(row: &Row, prefix: &str) -> Option<(FileName, FileRow)> {

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ContentId, FileName, PeerId, Row};
+use crate::model::{ContentId, FileName, PeerId, Row, Timestamp};
 
 /// Identifies a registry from its start to its end. Drawn at random.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -46,6 +46,13 @@ pub(super) struct PeerRow {
     pub offered: bool,
     pub files: u64,
     pub bytes: u64,
+}
+
+/// A peer's row and its version, under which whoever has read or written it may change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StoredPeer {
+    pub row: PeerRow,
+    pub version: Timestamp,
 }
 
 /// The value of a file's rows by peer and by name.
@@ -108,8 +115,9 @@ pub(super) fn parts_prefix(peer: PeerId) -> String {
     format!("share/part/{peer}/")
 }
 
-pub(super) fn part_key(peer: PeerId, content: ContentId) -> String {
-    format!("share/part/{peer}/{content}")
+/// The keys of a content that a peer is downloading.
+pub(super) fn keys_of_part(peer: PeerId, content: ContentId) -> [String; 2] {
+    [content_key(content, peer, None), format!("share/part/{peer}/{content}")]
 }
 
 pub(super) fn keys_of_file(peer: PeerId, name: &FileName, content: ContentId) -> [String; 3] {
@@ -128,11 +136,17 @@ pub(super) fn rest<'a>(row: &'a Row, prefix: &str) -> Option<&'a str> {
 }
 
 pub(super) fn peer_of(hex: &str) -> Option<PeerId> {
-    u64::from_str_radix(hex, 16).ok().map(PeerId)
+    id_of(hex).map(PeerId)
 }
 
 pub(super) fn registry_of(hex: &str) -> Option<RegistryId> {
-    u64::from_str_radix(hex, 16).ok().map(RegistryId)
+    id_of(hex).map(RegistryId)
+}
+
+/// The number of an id as keys have it: of one that is written otherwise, no row would be found.
+fn id_of(hex: &str) -> Option<u64> {
+    let number = u64::from_str_radix(hex, 16).ok()?;
+    (format!("{number:016x}") == hex).then_some(number)
 }
 
 /// Decodes a row's value; `None` for one of another form.
@@ -143,4 +157,18 @@ pub(super) fn value<T: DeserializeOwned>(value: Option<&Bytes>) -> Option<T> {
 pub(super) fn encode(value: &impl Serialize) -> Vec<u8> {
     // Encoding into memory fails only for maps and sequences of unknown length, which no row has.
     rmp_serde::to_vec(value).expect("a row can be encoded")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_no_registry_writes_so_is_none() {
+        assert_eq!(peer_of("00000000000000fe"), Some(PeerId(0xfe)));
+        assert_eq!(peer_key(PeerId(0xfe)), format!("{PEERS}00000000000000fe"));
+        for other in ["fe", "+0000000000000fe", "00000000000000FE", "000000000000000fe", ""] {
+            assert_eq!(peer_of(other), None, "{other}");
+        }
+    }
 }

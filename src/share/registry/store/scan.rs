@@ -3,21 +3,22 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::StoreDirectory;
 use super::local::ScannedRows;
+use super::row_store::{Result, RowStore};
 use super::rows::*;
 use super::silence::RegistryHeartbeat;
-use super::{Result, StoreDirectory};
-use crate::client::ReadOptions;
+use crate::client::{Condition, ReadOptions};
 use crate::model::PeerId;
 
-impl StoreDirectory {
+impl<S: RowStore> StoreDirectory<S> {
     /// Writes this registry's heartbeat.
     pub(super) fn write_heartbeat(&self) -> Result<()> {
         let key = registry_key(self.id);
         let silence_timeout_ms = self.silence_timeout.as_millis() as u64;
-        self.client.put(&key, encode(&RegistryRow { silence_timeout_ms }))?;
+        self.store.put(&key, encode(&RegistryRow { silence_timeout_ms }))?;
         if self.state().wrote_heartbeat() {
-            self.client.trim(&key)?;
+            self.store.trim(&key)?;
         }
         Ok(())
     }
@@ -33,13 +34,17 @@ impl StoreDirectory {
         for peer in verdict.taken_over {
             log::info!("peer {peer} was taken away by another registry: it is to join anew");
         }
-        for registry in verdict.dead {
+        for RegistryHeartbeat { registry, version, .. } in verdict.dead {
             log::warn!("a registry that shares this store has fallen silent: its peers go");
-            self.client.del(registry_key(registry))?;
+            // One that goes on meanwhile has a newer row, and keeps it.
+            let key = registry_key(registry);
+            self.store.write_if(&key, Condition::Version(version), vec![], vec![key.clone()])?;
         }
         let mut removed = Vec::new();
-        for (peer, session) in verdict.orphaned {
-            removed.extend(self.remove_peer(peer, session)?.map(|address| (peer, address)));
+        for (peer, stored) in verdict.orphaned {
+            if self.remove_peer(peer, stored)? {
+                removed.push((peer, stored.row.address));
+            }
         }
         Ok(removed)
     }
@@ -48,7 +53,7 @@ impl StoreDirectory {
         // Peers before registries: a registry that a peer's row names has its own row by then.
         let peers = self.peer_rows(PEERS, ReadOptions::default())?;
         let mut registries = Vec::new();
-        for row in self.rows(REGISTRIES, &end(REGISTRIES), ReadOptions::default())? {
+        for row in self.store.range(REGISTRIES, &end(REGISTRIES), ReadOptions::default())? {
             let row = row?;
             let registry = rest(&row, REGISTRIES).and_then(registry_of);
             let value: Option<RegistryRow> = value(row.value.as_ref());

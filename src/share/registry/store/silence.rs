@@ -16,7 +16,7 @@ use super::rows::RegistryId;
 use crate::model::Timestamp;
 
 /// The row of a registry as a scan has found it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RegistryHeartbeat {
     pub registry: RegistryId,
     pub version: Timestamp,
@@ -41,18 +41,19 @@ impl SilenceTracker {
         found: &[RegistryHeartbeat],
         gap_max: Duration,
         now: Instant,
-    ) -> Vec<RegistryId> {
+    ) -> Vec<RegistryHeartbeat> {
         let was_blind =
             self.updated_at.is_some_and(|at| now.saturating_duration_since(at) > gap_max);
         self.updated_at = Some(now);
         let before = std::mem::take(&mut self.seen);
         let mut dead = Vec::new();
-        for RegistryHeartbeat { registry, version, timeout } in found {
-            let known = before.get(registry).filter(|(seen, _)| seen == version && !was_blind);
+        for heartbeat in found {
+            let RegistryHeartbeat { registry, version, timeout } = *heartbeat;
+            let known = before.get(&registry).filter(|(seen, _)| *seen == version && !was_blind);
             let since = known.map_or(now, |(_, since)| *since);
-            self.seen.insert(*registry, (*version, since));
-            if now.saturating_duration_since(since) > *timeout {
-                dead.push(*registry);
+            self.seen.insert(registry, (version, since));
+            if now.saturating_duration_since(since) > timeout {
+                dead.push(*heartbeat);
             }
         }
         dead
@@ -98,7 +99,7 @@ mod tests {
         }
         let now = start + Duration::from_secs(11);
         assert_eq!(tracker.silence(A, now), Duration::from_secs(1));
-        assert_eq!(tracker.update(&[found(A, 3), found(B, 7)], GAP, now), [B]);
+        assert_eq!(tracker.update(&[found(A, 3), found(B, 7)], GAP, now), [found(B, 7)]);
     }
 
     #[test]
@@ -111,7 +112,10 @@ mod tests {
             let now = later + Duration::from_secs(second);
             assert_eq!(tracker.update(&[found(A, 1)], GAP, now), [], "second {second}");
         }
-        assert_eq!(tracker.update(&[found(A, 1)], GAP, later + Duration::from_secs(11)), [A]);
+        assert_eq!(
+            tracker.update(&[found(A, 1)], GAP, later + Duration::from_secs(11)),
+            [found(A, 1)]
+        );
     }
 
     #[test]

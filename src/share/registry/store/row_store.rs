@@ -1,0 +1,103 @@
+//! What the index needs of the store: reads, and writes under a condition.
+//!
+//! [`Client`] is the store of a registry. Tests have one in memory, in which they decide what other
+//! registries do between two calls.
+
+use bytes::Bytes;
+
+use crate::Client;
+use crate::client::{Condition, ReadOptions};
+use crate::model::{Row, Timestamp};
+use crate::share::registry::directory::DirectoryError;
+
+pub(super) type Result<T> = std::result::Result<T, DirectoryError>;
+
+/// Rows of the store. What is read is never older than what this store has read or written before.
+pub trait RowStore: Send + Sync {
+    /// The newest version of a key and its value; `None` if it has none.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    fn get(&self, key: &str) -> Result<Option<(Timestamp, Bytes)>>;
+
+    /// One row for each key, in this order.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    fn get_all(&self, keys: impl Iterator<Item = String>) -> Result<Vec<Row>>;
+
+    /// The rows from one key to another, both included, in the state at the first of them.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    fn range(
+        &self,
+        from: &str,
+        to: &[u8],
+        options: ReadOptions,
+    ) -> Result<impl Iterator<Item = Result<Row>>>;
+
+    /// Writes a key whatever it has.
+    ///
+    /// # Errors
+    /// The store does not answer; the write may take effect later.
+    fn put(&self, key: &str, value: Vec<u8>) -> Result<()>;
+
+    /// Removes all versions of a key but the newest.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    fn trim(&self, key: &str) -> Result<()>;
+
+    /// Stores and removes keys, all or none, if the condition holds of `key`. Returns their new
+    /// version, or `None` if it did not hold.
+    ///
+    /// # Errors
+    /// The store does not answer; the write may take effect later, if the condition holds then.
+    fn write_if(
+        &self,
+        key: &str,
+        condition: Condition,
+        puts: Vec<(String, Vec<u8>)>,
+        removes: Vec<String>,
+    ) -> Result<Option<Timestamp>>;
+}
+
+impl RowStore for Client {
+    fn get(&self, key: &str) -> Result<Option<(Timestamp, Bytes)>> {
+        let got = Client::get(self, key)?;
+        Ok(got.value.map(|value| (got.timestamp, value)))
+    }
+
+    fn get_all(&self, keys: impl Iterator<Item = String>) -> Result<Vec<Row>> {
+        Ok(Client::get_all(self, keys, ReadOptions::default())?
+            .collect::<std::result::Result<_, _>>()?)
+    }
+
+    fn range(
+        &self,
+        from: &str,
+        to: &[u8],
+        options: ReadOptions,
+    ) -> Result<impl Iterator<Item = Result<Row>>> {
+        Ok(Client::range(self, from, to, options)?.map(|row| Ok(row?)))
+    }
+
+    fn put(&self, key: &str, value: Vec<u8>) -> Result<()> {
+        Ok(Client::put(self, key, value).map(drop)?)
+    }
+
+    fn trim(&self, key: &str) -> Result<()> {
+        Ok(Client::trim(self, key).map(drop)?)
+    }
+
+    fn write_if(
+        &self,
+        key: &str,
+        condition: Condition,
+        puts: Vec<(String, Vec<u8>)>,
+        removes: Vec<String>,
+    ) -> Result<Option<Timestamp>> {
+        Ok(Client::write_if(self, key, condition, puts, removes)?)
+    }
+}

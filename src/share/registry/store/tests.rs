@@ -1,0 +1,331 @@
+//! Two registries over one store in memory, of which one is held up before any of its calls to the
+//! store while the other does something about the same peer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::client::ClientError;
+use crate::model::{Row, Timestamp};
+
+/// The versions of each key, oldest first.
+type Versions = BTreeMap<String, Vec<(Timestamp, Bytes)>>;
+type Interruption = (usize, Box<dyn FnOnce() + Send>);
+
+/// When a write takes effect whose answer is lost.
+#[derive(Clone, Copy, Debug)]
+enum Effect {
+    Never,
+    AtOnce,
+    /// Before the call that is so many calls later.
+    Later(usize),
+}
+
+/// One registry's way to the store.
+#[derive(Default)]
+struct MapStore {
+    versions: Arc<Mutex<Versions>>,
+    calls: AtomicUsize,
+    /// What happens before the call of this number.
+    interruption: Mutex<Option<Interruption>>,
+    /// The number of the write whose answer is lost.
+    lost: Mutex<Option<(usize, Effect)>>,
+}
+
+impl MapStore {
+    fn called(&self) -> MutexGuard<'_, Versions> {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        let due = self.interruption.lock().unwrap().take_if(|(at, _)| *at == call);
+        if let Some((_, interrupt)) = due {
+            interrupt();
+        }
+        self.versions.lock().unwrap()
+    }
+
+    fn rows(versions: &Versions, from: &[u8], to: &[u8]) -> Vec<Row> {
+        let rows = versions.iter().filter(|(key, _)| (from..=to).contains(&key.as_bytes()));
+        rows.map(|(key, versions)| row(key.clone(), versions.last())).collect()
+    }
+}
+
+fn row(key: String, newest: Option<&(Timestamp, Bytes)>) -> Row {
+    let (timestamp, value) = newest.cloned().unzip();
+    Row { key: key.into(), value, timestamp: timestamp.unwrap_or(Timestamp::ZERO) }
+}
+
+fn write_if(
+    versions: &mut Versions,
+    key: &str,
+    condition: Condition,
+    puts: Vec<(String, Vec<u8>)>,
+    removes: Vec<String>,
+) -> Option<Timestamp> {
+    let newest = versions.get(key).and_then(|versions| versions.last()).map(|(at, _)| *at);
+    let holds = match condition {
+        Condition::Absent => newest.is_none(),
+        Condition::Version(version) => newest == Some(version),
+    };
+    holds.then(|| write(versions, puts, removes))
+}
+
+fn write(versions: &mut Versions, puts: Vec<(String, Vec<u8>)>, removes: Vec<String>) -> Timestamp {
+    let last = versions.values().flatten().map(|(at, _)| at.0).max();
+    let now = Timestamp(last.unwrap_or_default() + 1);
+    removes.iter().for_each(|key| drop(versions.remove(key)));
+    for (key, value) in puts {
+        versions.entry(key).or_default().push((now, value.into()));
+    }
+    now
+}
+
+impl RowStore for MapStore {
+    fn get(&self, key: &str) -> Result<Option<(Timestamp, Bytes)>> {
+        Ok(self.called().get(key).and_then(|versions| versions.last()).cloned())
+    }
+
+    fn get_all(&self, keys: impl Iterator<Item = String>) -> Result<Vec<Row>> {
+        let versions = self.called();
+        let newest = |key: &String| versions.get(key).and_then(|versions| versions.last()).cloned();
+        Ok(keys.map(|key| row(key.clone(), newest(&key).as_ref())).collect())
+    }
+
+    fn range(
+        &self,
+        from: &str,
+        to: &[u8],
+        _: ReadOptions,
+    ) -> Result<impl Iterator<Item = Result<Row>>> {
+        Ok(MapStore::rows(&self.called(), from.as_bytes(), to).into_iter().map(Ok))
+    }
+
+    fn put(&self, key: &str, value: Vec<u8>) -> Result<()> {
+        write(&mut self.called(), vec![(key.to_owned(), value)], vec![]);
+        Ok(())
+    }
+
+    fn trim(&self, key: &str) -> Result<()> {
+        if let Some(versions) = self.called().get_mut(key) {
+            versions.drain(..versions.len() - 1);
+        }
+        Ok(())
+    }
+
+    fn write_if(
+        &self,
+        key: &str,
+        condition: Condition,
+        puts: Vec<(String, Vec<u8>)>,
+        removes: Vec<String>,
+    ) -> Result<Option<Timestamp>> {
+        let mut versions = self.called();
+        let call = self.calls.load(Ordering::Relaxed) - 1;
+        let mut lost = self.lost.lock().unwrap();
+        let Some((_, effect)) = lost.take_if(|(at, _)| *at == call) else {
+            return Ok(write_if(&mut versions, key, condition, puts, removes));
+        };
+        match effect {
+            Effect::Never => {}
+            Effect::AtOnce => drop(write_if(&mut versions, key, condition, puts, removes)),
+            Effect::Later(calls) => {
+                let (versions, key) = (Arc::clone(&self.versions), key.to_owned());
+                let apply = move || {
+                    write_if(&mut versions.lock().unwrap(), &key, condition, puts, removes);
+                };
+                *self.interruption.lock().unwrap() = Some((call + calls, Box::new(apply)));
+            }
+        }
+        Err(DirectoryError::Store(ClientError::Ended))
+    }
+}
+
+type Registry = Arc<StoreDirectory<MapStore>>;
+
+const PEER: PeerId = PeerId(7);
+const SILENCE: Duration = Duration::from_secs(600);
+
+fn registry(versions: &Arc<Mutex<Versions>>) -> Registry {
+    let store = MapStore { versions: Arc::clone(versions), ..MapStore::default() };
+    let registry = StoreDirectory::new(store, IndexLimits::default(), SILENCE);
+    registry.write_heartbeat().unwrap();
+    Arc::new(registry)
+}
+
+fn member(session: u64) -> Member {
+    Member { peer: PEER, session }
+}
+
+fn content(number: u8) -> ContentId {
+    ContentId([number; 32])
+}
+
+fn files(numbers: &[u8]) -> Vec<FileEntry> {
+    let file = |number: &u8| FileEntry {
+        name: FileName::new(&format!("file-{number}")).unwrap(),
+        size: u64::from(*number),
+        content: content(*number),
+    };
+    numbers.iter().map(file).collect()
+}
+
+/// Joins from one of two addresses with the secret that all connections of the peer have.
+fn join(registry: &Registry, session: u64, numbers: &[u8]) -> Result<()> {
+    let address = SocketAddr::from(([10, 0, 0, 1], 5000));
+    let place = PeerEndpoint { address, origin: address.ip(), key: 3 };
+    registry.join(member(session), place, files(numbers))
+}
+
+/// The numbers of the peer's files, once everything that belongs together is there; `None` without
+/// the peer's row.
+fn settled(versions: &Versions) -> Option<Vec<u8>> {
+    let rows = |prefix: &str| MapStore::rows(versions, prefix.as_bytes(), &end(prefix));
+    let decoded = |row: &Row| value::<FileRow>(row.value.as_ref()).unwrap();
+    let by_peer: Vec<FileRow> = rows("share/file/").iter().map(decoded).collect();
+    let by_name: Vec<FileRow> = rows(NAMES).iter().map(decoded).collect();
+    let parts = rows("share/part/").len();
+    assert_eq!(by_peer, by_name, "{versions:?}");
+    assert_eq!(rows("share/content/").len(), by_peer.len() + parts, "{versions:?}");
+    for (key, versions) in versions {
+        assert_eq!(versions.len(), 1, "{key} keeps versions that were overwritten");
+    }
+    let peer = rows(PEERS).pop();
+    let Some(peer) = peer else {
+        assert!(by_peer.is_empty() && parts == 0, "rows of no peer: {versions:?}");
+        return None;
+    };
+    let peer: PeerRow = value(peer.value.as_ref()).unwrap();
+    assert_eq!(peer.files, by_peer.len() as u64, "{peer:?}");
+    assert_eq!(peer.bytes, by_peer.iter().map(|file| file.size).sum::<u64>(), "{peer:?}");
+    assert!(peer.offered, "{peer:?}");
+    Some(by_peer.iter().map(|file| file.size as u8).collect())
+}
+
+/// What one of the registries does about the peer; what it answers, as text.
+type Act = fn(&Registry) -> String;
+
+/// What the peer's registry does, which it has joined in session 1 with files 1 to 3.
+const OWNER: [(&str, Act); 6] = [
+    ("joins again", |of| shown(join(of, 1, &[2, 3, 4]))),
+    ("joins again over another connection", |of| shown(join(of, 2, &[1, 2]))),
+    ("updates", |of| shown(of.update(member(1), files(&[5]), &[files(&[1])[0].name.clone()]))),
+    ("fetches", |of| shown(of.fetching(member(1), content(9), 9))),
+    ("has fetched", |of| shown(of.fetched(member(1), content(8)))),
+    ("leaves", |of| shown(of.leave(member(1)))),
+];
+
+/// What another registry does about the same peer.
+const OTHER: [(&str, Act); 3] = [
+    ("takes the peer over", |of| shown(join(of, 11, &[6, 7]))),
+    ("believes its registry dead", |of| {
+        of.store
+            .versions
+            .lock()
+            .unwrap()
+            .retain(|key, _| !key.starts_with(REGISTRIES) || *key == registry_key(of.id));
+        shown(of.scan().map(|gone| gone.len()))
+    }),
+    ("takes it over and loses it", |of| {
+        let joined = shown(join(of, 11, &[6, 7]));
+        shown(of.leave(member(11)));
+        joined
+    }),
+];
+
+fn shown<T: std::fmt::Debug>(result: Result<T>) -> String {
+    result.map_or_else(|error| error.to_string(), |answer| format!("{answer:?}"))
+}
+
+/// A registry at which the peer has joined, another one, and their store.
+fn joined() -> (Arc<Mutex<Versions>>, Registry, Registry) {
+    let versions = Arc::new(Mutex::new(Versions::new()));
+    let [owner, other] = [0, 1].map(|_| registry(&versions));
+    join(&owner, 1, &[1, 2, 3]).unwrap();
+    assert!(owner.fetching(member(1), content(8), 8).unwrap());
+    owner.store.calls.store(0, Ordering::Relaxed);
+    (versions, owner, other)
+}
+
+/// Whichever call to the store a registry is held up before (as if it was stopped there), and
+/// whatever another does meanwhile: nothing is left that belongs to nobody, the peer is with one
+/// registry at most, and every other one tells it to join again.
+#[test]
+fn of_two_registries_that_interfere_one_has_the_peer_and_all_of_its_rows() {
+    for (owns, act) in OWNER {
+        for (interferes, interfere) in OTHER {
+            for call in 0.. {
+                let (versions, owner, other) = joined();
+                let meanwhile = Arc::clone(&other);
+                let interrupt = Box::new(move || drop(interfere(&meanwhile)));
+                *owner.store.interruption.lock().unwrap() = Some((call, interrupt));
+                let answer = act(&owner);
+                let held_up = owner.store.interruption.lock().unwrap().is_none();
+                let case = format!("it {owns} ({answer}), before call {call} another {interferes}");
+                println!("{case}");
+                // What a peer that was told nothing finds out by itself.
+                for registry in [&owner, &other] {
+                    registry.scan().unwrap();
+                }
+                let has = |registry: &Registry, sessions: &[u64]| {
+                    sessions.iter().any(|of| registry.heartbeat(member(*of)).unwrap())
+                };
+                let held = [has(&owner, &[1, 2]), has(&other, &[11])];
+                let left = settled(&versions.lock().unwrap());
+                assert_eq!(left.is_some(), held != [false; 2], "{case}: {held:?}");
+                assert_ne!(held, [true; 2], "{case}");
+                let registry = [&owner, &other][usize::from(held[1])];
+                if let Some(left) = left {
+                    let row = registry.peer_rows(PEERS, NEWEST).unwrap()[0].1;
+                    assert_eq!(row.row.registry, registry.id, "{case}");
+                    let member = member(row.row.session);
+                    assert!(registry.fetching(member, content(4), 4).unwrap(), "{case}: {left:?}");
+                    assert!(held[0] || left == [6, 7], "{case}: {left:?}");
+                }
+                if !held_up {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Nobody knows whether such a write has taken effect. It is not tried under another condition, and
+/// the peer joins again.
+#[test]
+fn a_write_whose_answer_is_lost_leaves_nothing_behind() {
+    for (does, act) in OWNER {
+        let effects = (1..12).map(Effect::Later).chain([Effect::Never, Effect::AtOnce]);
+        for (call, effect) in (0..12).flat_map(|call| effects.clone().map(move |of| (call, of))) {
+            let (versions, owner, _) = joined();
+            *owner.store.lost.lock().unwrap() = Some((call, effect));
+            let case = format!("it {does}, call {call}, takes effect: {effect:?}");
+            let answer = act(&owner);
+            println!("{case}: {answer}");
+            if owner.store.lost.lock().unwrap().take().is_some() {
+                // It made no write with that number.
+                continue;
+            }
+            // A connection over which nothing is known any more ends; the peer has another one.
+            owner.scan().unwrap();
+            join(&owner, 3, &[2, 5]).unwrap();
+            owner.scan().unwrap();
+            assert_eq!(settled(&versions.lock().unwrap()), Some(vec![2, 5]), "{case}");
+            assert!(owner.heartbeat(member(3)).unwrap(), "{case}");
+            owner.leave(member(3)).unwrap();
+            (0..12).for_each(|_| drop(owner.scan().unwrap()));
+            assert_eq!(settled(&versions.lock().unwrap()), None, "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_registry_that_goes_on_keeps_its_row_from_those_who_believed_it_dead() {
+    let (versions, owner, other) = joined();
+    let key = registry_key(owner.id);
+    let dead = other.store.get(&key).unwrap().unwrap().0;
+    owner.write_heartbeat().unwrap();
+    let remove = other.store.write_if(&key, Condition::Version(dead), vec![], vec![key.clone()]);
+    assert_eq!(remove.unwrap(), None);
+    assert!(versions.lock().unwrap().contains_key(&key));
+}
