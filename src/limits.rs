@@ -758,9 +758,6 @@ pub const REGISTRY_BUDGET_ORIGIN_BYTES_MAX: usize = 112 * 1024 * 1024;
 pub const FILES_PER_FRAME: usize = 1024;
 /// Sources in one answer; of more than these, the ones of the most offered contents.
 pub const SOURCES_PER_ANSWER_MAX: usize = 1024;
-/// Of one content and one IP address, this many sources are in an answer, a sample: who is at one
-/// address may call itself many, and whoever asks again gets others.
-pub const SOURCES_PER_ORIGIN_MAX: usize = 16;
 /// Rows in a page of peers or files.
 pub const LIST_ROWS_MAX: usize = 512;
 /// Of one name, this many contents are listed among the files, the most offered first.
@@ -769,8 +766,6 @@ pub const CONTENTS_PER_NAME_LISTED_MAX: usize = 16;
 pub const PAGE_OFFERS_MAX: usize = 16 * 1024;
 /// Bytes of one entry of a JOIN or an answer besides the file's name, at most.
 const FILE_ENTRY_BYTES_MAX: usize = 128;
-/// Requests that wait for a registry's workers; past it they are told to come later.
-pub const REGISTRY_QUEUE_JOBS_MAX: usize = 4 * 1024;
 /// The default of `acervo registry --silence-timeout`: a peer unheard of for longer is not offered
 /// any more.
 pub const REGISTRY_SILENCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -799,10 +794,6 @@ pub const REJOIN_BACKOFF_MAX: Duration = Duration::from_secs(60);
 pub const JOIN_TIME_PER_FILE: Duration = Duration::from_millis(1);
 /// How long a stopping peer waits for its registry to hear that it leaves.
 pub const MEMBER_STOP_TIMEOUT: Duration = Duration::from_secs(2);
-/// First wait before a peer announces again what its registry had no room for …
-pub const ANNOUNCE_BACKOFF_MIN: Duration = Duration::from_secs(1);
-/// … and the longest: a registry that is full is asked rarely.
-pub const ANNOUNCE_BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// First wait before a peer dials its registry again …
 pub const REGISTRY_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// … and the longest.
@@ -810,21 +801,8 @@ pub const REGISTRY_BACKOFF_MAX: Duration = Duration::from_secs(3);
 /// First wait before a registry is asked again that has no room just now, however soon it says to
 /// come again; the waits grow.
 pub const REGISTRY_RETRY_MIN: Duration = Duration::from_millis(BUSY_RETRY_AFTER_MS as u64);
-/// How often a peer says again that a registry refuses it, or answers what makes no sense.
-pub const REFUSAL_TOLD_INTERVAL: Duration = Duration::from_secs(60);
 /// How often a shared folder is looked at for files that came, changed or went.
 pub const FOLDER_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
-/// A file of a shared folder that could not be hashed is tried again after this, doubling with each
-/// failure …
-pub const FOLDER_RETRY_MIN: Duration = Duration::from_secs(10);
-/// … up to this: what a person mends should be offered while the person still looks, and a disk
-/// that fails is read once in this time.
-pub const FOLDER_RETRY_MAX: Duration = Duration::from_secs(320);
-/// Before it joins, a peer has its folder hashed for this long, so that its JOIN names what is
-/// ready at once …
-pub const JOIN_HASHING_WAIT: Duration = Duration::from_secs(1);
-/// … and for this long if few bytes are left.
-pub const JOIN_HASHING_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How often whoever waits for a download looks whether to stop.
 pub const STOP_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// The default of `acervo fetch --patience`: with nobody who gives anything for this long it gives
@@ -920,23 +898,12 @@ pub const SOURCES_MAX: usize = 32;
 pub const SOURCES_KNOWN_MAX: usize = SOURCES_PER_ANSWER_MAX;
 /// A source is asked for as many chunks as it gives in this time, and one more …
 pub const REQUEST_AHEAD: Duration = Duration::from_millis(500);
-/// … at least these, so that it never waits a round trip for its next request, but one chunk while
-/// it takes twice that time for a chunk …
-pub const REQUESTS_AHEAD_MIN: usize = 2;
 /// … and at most.
 pub const REQUESTS_AHEAD_MAX: usize = 16;
 /// Requests that a source has not answered, those called off included; past it the source is left.
 pub const ANSWERS_OWED_MAX: usize = 4 * REQUESTS_AHEAD_MAX;
-/// A source that owes a chunk and gives no byte for this long is left, when another can take over …
+/// A source that owes a chunk and gives no byte for this long is left, when another can take over.
 pub const SOURCE_SILENCE_MAX: Duration = Duration::from_millis(1500);
-/// … and when none can.
-pub const LONE_SOURCE_SILENCE_MAX: Duration = Duration::from_secs(15);
-/// A source that has owed a chunk for this long is left when another is so much faster …
-pub const SOURCE_SLOW_AFTER: Duration = Duration::from_secs(5);
-/// … by this factor …
-pub const SOURCE_SLOWER_FACTOR: f64 = 20.0;
-/// … and the chunk will take it so much longer.
-pub const SOURCE_SLOW_FOR: Duration = Duration::from_secs(30);
 /// A source that has owed a chunk for this long is left when it gives less than `SOURCE_RATE_MIN`.
 pub const LONE_SOURCE_SLOW_AFTER: Duration = Duration::from_secs(30);
 /// In bytes a second.
@@ -944,34 +911,15 @@ pub const SOURCE_RATE_MIN: u64 = 1024;
 /// Most that one turn of a loop of the share counts as time, and so against anybody's silence: ten
 /// ticks, which a loaded machine may take. Beyond it the process did not run.
 pub const SHARE_TURN_MAX: Duration = Duration::from_secs(1);
-/// How often a download checks its whole file again because another program may have changed it:
-/// whoever opens it once costs one check, two when that goes on meanwhile. A program that never
-/// stops writing is told of instead.
-pub const PART_RECHECKS_MAX: u32 = 5;
-/// How often, before each of those checks but the first, it is looked whether a program that has
-/// the file open for writing has closed it …
-pub const PART_WRITER_LOOKS: u32 = 20;
-/// … and how long after each look: a second in all.
-pub const PART_WRITER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// A source that was lost or fell silent is dialled again after this, doubling …
 pub const SOURCE_AWAY_MIN: Duration = Duration::from_secs(1);
 /// … up to this.
 pub const SOURCE_AWAY_MAX: Duration = Duration::from_secs(30);
-/// A source that said it is busy is asked again after this, doubling …
-pub const SOURCE_BUSY_MIN: Duration = Duration::from_millis(200);
-/// … up to this: places change hands within a second.
-pub const SOURCE_BUSY_MAX: Duration = Duration::from_secs(2);
 /// A download of which something has come ends when all sources have said for this long that they
 /// have the content no more: some looks of a peer at its folder, after which a file that was
 /// renamed is offered again.
 pub const SOURCES_GONE_AFTER: Duration = Duration::from_secs(10);
 const _: () = assert!(SOURCES_GONE_AFTER.as_millis() >= 4 * FOLDER_RESCAN_INTERVAL.as_millis());
-/// A source that has the content no more, or whose file changed, is dialled again after this,
-/// doubling …
-pub const SOURCE_WITHDRAWN_MIN: Duration = Duration::from_secs(1);
-/// … up to this: a file that was only touched or renamed is offered again as soon as it has been
-/// hashed.
-pub const SOURCE_WITHDRAWN_MAX: Duration = Duration::from_secs(2);
 /// A chunk that one source has owed for this long is asked of a second one that can be expected to
 /// be quicker.
 pub const CHUNK_OVERDUE: Duration = Duration::from_secs(5);
@@ -985,30 +933,6 @@ pub const SOURCE_REDIAL_MIN: Duration = Duration::from_secs(1);
 /// last chunk that was good: long enough for a lone source of 7 KB/s, with the patience that is the
 /// default.
 pub const UNCHECKED_PATIENCE: u32 = 4;
-/// When nobody has given all chunk hashes this long after the first source was asked, another is
-/// asked beside it, and so on as long as one of them will be done with its page soon …
-pub const HASHES_SECOND_AFTER: Duration = Duration::from_millis(250);
-/// … and each of the next so soon when none will: a hundred that say nothing are gone through in
-/// some seconds.
-pub const HASHES_NEXT_AFTER: Duration = Duration::from_millis(25);
-/// Sources that are asked for chunk hashes at once …
-pub const HASH_LISTS_MAX: usize = 16;
-/// … and at least two, as far as their lists take no more memory than this together; then …
-pub const HASH_LISTS_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// … another in place of the slowest of those that have had this time, which doubles when all that
-/// are known have had it, so that one that needs longer is waited for in the end …
-pub const HASHES_REPLACE_AFTER_MIN: Duration = Duration::from_millis(250);
-/// … up to this.
-pub const HASHES_REPLACE_AFTER_MAX: Duration = Duration::from_secs(4);
-/// Where several sizes of a content are told, sources that are asked at once to prove one, each on
-/// a thread of its own …
-pub const SIZE_QUESTIONS_MAX: usize = 16;
-/// … at first for this long, from the dial on, which doubles when all have had it: sixty that say
-/// nothing cost two seconds, and a line of 100 KB/s gets a page of chunk hashes through on the
-/// third attempt …
-pub const SIZE_QUESTION_TIME: Duration = Duration::from_millis(500);
-/// … for the last chunk one after the other in this time, in which a near one has sent it.
-pub const SIZE_CHUNK_AFTER: Duration = Duration::from_millis(50);
 /// How often a downloading side that is told of new chunks, and asks for none, says that it is
 /// there.
 pub const SHARE_PING_INTERVAL: Duration = Duration::from_secs(30);

@@ -80,7 +80,7 @@ pub enum MembershipNotice {
         again: bool,
     },
     /// There is no membership, and the thread goes on trying. Each reason is reported once; a
-    /// refusal is repeated every [`REFUSAL_TOLD_INTERVAL`](limits::REFUSAL_TOLD_INTERVAL).
+    /// refusal is repeated every [`REFUSAL_TOLD_INTERVAL`](membership_loop::REFUSAL_TOLD_INTERVAL).
     Lost(RegistryCallError),
 }
 

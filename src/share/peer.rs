@@ -31,6 +31,12 @@ use crate::model::{ContentId, FileName, PeerId};
 use crate::net::Listener;
 use crate::wire::share::{RegistryReply, RegistryRequest, Source};
 
+/// Before it joins, a peer has its folder hashed for this long, so that its JOIN names what is
+/// ready at once.
+const JOIN_HASHING_WAIT: Duration = Duration::from_secs(1);
+/// How long a JOIN waits for hashing if few bytes are left ([`JOIN_HASHING_BYTES_MAX`]).
+const JOIN_HASHING_WAIT_MAX: Duration = Duration::from_secs(10);
+
 /// How long a peer asks for its id before it joins under another: longer than a dead connection of
 /// its own counts as alive, unless its registry has a longer timeout.
 const ID_TAKEN_PATIENCE: Duration = Duration::from_secs(45);
@@ -104,7 +110,7 @@ pub struct Peer {
 
 impl Peer {
     /// Starts to serve and to hash the folder, waits a short time for hashing
-    /// ([`JOIN_HASHING_WAIT`](limits::JOIN_HASHING_WAIT)), and joins with the files hashed by then.
+    /// ([`JOIN_HASHING_WAIT`]), and joins with the files hashed by then.
     /// The others are announced as they are hashed. `notice` is called on a thread of its own.
     ///
     /// # Errors
@@ -148,8 +154,8 @@ impl Peer {
         };
         if let Some(folder) = &folder {
             let wait = match folder.hashing().bytes {
-                ..=JOIN_HASHING_BYTES_MAX => limits::JOIN_HASHING_WAIT_MAX,
-                _ => limits::JOIN_HASHING_WAIT,
+                ..=JOIN_HASHING_BYTES_MAX => JOIN_HASHING_WAIT_MAX,
+                _ => JOIN_HASHING_WAIT,
             };
             let until = Instant::now() + wait;
             while !options.stop.load(Ordering::Relaxed) && !folder.hashing().is_done() {

@@ -19,6 +19,24 @@ use crate::model::{ChunkHash, ContentId};
 use crate::share::content::{Manifest, chunk_count};
 use crate::share::swarm::SourceId;
 
+/// When nobody has given all chunk hashes this long after the first source was asked, another is
+/// asked beside it, and so on as long as one of them will be done with its page soon.
+const HASHES_SECOND_AFTER: Duration = Duration::from_millis(250);
+/// When no list will be done with its page soon, the next source is asked this long after the last
+/// one: a hundred that say nothing are gone through in some seconds.
+const HASHES_NEXT_AFTER: Duration = Duration::from_millis(25);
+/// Sources that are asked for chunk hashes at once.
+const HASH_LISTS_MAX: usize = 16;
+/// Memory that the lists under way take together. It lets fewer sources be asked at once for long
+/// lists, but never fewer than two, so that a silent one delays no other.
+const HASH_LISTS_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// When as many sources are asked as may be, another takes the place of the slowest of those that
+/// have had this time. It doubles when all known sources have had it, so that one that needs longer
+/// is waited for in the end.
+const HASHES_REPLACE_AFTER_MIN: Duration = Duration::from_millis(250);
+/// Up to this the time doubles that a source has before another takes its place.
+const HASHES_REPLACE_AFTER_MAX: Duration = Duration::from_secs(4);
+
 /// A source that sends a page of chunk hashes more slowly than
 /// [`SOURCE_RATE_MIN`](limits::SOURCE_RATE_MIN) over this time is left if there are others.
 const HASHES_TIMEOUT: Duration = Duration::from_secs(2);
@@ -82,8 +100,7 @@ pub(super) enum PageOutcome {
 impl HashLists {
     pub(super) fn new(content: ContentId, size: u64) -> HashLists {
         let list_bytes = chunk_count(size).max(1) as usize * size_of::<ChunkHash>();
-        let lists_max =
-            (limits::HASH_LISTS_BYTES_MAX / list_bytes).clamp(2, limits::HASH_LISTS_MAX);
+        let lists_max = (HASH_LISTS_BYTES_MAX / list_bytes).clamp(2, HASH_LISTS_MAX);
         HashLists {
             content,
             size,
@@ -148,8 +165,7 @@ impl HashLists {
     ) -> Option<SourceId> {
         let is_first = self.lists.is_empty();
         let is_hopeful = self.lists.len() == 1 || self.is_any_done_soon(now);
-        let pause =
-            if is_hopeful { limits::HASHES_SECOND_AFTER } else { limits::HASHES_NEXT_AFTER };
+        let pause = if is_hopeful { HASHES_SECOND_AFTER } else { HASHES_NEXT_AFTER };
         let due = self.begun + pause;
         let is_full = self.lists.len() >= self.lists_max;
         let slowest = self.slowest(known, now).filter(|_| is_full);
@@ -191,8 +207,8 @@ impl HashLists {
     /// The slowest of the lists that have had their time. The fastest of all is never replaced.
     fn slowest(&self, known: usize, now: Duration) -> Option<usize> {
         let rounds = self.replacements.checked_div(known as u32).unwrap_or(0);
-        let time = limits::HASHES_REPLACE_AFTER_MIN.saturating_mul(2_u32.saturating_pow(rounds));
-        let time = time.min(limits::HASHES_REPLACE_AFTER_MAX);
+        let time = HASHES_REPLACE_AFTER_MIN.saturating_mul(2_u32.saturating_pow(rounds));
+        let time = time.min(HASHES_REPLACE_AFTER_MAX);
         let pace = |at: &usize| self.lists[*at].pace(now);
         let fastest = (0..self.lists.len()).max_by(|a, b| pace(a).total_cmp(&pace(b)))?;
         (0..self.lists.len())

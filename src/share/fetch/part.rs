@@ -44,6 +44,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use rand::Rng;
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -56,11 +57,16 @@ pub(super) use self::names::{Existing, descriptor_path, existing, remove_leftove
 use self::names::{first_name, link, open, part_name, remove_ours};
 use super::api::FetchError;
 use super::watch::OpenWatch;
-use crate::limits;
 use crate::model::{ContentId, FileName};
 use crate::net::Buffer;
 use crate::share::content::{chunk_len, chunk_offset};
 use crate::share::offer::FileStamp;
+
+/// How often, before each check of a whole file but the first, it is looked whether a program that
+/// has the file open for writing has closed it. With the pauses between the looks that is a second.
+const PART_WRITER_LOOKS: u32 = 20;
+/// The pause after each look whether the file is open for writing.
+const PART_WRITER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 mod file;
 mod lease;
@@ -441,7 +447,7 @@ impl Part {
         if self.on_disk.may_write {
             return Err(NoLease::Unsupported);
         }
-        let mut left = limits::PART_WRITER_LOOKS;
+        let mut left = PART_WRITER_LOOKS;
         loop {
             match Lease::take(&self.on_disk.file) {
                 Ok(lease) => {
@@ -452,7 +458,7 @@ impl Part {
                 // yet.
                 Err(NoLease::Writers) if left > 0 => {
                     left -= 1;
-                    thread::sleep(limits::PART_WRITER_LOOK_INTERVAL);
+                    thread::sleep(PART_WRITER_LOOK_INTERVAL);
                 }
                 Err(why) => return Err(why),
             }

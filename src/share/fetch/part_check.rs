@@ -5,7 +5,11 @@
 //! chunks have been reported.
 
 use super::disk::CheckRange;
-use crate::limits;
+
+/// How often a download checks its whole file again because another program may have changed it:
+/// whoever opens it once costs one check, two when that goes on meanwhile. A program that never
+/// stops writing is told of instead.
+pub(super) const PART_RECHECKS_MAX: u32 = 5;
 
 /// The progress of the rounds. Before the first [`PartCheck::start`] no round is under way.
 #[derive(Debug)]
@@ -38,7 +42,7 @@ impl PartCheck {
     /// Starts a round because another program may have changed the file. Returns false if that has
     /// happened too often: a program that never stops writing must not keep a download from ending.
     pub(super) fn start_again(&mut self) -> bool {
-        if self.rechecks == limits::PART_RECHECKS_MAX {
+        if self.rechecks == PART_RECHECKS_MAX {
             return false;
         }
         self.rechecks += 1;
@@ -115,8 +119,8 @@ mod tests {
     #[test]
     fn a_file_is_checked_again_a_limited_number_of_times() {
         let mut check = PartCheck::new(1, 1, 1);
-        for round in 0..=limits::PART_RECHECKS_MAX {
-            assert_eq!(check.start_again(), round < limits::PART_RECHECKS_MAX);
+        for round in 0..=PART_RECHECKS_MAX {
+            assert_eq!(check.start_again(), round < PART_RECHECKS_MAX);
             if let Some(range) = check.next() {
                 check.started(range);
                 assert!(check.ended(range));

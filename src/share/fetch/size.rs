@@ -9,7 +9,7 @@
 //! chunks, a shorter list gives the same id. But a node's hash depends on the offset at which its
 //! bytes begin, so no bytes of one chunk hash to it at the place that such a list claims.
 //!
-//! Rule: no source delays the others. [`SIZE_QUESTIONS_MAX`](limits::SIZE_QUESTIONS_MAX) sources
+//! Rule: no source delays the others. [`SIZE_QUESTIONS_MAX`] sources
 //! are asked at once, each on its own thread. Each has a moment at first, and twice as long each
 //! time that all have had theirs. Sources of one IP address have their turns after one of each
 //! other address. A source that has sent the whole list may take longer for the chunk, as long as
@@ -36,6 +36,17 @@ use crate::text::sentence;
 use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::{PeerReply, PeerRequest, Source};
+
+/// Where several sizes of a content are told, sources that are asked at once to prove one, each on
+/// a thread of its own.
+const SIZE_QUESTIONS_MAX: usize = 16;
+/// The time that a source has at first for its proof, from the dial on. It doubles when all have
+/// had it: sixty that say nothing cost two seconds, and a line of 100 KB/s gets a page of chunk
+/// hashes through on the third attempt.
+const SIZE_QUESTION_TIME: Duration = Duration::from_millis(500);
+/// Sources are asked for the last chunk one after the other in this time, in which a near one has
+/// sent it.
+const SIZE_CHUNK_AFTER: Duration = Duration::from_millis(50);
 
 /// How often a thread that waits for its turn checks whether it has come.
 const SIZE_POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -110,7 +121,7 @@ pub fn prove_size(
             kept: KeptPart(false),
         })
     };
-    for _ in 0..limits::SIZE_QUESTIONS_MAX {
+    for _ in 0..SIZE_QUESTIONS_MAX {
         let inquiry = Arc::clone(&inquiry);
         begin(Box::new(move || inquiry.work()))?;
     }
@@ -220,7 +231,7 @@ impl Inquiry {
         let mut fresh = VecDeque::new();
         for (_, source) in ranked {
             if state.known.len() < limits::SOURCES_KNOWN_MAX && state.known.insert(source.address) {
-                fresh.push_back(Attempt { source, from, time: limits::SIZE_QUESTION_TIME });
+                fresh.push_back(Attempt { source, from, time: SIZE_QUESTION_TIME });
             }
         }
         fresh.append(&mut state.waiting);
@@ -278,7 +289,7 @@ impl Inquiry {
         let (count, last) = dialogue.list()?;
         let is_patient = {
             let mut state = self.state();
-            let may = state.patient < limits::SIZE_QUESTIONS_MAX / 2;
+            let may = state.patient < SIZE_QUESTIONS_MAX / 2;
             state.patient += usize::from(may);
             may
         };
@@ -297,7 +308,7 @@ impl Inquiry {
         let attempt = {
             let mut state = self.state();
             let attempt = state.next_chunk.map_or(now, |next| next.max(now));
-            state.next_chunk = Some(attempt + limits::SIZE_CHUNK_AFTER);
+            state.next_chunk = Some(attempt + SIZE_CHUNK_AFTER);
             attempt
         };
         if !self.pause_until(attempt) {

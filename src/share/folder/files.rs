@@ -18,6 +18,12 @@ use crate::model::{ContentId, FileName};
 use crate::share::content::Manifest;
 use crate::share::offer::FileStamp;
 
+/// A file that could not be hashed is tried again after this, doubling with each failure.
+pub(super) const FOLDER_RETRY_MIN: Duration = Duration::from_secs(10);
+/// The longest pause before a file is hashed again: what a person mends should be offered while the
+/// person still looks, and a disk that fails is read once in this time.
+const FOLDER_RETRY_MAX: Duration = Duration::from_secs(320);
+
 /// What was hashed of a file that has vanished from a folder is remembered this long, so that a
 /// disk that comes back is not hashed anew.
 const VANISHED_FILES_KEPT: Duration = Duration::from_secs(3600);
@@ -120,9 +126,9 @@ impl FolderFiles {
                 let wait = match before {
                     None => {
                         log::warn!("{name} is not offered: {error}");
-                        limits::FOLDER_RETRY_MIN
+                        FOLDER_RETRY_MIN
                     }
-                    Some(FailedFile { wait, .. }) => (2 * wait).min(limits::FOLDER_RETRY_MAX),
+                    Some(FailedFile { wait, .. }) => (2 * wait).min(FOLDER_RETRY_MAX),
                 };
                 let failed = FailedFile { identity: *identity, wait, retry_at: now + wait };
                 self.failed.insert(name.clone(), failed);

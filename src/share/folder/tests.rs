@@ -360,7 +360,7 @@ fn a_file_that_could_not_be_hashed_is_tried_again_later() {
     let found = folder.scan().unwrap().remove(0);
     let mut scanner = FolderScanner::new(&folder, QUICK);
     let mut now = Instant::now();
-    for wait in [1, 2, 4, 8, 16, 32, 32, 32].map(|times| times * limits::FOLDER_RETRY_MIN) {
+    for wait in [1, 2, 4, 8, 16, 32, 32, 32].map(|times| times * files::FOLDER_RETRY_MIN) {
         folder.queue.retain(|_, _| false);
         folder.hashed(&found, Err(HashError::Changed), now);
         for (time, is_tried) in [(wait / 2, false), (wait, true)] {

@@ -15,6 +15,10 @@ use crate::model::{ContentId, FileEntry, FileName};
 use crate::net::origin_of;
 use crate::wire::share::{FileSummary, Source};
 
+/// Of one content and one IP address, this many sources are in an answer, a sample: who is at one
+/// address may call itself many, and whoever asks again gets others.
+pub(super) const SOURCES_PER_ORIGIN_MAX: usize = 16;
+
 /// The rows of one name in a listing: the most offered contents first, up to the limit.
 pub fn summaries(
     name: &FileName,
@@ -83,7 +87,7 @@ fn few_of_each_origin(mut sources: Vec<Source>, random: &mut SmallRng) -> Vec<So
     sources.retain(|source| {
         let origin = (source.content, origin_of(source.address.ip()));
         let of_origin = origins.entry(origin).or_default();
-        let is_kept = *of_origin < limits::SOURCES_PER_ORIGIN_MAX
+        let is_kept = *of_origin < SOURCES_PER_ORIGIN_MAX
             && addresses.insert((source.content, source.address));
         *of_origin += usize::from(is_kept);
         is_kept

@@ -415,7 +415,7 @@ fn an_answer_has_few_sources_of_one_origin_and_one_of_an_address() {
                 let ip = IpAddr::from([10, 0, 0, ip]);
                 sources.iter().filter(|source| source.address.ip() == ip).count()
             };
-            assert!((1..=2 * limits::SOURCES_PER_ORIGIN_MAX).contains(&of(1)));
+            assert!((1..=2 * sample::SOURCES_PER_ORIGIN_MAX).contains(&of(1)));
             assert!((1..=2).contains(&of(2)) && of(3) == 1, "{sources:?}");
             seen.extend(sources.into_iter().map(|source| source.address));
         }

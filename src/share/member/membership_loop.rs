@@ -19,6 +19,13 @@ use crate::net::backoff::Backoff;
 use crate::share::registry_client::{RegistryCallError, RegistryClient};
 use crate::wire::share::{RegistryReply, RegistryRequest};
 
+/// First wait before a peer announces again what its registry had no room for.
+const ANNOUNCE_BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// The longest wait before such an announcement: a registry that is full is asked rarely.
+const ANNOUNCE_BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// How often a peer says again that a registry refuses it, or answers what makes no sense.
+pub(super) const REFUSAL_TOLD_INTERVAL: Duration = Duration::from_secs(60);
+
 /// How often a peer checks whether its registry has closed the connection.
 const REGISTRY_POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Errors of its registries that a peer remembers having reported. Past it the oldest may be
@@ -83,10 +90,7 @@ impl MembershipLoop {
             is_changed,
             line: None,
             announce_at: now,
-            announce_backoff: Backoff::new(
-                limits::ANNOUNCE_BACKOFF_MIN,
-                limits::ANNOUNCE_BACKOFF_MAX,
-            ),
+            announce_backoff: Backoff::new(ANNOUNCE_BACKOFF_MIN, ANNOUNCE_BACKOFF_MAX),
             announced: HashMap::new(),
             fetching: Vec::new(),
             backoff: Backoff::new(limits::REGISTRY_BACKOFF_MIN, limits::REGISTRY_BACKOFF_MAX),
@@ -414,8 +418,8 @@ impl MembershipLoop {
                 | RegistryCallError::Refused { .. }
                 | RegistryCallError::Wrong { .. }
         );
-        let is_due = told_at
-            .is_none_or(|at| is_refusal && now.duration_since(at) >= limits::REFUSAL_TOLD_INTERVAL);
+        let is_due =
+            told_at.is_none_or(|at| is_refusal && now.duration_since(at) >= REFUSAL_TOLD_INTERVAL);
         if is_due && !matches!(error, RegistryCallError::NotJoined(_)) {
             (self.notice)(MembershipNotice::Lost(error.clone()));
         }

@@ -13,6 +13,9 @@ use super::work::{RegistryCompletion, RegistryJob};
 use crate::limits;
 use crate::workers::pool::{Pool, SubmitError};
 
+/// Requests that wait for a registry's workers; past it they are told to come later.
+pub(super) const REGISTRY_QUEUE_JOBS_MAX: usize = 4 * 1024;
+
 pub(super) struct JobQueue {
     pool: Pool<RegistryJob, RegistryCompletion>,
     /// Long jobs that wait for their turn.
@@ -39,7 +42,7 @@ impl JobQueue {
                 SubmitError::Stopped(_) => SubmitError::Stopped(()),
             });
         }
-        if self.long.len() >= limits::REGISTRY_QUEUE_JOBS_MAX {
+        if self.long.len() >= REGISTRY_QUEUE_JOBS_MAX {
             return Err(SubmitError::Full(()));
         }
         self.long.push_back(job);

@@ -213,7 +213,7 @@ pub fn serve(
     let pool = Pool::start(
         "acervo-registry",
         config.workers,
-        limits::REGISTRY_QUEUE_JOBS_MAX,
+        job_queue::REGISTRY_QUEUE_JOBS_MAX,
         wake_pool,
         |_| {
             let worker = work::RegistryWorker {

@@ -63,6 +63,13 @@ use chunk_table::ChunkTable;
 pub use source::SourceStatus;
 use source::{SourceChunks, SwarmSource};
 
+/// A source that has the content no more, or whose file changed, is dialled again after this,
+/// doubling each time.
+const SOURCE_WITHDRAWN_MIN: Duration = Duration::from_secs(1);
+/// The longest pause before such a source is dialled again: a file that was only touched or renamed
+/// is offered again as soon as it has been hashed.
+const SOURCE_WITHDRAWN_MAX: Duration = Duration::from_secs(2);
+
 /// A download has made progress once this many bytes have arrived, and not with every byte.
 const PROGRESS_BYTES_MIN: u64 = 16 * 1024;
 
@@ -305,7 +312,7 @@ impl Swarm {
     /// A source does not have the content, or not at the moment. It is dropped and dialled again
     /// soon, because it may only be hashing a file that was touched or renamed.
     pub fn withdrawn(&mut self, id: SourceId, message: &str, now: Duration) {
-        let waits = (limits::SOURCE_WITHDRAWN_MIN, limits::SOURCE_WITHDRAWN_MAX);
+        let waits = (SOURCE_WITHDRAWN_MIN, SOURCE_WITHDRAWN_MAX);
         if self.put_away(id, waits, now) {
             self.actions.push_back(SwarmAction::Drop(id, DropReason::Refused(message.to_owned())));
         }

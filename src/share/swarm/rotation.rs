@@ -16,6 +16,16 @@ use super::{DropReason, SourceId, Swarm, SwarmAction};
 use crate::limits;
 use crate::net::origin_of;
 
+/// A source that owes a chunk and gives no byte for this long is left, when no other can take over.
+const LONE_SOURCE_SILENCE_MAX: Duration = Duration::from_secs(15);
+/// A source that has owed a chunk for this long is left when another is much faster and the chunk
+/// would take it much longer.
+const SOURCE_SLOW_AFTER: Duration = Duration::from_secs(5);
+/// Another source is much faster by this factor.
+const SOURCE_SLOWER_FACTOR: f64 = 20.0;
+/// A chunk takes a slow source much longer if it needs this time for what is missing.
+const SOURCE_SLOW_FOR: Duration = Duration::from_secs(30);
+
 /// A source that was left because it was too slow is dialled again after this time, doubling up to
 /// the same bound as for a lost one.
 const SOURCE_SLOW_REDIAL_MIN: Duration = Duration::from_secs(20);
@@ -88,8 +98,7 @@ impl Swarm {
             })
         };
         let alone = others().next().is_none();
-        let silence_max =
-            if alone { limits::LONE_SOURCE_SILENCE_MAX } else { limits::SOURCE_SILENCE_MAX };
+        let silence_max = if alone { LONE_SOURCE_SILENCE_MAX } else { limits::SOURCE_SILENCE_MAX };
         if silent_for >= silence_max {
             return Some((DropReason::Silent, limits::SOURCE_AWAY_MIN));
         }
@@ -102,9 +111,9 @@ impl Swarm {
         let best = others().map(|(_, other)| other.meter.rate()).fold(0.0, f64::max);
         // A source that will soon complete its chunk is kept. Dropping it would waste what it has
         // sent, and it delays nobody.
-        let is_far = source.expected_s(0) >= limits::SOURCE_SLOW_FOR.as_secs_f64();
-        let is_slow = rate * limits::SOURCE_SLOWER_FACTOR < best && is_far;
-        if outstanding_for >= limits::SOURCE_SLOW_AFTER && is_slow {
+        let is_far = source.expected_s(0) >= SOURCE_SLOW_FOR.as_secs_f64();
+        let is_slow = rate * SOURCE_SLOWER_FACTOR < best && is_far;
+        if outstanding_for >= SOURCE_SLOW_AFTER && is_slow {
             return Some((DropReason::Slow, SOURCE_SLOW_REDIAL_MIN));
         }
         let is_too_slow = rate < self.config.rate_min as f64;

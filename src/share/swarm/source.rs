@@ -12,6 +12,15 @@ use crate::limits::{self, CHUNK_BYTES};
 use crate::share::chunks::ChunkSet;
 use crate::share::rate::RateMeter;
 
+/// Lower bound of the chunks that a source is asked for at once: two, so that it never waits a
+/// round trip for its next request. It is one while the source takes twice
+/// [`REQUEST_AHEAD`](limits::REQUEST_AHEAD) for a chunk.
+const REQUESTS_AHEAD_MIN: usize = 2;
+/// A source that said it is busy is asked again after this, doubling each time.
+const SOURCE_BUSY_MIN: Duration = Duration::from_millis(200);
+/// The longest pause before a busy source is asked again: places change hands within a second.
+const SOURCE_BUSY_MAX: Duration = Duration::from_secs(2);
+
 /// A source has stalled if it sends fewer bytes than this, or than an eighth of what its rate
 /// promised, in [`CHUNK_STALLED`](limits::CHUNK_STALLED): less than any line that is worth a place.
 const CHUNK_STALLED_BYTES: u64 = 4096;
@@ -150,7 +159,7 @@ impl SwarmSource {
         if ahead < 0.5 {
             return 1;
         }
-        (ahead.ceil() as usize + 1).clamp(limits::REQUESTS_AHEAD_MIN, limits::REQUESTS_AHEAD_MAX)
+        (ahead.ceil() as usize + 1).clamp(REQUESTS_AHEAD_MIN, limits::REQUESTS_AHEAD_MAX)
     }
 
     pub(super) fn has_assignment(&self, chunk: u64) -> bool {
@@ -239,8 +248,8 @@ impl SwarmSource {
 
     /// Records a BUSY answer: the source is not asked for a time that doubles.
     pub(super) fn refuse_busy(&mut self, now: Duration) {
-        let wait = limits::SOURCE_BUSY_MIN.saturating_mul(1 << self.busy_times.min(16));
+        let wait = SOURCE_BUSY_MIN.saturating_mul(1 << self.busy_times.min(16));
         self.busy_times = self.busy_times.saturating_add(1);
-        self.busy_until = Some(now + wait.min(limits::SOURCE_BUSY_MAX));
+        self.busy_until = Some(now + wait.min(SOURCE_BUSY_MAX));
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::limits::CHUNK_BYTES;
 use crate::model::PeerId;
+use crate::share::fetch::part_check::PART_RECHECKS_MAX;
 
 const FIRST: SourceId = SourceId(0);
 const SECOND: SourceId = SourceId(1);
@@ -364,7 +365,7 @@ fn a_file_that_another_program_has_changed_is_checked_and_repaired_a_limited_num
     scene.connect(&[FIRST]);
     scene.answer_hashes(FIRST);
     scene.fetch_all(FIRST);
-    for round in 0..limits::PART_RECHECKS_MAX {
+    for round in 0..PART_RECHECKS_MAX {
         assert_eq!(scene.download.phase(), FetchPhase::Finishing, "round {round}");
         scene.download.doubtful();
         scene.act();

@@ -6,8 +6,9 @@ use std::process::{Child, Command, Stdio};
 
 use super::names::link;
 use super::*;
-use crate::limits::{CHUNK_BYTES, FILE_NAME_BYTES_MAX, PART_RECHECKS_MAX};
+use crate::limits::{CHUNK_BYTES, FILE_NAME_BYTES_MAX};
 use crate::net::BufferPool;
+use crate::share::fetch::part_check::PART_RECHECKS_MAX;
 
 const SIZE: u64 = CHUNK_BYTES as u64 + 4321;
 
