@@ -5,11 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use super::share::ShareError;
 use crate::model::ContentId;
 use crate::net::origin_of;
 use crate::text::counted;
 use crate::wire::share::Source;
+
+/// The beginning of a hash fits more than one content.
+#[derive(Debug, thiserror::Error)]
+#[error("--content {0} fits several contents of that name: give more digits")]
+pub struct AmbiguousContent(String);
 
 /// A content that a name stands for, with those who have it.
 #[derive(Debug)]
@@ -45,7 +49,10 @@ impl fmt::Display for Choice {
 /// The contents to fetch, one in place of the other, the first one first: those that peers at most
 /// IP addresses have, and of equals those that most peers have; or only the one whose hash begins
 /// like `wanted`.
-pub(super) fn choices(found: Vec<Source>, wanted: Option<&str>) -> Result<Vec<Choice>, ShareError> {
+pub(super) fn choices(
+    found: Vec<Source>,
+    wanted: Option<&str>,
+) -> Result<Vec<Choice>, AmbiguousContent> {
     let mut contents: BTreeMap<ContentId, Vec<Source>> = BTreeMap::new();
     for source in found {
         contents.entry(source.content).or_default().push(source);
@@ -53,7 +60,7 @@ pub(super) fn choices(found: Vec<Source>, wanted: Option<&str>) -> Result<Vec<Ch
     if let Some(hash) = wanted {
         contents.retain(|content, _| content.to_string().starts_with(hash));
         if contents.len() > 1 {
-            return Err(ShareError::Ambiguous(hash.to_owned()));
+            return Err(AmbiguousContent(hash.to_owned()));
         }
     }
     let choices = contents.into_iter().map(|(content, sources)| Choice { content, sources });
@@ -115,6 +122,6 @@ mod tests {
             content: ContentId([what; 32]),
         };
         let several = choices(vec![source(1), source(2)], Some(""));
-        assert!(matches!(several, Err(ShareError::Ambiguous(_))));
+        assert!(matches!(several, Err(AmbiguousContent(_))));
     }
 }

@@ -17,7 +17,7 @@ use serde::Serialize;
 use unicode_normalization::UnicodeNormalization;
 
 use super::args::Format;
-use super::choice::{Choice, choices};
+use super::choice::{AmbiguousContent, Choice, choices};
 use super::outcome::CommandOutcome;
 use super::output::print_json;
 use super::share_args::{FetchArgs, ListArgs, ShareArgs};
@@ -79,8 +79,8 @@ pub enum ShareError {
         source: io::Error,
     },
     /// The beginning of a hash fits more than one content.
-    #[error("--content {0} fits several contents of that name: give more digits")]
-    Ambiguous(String),
+    #[error(transparent)]
+    Ambiguous(#[from] AmbiguousContent),
     /// Signals cannot be received.
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] io::Error),

@@ -11,6 +11,7 @@
 //! Left out: searches are only passed through ([`Membership::ask`]), and are hedged over the other
 //! registries because a search needs no membership.
 
+mod interface;
 mod membership_loop;
 
 use std::io;
@@ -18,82 +19,21 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
+use self::interface::MemberCommand;
+pub use self::interface::{MemberOptions, MembershipNotice, NoFiles, OfferedFiles};
 use self::membership_loop::MembershipLoop;
 use super::registry_client::{RegistryCallError, RegistryClient};
 use crate::limits;
-use crate::model::{ContentId, FileEntry, FileName, PeerId};
+use crate::model::{ContentId, PeerId};
 use crate::wire::share::{RegistryReply, RegistryRequest};
 
 /// Commands of a peer's other threads that wait for the membership's thread. Whoever sends one more
 /// waits.
 const MEMBER_COMMANDS_MAX: usize = 64;
-
-/// The files that a peer offers. Implementations are asked from the membership's thread.
-pub trait OfferedFiles: Send + Sync {
-    /// All files in order of name, at most [`FILES_PER_PEER_MAX`](limits::FILES_PER_PEER_MAX).
-    fn files(&self) -> Vec<FileEntry>;
-}
-
-/// The empty list, for a peer that only downloads.
-pub struct NoFiles;
-
-impl OfferedFiles for NoFiles {
-    fn files(&self) -> Vec<FileEntry> {
-        Vec::new()
-    }
-}
-
-/// The parameters of [`Membership::start`].
-pub struct MemberOptions {
-    /// The registries. One at a time is used; the next one when it fails.
-    pub registries: Vec<SocketAddr>,
-    /// The id to join under at first.
-    pub peer: PeerId,
-    /// Where other threads read the current id, which changes if another connection has taken it.
-    pub id: Arc<AtomicU64>,
-    /// The address to announce. The registry replaces an unspecified IP by the connection's own.
-    pub address: SocketAddr,
-    pub files: Arc<dyn OfferedFiles>,
-    /// Whether the peer shares a folder. A peer that does not gets no line on the registry's
-    /// console.
-    pub shares: bool,
-    /// How long to retry JOIN while another connection holds the id, before joining under a new id.
-    pub id_patience: Duration,
-    /// How long after its JOIN a registry has to know the peer to count as having kept it.
-    pub settled_after: Duration,
-}
-
-/// What the owner of a membership is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MembershipNotice {
-    /// A registry has accepted the JOIN. If registries accept JOINs and then forget the peer, this
-    /// is reported again only when one has kept it.
-    Joined {
-        registry: SocketAddr,
-        /// The names of the files that were announced with the JOIN.
-        names: Vec<FileName>,
-        /// Whether the peer had joined before.
-        again: bool,
-    },
-    /// There is no membership, and the thread goes on trying. Each reason is reported once; a
-    /// refusal is repeated every [`REFUSAL_TOLD_INTERVAL`](membership_loop::REFUSAL_TOLD_INTERVAL).
-    Lost(RegistryCallError),
-}
-
-enum MemberCommand {
-    /// The files have changed: look at [`Membership::is_changed`].
-    Changed,
-    /// A download of a content of this size has begun, whose chunks are served.
-    Fetching(ContentId, u64),
-    /// A download of a content has ended.
-    Fetched(ContentId),
-    /// Send a request on the membership's connection and return the answer.
-    Ask(Box<RegistryRequest>, Sender<Result<RegistryReply, RegistryCallError>>),
-}
 
 /// A running membership. Dropping it sends LEAVE.
 pub struct Membership {

@@ -17,7 +17,7 @@ use super::api::{FetchError, FetchOptions, FetchOutcome, FetchPhase, KeptPart};
 use super::disk::{self, DiskDone, DiskJob};
 use super::download::{Download, DownloadAction, DownloadConfig, DownloadFailure};
 use super::part::{Finish, Part};
-use super::{AddedSources, FetchShared};
+use super::shared::{AddedSources, FetchShared};
 use crate::limits;
 use crate::net::{Buffer, BufferPool, CloseReason, ConnectionId, ConnectionMap, Net, Service};
 use crate::share::offer::{Available, FileStamp, Offer};
@@ -105,10 +105,10 @@ impl Driver {
         sizes: DownloadSizes,
     ) -> io::Result<Driver> {
         let started = Instant::now();
-        let wake = shared.wake.clone();
+        let woken = Arc::clone(&shared);
         // Each buffer may be in a job, and two kinds of jobs have none.
         let jobs_max = sizes.buffers() + 2;
-        let (threads, wake) = (sizes.workers, move || wake.wake());
+        let (threads, wake) = (sizes.workers, move || woken.wake());
         let workers = Pool::start("share-store", threads, jobs_max, wake, |_| disk::work)?;
         let swarm = SwarmConfig {
             size: options.size,

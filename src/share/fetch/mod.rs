@@ -28,21 +28,21 @@ mod hashes;
 mod links;
 mod part;
 mod part_check;
+mod shared;
 mod size;
 mod watch;
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use crate::limits;
-use crate::net::{EventLoop, LoopConfig, WakeHandle};
+use crate::net::{EventLoop, LoopConfig};
 use crate::share::content::{Manifest, chunk_count, chunk_len, chunk_offset, hash_chunk};
 use crate::share::offer::FileStamp;
 use crate::wire::share::Source;
@@ -56,6 +56,7 @@ use hashes::HashLists;
 #[cfg(feature = "internals")]
 pub use part::Trailer;
 use part::{Existing, Finish, Part};
+use shared::FetchShared;
 pub use size::{SizeOptions, prove_size};
 
 /// Bytes that are read from one source before the others get their turn.
@@ -64,66 +65,6 @@ const SHARE_READ_BUDGET_BYTES: usize = limits::CHUNK_BYTES;
 /// How often to try again when another download is just finishing the file. Each try sees a later
 /// state of that download, which ends soon.
 const OPEN_ATTEMPTS_MAX: usize = 3;
-
-/// The state that a download's thread shares with its handle.
-#[derive(Debug)]
-struct FetchShared {
-    progress: Mutex<FetchProgress>,
-    /// Sources that the thread has not taken over yet.
-    added: Mutex<AddedSources>,
-    /// How many searches for further sources the download has requested.
-    searches_requested: AtomicU64,
-    cancelled: AtomicBool,
-    wake: WakeHandle,
-}
-
-/// The results of searches for further sources.
-#[derive(Debug, Default)]
-struct AddedSources {
-    sources: Vec<Source>,
-    /// The number of the last requested search whose sources have all been added.
-    searched: u64,
-}
-
-impl FetchShared {
-    fn new(options: &FetchOptions, wake: WakeHandle) -> FetchShared {
-        FetchShared {
-            progress: Mutex::new(FetchProgress {
-                phase: FetchPhase::Preparing,
-                size: options.size,
-                done_bytes: 0,
-                kept_bytes: 0,
-                fetched_bytes: 0,
-                rate_bytes_per_s: 0.0,
-                longest_stall: Duration::ZERO,
-                sources: Vec::new(),
-            }),
-            added: Mutex::new(AddedSources { sources: options.sources.clone(), searched: 0 }),
-            searches_requested: AtomicU64::new(0),
-            cancelled: AtomicBool::new(false),
-            wake,
-        }
-    }
-
-    fn progress(&self) -> MutexGuard<'_, FetchProgress> {
-        // Progress is replaced as a whole or by single fields, and any state of it can be shown.
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn added(&self) -> MutexGuard<'_, AddedSources> {
-        // Its two fields are independent of each other.
-        self.added.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Requests a search for further sources and returns its number.
-    fn request_search(&self) -> u64 {
-        self.searches_requested.fetch_add(1, Ordering::AcqRel) + 1
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
-    }
-}
 
 #[derive(Debug)]
 pub struct Fetch;
@@ -184,27 +125,26 @@ impl FetchHandle {
             added.sources.push(source);
         }
         drop(added);
-        self.shared.wake.wake();
+        self.shared.wake();
     }
 
     /// The number of the last search that the download has requested because none of its sources
     /// has the content any more; 0 before the first. To be read before searching, and passed to
     /// [`FetchHandle::searched`] afterwards.
     pub fn search_requested(&self) -> u64 {
-        self.shared.searches_requested.load(Ordering::Acquire)
+        self.shared.search_requested()
     }
 
     /// The search with this number has ended, and all sources that it found have been added.
     pub fn searched(&self, number: u64) {
         self.shared.added().searched = number;
-        self.shared.wake.wake();
+        self.shared.wake();
     }
 
     /// Stops the download and keeps the partial file. It ends with [`FetchError::Cancelled`],
     /// unless it has already ended.
     pub fn cancel(&self) {
-        self.shared.cancelled.store(true, Ordering::Release);
-        self.shared.wake.wake();
+        self.shared.cancel();
     }
 
     /// Waits for the end, at most `timeout`; `None` if the download is still running. The result is

@@ -62,17 +62,17 @@ use crate::net::Buffer;
 use crate::share::content::{chunk_len, chunk_offset};
 use crate::share::offer::FileStamp;
 
-/// How often, before each check of a whole file but the first, it is looked whether a program that
-/// has the file open for writing has closed it. With the pauses between the looks that is a second.
-const PART_WRITER_LOOKS: u32 = 20;
-/// The pause after each look whether the file is open for writing.
-const PART_WRITER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
-
 mod file;
 mod lease;
 mod names;
 #[cfg(test)]
 mod tests;
+
+/// How often, before each check of a whole file but the first, it is looked whether a program that
+/// has the file open for writing has closed it. With the pauses between the looks that is a second.
+const PART_WRITER_LOOKS: u32 = 20;
+/// The pause after each look whether the file is open for writing.
+const PART_WRITER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How often to look again at a partial file that was created or removed between two looks.
 const OPEN_ATTEMPTS_MAX: usize = 5;

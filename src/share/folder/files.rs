@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::FileIdentity;
 use super::hash::HashError;
+use super::identity::FileIdentity;
 use super::scan::ScannedFile;
 use crate::limits;
 use crate::model::{ContentId, FileName};

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::FileIdentity;
+use super::identity::FileIdentity;
 use super::root::FolderRoot;
 use super::scan::{self, ScannedFile};
 use crate::limits::CHUNK_BYTES;

@@ -31,6 +31,7 @@
 
 mod files;
 pub mod hash;
+mod identity;
 mod root;
 mod scan;
 pub mod state;
@@ -39,7 +40,7 @@ mod watcher;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -49,6 +50,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use self::files::{FolderFiles, OfferedFile};
 use self::hash::{HashError, HashProgress, HashQueue};
+pub use self::identity::{FileIdentity, FolderError};
 use self::root::FolderRoot;
 pub use self::scan::LeftOut;
 use self::scan::{FolderScan, ScannedFile};
@@ -60,26 +62,6 @@ use super::offer::{Available, Catalog, FileStamp, Offer};
 use crate::limits;
 use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::text::escape;
-
-/// The attributes by which a file is taken to be unchanged. The device is none of them, because a
-/// disk that is taken out and put back may get another number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileIdentity {
-    pub stamp: FileStamp,
-    /// The inode: another file under the same name has another one.
-    pub inode: u64,
-}
-
-/// Why a folder cannot be shared.
-#[derive(Debug, thiserror::Error)]
-pub enum FolderError {
-    /// It does not exist, is not a folder, or cannot be read.
-    #[error("cannot share {}: {source}; name a folder that can be read", .path.display())]
-    Unreadable { path: PathBuf, source: io::Error },
-    /// Another process shares it.
-    #[error("{} is shared by another process already; stop that one first", .0.display())]
-    InUse(PathBuf),
-}
 
 /// The parameters of a [`Watcher`].
 #[derive(Clone, Copy, Debug)]

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::FolderError;
+use super::identity::FolderError;
 use super::state;
 use crate::model::PeerId;
 

@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::FileIdentity;
+use super::identity::FileIdentity;
 use super::state;
 use crate::limits;
 use crate::model::{FileName, NameError};

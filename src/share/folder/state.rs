@@ -21,7 +21,7 @@ use rand::Rng;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::FileIdentity;
+use super::identity::FileIdentity;
 use crate::model::{ChunkHash, FileName, PeerId};
 use crate::share::content::Manifest;
 use crate::share::offer::FileStamp;

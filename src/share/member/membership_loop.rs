@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rand::Rng;
 
-use super::{MemberCommand, MemberOptions, MembershipNotice};
+use super::interface::{MemberCommand, MemberOptions, MembershipNotice};
 use crate::limits;
 use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::net::backoff::Backoff;

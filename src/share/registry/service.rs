@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use super::RegistryConfig;
 use super::address_checks::{AddressChecks, CheckAdmission};
 use super::connections::{RegistryConnection, RegistryConnections};
+use super::interface::RegistryConfig;
 use super::job_queue::JobQueue;
 use super::partial_join::{self, PartialJoin};
 use super::work::{MembershipChange, RegistryCompletion, RegistryJob, RegistryWork, frame};

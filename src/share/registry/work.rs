@@ -7,8 +7,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::RegistryEvent;
 use super::directory::{DirectoryError, PeerDirectory};
+use super::interface::RegistryEvent;
 use crate::console::Console;
 use crate::limits;
 use crate::model::{ContentId, FileEntry, FileName, PeerId};

@@ -19,6 +19,7 @@
 //! Left out: choosing what is offered, which a [`Catalog`] does; and choking as in BitTorrent,
 //! because a peer owes nothing for what it gets.
 
+mod interface;
 mod jobs;
 mod peers;
 mod places;
@@ -28,33 +29,17 @@ mod service;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+#[cfg(any(test, feature = "internals"))]
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use crate::limits;
 use crate::net::{EventLoop, Listener, LoopConfig, LoopError, WakeHandle};
 use crate::process::files::{self, TooFewFiles};
-use crate::share::offer::Catalog;
+use interface::ServeCounters;
+pub use interface::ServeOptions;
 use service::ShareService;
-
-/// The parameters of [`PeerServer::start`].
-#[derive(Clone, Default)]
-pub struct ServeOptions {
-    /// The peer id to answer HELLO with. It changes if the membership draws a new one.
-    pub peer: Arc<AtomicU64>,
-    /// The offers, in order of preference.
-    pub catalogs: Vec<Arc<dyn Catalog>>,
-    /// Upper bound of the average sending rate to all peers together, in bytes a second; `None` for
-    /// no limit.
-    pub limit_bytes_per_s: Option<u64>,
-    /// TCP congestion control algorithm by the system's name (`reno`, `cubic`, `bbr`); `None` for
-    /// the system's default.
-    pub congestion: Option<String>,
-    /// The number of connections at once. `None`:
-    /// [`SHARE_CONNECTIONS_MAX`](limits::SHARE_CONNECTIONS_MAX), or fewer if the system allows few
-    /// open files.
-    pub connections_max: Option<usize>,
-}
 
 /// Why a peer could not start to serve.
 #[derive(Debug, thiserror::Error)]
@@ -82,16 +67,6 @@ pub struct ServeStatus {
     pub bytes: u64,
     /// The longest time that the event loop has been away from its sockets.
     pub longest_stall: std::time::Duration,
-}
-
-/// The fields of [`ServeStatus`], written by the loop and read by others.
-#[derive(Debug, Default)]
-struct ServeCounters {
-    peers: AtomicU64,
-    chunks: AtomicU64,
-    bytes: AtomicU64,
-    longest_stall_us: AtomicU64,
-    stop: AtomicBool,
 }
 
 /// A running server. Dropping it stops it.

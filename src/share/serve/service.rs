@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::interface::{ServeCounters, ServeOptions};
 use super::jobs::{self, PieceDone, PieceJob, SpotChecks};
 use super::peers::{ChunkRequest, ContentWatch, ServedPeer};
 use super::places::PlaceRules;
-use super::{ServeCounters, ServeOptions};
 use crate::limits;
 use crate::model::{ContentId, FileName, PeerId};
 use crate::net::{BufferPool, CloseReason, ConnectionId, ConnectionMap, Net, Service, WakeHandle};

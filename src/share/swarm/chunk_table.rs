@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use super::SourceId;
+use super::interface::SourceId;
 use super::picker::Picker;
 use crate::share::chunks::ChunkSet;
 

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::SwarmConfig;
+use super::interface::SwarmConfig;
 use crate::limits::{self, CHUNK_BYTES};
 use crate::share::chunks::ChunkSet;
 use crate::share::rate::RateMeter;
