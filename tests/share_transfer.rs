@@ -1258,6 +1258,49 @@ fn whoever_was_slow_once_is_served_beside_any_number_of_slow_takers() {
     drop(crowd);
 }
 
+/// Once each tick began with the same taker, which was sent nearly everything: one of four fell
+/// silent for its download.
+#[test]
+fn takers_get_equal_shares_of_a_limited_rate() {
+    let scene = Scene::with(4 * MIB, |options| options.limit_bytes_per_s = Some(8 * MIB as u64));
+    let content = scene.manifest.content();
+    let taken: [AtomicU64; 4] = Default::default();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for taken in &taken {
+            let (mut client, is_over) = (Client::greeted(&scene.server), &is_over);
+            scope.spawn(move || {
+                // Several at once, so that something is read ahead all the time.
+                let ask = |client: &mut Client, request| {
+                    client.ask(request, PeerRequest::Chunk { content, index: request % 4 });
+                };
+                (0..3).for_each(|request| ask(&mut client, request));
+                for request in 3.. {
+                    match client.receive() {
+                        Some(Message::ShareReply { body: PeerReply::Chunk { .. }, .. }) => {}
+                        Some(Message::ShareReply { body: PeerReply::Denied { .. }, .. }) => {
+                            ask(&mut client, request);
+                            continue;
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                    for _ in 0..16 {
+                        client.raw(MIB / 16);
+                        if is_over.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        let bytes = taken.fetch_add(MIB as u64 / 16, Ordering::Relaxed);
+                        is_over.fetch_or(bytes >= 2 * MIB as u64, Ordering::Relaxed);
+                    }
+                    ask(&mut client, request);
+                }
+            });
+        }
+    });
+    let taken = taken.map(AtomicU64::into_inner);
+    assert!(taken.iter().all(|bytes| *bytes >= MIB as u64), "{taken:?}");
+}
+
 /// When a file changes while a chunk is sent in slices, the beginning has been sent: the rest would
 /// be another file's.
 #[test]

@@ -79,6 +79,8 @@ pub(super) struct ServedPeer {
     /// The order of its last turn, or of its connection.
     pub last_turn: u64,
     pub greeted: bool,
+    /// The order of the last piece that it was sent under a limit on the rate.
+    pub last_piece: u64,
     /// Whether the event loop was told not to close it for a new connection.
     pub keeps_place: bool,
     /// Whether its connection is closed or about to be: nothing more is read for it.
@@ -122,6 +124,7 @@ impl ServedPeer {
         ServedPeer {
             address,
             last_turn,
+            last_piece: 0,
             greeted: false,
             keeps_place: false,
             is_ending: false,

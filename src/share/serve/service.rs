@@ -51,7 +51,8 @@ pub(super) struct ShareService {
     rate_limit: Option<RateLimit>,
     peers: ConnectionMap<ServedPeer>,
     rules: PlaceRules,
-    /// Counts turns and connections. Its values order the peers by their last turn.
+    /// Counts turns, pieces and connections. Its values order the peers by their last turn, and by
+    /// their last piece.
     turns: u64,
     checks: SpotChecks,
     /// Chunks that peers have reported as wrong, each once. They are read one at a time, so that a

@@ -7,7 +7,7 @@
 //! Rule: once the first byte of a chunk has been announced, either all of it is sent or the
 //! connection is closed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -350,26 +350,29 @@ impl ShareService {
             peer.wait_for(has_all || net.queued_bytes(*id) > 2 * rate_limit.piece_bytes, net.now());
         }
         let mut room = rate_limit.bucket.available(net.now());
-        let mut someone = true;
-        // In rounds of one piece each, so that no chunk takes the rate from the others.
-        while room > 0 && someone {
-            someone = false;
-            for (id, peer) in &mut self.peers {
-                let Some(chunk) = peer.outgoing.pop_front() else {
-                    continue;
-                };
-                // Bytes that the system has not accepted yet count as sent. More would only wait
-                // there.
-                if room == 0 || net.queued_bytes(*id) > 2 * rate_limit.piece_bytes {
-                    peer.outgoing.push_front(chunk);
-                    continue;
-                }
-                let length = chunk.bytes.len().min(rate_limit.piece_bytes);
-                send_piece(net, *id, peer, chunk, length);
-                rate_limit.bucket.take(length as u64);
-                room = room.saturating_sub(length as u64);
-                someone = true;
+        // In rounds of one piece each, so that no chunk takes the rate from the others. A tick
+        // often has room for one piece, so the next tick goes on where this one has ended.
+        let ready = self.peers.iter().filter(|(_, peer)| !peer.outgoing.is_empty());
+        let mut line: Vec<(u64, ConnectionId)> =
+            ready.map(|(id, peer)| (peer.last_piece, *id)).collect();
+        line.sort_unstable_by_key(|(last_piece, _)| *last_piece);
+        let mut line = VecDeque::from(line);
+        while room > 0
+            && let Some((_, id)) = line.pop_front()
+        {
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            // Bytes that the system has not accepted yet count as sent. More would only wait there.
+            if net.queued_bytes(id) > 2 * rate_limit.piece_bytes {
+                continue;
             }
+            let Some(chunk) = peer.outgoing.pop_front() else { continue };
+            let length = chunk.bytes.len().min(rate_limit.piece_bytes);
+            send_piece(net, id, peer, chunk, length);
+            rate_limit.bucket.take(length as u64);
+            room = room.saturating_sub(length as u64);
+            self.turns += 1;
+            peer.last_piece = self.turns;
+            line.push_back((self.turns, id));
         }
     }
 
