@@ -139,9 +139,18 @@ enum ExistingPart {
 /// writable one would break the other download's lease and make it check its whole file again.
 fn is_locked_by_other(path: &Path, new: impl Fn(&File) -> io::Result<PartFile>) -> bool {
     let Ok(file) = open(path, OFlags::RDONLY) else { return false };
+    if !is_regular(&file) {
+        return false;
+    }
     let ours = new(&file).is_ok_and(|part| part.is_ours().unwrap_or(false));
     let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
     ours && lock() == Err(Errno::WOULDBLOCK)
+}
+
+/// Anything but a regular file is nobody's partial file. It is not opened again, which would wait
+/// for ever at a FIFO that nobody writes to.
+fn is_regular(file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.is_file())
 }
 
 /// Opens the partial file under this path, if there is one and it is ours.
@@ -163,6 +172,9 @@ fn find(
             return Err(FetchError::Folder { path: path.to_owned(), source: error.into() });
         }
     };
+    if !is_regular(&file) {
+        return Err(foreign());
+    }
     let mut part = new(&file).map_err(|source| disk(path, source))?;
     if !part.is_ours()? {
         if part.is_blank() && part.lock(&file).is_ok() && part.is_blank() && part.is_at(path) {

@@ -96,6 +96,13 @@ fn partial_files_of_other_downloads_are_not_touched() {
     std::fs::write(folder.path().join("elsewhere"), b"").unwrap();
     std::os::unix::fs::symlink("elsewhere", &path).unwrap();
     assert!(matches!(open(folder.path(), SIZE), Err(FetchError::ForeignPart(_))));
+
+    // Once a download waited at a FIFO for somebody to write to it.
+    std::fs::remove_file(&path).unwrap();
+    let fifo = rustix::fs::FileType::Fifo;
+    let mode = rustix::fs::Mode::from_raw_mode(0o644);
+    rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, mode, 0).unwrap();
+    assert!(matches!(open(folder.path(), SIZE), Err(FetchError::ForeignPart(_))));
 }
 
 /// Once a partial file of another content, left by a liar's announcement or a killed download, kept
