@@ -283,6 +283,10 @@ impl Download {
                 }
                 Ok(())
             }
+            Message::Ping { nonce } if link.greeted => {
+                self.actions.push_back(DownloadAction::Send(id, Message::Pong { nonce }));
+                Ok(())
+            }
             Message::Pong { .. } if link.pings > 0 => {
                 link.pings -= 1;
                 Ok(())
@@ -626,7 +630,9 @@ impl Download {
     /// Tells a source that its chunk was wrong, so that one whose disk has corrupted the file
     /// notices. The swarm has banned it; the connection is closed when the message is sent.
     fn report_wrong_chunk(&mut self, id: SourceId, index: u64) {
-        if self.links[id.0].is_connected {
+        // After the greeting only: the connection may be a new one, which is being made.
+        let link = &self.links[id.0];
+        if link.is_connected && link.greeted {
             let content = self.config.content;
             self.send_request(id, PeerRequest::Doubt { content, index });
             self.links[id.0].is_connected = false;

@@ -237,6 +237,37 @@ fn kept_chunks_are_checked_and_only_the_rest_is_fetched() {
 }
 
 #[test]
+fn a_ping_is_answered_and_a_pong_that_nobody_asked_for_bans() {
+    let mut scene = Scene::new(Setup::default());
+    scene.connect(&[FIRST]);
+    scene.message(FIRST, Message::Ping { nonce: 7 });
+    assert!(scene.has(&DownloadAction::Send(FIRST, Message::Pong { nonce: 7 })));
+    assert!(!scene.has(&DownloadAction::Close(FIRST)));
+    scene.message(FIRST, Message::Pong { nonce: 7 });
+    assert!(scene.has(&DownloadAction::Close(FIRST)));
+}
+
+/// A source that sends a wrong chunk and closes is dialled again before the chunk has been checked.
+#[test]
+fn nothing_is_said_over_a_new_connection_before_its_greeting() {
+    let mut scene = Scene::new(Setup::default());
+    scene.connect(&[FIRST]);
+    scene.answer_hashes(FIRST);
+    let (index, _) = scene.send_chunk(FIRST);
+    scene.download.disconnected(FIRST, "it closed the connection", scene.now);
+    scene.now += 2 * limits::SOURCE_AWAY_MIN;
+    scene.download.tick(scene.now);
+    scene.others.clear();
+    scene.act();
+    let address = scene.source(FIRST).address;
+    assert!(scene.has(&DownloadAction::Connect(FIRST, address)));
+    scene.download.stored_chunk(FIRST, index, false, scene.now);
+    scene.act();
+    assert!(scene.requests.iter().all(|(.., body)| !matches!(body, PeerRequest::Doubt { .. })));
+    assert!(scene.has(&DownloadAction::Close(FIRST)));
+}
+
+#[test]
 fn a_wrong_chunk_bans_its_source_with_a_doubt_and_is_fetched_elsewhere() {
     let mut scene = Scene::new(Setup::default());
     scene.download.allocated();
