@@ -228,6 +228,9 @@ impl RegistryClient {
         deadline: Instant,
         tell: &mut dyn FnMut(RegistryCallError),
     ) -> Result<RegistryReply, RegistryCallError> {
+        // A registry that has refused a later part has dropped those before it: all of them have to
+        // be sent again.
+        let is_repeatable = !matches!(body, RegistryRequest::Join { part: 1.., .. });
         let began = Instant::now();
         let (min, max) = (limits::REGISTRY_RETRY_MIN, limits::REGISTRY_BACKOFF_MAX);
         let mut floor = Backoff::new(min, max);
@@ -247,7 +250,7 @@ impl RegistryClient {
                     if matches!(body, RegistryRequest::Join { .. }) =>
                 {
                     let pause = pause(retry_after_ms);
-                    if began.elapsed() + pause >= ID_TAKEN_RETRY_FOR {
+                    if !is_repeatable || began.elapsed() + pause >= ID_TAKEN_RETRY_FOR {
                         return Err(RegistryCallError::IdTaken(self.address));
                     }
                     thread::sleep(pause);
@@ -258,7 +261,8 @@ impl RegistryClient {
                         message: sentence(&message),
                     };
                     let pause = pause(retry_after_ms);
-                    if retry_after_ms == 0 || Instant::now() + pause >= deadline {
+                    let is_too_late = Instant::now() + pause >= deadline;
+                    if retry_after_ms == 0 || !is_repeatable || is_too_late {
                         return Err(declined);
                     }
                     if !std::mem::replace(&mut is_told, true) {
