@@ -285,7 +285,8 @@ fn fetch(
         let manifest =
             HashLists::without_asking(options.content, options.size).ok_or_else(|| {
                 part.remove();
-                internal("a file of no bytes does not have this hash".to_owned())
+                let last = "they give it no bytes, which do not have its hash".to_owned();
+                FetchError::NoSource { name: name.clone(), last, kept: KeptPart(false) }
             })?;
         let mut finish = part.finish()?;
         if finish == Finish::Doubtful {
