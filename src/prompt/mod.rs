@@ -5,6 +5,8 @@
 //! the lines of the specification are.
 
 pub mod questions;
+#[cfg(test)]
+pub(crate) mod script;
 mod terminal;
 
 use std::fmt;

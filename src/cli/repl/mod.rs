@@ -265,55 +265,21 @@ impl Dialogue<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
-    use crate::client::sync::lock;
     use crate::prompt::Typed;
-
-    /// Types the given things and keeps the prompts.
-    struct Script {
-        typed: std::vec::IntoIter<Typed>,
-        prompts: Vec<String>,
-    }
-
-    impl Input for Script {
-        fn read_line(&mut self, prompt: &str) -> Result<Typed, LineError> {
-            self.prompts.push(prompt.to_owned());
-            Ok(self.typed.next().unwrap_or(Typed::End))
-        }
-    }
-
-    #[derive(Default)]
-    struct Lines(Mutex<Vec<String>>);
-
-    impl Screen for Lines {
-        fn event(&self, line: &str) {
-            self.say(line);
-        }
-        fn remark(&self, line: &str) {
-            self.say(line);
-        }
-        fn say(&self, line: &str) {
-            lock(&self.0).push(line.to_owned());
-        }
-    }
-
-    fn lines(text: &str) -> Vec<Typed> {
-        text.lines().map(|line| Typed::Line(line.to_owned())).collect()
-    }
+    use crate::prompt::script::{Said, Script, lines};
 
     /// The prompts, what was said, and the servers INIT ended with.
     fn play(typed: Vec<Typed>) -> (Vec<String>, Vec<String>, Option<Vec<SocketAddr>>) {
-        let mut input = Script { typed: typed.into_iter(), prompts: Vec::new() };
-        let screen = Arc::new(Lines::default());
+        let mut input = Script::new(typed);
+        let screen = Arc::new(Said::default());
         let options = ReplOptions { servers: None, request_timeout: Duration::from_secs(1) };
         let mut dialogue =
-            Dialogue::new(&mut input, Arc::<Lines>::clone(&screen) as Arc<dyn Screen>, &options)
+            Dialogue::new(&mut input, Arc::<Said>::clone(&screen) as Arc<dyn Screen>, &options)
                 .unwrap();
         dialogue.run().unwrap();
         let servers = dialogue.client.map(|client| client.servers());
-        let said = lock(&screen.0).clone();
+        let said = screen.said();
         (input.prompts, said, servers)
     }
 
@@ -371,8 +337,8 @@ mod tests {
             ("1\n\n10099\n\n10098\n\n10097\n", true),
             ("1\n\n\n\n\n\n5000\n", false),
         ] {
-            let mut input = Script { typed: lines(typed).into_iter(), prompts: Vec::new() };
-            let screen = Arc::new(Lines::default());
+            let mut input = Script::new(lines(typed));
+            let screen = Arc::new(Said::default());
             let servers = Some(DEFAULT_SERVERS.to_vec());
             let options = ReplOptions { servers, request_timeout: Duration::from_secs(1) };
             let mut dialogue = Dialogue::new(&mut input, screen, &options).unwrap();

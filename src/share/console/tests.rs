@@ -1,44 +1,18 @@
 //! Dialogues of the console with scripted input.
 
-use std::sync::Mutex;
-
 use super::*;
 use crate::prompt::Typed;
+use crate::prompt::script::{Said, Script, lines};
 
-struct Script(std::vec::IntoIter<&'static str>, Vec<String>);
-
-impl Input for Script {
-    fn read_line(&mut self, prompt: &str) -> Result<Typed, InputError> {
-        self.1.push(prompt.to_owned());
-        Ok(self.0.next().map_or(Typed::End, |line| Typed::Line(line.to_owned())))
-    }
-}
-
-#[derive(Default)]
-struct Lines(Mutex<Vec<String>>);
-
-impl Screen for Lines {
-    fn event(&self, line: &str) {
-        self.say(line);
-    }
-    fn remark(&self, line: &str) {
-        self.say(line);
-    }
-    fn say(&self, line: &str) {
-        self.0.lock().unwrap().push(line.to_owned());
-    }
-}
-
-fn play(typed: Vec<&'static str>) -> (Vec<String>, Vec<String>) {
-    let mut input = Script(typed.into_iter(), Vec::new());
-    let screen = Arc::new(Lines::default());
+fn play(typed: Vec<Typed>) -> (Vec<String>, Vec<String>) {
+    let mut input = Script::new(typed);
+    let screen = Arc::new(Said::default());
     let registries = vec!["127.0.0.1:9".parse().unwrap()];
     let options = ConsoleOptions { registries, limit_bytes_per_s: None };
-    let mut dialogue = PeerDialogue::new(&mut input, Arc::<Lines>::clone(&screen) as _, options);
+    let mut dialogue = PeerDialogue::new(&mut input, Arc::<Said>::clone(&screen) as _, options);
     dialogue.run().unwrap();
     dialogue.end(InputKind::Pipe);
-    let said = screen.0.lock().unwrap().clone();
-    (input.1, said)
+    (input.prompts, screen.said())
 }
 
 #[test]
@@ -60,18 +34,9 @@ fn the_menu_takes_numbers_and_names_in_any_case() {
 /// At any other prompt Ctrl-C returns to the menu without a word.
 #[test]
 fn ctrl_c_at_the_menu_explains_how_to_leave() {
-    struct Keys(std::vec::IntoIter<Typed>);
-    impl Input for Keys {
-        fn read_line(&mut self, _: &str) -> Result<Typed, InputError> {
-            Ok(self.0.next().unwrap_or(Typed::End))
-        }
-    }
-    let screen = Arc::new(Lines::default());
-    let options = ConsoleOptions { registries: vec![], limit_bytes_per_s: None };
-    let typed = [Typed::Cancelled, Typed::Line("1".to_owned()), Typed::Cancelled];
-    let mut keys = Keys(Vec::from(typed).into_iter());
-    PeerDialogue::new(&mut keys, Arc::<Lines>::clone(&screen) as _, options).run().unwrap();
-    assert_eq!(*screen.0.lock().unwrap(), ["Para sair, escolha SAIR ou tecle Ctrl-D."]);
+    let typed = vec![Typed::Cancelled, Typed::Line("1".to_owned()), Typed::Cancelled];
+    let (_, said) = play(typed);
+    assert_eq!(said, ["Para sair, escolha SAIR ou tecle Ctrl-D."]);
 }
 
 #[test]
@@ -88,7 +53,7 @@ fn a_folder_can_be_named_from_home() {
 
 #[test]
 fn search_and_download_are_refused_before_a_join() {
-    let (prompts, said) = play(vec!["search", "3", "get", ""]);
+    let (prompts, said) = play(lines("search\n3\nget\n\n"));
     assert_eq!(
         said,
         [
@@ -104,8 +69,7 @@ fn search_and_download_are_refused_before_a_join() {
 fn answers_of_join_that_cannot_be_used_are_explained() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let line: &'static str = port.to_string().leak();
-    let (prompts, said) = play(vec!["1", "casa", "", line, "0", "", "", "/dev/null"]);
+    let (prompts, said) = play(lines(&format!("1\ncasa\n\n{port}\n0\n\n\n/dev/null")));
     assert_eq!(
         said,
         [
