@@ -958,9 +958,15 @@ fn a_registry_that_was_stopped_forgets_nobody() {
     let mut registry = Registry::start(&["--console", "off", "--silence-timeout", "4s"]);
     let mut peer = Raw::greeted(&registry);
     assert_eq!(peer.join(1, 5001, vec![file("a", 1)]), RegistryReply::JoinOk);
+    // A peer that says nothing to a registry with a longer time-out: when that has forgotten it,
+    // the one that is stopped would have, too.
+    let other = Registry::start(&["--console", "off", "--silence-timeout", "5s"]);
+    let (mut silent, mut asking) = (Raw::greeted(&other), Raw::greeted(&other));
     registry.process().signal(Signal::STOP);
-    // For longer than the silence time-out.
-    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(silent.join(1, 5001, vec![file("a", 1)]), RegistryReply::JoinOk);
+    eventually("longer than the silence time-out passes", || {
+        asking.search("a").is_empty().then_some(())
+    });
     registry.process().signal(Signal::CONT);
     // By the time a new connection has been greeted it has looked for silent peers.
     assert_eq!(Raw::greeted(&registry).who_has("a"), [1]);
