@@ -108,12 +108,20 @@ pub trait PeerDirectory: Send + Sync {
     /// The directory does not answer.
     fn leave(&self, member: Member) -> Result<(), DirectoryError>;
 
-    /// Removes the peers that have been silent for too long, and returns them. The directory itself
-    /// logs a failure that lasts.
+    /// Finds the peers that have been silent for too long. Returns those whose removal may take
+    /// long, each of which is to be removed with [`PeerDirectory::remove_silent`]. The directory
+    /// itself logs a failure that lasts.
     ///
     /// # Errors
     /// The directory does not answer.
     fn expire(&self) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError>;
+
+    /// Removes a peer that the last [`PeerDirectory::expire`] has returned, unless it has joined
+    /// again.
+    ///
+    /// # Errors
+    /// The directory does not answer.
+    fn remove_silent(&self, peer: PeerId) -> Result<(), DirectoryError>;
 
     /// The sources of files of this name.
     ///
@@ -236,7 +244,15 @@ impl PeerDirectory for MemoryDirectory {
     }
 
     fn expire(&self) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError> {
-        Ok(self.expire_at(Instant::now()))
+        for (peer, address) in self.expire_at(Instant::now()) {
+            log::info!("peer {peer} at {address} has fallen silent");
+        }
+        Ok(Vec::new())
+    }
+
+    fn remove_silent(&self, _: PeerId) -> Result<(), DirectoryError> {
+        // It was removed when it was found.
+        Ok(())
     }
 
     fn search(&self, name: &FileName) -> Result<Vec<Source>, DirectoryError> {

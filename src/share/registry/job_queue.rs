@@ -1,25 +1,30 @@
 //! The jobs of a registry's workers, and the order in which the workers get them.
 //!
-//! Rule: requests that change many files run one after the other, on all threads but one, so that
-//! one thread is always free for searches.
+//! Rules: requests that change many files run on all threads but one, so that one thread is always
+//! free for searches. They go round by origin (an IP address), so that one address waits for at
+//! most one of each other address, however many others have queued.
 //!
 //! Left out: what a job does (`work`), and the memory that it holds, which the service counts and
 //! which bounds the number of jobs that wait here.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::work::{RegistryCompletion, RegistryJob};
 use crate::limits;
+use crate::net::ConnectionId;
 use crate::workers::pool::{Pool, SubmitError};
 
 /// Requests that wait for a registry's workers; past it they are told to come later.
 pub(super) const REGISTRY_QUEUE_JOBS_MAX: usize = 4 * 1024;
+/// Long jobs of one origin that wait: a quarter, so that no address alone takes the queue from all
+/// others.
+const LONG_JOBS_PER_ORIGIN_MAX: usize = REGISTRY_QUEUE_JOBS_MAX / 4;
 
 pub(super) struct JobQueue {
     pool: Pool<RegistryJob, RegistryCompletion>,
-    /// Long jobs that wait for their turn.
-    long: VecDeque<RegistryJob>,
+    long: LongJobs,
     /// The number of long jobs with the workers, and the most there may be.
     long_under_way: usize,
     long_max: usize,
@@ -27,43 +32,60 @@ pub(super) struct JobQueue {
 
 impl JobQueue {
     pub(super) fn new(pool: Pool<RegistryJob, RegistryCompletion>, workers: usize) -> JobQueue {
-        let long_max = workers.saturating_sub(1).max(1);
-        JobQueue { pool, long: VecDeque::new(), long_under_way: 0, long_max }
+        assert!(workers >= 2, "of {workers} workers none is free for searches");
+        JobQueue { pool, long: LongJobs::default(), long_under_way: 0, long_max: workers - 1 }
     }
 
-    /// Hands a job to the workers, or queues it if it is long.
+    /// Hands a job of an origin to the workers, or queues it if it is long.
     ///
     /// # Errors
     /// The queue is full, or there is no worker left.
-    pub(super) fn submit(&mut self, job: RegistryJob) -> Result<(), SubmitError<()>> {
+    pub(super) fn submit(
+        &mut self,
+        job: RegistryJob,
+        origin: IpAddr,
+    ) -> Result<(), SubmitError<()>> {
         if !job.is_long() {
-            return self.pool.submit(job).map_err(|error| match error {
-                SubmitError::Full(_) => SubmitError::Full(()),
-                SubmitError::Stopped(_) => SubmitError::Stopped(()),
-            });
+            return self.submit_short(job);
         }
-        if self.long.len() >= REGISTRY_QUEUE_JOBS_MAX {
+        if !self.long.push(job, origin) {
             return Err(SubmitError::Full(()));
         }
-        self.long.push_back(job);
         self.submit_long();
         Ok(())
+    }
+
+    /// Hands a job that is not long to the workers.
+    ///
+    /// # Errors
+    /// Their queue is full, or there is no worker left.
+    pub(super) fn submit_short(&mut self, job: RegistryJob) -> Result<(), SubmitError<()>> {
+        self.pool.submit(job).map_err(|error| match error {
+            SubmitError::Full(_) => SubmitError::Full(()),
+            SubmitError::Stopped(_) => SubmitError::Stopped(()),
+        })
     }
 
     /// Hands long jobs to the workers, as many as may run and have room in the workers' queue.
     pub(super) fn submit_long(&mut self) {
         while self.long_under_way < self.long_max
-            && let Some(job) = self.long.pop_front()
+            && let Some((job, origin)) = self.long.pop()
         {
             match self.pool.submit(job) {
                 Ok(()) => self.long_under_way += 1,
-                Err(SubmitError::Full(job)) => return self.long.push_front(job),
+                Err(SubmitError::Full(job)) => return self.long.put_back(job, origin),
                 Err(SubmitError::Stopped(job)) => {
                     log::error!("a long request has no thread to be done by");
-                    return self.long.push_front(job);
+                    return self.long.put_back(job, origin);
                 }
             }
         }
+    }
+
+    /// Drops the request of a connection that has closed, if it waits here: nobody waits for its
+    /// answer any more. Returns the memory that it holds.
+    pub(super) fn drop_request(&mut self, connection: ConnectionId) -> usize {
+        self.long.remove(connection)
     }
 
     /// The completion of a long job has been collected.
@@ -79,7 +101,7 @@ impl JobQueue {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.pool.outstanding() == 0 && self.long.is_empty()
+        self.pool.outstanding() == 0 && self.long.count == 0
     }
 
     /// Waits for the jobs under way and ends the workers.
@@ -87,5 +109,138 @@ impl JobQueue {
         if let Err(panicked) = self.pool.shut_down(Instant::now() + limits::STOP_DISK_TIMEOUT) {
             log::error!("{panicked}");
         }
+    }
+}
+
+/// The long jobs that wait, in turn by origin.
+#[derive(Default)]
+struct LongJobs {
+    /// The jobs of each origin that has some, in their order; whose turn it is first.
+    origins: VecDeque<(IpAddr, VecDeque<RegistryJob>)>,
+    count: usize,
+}
+
+impl LongJobs {
+    /// Queues a job. Returns false if there is no room, for all or for its origin.
+    fn push(&mut self, job: RegistryJob, origin: IpAddr) -> bool {
+        if self.count >= REGISTRY_QUEUE_JOBS_MAX {
+            return false;
+        }
+        match self.origins.iter_mut().find(|(of, _)| *of == origin) {
+            Some((_, jobs)) if jobs.len() >= LONG_JOBS_PER_ORIGIN_MAX => return false,
+            Some((_, jobs)) => jobs.push_back(job),
+            None => self.origins.push_back((origin, VecDeque::from([job]))),
+        }
+        self.count += 1;
+        true
+    }
+
+    /// Takes the next job. The next one of its origin comes after one of each other origin.
+    fn pop(&mut self) -> Option<(RegistryJob, IpAddr)> {
+        let (origin, mut jobs) = self.origins.pop_front()?;
+        let job = jobs.pop_front().unwrap_or_else(|| panic!("{origin} waits without a job"));
+        if !jobs.is_empty() {
+            self.origins.push_back((origin, jobs));
+        }
+        self.count -= 1;
+        Some((job, origin))
+    }
+
+    /// Puts a job back that was taken just now, and gives its origin the next turn.
+    fn put_back(&mut self, job: RegistryJob, origin: IpAddr) {
+        let at = self.origins.iter().position(|(of, _)| *of == origin);
+        let rest = at.and_then(|at| self.origins.remove(at)).map(|(_, jobs)| jobs);
+        let mut jobs = rest.unwrap_or_default();
+        jobs.push_front(job);
+        self.origins.push_front((origin, jobs));
+        self.count += 1;
+    }
+
+    /// Removes the request of a connection. Returns the memory that it holds.
+    fn remove(&mut self, connection: ConnectionId) -> usize {
+        let (mut freed, mut removed) = (0, 0);
+        for (_, jobs) in &mut self.origins {
+            jobs.retain(|job| match job {
+                RegistryJob::Request { connection: of, held, .. } if *of == connection => {
+                    (freed, removed) = (freed + held, removed + 1);
+                    false
+                }
+                _ => true,
+            });
+        }
+        self.origins.retain(|(_, jobs)| !jobs.is_empty());
+        self.count -= removed;
+        freed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::work::RegistryWork;
+    use super::*;
+    use crate::model::PeerId;
+    use crate::share::index::Member;
+
+    fn origin(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    fn gone(session: u64) -> RegistryJob {
+        RegistryJob::Gone(Member { peer: PeerId(1), session })
+    }
+
+    fn taken(jobs: &mut LongJobs) -> Option<(u64, IpAddr)> {
+        let (job, origin) = jobs.pop()?;
+        let RegistryJob::Gone(Member { session, .. }) = job else { panic!("{job:?}") };
+        Some((session, origin))
+    }
+
+    /// Once a JOIN waited for all long JOINs of another address that were queued before it: for a
+    /// minute and more, over a store.
+    #[test]
+    fn an_origin_waits_for_one_job_of_each_other() {
+        let mut jobs = LongJobs::default();
+        let [crowd, one] = [1, 2].map(origin);
+        (0..9).for_each(|session| assert!(jobs.push(gone(session), crowd)));
+        assert!(jobs.push(gone(100), one) && jobs.push(gone(101), one));
+        let mut order = Vec::new();
+        // What finds no room with the workers does not lose its turn.
+        let (job, of) = jobs.pop().unwrap();
+        jobs.put_back(job, of);
+        while let Some((session, _)) = taken(&mut jobs) {
+            order.push(session);
+        }
+        assert_eq!(order, [0, 100, 1, 101, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(jobs.count, 0);
+    }
+
+    #[test]
+    fn an_origin_has_a_share_of_the_queue() {
+        let mut jobs = LongJobs::default();
+        for last in 0..4 {
+            for session in 0..=LONG_JOBS_PER_ORIGIN_MAX as u64 {
+                let fits = session < LONG_JOBS_PER_ORIGIN_MAX as u64;
+                assert_eq!(jobs.push(gone(session), origin(last)), fits, "{last}: {session}");
+            }
+        }
+        assert!(!jobs.push(gone(1), origin(5)), "it is full");
+    }
+
+    #[test]
+    fn a_request_whose_connection_has_closed_is_dropped() {
+        let mut jobs = LongJobs::default();
+        let request = |number| RegistryJob::Request {
+            connection: ConnectionId::from_u64(number),
+            id: 1,
+            member: None,
+            work: RegistryWork::Peers(None),
+            held: 10,
+        };
+        (1..=3).for_each(|number| assert!(jobs.push(request(number), origin(number as u8 % 2))));
+        assert_eq!(jobs.remove(ConnectionId::from_u64(2)), 10);
+        assert_eq!(jobs.remove(ConnectionId::from_u64(2)), 0);
+        let left: Vec<IpAddr> = std::iter::from_fn(|| jobs.pop()).map(|(_, of)| of).collect();
+        assert_eq!(left, [origin(1), origin(1)]);
+        assert_eq!(jobs.count, 0);
     }
 }

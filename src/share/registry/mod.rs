@@ -9,8 +9,8 @@
 //!
 //! - While a request of a connection is with the workers, nothing more is read from the connection.
 //!   So its requests take effect in order, and one that asks much delays only itself.
-//! - Requests that change many files run one at a time, so that one of two threads is always free
-//!   for searches. The memory of requests that wait is counted in the loop's budget; one for which
+//! - Requests that change many files leave one thread free for searches, and go round by IP
+//!   address. The memory of requests that wait is counted in the loop's budget; one for which
 //!   there is no room is told to come later.
 //! - A peer is known until it leaves, its connection ends, or it has been silent for the time-out
 //!   while the registry was running. A peer that was forgotten is answered NOT_JOINED and joins
@@ -55,6 +55,10 @@ use crate::net::{
 use crate::process::files::{self, TooFewFiles};
 use crate::process::watch_signals;
 use crate::workers::pool::Pool;
+
+/// A registry has one thread that changes many files and one that is free for searches, also on a
+/// machine with one processor.
+const REGISTRY_WORKERS_MIN: usize = 2;
 
 /// The address on which a registry listens by default.
 pub const DEFAULT_REGISTRY: SocketAddr =
@@ -142,9 +146,10 @@ pub fn serve(
         let wake = wake.clone();
         move || wake.wake()
     };
+    let workers = config.workers.max(REGISTRY_WORKERS_MIN);
     let pool = Pool::start(
         "acervo-registry",
-        config.workers,
+        workers,
         job_queue::REGISTRY_QUEUE_JOBS_MAX,
         wake_pool,
         |_| {
@@ -159,7 +164,8 @@ pub fn serve(
     started(&wake)?;
     log::info!("the registry listens on {address}");
     let peers_max = config.peers_max.min(room.clients_max);
-    let mut service = RegistryService::new(pool, config, peers_max, stop, rand::rng().next_u64());
+    let mut service =
+        RegistryService::new(pool, workers, config, peers_max, stop, rand::rng().next_u64());
     let ended = event_loop.run(&mut service);
     service.finish();
     if let Some(thread) = console_thread {

@@ -7,8 +7,9 @@
 //! (`job_queue`); which connection has which peer id (`connections`); the parts of a JOIN
 //! (`partial_join`); and which addresses may be dialled (`address_checks`).
 
+use std::collections::HashSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -61,19 +62,22 @@ pub(super) struct RegistryService {
     /// registries and of this registry before a restart.
     first_session: u64,
     expiring: bool,
+    /// The silent peers whose removal waits or is under way, so that none is removed twice.
+    removing: HashSet<PeerId>,
     stopping_since: Option<Instant>,
 }
 
 impl RegistryService {
     pub fn new(
         pool: Pool<RegistryJob, RegistryCompletion>,
+        workers: usize,
         config: &RegistryConfig,
         peers_max: usize,
         stop: Receiver<()>,
         first_session: u64,
     ) -> RegistryService {
         RegistryService {
-            jobs: JobQueue::new(pool, config.workers),
+            jobs: JobQueue::new(pool, workers),
             stop,
             connections: RegistryConnections::default(),
             checks: AddressChecks::new(),
@@ -81,6 +85,7 @@ impl RegistryService {
             peers_max,
             first_session,
             expiring: false,
+            removing: HashSet::new(),
             stopping_since: None,
         }
     }
@@ -193,16 +198,20 @@ impl RegistryService {
         work: RegistryWork,
         held: usize,
     ) {
+        let Some(caller) = self.connections.get(connection) else {
+            return net.release(connection, held);
+        };
         let member = match &work {
             RegistryWork::Join { .. } => None,
-            _ => self.connections.get(connection).and_then(RegistryConnection::member),
+            _ => caller.member(),
         };
-        let why =
-            match self.jobs.submit(RegistryJob::Request { connection, id, member, work, held }) {
-                Ok(()) => return,
-                Err(SubmitError::Full(_)) => "too many requests wait at this registry",
-                Err(SubmitError::Stopped(_)) => "this registry has no thread left to look with",
-            };
+        let origin = origin_of(caller.address.ip());
+        let job = RegistryJob::Request { connection, id, member, work, held };
+        let why = match self.jobs.submit(job, origin) {
+            Ok(()) => return,
+            Err(SubmitError::Full(_)) => "too many requests wait at this registry",
+            Err(SubmitError::Stopped(_)) => "this registry has no thread left to look with",
+        };
         self.decline(net, connection, id, held, busy(why));
     }
 
@@ -421,8 +430,8 @@ impl RegistryService {
         Err(RegistryReply::JoinOk)
     }
 
-    fn forget(&mut self, member: Member) {
-        if let Err(refused) = self.jobs.submit(RegistryJob::Gone(member)) {
+    fn forget(&mut self, member: Member, origin: IpAddr) {
+        if let Err(refused) = self.jobs.submit(RegistryJob::Gone(member), origin) {
             log::debug!("peer {} is gone; its silence will take it away: {refused}", member.peer);
         }
     }
@@ -430,7 +439,20 @@ impl RegistryService {
     fn completed(&mut self, net: &mut Net, completion: RegistryCompletion) {
         match completion {
             RegistryCompletion::Gone => self.jobs.long_done(),
-            RegistryCompletion::Expired => self.expiring = false,
+            RegistryCompletion::Expired(silent) => {
+                self.expiring = false;
+                for (peer, address) in silent {
+                    let (job, origin) = (RegistryJob::RemoveSilent(peer), origin_of(address.ip()));
+                    // Without room for it, the peer is found again.
+                    if !self.removing.contains(&peer) && self.jobs.submit(job, origin).is_ok() {
+                        self.removing.insert(peer);
+                    }
+                }
+            }
+            RegistryCompletion::RemovedSilent(peer) => {
+                self.removing.remove(&peer);
+                self.jobs.long_done();
+            }
             RegistryCompletion::Reply { connection, frame, effect, held, was_long } => {
                 net.release(connection, held);
                 if was_long {
@@ -438,20 +460,21 @@ impl RegistryService {
                 }
                 if let Some(caller) = self.connections.get_mut(connection) {
                     caller.last_seen = net.now();
+                    let origin = origin_of(caller.address.ip());
                     match effect {
                         MembershipChange::None => {}
                         MembershipChange::Joined(member, address) => {
                             if let Some(before) =
                                 self.connections.joined(connection, member, address)
                             {
-                                self.forget(before);
+                                self.forget(before, origin);
                             }
                         }
                         MembershipChange::Out => self.connections.left(connection),
                     }
                     self.connections.join_is_over(connection);
-                } else if let MembershipChange::Joined(member, _) = effect {
-                    self.forget(member);
+                } else if let MembershipChange::Joined(member, address) = effect {
+                    self.forget(member, origin_of(address.ip()));
                 }
                 net.send_owned(connection, frame);
                 self.answered_request(net, connection);
@@ -510,9 +533,10 @@ impl Service for RegistryService {
         self.checked(net, connection, Err(reason.to_string()));
         let Some((caller, joined)) = self.connections.remove(connection) else { return };
         net.release(connection, caller.partial.map_or(0, |partial| partial.held));
+        net.release(connection, self.jobs.drop_request(connection));
         if let Some((member, address)) = joined {
             log::info!("peer {} at {address} is gone: {reason}", member.peer);
-            self.forget(member);
+            self.forget(member, origin_of(caller.address.ip()));
         }
     }
 
@@ -530,7 +554,7 @@ impl Service for RegistryService {
     fn on_tick(&mut self, net: &mut Net) {
         if !self.expiring && self.stopping_since.is_none() {
             // If the queue is full, the next tick tries again.
-            self.expiring = match self.jobs.submit(RegistryJob::Expire) {
+            self.expiring = match self.jobs.submit_short(RegistryJob::Expire) {
                 Ok(()) => true,
                 Err(SubmitError::Full(_)) => false,
                 Err(SubmitError::Stopped(_)) => {

@@ -52,8 +52,10 @@ pub(super) enum RegistryJob {
     },
     /// Remove a member whose connection has ended.
     Gone(Member),
-    /// Remove members that have been silent for too long.
+    /// Find members that have been silent for too long.
     Expire,
+    /// Remove one of those.
+    RemoveSilent(PeerId),
 }
 
 impl RegistryJob {
@@ -61,7 +63,7 @@ impl RegistryJob {
     pub fn is_long(&self) -> bool {
         match self {
             RegistryJob::Request { work, .. } => work.files() > REGISTRY_LONG_FILES_MIN,
-            RegistryJob::Gone(_) => true,
+            RegistryJob::Gone(_) | RegistryJob::RemoveSilent(_) => true,
             RegistryJob::Expire => false,
         }
     }
@@ -102,8 +104,10 @@ pub(super) enum RegistryCompletion {
     },
     /// The member was removed.
     Gone,
-    /// The silent members were removed.
-    Expired,
+    /// The silent members that are still to be removed, and their addresses.
+    Expired(Vec<(PeerId, SocketAddr)>),
+    /// One of them was removed.
+    RemovedSilent(PeerId),
 }
 
 pub(super) struct RegistryWorker {
@@ -139,13 +143,18 @@ impl RegistryWorker {
                 RegistryCompletion::Gone
             }
             RegistryJob::Expire => {
-                match self.directory.expire() {
-                    Ok(expired) => expired.into_iter().for_each(|(peer, address)| {
-                        log::info!("peer {peer} at {address} has fallen silent");
-                    }),
-                    Err(error) => log::debug!("cannot look for silent peers: {error}"),
+                let silent = self.directory.expire().unwrap_or_else(|error| {
+                    log::debug!("cannot look for silent peers: {error}");
+                    Vec::new()
+                });
+                RegistryCompletion::Expired(silent)
+            }
+            RegistryJob::RemoveSilent(peer) => {
+                if let Err(error) = self.directory.remove_silent(peer) {
+                    // It is found again.
+                    log::warn!("peer {peer} is silent and cannot be forgotten yet: {error}");
                 }
-                RegistryCompletion::Expired
+                RegistryCompletion::RemovedSilent(peer)
             }
         }
     }

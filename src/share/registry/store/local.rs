@@ -98,6 +98,10 @@ pub(super) struct LocalPeers {
     has_heartbeat_row: bool,
     /// `None` until they have been counted.
     totals: Option<Totals>,
+    /// The peers that the last scan has found to be removed, until their removal begins.
+    orphans: HashMap<PeerId, StoredPeer>,
+    /// The peers whose removal is under way.
+    leaving: HashSet<PeerId>,
     is_store_lost: bool,
 }
 
@@ -111,6 +115,8 @@ impl LocalPeers {
             scanned_at: None,
             has_heartbeat_row: false,
             totals: None,
+            orphans: HashMap::new(),
+            leaving: HashSet::new(),
             is_store_lost: false,
         }
     }
@@ -161,6 +167,20 @@ impl LocalPeers {
     pub(super) fn forget(&mut self, member: Member) -> Option<StoredPeer> {
         self.get_mut(member)?;
         self.peers.remove(&member.peer)?.stored
+    }
+
+    /// A peer that the last scan has found to be removed, unless it has joined here since.
+    pub(super) fn take_orphan(&mut self, peer: PeerId) -> Option<StoredPeer> {
+        self.orphans.remove(&peer).filter(|_| !self.peers.contains_key(&peer))
+    }
+
+    /// The removal of a peer begins. Returns false if it is under way already.
+    pub(super) fn begin_removal(&mut self, peer: PeerId) -> bool {
+        self.leaving.insert(peer)
+    }
+
+    pub(super) fn end_removal(&mut self, peer: PeerId) {
+        self.leaving.remove(&peer);
     }
 
     /// How long a peer with this row has been silent. Of another registry's peer only the silence
@@ -283,7 +303,8 @@ impl LocalPeers {
                 true => !self.peers.contains_key(peer),
                 false => !alive.contains(&stored.row.registry),
             });
-        let orphaned = orphaned.collect();
+        let orphaned: Vec<_> = orphaned.filter(|(peer, _)| !self.leaving.contains(peer)).collect();
+        self.orphans = orphaned.iter().copied().collect();
         let by_peer: HashMap<PeerId, &PeerRow> =
             rows.peers.iter().map(|(peer, stored)| (*peer, &stored.row)).collect();
         let mut taken_over = Vec::new();

@@ -353,6 +353,16 @@ impl<S: RowStore> PeerDirectory for StoreDirectory<S> {
         scanned
     }
 
+    fn remove_silent(&self, peer: PeerId) -> Result<()> {
+        let orphan = self.state().take_orphan(peer);
+        if let Some(stored) = orphan
+            && self.remove_peer(peer, stored)?
+        {
+            log::info!("peer {peer} at {} has fallen silent", stored.row.address);
+        }
+        Ok(())
+    }
+
     fn search(&self, name: &FileName) -> Result<Vec<Source>> {
         let prefix = name_prefix(name);
         let mut found: Vec<(PeerId, FileRow)> = Vec::new();

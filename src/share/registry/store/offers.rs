@@ -116,8 +116,18 @@ impl<S: RowStore> StoreDirectory<S> {
         }
     }
 
-    /// Removes a peer. Returns false if its row has another version than `stored`.
+    /// Removes a peer. Returns false if its row has another version than `stored`, or if another
+    /// thread is removing it.
     pub(super) fn remove_peer(&self, peer: PeerId, stored: StoredPeer) -> Result<bool> {
+        if !self.state().begin_removal(peer) {
+            return Ok(false);
+        }
+        let removed = self.remove_rows(peer, stored);
+        self.state().end_removal(peer);
+        removed
+    }
+
+    fn remove_rows(&self, peer: PeerId, stored: StoredPeer) -> Result<bool> {
         // From here on no one is sent to it, and whoever had its row writes no file under it.
         let hidden = PeerRow { offered: false, ..stored.row };
         let Some(hidden) = self.put_peer(peer, Condition::Version(stored.version), hidden)? else {

@@ -23,8 +23,8 @@ impl<S: RowStore> StoreDirectory<S> {
         Ok(())
     }
 
-    /// Writes the heartbeat, reads all rows, and removes the registries that are dead and the peers
-    /// that are orphaned. Returns those peers.
+    /// Writes the heartbeat, reads all rows, and removes the registries that are dead. Returns the
+    /// peers that are orphaned: removing them may take long, and the next heartbeat is due soon.
     pub(super) fn scan(&self) -> Result<Vec<(PeerId, SocketAddr)>> {
         self.write_heartbeat()?;
         let began = Instant::now();
@@ -40,13 +40,8 @@ impl<S: RowStore> StoreDirectory<S> {
             let key = registry_key(registry);
             self.store.write_if(&key, Condition::Version(version), vec![], vec![key.clone()])?;
         }
-        let mut removed = Vec::new();
-        for (peer, stored) in verdict.orphaned {
-            if self.remove_peer(peer, stored)? {
-                removed.push((peer, stored.row.address));
-            }
-        }
-        Ok(removed)
+        let orphaned = verdict.orphaned.into_iter();
+        Ok(orphaned.map(|(peer, stored)| (peer, stored.row.address)).collect())
     }
 
     fn read_rows(&self) -> Result<ScannedRows> {
