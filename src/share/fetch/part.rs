@@ -54,7 +54,7 @@ pub use self::file::Trailer;
 use self::file::{BLOCK_BYTES, PartFile, disk, open_again};
 use self::lease::{Lease, NoLease};
 pub(super) use self::names::{Existing, descriptor_path, existing, remove_leftovers};
-use self::names::{first_name, link, open, part_name, remove_ours};
+use self::names::{first_name, link, open, part_name, remove_ours, remove_stale_claim};
 use super::api::FetchError;
 use super::watch::OpenWatch;
 use crate::model::{ContentId, FileName};
@@ -219,7 +219,10 @@ impl Part {
                 ExistingPart::Finished => return Ok(None),
                 ExistingPart::Ours(on_disk, file) => Some(Part::begin(on_disk, file, true, true)),
                 ExistingPart::Nothing => match existing(&folder.join(name.as_str()), size)? {
-                    Existing::Nothing => Part::create(folder, &path, new)?,
+                    Existing::Nothing => {
+                        remove_stale_claim(folder, name, content);
+                        Part::create(folder, &path, new)?
+                    }
                     Existing::Candidate(_) => return Ok(None),
                 },
             };

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::limits::FILE_NAME_BYTES_MAX;
@@ -84,6 +84,20 @@ pub(in crate::share::fetch) fn remove_leftovers(
 ) {
     for leftover in [part_name(name, content), claim_name(name, content)] {
         remove_ours(whole, &folder.join(leftover));
+    }
+}
+
+/// Removes the claim of a part that somebody has removed by hand while it was being published: it
+/// would keep all bytes of the file on the disk, and would be in the way of the next part's. A
+/// download that is under way holds the lock of its part.
+pub(super) fn remove_stale_claim(folder: &Path, name: &FileName, content: ContentId) {
+    let claim = folder.join(claim_name(name, content));
+    let Ok(file) = open(&claim, OFlags::RDONLY) else { return };
+    let is_alone =
+        file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.nlink() == 1);
+    let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    if is_alone && lock().is_ok() {
+        remove_ours(&file, &claim);
     }
 }
 

@@ -153,6 +153,23 @@ fn publishing_never_replaces_a_file_that_has_the_name() {
     assert_eq!(names(folder.path()), ["film.mkv.part"]);
 }
 
+/// Once the hidden second name of a part that was killed while it was published, and was removed by
+/// hand, kept the bytes of the whole file for ever.
+#[test]
+fn a_claim_that_outlives_its_part_is_removed_unless_a_download_holds_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let claim = folder.path().join(super::names::claim_name(&name("film.mkv"), content(b"film")));
+    std::fs::write(&claim, vec![7; SIZE as usize]).unwrap();
+    let held = File::open(&claim).unwrap();
+    held.lock().unwrap();
+    drop(open(folder.path(), SIZE).unwrap().unwrap());
+    assert!(claim.exists(), "another download is publishing it");
+    std::fs::remove_file(folder.path().join("film.mkv.part")).unwrap();
+    held.unlock().unwrap();
+    drop(open(folder.path(), SIZE).unwrap().unwrap());
+    assert_eq!(names(folder.path()), ["film.mkv.part"]);
+}
+
 /// Browsers use the same name: for a file of the right length, for an empty one, or for one of the
 /// length of a partial file.
 #[test]
