@@ -542,6 +542,34 @@ fn list(registry: SocketAddr, rows_max: usize) -> Result<usize, RegistryCallErro
     }
 }
 
+/// Once two peers that told of 1 TiB, or of no bytes at all, kept a download from the content
+/// that the others have under that name.
+#[test]
+fn a_size_that_nobody_proves_keeps_no_download_from_the_next_content() {
+    let registry = Registry::start(&["--console", "off"]);
+    let folder = registry.folder("shared");
+    write(&folder, "film.mkv", b"film");
+    let _peer = registry.share(&folder, &[]);
+    let ips = [2, 3].map(|last| IpAddr::from([127, 0, 0, last]));
+    let mut liars = ips.map(|ip| (ip, Raw::greeted_from(ip, &registry)));
+    for (round, size) in [limits::FILE_BYTES_MAX, 0].into_iter().enumerate() {
+        for (number, (ip, liar)) in liars.iter_mut().enumerate() {
+            let content = ContentId([9; 32]);
+            let files = vec![FileEntry { name: name("film.mkv"), size, content }];
+            let mut lie = join(100 + number as u64, 9, files);
+            if let RegistryRequest::Join { address, .. } = &mut lie {
+                address.set_ip(*ip);
+            }
+            assert_eq!(liar.ask(lie), RegistryReply::JoinOk);
+        }
+        let to = registry.folder(&format!("to-{round}"));
+        let path = to.to_str().unwrap();
+        let ran = registry.run(&["fetch", "film.mkv", "--to", path, "--patience", "2s"]);
+        assert_eq!(ran.status, 0, "{size}: {}", ran.err);
+        assert_eq!(std::fs::read(to.join("film.mkv")).unwrap(), b"film");
+    }
+}
+
 /// Once the endless list of a lying registry filled the disk.
 #[test]
 fn a_list_ends_whatever_the_registry_says() {

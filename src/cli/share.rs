@@ -35,7 +35,7 @@ use crate::share::member::MembershipNotice;
 use crate::share::peer::{DownloadRequest, Peer, PeerError, PeerOptions, sources};
 use crate::share::registry_client::{PageReader, RegistryCallError, RegistryClient};
 use crate::text::{counted, escape};
-use crate::wire::share::{FileSummary, PeerSummary, RegistryReply, RegistryRequest};
+use crate::wire::share::{FileSummary, PeerSummary, RegistryReply, RegistryRequest, Source};
 
 /// Pages of the list of files that a fetch reads to find a name that looks like the one that nobody
 /// has.
@@ -292,6 +292,14 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sh
                     choice.content
                 ));
             }
+            (Err((FetchError::NoRoom { .. } | FetchError::NotSoLarge { .. }, 0)), Some(next))
+                if !is_size_true(args, name, &choice, &peer, &stop) =>
+            {
+                print_line(&format!(
+                    "acervo: nobody proves the size of {}; fetching the file of {next} instead",
+                    choice.content
+                ));
+            }
             (Err((error, _)), _) => return Err(error.into()),
         }
     }
@@ -317,14 +325,7 @@ fn wanted(
         // A file that is there is this one, whoever proves it, or in the way of any.
         (_, Ok(there)) => there.len().min(limits::FILE_BYTES_MAX),
         (_, Err(_)) => {
-            let options = SizeOptions {
-                name: name.clone(),
-                content,
-                sources: sources.clone(),
-                patience,
-                stop: Arc::clone(stop),
-            };
-            let proved = fetch::prove_size(options, peer.who_has(content))?;
+            let proved = prove_size(args, name, choice, peer, stop)?;
             let size = proved.size;
             // First whoever is known to have it.
             sources.insert(0, proved);
@@ -342,6 +343,37 @@ fn wanted(
         // Whoever says how long to wait waits for what may come back.
         gone_after: args.patience.is_none().then_some(limits::SOURCES_GONE_AFTER),
     })
+}
+
+fn prove_size(
+    args: &FetchArgs,
+    name: &FileName,
+    choice: &Choice,
+    peer: &Peer,
+    stop: &Arc<AtomicBool>,
+) -> Result<Source, FetchError> {
+    let options = SizeOptions {
+        name: name.clone(),
+        content: choice.content,
+        sources: choice.sources.clone(),
+        patience: args.patience.unwrap_or(limits::FETCH_PATIENCE_DEFAULT),
+        stop: Arc::clone(stop),
+    };
+    fetch::prove_size(options, peer.who_has(choice.content))
+}
+
+/// Whether a content for which there is no room has its size. Sources that all tell the same were
+/// believed, and may have told a large one to keep the next content from being fetched.
+fn is_size_true(
+    args: &FetchArgs,
+    name: &FileName,
+    choice: &Choice,
+    peer: &Peer,
+    stop: &Arc<AtomicBool>,
+) -> bool {
+    let sizes = choice.sizes();
+    let proved = || prove_size(args, name, choice, peer, stop);
+    sizes.len() != 1 || proved().is_ok_and(|source| sizes.contains(&source.size))
 }
 
 /// One download, shown while it lasts: how it ended, and how far it had come; of one that failed,
