@@ -20,7 +20,7 @@ use acervo::storage::engine::Engine;
 use acervo::storage::files::Directory;
 use acervo::storage::log::{DiskLog, LogError, LogOptions, RecoveredLog};
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::{Redundancy, Storage, assemble};
+use acervo::storage::{Redundancy, StateSource, Storage, assemble};
 use bytes::Bytes;
 use log_disk::{Faults, SimDisk};
 use rand::rngs::StdRng;
@@ -562,7 +562,7 @@ fn replay_agrees(seed: u64, rounds: usize, mut reopen: impl FnMut() -> Arc<dyn E
     for _ in 0..rounds {
         let (log, found) = open(&disk, &options()).unwrap();
         let Storage { mut log, mut machine, recovered } =
-            assemble(log, found, reopen(), Redundancy::Alone).unwrap();
+            assemble(log, found, reopen(), Redundancy::Alone, StateSource::Log).unwrap();
         assert_eq!(recovered.last_index, index);
         machine.apply(&recovered.entries).unwrap();
         assert_eq!(machine.applied(), steady.applied(), "replay gives the same state");

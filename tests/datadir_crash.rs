@@ -480,6 +480,7 @@ fn check_every_moment_of_a_verdict(verdict: Untrusted) {
 #[test]
 fn a_verdict_outlasts_every_moment_from_when_it_is_durable_until_it_is_carried_out() {
     check_every_moment_of_a_verdict(Untrusted::Store);
+    check_every_moment_of_a_verdict(Untrusted::State);
     check_every_moment_of_a_verdict(Untrusted::Everything);
 }
 

@@ -300,17 +300,19 @@ fn peer_message() -> impl Strategy<Value = PeerMessage> {
         (any::<i64>(), any::<u32>())
             .prop_map(|(wall_us, level)| PeerMessage::About { wall_us, level }),
         any::<bool>().prop_map(|full| PeerMessage::Disk { full }),
-        (any::<[u64; 5]>(), any::<i64>()).prop_map(|([id, leader_term, index, term, hash], at)| {
-            let snapshot = SnapshotId { leader_term, index, term };
-            PeerMessage::Snapshot { id, snapshot, timestamp: Timestamp(at), hash }
-        }),
+        (any::<[u64; 5]>(), any::<Option<u64>>(), any::<i64>()).prop_map(
+            |([id, leader_term, index, term, hash], key, at)| {
+                let snapshot = SnapshotId { leader_term, index, term };
+                PeerMessage::Snapshot { id, key, snapshot, timestamp: Timestamp(at), hash }
+            },
+        ),
         (any::<[u64; 2]>(), blob()).prop_map(|([id, sequence], data)| {
             PeerMessage::SnapshotChunk { id, sequence, data }
         }),
         any::<[u64; 2]>().prop_map(|[id, chunks]| PeerMessage::SnapshotEnd { id, chunks }),
-        (any::<[u64; 2]>(), 0..3usize).prop_map(|([id, stored], outcome)| {
+        (any::<[u64; 3]>(), 0..4usize).prop_map(|([id, stored, key], outcome)| {
             use SnapshotOutcome::*;
-            let outcome = [Receiving, Complete, Failed][outcome];
+            let outcome = [Receiving, Complete, Failed, Key(key)][outcome];
             PeerMessage::SnapshotAnswer { id, stored, outcome }
         }),
     ]

@@ -306,7 +306,7 @@ impl Consensus {
             commit: self.commit(),
             last_index: self.last_index(),
             term_at: &|index| log.term(index).ok().filter(|term| *term > 0),
-            all_durable: self.pipeline.is_idle(),
+            all_durable: self.pipeline.is_all_durable(&self.raw),
         };
         let GuardVerdict::Step(mut message) = guard::check(&local, link, message)? else {
             return Ok(());

@@ -156,7 +156,7 @@ pub(super) fn check(
         RaftBody::VoteReply { pre: false, .. } => {
             // The request for votes is sent only when everything before it is durable, so a correct
             // answer cannot come earlier. A forged one would elect a leader whose own vote is not
-            // durable.
+            // durable, or whose entries are not, on which the library panics.
             if !local.all_durable {
                 return Ok(GuardVerdict::Ignore);
             }

@@ -156,8 +156,18 @@ impl Pipeline {
         }
     }
 
+    /// Whether everything that this server has stored and voted is durable, what the library has
+    /// not handed out yet included: several messages may be stepped before it is asked.
+    pub fn is_all_durable(&self, raw: &RawNode<LogStore>) -> bool {
+        let (log, state) = (&raw.raft.raft_log, raw.raft.hard_state());
+        self.is_idle()
+            && log.unstable.entries.is_empty()
+            && log.unstable.snapshot.is_none()
+            && self.last_vote == (state.term, state.vote)
+    }
+
     /// Whether everything handed out so far is durable.
-    pub fn is_idle(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.unpersisted.is_empty() && self.last_durable_batch == self.last_batch
     }
 

@@ -167,7 +167,7 @@ impl ConsistencyCheck {
             HashVerdict::WeDiffer if !self.refuted => {
                 self.refuted = true;
                 out.push(Output::Notice(Notice::Diverged { index }));
-                out.push(Output::RebuildStore);
+                out.push(Output::RebuildState);
             }
             HashVerdict::WeDiffer => {}
         }
@@ -261,9 +261,6 @@ struct StateHashes {
     nodes: usize,
     /// Ordered by index, and at most [`REMEMBERED_MAX`].
     known: VecDeque<(LogIndex, HashesAtIndex)>,
-    /// A server has sent another hash than this server's without being asked, and no majority has
-    /// agreed with this server since.
-    suspected: bool,
     question: Option<HashQuestion>,
     dispute: Option<Dispute>,
     named: BTreeSet<NodeId>,
@@ -273,8 +270,16 @@ struct StateHashes {
 #[derive(Debug, Default)]
 struct HashesAtIndex {
     ours: Option<u64>,
-    /// The hashes that other servers have sent without being asked.
+    /// The hashes that other servers have sent without being asked, but for those that a majority
+    /// has contradicted since.
     unasked: BTreeMap<NodeId, u64>,
+}
+
+impl HashesAtIndex {
+    /// Whether a server has sent another hash than this server's.
+    fn is_suspected(&self) -> bool {
+        self.ours.is_some_and(|ours| self.unasked.values().any(|other| *other != ours))
+    }
 }
 
 #[derive(Debug)]
@@ -298,7 +303,6 @@ impl StateHashes {
         StateHashes {
             nodes,
             known: VecDeque::new(),
-            suspected: false,
             question: None,
             dispute: None,
             named: BTreeSet::new(),
@@ -309,7 +313,6 @@ impl StateHashes {
     pub fn note_ours(&mut self, index: LogIndex, hash: u64) {
         if let Some(known) = self.known_at(index) {
             known.ours = Some(hash);
-            self.suspected |= known.unasked.values().any(|other| *other != hash);
         }
         self.forget_oldest();
     }
@@ -318,7 +321,6 @@ impl StateHashes {
     pub fn note_unasked(&mut self, server: NodeId, index: LogIndex, hash: u64) {
         if let Some(known) = self.known_at(index) {
             known.unasked.insert(server, hash);
-            self.suspected |= known.ours.is_some_and(|ours| ours != hash);
         }
         self.forget_oldest();
     }
@@ -353,12 +355,15 @@ impl StateHashes {
         let waits = self.question.as_ref().is_some_and(|question| {
             now_us.saturating_sub(question.asked_us) < QUESTION_INTERVAL_US
         });
-        if waits || !(self.suspected || self.dispute.is_some()) {
+        let suspected = self.known.iter().filter(|(_, known)| known.is_suspected());
+        let suspected = suspected.map(|(index, _)| *index).max();
+        if waits || (suspected.is_none() && self.dispute.is_none()) {
             return None;
         }
-        // Servers that have sent their hash of an index can answer for it.
-        let ours =
-            self.known.iter().filter_map(|(index, known)| Some((*index, known, known.ours?)));
+        // Servers that have sent their hash of an index can answer for it. That states are the same
+        // settles what was said of earlier ones, and nothing of later ones.
+        let ours = self.known.iter().filter(|(index, _)| Some(*index) >= suspected);
+        let ours = ours.filter_map(|(index, known)| Some((*index, known, known.ours?)));
         let (index, _, ours) =
             ours.max_by_key(|(index, known, _)| (known.unasked.len(), *index))?;
         let answers = BTreeMap::new();
@@ -380,7 +385,9 @@ impl StateHashes {
             return HashVerdict::WeDiffer;
         }
         if 1 + votes(ours) >= majority {
-            self.suspected = false;
+            for (_, known) in self.known.iter_mut().filter(|(known, _)| *known <= index) {
+                known.unasked.retain(|_, hash| known.ours.is_none_or(|ours| ours == *hash));
+            }
             let reported = self.dispute.take().is_some_and(|dispute| dispute.reported);
             let new: Vec<_> = others
                 .map(|(server, _)| *server)

@@ -31,7 +31,9 @@ use super::leadership::Leadership;
 use super::long_writes::LongWrites;
 use super::reachability::{CAMPAIGN_TURN_TICKS, Reachability};
 use super::reads::{PendingRead, PendingReads};
-use super::replies::{busy, error, not_to_be_read, shutting_down, unknown_session};
+use super::replies::{
+    busy, error, not_to_be_read, result_in_doubt, shutting_down, unknown_session,
+};
 use super::server_clocks::ServerClocks;
 use super::writes::Writes;
 use super::{Input, NoLeader, Notice, Now, Output, RequestToken};
@@ -539,7 +541,10 @@ impl Node {
                 WriteFate::Refused => {
                     let pending = self.writes.remove(key);
                     // The outcome is the same for all copies of the write.
-                    let refusal = busy("too many large ranges are being removed");
+                    let refusal = match self.distrust() {
+                        None => busy("too many large ranges are being removed"),
+                        Some(distrust) => result_in_doubt(distrust),
+                    };
                     self.answer(&pending, &refusal, out);
                 }
                 WriteFate::Answered(answer) => {

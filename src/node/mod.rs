@@ -283,9 +283,9 @@ pub enum Output {
         /// One sentence for the log, which names what was violated.
         reason: String,
     },
-    /// Restart with the log and without the store ([`crate::model::Recovered::store_lost`]): the
-    /// state of this server cannot be trusted, and its log can.
-    RebuildStore,
+    /// Restart with the log and without the state ([`crate::model::Recovered::store_lost`]), which
+    /// the group has refuted and which comes from the others.
+    RebuildState,
     /// Restart with a blank data directory: the log of this server cannot be trusted.
     BeginAnew,
     /// After [`Input::Stop`] or [`Input::HandOver`]: no request is under way, and another node

@@ -105,6 +105,14 @@ pub(super) fn shutting_down() -> Reply {
     error(ErrorCode::ShuttingDown, "this server is stopping: ask another one")
 }
 
+/// The reply to a write whose result depends on the state, which this server does not trust: what
+/// it came to is not known here.
+pub(super) fn result_in_doubt(distrust: Distrust) -> Reply {
+    let message = format!("this server cannot say what the write came to ({distrust}): ask again");
+    let not_done = ErrorReply::not_done(ErrorCode::Internal, message);
+    Reply::Error(ErrorReply { effect: Effect::MayBeDone, ..not_done })
+}
+
 /// The reply that refuses a read because this server does not trust its state.
 pub fn not_to_be_read(distrust: Distrust) -> Reply {
     error(ErrorCode::Internal, &format!("this server cannot be read ({distrust}): ask another one"))

@@ -21,8 +21,8 @@ use slab::Slab;
 
 use super::RequestToken;
 use crate::model::{
-    ClientId, Effect, EncodedWrite, LogIndex, NodeId, RequestId, Term, Timestamp, WriteAnswer,
-    WriteOutcome,
+    ClientId, Effect, EncodedWrite, LogIndex, NodeId, OpResult, RequestId, Term, Timestamp,
+    WriteAnswer, WriteOutcome,
 };
 
 /// Who gets the answer.
@@ -439,10 +439,11 @@ impl Writes {
         let certain = std::mem::take(&mut self.known_new).into_values().map(|(key, _)| key);
         let mut led: Vec<usize> = proposed.chain(certain).collect();
         led.iter().for_each(|key| self.all[*key].has_at_least(Effect::MayBeDone));
-        // What is settled is committed and new: no other leader can undo it.
-        let settled = if trusted { Effect::Done } else { Effect::MayBeDone };
-        for (key, _) in std::mem::take(&mut self.settled).into_values() {
-            self.all[key].has_at_least(settled);
+        for (key, answer) in std::mem::take(&mut self.settled).into_values() {
+            // What is settled is committed and new: no other leader can undo it. Of a write that
+            // changed nothing nobody may say that it is done; asked again, the group tells.
+            let is_done = trusted && answer.result == OpResult::Done;
+            self.all[key].has_at_least(if is_done { Effect::Done } else { Effect::MayBeDone });
             led.push(key);
         }
         led

@@ -298,6 +298,7 @@ impl OpenedServer {
             clients_max: room.clients_max,
             incarnation: data_dir.incarnation(),
             first_transfer: rand::rng().next_u64() >> 1,
+            snapshot_key: rand::rng().next_u64(),
             console,
             pool: pool.map_err(ServerError::Thread)?,
             decoders,

@@ -86,6 +86,8 @@ pub(super) struct Parts {
     pub judge: Judge,
     /// The number of the first snapshot transfer, drawn at random.
     pub first_transfer: u64,
+    /// What offers of snapshots have to carry, drawn at random.
+    pub snapshot_key: u64,
     pub reports: Receiver<Report>,
     /// A message on this channel asks the server to stop.
     pub stop: Receiver<()>,
@@ -130,7 +132,11 @@ impl StoreService {
             clients: Clients::new(parts.config.value_bytes_max),
             early: EarlyReads::default(),
             applied_steps: 0,
-            transfers: Transfers::new(parts.first_transfer, TransferLimits::default()),
+            transfers: Transfers::new(
+                parts.first_transfer,
+                parts.snapshot_key,
+                TransferLimits::default(),
+            ),
             watch: LogWatch::default(),
             lifecycle: Lifecycle::default(),
             disk_space: DiskSpace::Ample,
@@ -309,7 +315,7 @@ impl StoreService {
                     // More than one message may have been wrong before this was carried out.
                     self.disconnect(net, server, &reason);
                 }
-                Output::RebuildStore => self.restart(net, Untrusted::Store),
+                Output::RebuildState => self.restart(net, Untrusted::State),
                 Output::BeginAnew => self.restart(net, Untrusted::Everything),
                 Output::Stopped => self.lifecycle.core_stopped(),
             }
@@ -488,6 +494,7 @@ impl StoreService {
         if self.lifecycle.distrust(untrusted) {
             let what = match untrusted {
                 Untrusted::Store => "rebuilds its store from the log or the others",
+                Untrusted::State => "gets its state from the others",
                 Untrusted::Everything => "starts as a blank one, which the others bring up to date",
             };
             log::error!("{found}; this server serves no reads, hands over if it leads, and {what}");

@@ -21,6 +21,11 @@
 //!   twice as long after each further one.
 //! - **A piece that cannot be read just now is read later.** Busy workers delay a transfer and do
 //!   not break it.
+//! - **Only who can hear this server's answers can send it a snapshot.** An offer changes nothing:
+//!   it is answered with the key that this process has drawn at random, on the connection that it
+//!   has dialled itself, and the transfer begins when the offer is repeated with the key. Whoever
+//!   merely speaks in a leader's name, on a connection of its own, never learns it; a forged
+//!   snapshot would replace the store and the log of this server, and then perhaps of the group.
 //! - **A transfer belongs to a term.** It is dropped at both ends when another term begins, since
 //!   the receiver could not use it.
 //!
@@ -39,6 +44,7 @@ use bytes::Bytes;
 use crate::limits;
 use crate::model::{
     AppliedPoint, DiskSpace, HardState, LogIndex, MachineSummary, NodeId, SnapshotId, Term,
+    Timestamp,
 };
 use crate::node::CheckedMessage;
 use crate::node::Input;
@@ -226,12 +232,30 @@ enum TransferStage {
     /// Pieces are on their way.
     Sending {
         index: LogIndex,
+        /// Until the receiver has given its key, without which it takes nothing in.
+        offer: Option<SnapshotOffer>,
         /// The view, while no worker is reading from it.
         source: Option<SnapshotSource>,
         sent: u64,
         stored: u64,
         ended: bool,
     },
+}
+
+/// What is said of a snapshot before its pieces are sent.
+#[derive(Clone, Copy, Debug)]
+struct SnapshotOffer {
+    id: u64,
+    snapshot: SnapshotId,
+    timestamp: Timestamp,
+    hash: u64,
+}
+
+impl SnapshotOffer {
+    fn message(self, key: Option<u64>) -> PeerMessage {
+        let SnapshotOffer { id, snapshot, timestamp, hash } = self;
+        PeerMessage::Snapshot { id, key, snapshot, timestamp, hash }
+    }
 }
 
 /// A claim on the leader's log: what a server that was sent a snapshot needs next.
@@ -283,11 +307,14 @@ pub struct Transfers {
     /// The index that this server's newest checkpoint covers.
     durable_index: LogIndex,
     last_id: u64,
+    /// What an offer must carry so that a transfer to this server begins.
+    offer_key: u64,
 }
 
 impl Transfers {
-    /// `first_id` is random, so that what belongs to an earlier run is not taken for this one's.
-    pub fn new(first_id: u64, limits: TransferLimits) -> Transfers {
+    /// `first_id` is random, so that what belongs to an earlier run is not taken for this one's,
+    /// and `offer_key`, so that nobody guesses it.
+    pub fn new(first_id: u64, offer_key: u64, limits: TransferLimits) -> Transfers {
         Transfers {
             limits,
             outgoing: Vec::new(),
@@ -300,6 +327,7 @@ impl Transfers {
             space: DiskSpace::Ample,
             durable_index: 0,
             last_id: first_id,
+            offer_key,
         }
     }
 
@@ -418,8 +446,16 @@ impl Transfers {
         let AppliedPoint { index, timestamp, hash } = source.point();
         let Some(term) = term_at(index) else { return self.give_up(now_us, to) };
         let snapshot = SnapshotId { leader_term: out.leader_term, index, term };
-        out.stage =
-            TransferStage::Sending { index, source: None, sent: 0, stored: 0, ended: false };
+        let offer = SnapshotOffer { id, snapshot, timestamp, hash };
+        let message = offer.message(None);
+        out.stage = TransferStage::Sending {
+            index,
+            offer: Some(offer),
+            source: Some(source),
+            sent: 0,
+            stored: 0,
+            ended: false,
+        };
         out.progress_us = now_us;
         // One that may be in place already keeps its claim until this one is whole.
         let claim = LogClaim { from: index + 1, whole: false, progress_us: now_us };
@@ -431,9 +467,7 @@ impl Transfers {
             "server {to} is further behind than the log reaches: sending it a snapshot of \
              everything to log index {index}"
         );
-        let message = PeerMessage::Snapshot { id, snapshot, timestamp, hash };
-        let bytes_max = self.limits.chunk_bytes_max;
-        vec![TransferStep::Send { to, message }, TransferStep::Read { to, id, source, bytes_max }]
+        vec![TransferStep::Send { to, message }]
     }
 
     /// A worker has read a piece (`Ok(None)`: there are no more), and gives the view back.
@@ -498,11 +532,21 @@ impl Transfers {
         let Some(out) = self.outgoing.iter_mut().find(|out| out.to == from && out.id == id) else {
             return Vec::new();
         };
-        let TransferStage::Sending { index, sent: sent_pieces, stored, ended, .. } = &mut out.stage
+        let TransferStage::Sending { index, offer, sent: sent_pieces, stored, ended, .. } =
+            &mut out.stage
         else {
             return Vec::new();
         };
         match outcome {
+            SnapshotOutcome::Key(key) => {
+                // A second answer says nothing new.
+                let Some(offer) = offer.take() else { return Vec::new() };
+                out.progress_us = now_us;
+                let message = offer.message(Some(key));
+                let mut steps = vec![TransferStep::Send { to: from, message }];
+                steps.extend(read_on(out, &limits));
+                steps
+            }
             SnapshotOutcome::Receiving => {
                 out.progress_us = now_us;
                 if let Some(claim) = self.claims.get_mut(&from) {
@@ -556,20 +600,28 @@ impl Transfers {
 
     // ---- receiving ---------------------------------------------------------------------------
 
-    /// `acceptable` says whether this server follows who offers it, and is behind it.
+    /// An offer, which begins a transfer if it has this server's key. `acceptable` says whether
+    /// this server follows who offers it, and is behind it.
     fn offered(
         &mut self,
         now_us: u64,
         from: NodeId,
-        id: u64,
-        snapshot: SnapshotId,
-        point: AppliedPoint,
+        key: Option<u64>,
+        offer: SnapshotOffer,
         acceptable: bool,
     ) -> Vec<TransferStep> {
+        let SnapshotOffer { id, snapshot, timestamp, hash } = offer;
         let installing = self.incoming.as_ref().is_some_and(|incoming| incoming.whole);
-        if !acceptable || installing || self.pieces_queued > 0 {
+        // The library panics on others.
+        let exists = (1..=snapshot.leader_term).contains(&snapshot.term)
+            && snapshot.index <= LogIndex::MAX / 2;
+        if !acceptable || !exists || installing || self.pieces_queued > 0 {
             return vec![answer(from, id, 0, SnapshotOutcome::Failed)];
         }
+        if key != Some(self.offer_key) {
+            return vec![answer(from, id, 0, SnapshotOutcome::Key(self.offer_key))];
+        }
+        let point = AppliedPoint { index: snapshot.index, timestamp, hash };
         log::info!("taking in a snapshot from server {from} to log index {}", snapshot.index);
         let mut steps = Vec::new();
         if self.incoming.is_some() {
@@ -673,10 +725,9 @@ impl Transfers {
         wanted: impl FnOnce(NodeId, SnapshotId) -> bool,
     ) -> Vec<TransferStep> {
         match message.into_inner() {
-            PeerMessage::Snapshot { id, snapshot, timestamp, hash } => {
-                let acceptable = wanted(from, snapshot);
-                let point = AppliedPoint { index: snapshot.index, timestamp, hash };
-                self.offered(now_us, from, id, snapshot, point, acceptable)
+            PeerMessage::Snapshot { id, key, snapshot, timestamp, hash } => {
+                let offer = SnapshotOffer { id, snapshot, timestamp, hash };
+                self.offered(now_us, from, key, offer, wanted(from, snapshot))
             }
             PeerMessage::SnapshotChunk { id, sequence, data } => {
                 self.chunk(now_us, from, id, sequence, data)
@@ -848,10 +899,10 @@ impl IncomingTransfer {
 
 /// The next piece may be read when the view is at hand and not too many are under way.
 fn read_on(out: &mut OutgoingTransfer, limits: &TransferLimits) -> Option<TransferStep> {
-    let TransferStage::Sending { source, sent, stored, ended, .. } = &mut out.stage else {
+    let TransferStage::Sending { offer, source, sent, stored, ended, .. } = &mut out.stage else {
         return None;
     };
-    if *ended || *sent - *stored >= limits.chunks_in_flight_max {
+    if offer.is_some() || *ended || *sent - *stored >= limits.chunks_in_flight_max {
         return None;
     }
     let source = source.take()?;

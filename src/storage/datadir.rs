@@ -39,6 +39,7 @@ const TITLE: &str = "acervo data directory";
 const IDENTITY_BYTES_MAX: usize = 4096;
 const UNTRUSTED_NOTHING: &str = "nothing";
 const UNTRUSTED_STORE: &str = "store";
+const UNTRUSTED_STATE: &str = "state";
 const UNTRUSTED_EVERYTHING: &str = "everything";
 
 /// Why a data directory is refused. Each is one sentence for the operator.
@@ -205,13 +206,20 @@ struct Identity {
     admitted: bool,
     /// Data that must not be used again and is not set aside yet.
     untrusted: Option<Untrusted>,
+    /// The state was refuted and is set aside: it comes from the others, and not from the log,
+    /// which may be what made it wrong.
+    rebuilds_state: bool,
 }
 
 /// The part of a server's data that was found damaged, or was refuted by a majority of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Untrusted {
-    /// The store: it is rebuilt, and the log is kept.
+    /// The store, whose file is damaged: it is rebuilt from the log, as far as that reaches back,
+    /// or from the others.
     Store,
+    /// The state, which a majority has refuted: the log is kept for elections, and the state comes
+    /// from the others.
+    State,
     /// Log and store: the server starts as a blank one.
     Everything,
 }
@@ -283,7 +291,14 @@ impl DataDir {
         incarnation: u64,
     ) -> Result<DataDir, DataDirError> {
         let path = directory.path("");
-        let wanted = Identity { cluster, node, incarnation, admitted: false, untrusted: None };
+        let wanted = Identity {
+            cluster,
+            node,
+            incarnation,
+            admitted: false,
+            untrusted: None,
+            rebuilds_state: false,
+        };
         let check_owner = || match read_identity(&*directory)? {
             Some(found) => check(&path, found, wanted).map(|()| Some(found)),
             None => refuse_foreign(&*directory).map(|()| None),
@@ -349,7 +364,17 @@ impl DataDir {
                 self.set_store_aside()?;
                 self.change_identity(Identity { untrusted: None, ..self.identity })
             }
+            Untrusted::State => {
+                self.set_store_aside()?;
+                let identity = self.identity;
+                self.change_identity(Identity { untrusted: None, rebuilds_state: true, ..identity })
+            }
         }
+    }
+
+    /// Whether the state was refuted and has not come from the others yet.
+    pub(super) fn rebuilds_state(&self) -> bool {
+        self.identity.rebuilds_state
     }
 
     /// Makes this a blank directory, under a new incarnation: log and store are set aside, and kept
@@ -370,7 +395,7 @@ impl DataDir {
         self.incarnation = incarnation;
         self.moved(LOG, set_aside::set_log_aside(&*self.directory, LOG))?;
         self.set_store_aside()?;
-        self.change_identity(Identity { untrusted: None, ..blank })
+        self.change_identity(Identity { untrusted: None, rebuilds_state: false, ..blank })
     }
 
     /// Whether a start has found that the server was an eligible voter on this directory. If its
@@ -386,8 +411,9 @@ impl DataDir {
     ///
     /// [`DataDirError::Io`].
     pub(super) fn is_whole(&mut self) -> Result<(), DataDirError> {
-        if !self.identity.admitted {
-            self.change_identity(Identity { admitted: true, ..self.identity })?;
+        let whole = Identity { admitted: true, rebuilds_state: false, ..self.identity };
+        if whole != self.identity {
+            self.change_identity(whole)?;
         }
         let removed = set_aside::remove_all(&*self.directory);
         removed.map_err(io_error("remove what was set aside in", &self.path))
@@ -586,16 +612,18 @@ fn write_identity(directory: &dyn Directory, identity: Identity) -> Result<(), D
 
 impl Identity {
     fn encode(&self) -> String {
-        let Identity { cluster, node, incarnation, admitted, untrusted } = self;
+        let Identity { cluster, node, incarnation, admitted, untrusted, rebuilds_state } = self;
         let version = DIRECTORY_FORMAT_VERSION;
         let untrusted = match untrusted {
             None => UNTRUSTED_NOTHING,
             Some(Untrusted::Store) => UNTRUSTED_STORE,
+            Some(Untrusted::State) => UNTRUSTED_STATE,
             Some(Untrusted::Everything) => UNTRUSTED_EVERYTHING,
         };
         let body = format!(
             "{TITLE}\nformat {version}\ncluster {cluster}\nnode {node}\nincarnation \
-             {incarnation:016x}\nadmitted {admitted}\nuntrusted {untrusted}\n"
+             {incarnation:016x}\nadmitted {admitted}\nuntrusted {untrusted}\n\
+             rebuilds-state {rebuilds_state}\n"
         );
         let check = crc32fast::hash(body.as_bytes());
         format!("{body}check {check:08x}\n")
@@ -625,16 +653,22 @@ impl Identity {
         let untrusted = field("untrusted ").and_then(|untrusted| match untrusted {
             UNTRUSTED_NOTHING => Some(None),
             UNTRUSTED_STORE => Some(Some(Untrusted::Store)),
+            UNTRUSTED_STATE => Some(Some(Untrusted::State)),
             UNTRUSTED_EVERYTHING => Some(Some(Untrusted::Everything)),
             _ => None,
         });
-        match (cluster, node, incarnation, admitted, untrusted) {
-            (Some(cluster), Some(node), Some(incarnation), Some(admitted), Some(untrusted)) => {
-                let (cluster, node) = (ClusterId(cluster), NodeId(node));
-                Ok(Identity { cluster, node, incarnation, admitted, untrusted })
-            }
-            _ => Err(IdentityError::Damaged),
-        }
+        let rebuilds = field("rebuilds-state ").and_then(|flag| flag.parse().ok());
+        let identity = || {
+            Some(Identity {
+                cluster: ClusterId(cluster?),
+                node: NodeId(node?),
+                incarnation: incarnation?,
+                admitted: admitted?,
+                untrusted: untrusted?,
+                rebuilds_state: rebuilds?,
+            })
+        };
+        identity().ok_or(IdentityError::Damaged)
     }
 }
 

@@ -158,7 +158,8 @@ pub fn open(
             "{} when this server ended, and not yet set aside: that is done now, and the other \
              servers bring this one up to date",
             match untrusted {
-                Untrusted::Store => "the store was refuted or found damaged",
+                Untrusted::Store => "the store was found damaged",
+                Untrusted::State => "the state was refuted",
                 Untrusted::Everything => "log and store were refuted or found damaged",
             }
         );
@@ -200,7 +201,11 @@ fn open_once(
     let staging = data_dir.staging();
     let engine = staging.open_store().map_err(ApplyError::from)?;
     let engine = finish_installation(&staging, engine, &found)?;
-    let mut storage = assemble(log, found, engine, redundancy)?;
+    let source = match data_dir.rebuilds_state() {
+        true => StateSource::Others,
+        false => StateSource::Log,
+    };
+    let mut storage = assemble(log, found, engine, redundancy, source)?;
     let Recovered { store_lost, hard_state, data_lost, .. } = &mut storage.recovered;
     *data_lost = data_dir.was_admitted() && !hard_state.admitted;
     if *data_lost && redundancy == Redundancy::Alone {
@@ -249,6 +254,16 @@ fn open_staged(staging: &DiskStaging) -> Result<Option<(DiskEngine, LogIndex)>, 
     }
 }
 
+/// Where a state comes from that is not in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateSource {
+    /// From the log, if it reaches back far enough.
+    Log,
+    /// From the other servers: the one that was here before was refuted, and the log may be what
+    /// made it wrong.
+    Others,
+}
+
 /// Combines an open log and an engine: checks that they fit together, and reads the entries that
 /// the store has not applied.
 ///
@@ -260,13 +275,16 @@ pub fn assemble(
     found: RecoveredLog,
     engine: Arc<dyn Engine>,
     redundancy: Redundancy,
+    source: StateSource,
 ) -> Result<Storage, StorageError> {
     let machine = StateMachine::open(engine, StateLimits::default())?;
     let mut applied = machine.applied();
     if applied.index > found.last_index {
         return Err(StorageError::LogLost { last: found.last_index, applied: applied.index });
     }
-    let store_lost = applied.index + 1 < found.first_index;
+    // A store that has applied something holds the snapshot that came from the others.
+    let refuted = source == StateSource::Others && applied.index == 0;
+    let store_lost = refuted || applied.index + 1 < found.first_index;
     if store_lost {
         if redundancy == Redundancy::Alone {
             let (first, applied) = (found.first_index, applied.index);
@@ -435,6 +453,37 @@ mod tests {
         let storage = open(&mut data_dir, options(), Redundancy::Replicated).unwrap();
         assert!(!storage.recovered.store_lost);
         assert_eq!((storage.recovered.applied.index, storage.recovered.entries.len()), (0, 9));
+    }
+
+    /// The log may be what made it wrong: it once came back the same, and nobody was warned.
+    #[test]
+    fn a_refuted_state_does_not_come_back_from_the_log_that_made_it() {
+        let dir = TempDir::new().unwrap();
+        storage_from(&dir, 1);
+        let mut data_dir = data_dir(&dir);
+        data_dir.set_aside(Untrusted::State).unwrap();
+        for _ in 0..2 {
+            let Recovered { store_lost, hard_state, applied, last_index, .. } =
+                open(&mut data_dir, options(), Redundancy::Replicated).unwrap().recovered;
+            assert!(store_lost && hard_state.admitted);
+            assert_eq!((hard_state.vote, applied.index, last_index), (1, 8, 9));
+        }
+        // The snapshot has come: the log begins anew after it, and the store holds it.
+        {
+            let mut storage = open(&mut data_dir, options(), Redundancy::Replicated).unwrap();
+            let hard_state = HardState { term: 1, vote: 1, commit: 9, admitted: true };
+            storage.log.reset(9, 1, hard_state).unwrap();
+            storage.machine.apply(&(1..=9).map(put).collect::<Vec<_>>()).unwrap();
+            storage.machine.checkpoint().unwrap();
+        }
+        let storage = open(&mut data_dir, options(), Redundancy::Replicated).unwrap();
+        assert!(!storage.recovered.store_lost);
+        assert_eq!(storage.recovered.applied.index, 9);
+        drop(storage);
+        // From now on it is a store like any other.
+        rot(&data_dir.store_file());
+        let storage = open(&mut data_dir, options(), Redundancy::Replicated).unwrap();
+        assert!(storage.recovered.store_lost && !data_dir.rebuilds_state());
     }
 
     #[test]

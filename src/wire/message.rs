@@ -495,6 +495,9 @@ pub enum PeerMessage {
     Snapshot {
         /// Chosen by the leader, echoed in everything about this transfer.
         id: u64,
+        /// What the receiver has answered the offer with: the transfer begins when the offer comes
+        /// with it. Nil at first.
+        key: Option<u64>,
         snapshot: SnapshotId,
         /// The timestamp of the last write in it.
         timestamp: Timestamp,
@@ -585,6 +588,10 @@ pub enum PeerMessage {
 /// What becomes of a snapshot at its receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SnapshotOutcome {
+    /// Offer it again with this key. It is said on the connection that the receiver has dialled, so
+    /// that nobody learns it who merely speaks in the leader's name.
+    #[serde(rename = "KEY")]
+    Key(u64),
     /// The receiver is ready for more pieces.
     #[serde(rename = "RECEIVING")]
     Receiving,

@@ -177,7 +177,7 @@ impl World {
                         process.notices.push(notice);
                     }
                 }
-                Output::RebuildStore => {
+                Output::RebuildState => {
                     let (life, longest_us) =
                         (self.servers[server].life, self.servers[server].sync_us_max);
                     let delay_us = self.rng.range(longest_us / 4..=longest_us);
@@ -655,9 +655,12 @@ impl World {
             level_settled: Duration::from_micros(self.setup.level_settled_us),
             first_question: self.rng.next_u64(),
         };
-        let transfers = Transfers::new(self.rng.next_u64() >> 1, self.setup.transfers);
+        let (first, key) = (self.rng.next_u64() >> 1, self.rng.next_u64());
+        let transfers = Transfers::new(first, key, self.setup.transfers);
         if self.servers[server].untrusted {
             self.lose_state(server);
+            // The log may be what made it wrong.
+            self.servers[server].store_lost = true;
         }
         let state = &mut self.servers[server];
         if let Some(snapshot) = state.disk.snapshot()

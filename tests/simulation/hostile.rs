@@ -8,10 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use acervo::model::{
     Action, ClientId, Command, Del, EncodedWrite, FeatureLevel, LogEntry, NodeId, OpResult,
-    ReleaseVersion, RequestId, Timestamp, WriteAnswer, WriteOp,
+    ReleaseVersion, RequestId, SnapshotId, Timestamp, WriteAnswer, WriteOp,
 };
 use acervo::node::{CheckedMessage, Input};
-use acervo::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role};
+use acervo::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role, SnapshotOutcome};
 use bytes::Bytes;
 
 use crate::campaign::{describe, make_peace};
@@ -163,7 +163,21 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
         message.to = NodeId(rng.below(5));
     }
     let id = rng.below(40);
-    match rng.below(26) {
+    match rng.below(30) {
+        26 => PeerMessage::Snapshot {
+            id,
+            key: rng.chance(500).then(|| rng.next_u64()),
+            snapshot: SnapshotId { leader_term: number(rng, term_near), index: any_index, term: 1 },
+            timestamp: Timestamp(rng.next_u64() as i64),
+            hash: rng.below(2),
+        },
+        27 => PeerMessage::SnapshotChunk { id, sequence: rng.below(3), data: Bytes::new() },
+        28 => PeerMessage::SnapshotEnd { id, chunks: rng.below(3) },
+        29 => {
+            use SnapshotOutcome::{Complete, Failed, Key, Receiving};
+            let outcome = [Receiving, Complete, Failed, Key(id)][rng.index(4)];
+            PeerMessage::SnapshotAnswer { id, stored: number(rng, 3), outcome }
+        }
         20 => PeerMessage::LogTerm { id, index: any_index },
         21 => PeerMessage::LogTermOk { id, term: rng.chance(700).then_some(id) },
         22 => PeerMessage::About { wall_us: rng.next_u64() as i64, level: number(rng, 1) as u32 },
@@ -204,7 +218,10 @@ fn random_attack(seed: u64) -> Verdict {
     for _ in 0..300 {
         let message = random_message(&mut rng, &world, victim);
         attack(&mut world, victim, message)?;
-        world.run_for(rng.range(0..=20 * MILLISECOND))?;
+        // Several may come in one segment, before the server works out what follows.
+        if rng.chance(500) {
+            world.run_for(rng.range(0..=20 * MILLISECOND))?;
+        }
     }
     world.crash(victim)?;
     world.start(ATTACKER)?;
@@ -530,6 +547,77 @@ fn nothing_a_forger_says_beside_a_server_that_is_up_outlasts_its_leaving() {
     }
 }
 
+/// What a forger says in the leader's name to a follower, in one segment.
+fn in_the_leaders_name(
+    seed: u64,
+    messages: impl Fn(NodeId, NodeId, u64, u64) -> Vec<PeerMessage>,
+) -> Result<(World, usize), Violation> {
+    let mut world = whole(Setup::calm(seed))?;
+    world.run_for(SECOND)?;
+    let roles = (0..3).map(|server| (server, standing(&world, server).2));
+    let (leaders, followers): (Vec<_>, Vec<_>) = roles.partition(|(_, role)| *role == Role::Leader);
+    let (leader, victim) = (leaders[0].0, followers[0].0);
+    let (term, last_index, _) = standing(&world, victim);
+    world.setup.honest = false;
+    for message in messages(node_id(leader), node_id(victim), term, last_index) {
+        attack_as(&mut world, leader, victim, message)?;
+    }
+    world.flush(victim)?;
+    Ok((world, victim))
+}
+
+/// An entry that is not durable yet, the order to campaign, and the vote that decides: the library
+/// once made a leader of it, and aborted.
+#[test]
+fn a_vote_that_comes_with_the_order_to_campaign_counts_for_nothing() {
+    let segment = |from, to, term, last_index| {
+        let entries = vec![LogEntry { term, index: last_index + 1, data: Bytes::new() }];
+        let append = RaftBody::Append {
+            previous_index: last_index,
+            previous_term: term,
+            commit: last_index,
+            entries,
+        };
+        let vote = RaftBody::VoteReply { pre: false, reject: false, commit: 0, commit_term: 0 };
+        let bodies = [(term, append), (term, RaftBody::TimeoutNow), (term + 1, vote)];
+        let message = |(term, body)| PeerMessage::Raft(RaftMessage { from, to, term, body });
+        bodies.into_iter().map(message).collect()
+    };
+    let (world, victim) =
+        in_the_leaders_name(3, segment).unwrap_or_else(|Violation(reason)| panic!("{reason}"));
+    assert_eq!(standing(&world, victim).2, Role::Candidate, "it campaigns, and nobody voted");
+}
+
+/// It once replaced store and log by what the forger said, for good; and such a server, with the
+/// longest log, could be elected and replace everybody's.
+#[test]
+fn a_snapshot_is_taken_from_nobody_who_does_not_know_the_receivers_key() {
+    let segment = |key| {
+        move |_, _, term, last_index| {
+            let index = last_index + 1_000_000;
+            let snapshot = SnapshotId { leader_term: term, index, term };
+            let timestamp = Timestamp(i64::MAX / 2);
+            vec![
+                PeerMessage::Snapshot { id: 9, key, snapshot, timestamp, hash: 0 },
+                PeerMessage::SnapshotChunk { id: 9, sequence: 0, data: Bytes::new() },
+                PeerMessage::SnapshotEnd { id: 9, chunks: 1 },
+            ]
+        }
+    };
+    for key in [None, Some(0), Some(9)] {
+        let run = || -> Verdict {
+            let (mut world, victim) = in_the_leaders_name(4, segment(key))?;
+            world.setup.honest = true;
+            let (_, before, _) = standing(&world, victim);
+            world.run_for(2 * SECOND)?;
+            let (_, after, _) = standing(&world, victim);
+            ensure!(after < before + 100, "the log went from {before} to {after}");
+            make_peace(&mut world)
+        };
+        run().unwrap_or_else(|Violation(reason)| panic!("with {key:?}: {reason}"));
+    }
+}
+
 #[test]
 fn answers_to_nothing_raise_no_term() {
     let mut world = besieged(Setup::calm(1)).unwrap_or_else(|Violation(reason)| panic!("{reason}"));
@@ -569,6 +657,27 @@ fn a_replicated_timestamp_that_would_end_all_order_is_refused() {
             raft(victim, term + 1, body)
         }) > 0
     );
+}
+
+/// It could not be applied: each follower that took it stopped, at every start again.
+#[test]
+fn replicated_timestamps_that_do_not_rise_are_refused() {
+    let accused = play(|world, victim| {
+        let (term, last, _) = standing(world, victim);
+        let request = RequestId {
+            client: ClientId(1),
+            sequence: 1,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
+        let op = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
+        let data = Command::write(Timestamp(1), request, op).encode();
+        let entries = vec![LogEntry { term: term + 1, index: last + 1, data }];
+        let body =
+            RaftBody::Append { previous_index: last, previous_term: term, commit: 0, entries };
+        raft(victim, term + 1, body)
+    });
+    assert!(accused > 0);
 }
 
 /// It would stand still for ever, and nothing would grow old any more.

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use super::super::config::AckPolicy;
 use super::super::disk_space::disk_full;
 use super::super::in_sync::ServerProgress;
-use super::super::replies::{busy, error, shutting_down};
+use super::super::replies::{busy, error, result_in_doubt, shutting_down};
 use super::super::writes::{Origin, PendingWrite};
 use super::super::{ConsoleEvent, Now, Output, RequestToken};
 use super::{Node, Stopping, micros};
@@ -372,12 +372,20 @@ impl Node {
             AckPolicy::Majority => LogIndex::MAX,
             AckPolicy::All => stored_by_all,
         };
-        let trusted = self.distrust().is_none();
+        let distrust = self.distrust();
         for (index, (key, mut answer)) in self.writes.take_stored(stored) {
             let pending = self.writes.remove(key);
+            // What such a write came to is read from the state, like any read. The client asks
+            // again, and a server whose state is not in doubt tells what it came to.
+            if let Some(distrust) = distrust
+                && pending.write.shape.known_at_commit.is_none()
+            {
+                self.answer(&pending, &result_in_doubt(distrust), out);
+                continue;
+            }
             // A previous value from a state that is in doubt is not told: the client reads it at
             // another server.
-            answer.previous.take_if(|_| !trusted);
+            answer.previous.take_if(|_| distrust.is_some());
             // A copy that came after the write was done is not shown.
             if pending.shown_as_leader
                 && let Some((_, key, _)) = Command::put_of(pending.write.data())

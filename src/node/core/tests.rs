@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::config::{AckPolicy, NodeConfig};
+use super::super::config::{AckPolicy, Distrust, NodeConfig};
 use super::super::garbage_collection::GarbageCollectionConfig;
 use super::super::*;
 use super::*;
 use crate::limits;
 use crate::model::{
-    Action, Barrier, ClientId, Command, Del, DiskSpace, Effect, GroupRules, History, OpResult, Put,
-    PutAll, Recovered, Release, RequestId, SetHistory, StateLimits, Timestamp, WriteAnswer,
-    WriteFate, WriteOp, WriteOutcome,
+    Action, Barrier, ClientId, Command, Condition, Del, DiskSpace, Effect, GroupRules, History,
+    OpResult, Put, PutAll, PutIf, Recovered, Release, RequestId, SetHistory, StateLimits,
+    Timestamp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
 };
 use crate::wire::message::{ErrorCode, Role};
 
@@ -34,6 +34,10 @@ struct Group {
     withheld: Option<Vec<(usize, Input)>>,
     /// What servers send to each other is lost.
     cut: bool,
+    /// What is sent to this server is lost.
+    deaf: Option<usize>,
+    /// What the state machines come to with every write.
+    result: OpResult,
     /// Where reasons to disconnect a server go; nobody is to give any when it is not set.
     accusations: Option<Vec<String>>,
     now: Now,
@@ -86,6 +90,8 @@ impl Group {
             applied: vec![AppliedPoint::default(); ids.len()],
             withheld: None,
             cut: false,
+            deaf: None,
+            result: OpResult::Done,
             accusations: None,
             now: Now { monotonic_us: 1, wall_us: 1_000_000 },
         };
@@ -134,7 +140,7 @@ impl Group {
             match output {
                 Output::Send { to, message } => {
                     let to = to.0 as usize - 1;
-                    if to < self.nodes.len() && !self.cut {
+                    if to < self.nodes.len() && !self.cut && self.deaf != Some(to) {
                         let message = CheckedMessage::new(message).unwrap();
                         self.inbox.push_back((to, Input::Message { from, message }));
                     }
@@ -157,7 +163,7 @@ impl Group {
                                 term: entry.term,
                                 fate: WriteFate::Answered(WriteAnswer::of(WriteOutcome {
                                     timestamp: command.timestamp,
-                                    result: OpResult::Done,
+                                    result: self.result,
                                 })),
                                 newest_sequence: request.sequence,
                             });
@@ -920,6 +926,72 @@ fn what_forgers_say_of_states_and_logs_outlasts_nothing_and_refutes_nobody() {
     assert_eq!(group.nodes[0].status().distrust, None);
     (0..50).for_each(|_| group.tick());
     assert_eq!(group.nodes[0].status().distrust, None);
+}
+
+/// A write that changed nothing was once reported as done when leadership was lost between its
+/// commit and its answer: two clients held one lock.
+#[test]
+fn a_condition_that_failed_is_never_reported_as_done() {
+    let mut group = Group::told(&[1, 1, 1], 3, AckPolicy::All);
+    group.tick();
+    group.put(0, 1);
+    group.settle();
+    assert_eq!(group.nodes[0].status().in_sync.len(), 3);
+    // Committed and applied, and not stored by a server in sync.
+    (group.deaf, group.result) = (Some(1), OpResult::ConditionFailed { newest: None });
+    let write = group.write(0, 2, 2, lock());
+    group.settle();
+    assert!(!group.replies.contains_key(&write));
+    group.cut = true;
+    let body = RaftBody::Heartbeat { commit: 0, context: Bytes::new() };
+    let (from, to, term) = (NodeId(3), NodeId(1), group.nodes[0].status().term + 1);
+    forge(&mut group, 3, PeerMessage::Raft(RaftMessage { from, to, term, body }));
+    group.settle();
+    assert_eq!(group.nodes[0].status().role, Role::Follower);
+    (0..1_000).for_each(|_| group.tick_of(0..1));
+    match &group.replies[&write] {
+        Reply::Error(error) => {
+            assert_eq!((error.code, error.effect), (ErrorCode::Unconfirmed, Effect::MayBeDone));
+        }
+        told => panic!("{told:?}"),
+    }
+}
+
+fn lock() -> WriteOp {
+    WriteOp::PutIf(PutIf {
+        key: Bytes::from_static(b"lock"),
+        value: Bytes::from_static(b"mine"),
+        condition: Condition::Absent,
+    })
+}
+
+/// A conditional write reads the state that it is judged by: a leader whose state was in dispute
+/// once gave a lock that another client had.
+#[test]
+fn a_leader_in_dispute_tells_no_result_that_its_state_decided() {
+    let mut group = Group::told(&[2, 2, 2], 3, AckPolicy::Majority);
+    group.tick();
+    group.put(1, 1);
+    group.settle();
+    // The third server, which could decide, hears of nothing.
+    group.deaf = Some(2);
+    group.applied[0].hash = 7;
+    (2..=9).for_each(|sequence| {
+        group.put(1, sequence);
+        group.settle();
+    });
+    (0..50).for_each(|_| group.tick_of(0..2));
+    assert_eq!(group.nodes[1].status().role, Role::Leader);
+    assert_eq!(group.nodes[1].status().distrust, Some(Distrust::Disputed));
+    let (conditional, plain) = (group.write(1, 10, 10, lock()), group.put(1, 11));
+    group.settle();
+    match &group.replies[&conditional] {
+        Reply::Error(error) => {
+            assert_eq!((error.code, error.effect), (ErrorCode::Internal, Effect::MayBeDone));
+        }
+        told => panic!("{told:?}"),
+    }
+    assert!(matches!(group.replies[&plain], Reply::WriteOk(_)), "{:?}", group.replies[&plain]);
 }
 
 /// Each REPLICATION of a term that was over moved a leader's clock by up to a hundred years, though
