@@ -512,6 +512,13 @@ pub const CLIENT_MUTE_TIMEOUT: Duration = Duration::from_secs(6);
 /// long: longer than the ten seconds of SPEC A7. A copy of it costs next to nothing, since copies
 /// meet where the first one waits.
 pub const CLIENT_WRITE_MUTE_FACTOR: u32 = 2;
+/// What a client sends takes its time on the line, in which the server can say nothing: its
+/// connection is given up, and it counts as mute, later by as long as a line of so many bytes a
+/// second takes. A slower one counts as none.
+pub const CLIENT_LINE_BYTES_PER_S_MIN: usize = 64 * 1024;
+/// Another server is asked later by as long as a line of so many bytes a second takes: a long value
+/// is sent twice where lines are slower, and where a server has frozen nobody waits long.
+pub const CLIENT_LINE_BYTES_PER_S_USUAL: usize = 1024 * 1024;
 /// A console, which names each server that it passes over, gives each this many times as long for
 /// either.
 pub const CLIENT_CONSOLE_HEDGE_FACTOR: u32 = 20;
@@ -559,7 +566,8 @@ pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes that calls of all connections make a gateway hold: requests, twice, since they are sent
 /// on, and answers that have not been read. One connection, or one origin, may have half of it;
 /// past that `RESOURCE_EXHAUSTED`. With what connections have of their own and with HTTP/2's
-/// buffers the process stays below 512 MiB.
+/// buffers the process stays below 512 MiB, where servers have the default `--max-value`; what they
+/// have just answered may be longer by [`GATEWAY_REQUESTS_MAX`] times as much as a value may be.
 pub const GATEWAY_BYTES_MAX: usize = 96 * 1024 * 1024;
 /// Bytes of these that every connection may have whatever others do: many small requests and
 /// answers.

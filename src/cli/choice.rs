@@ -1,4 +1,7 @@
-//! Which of the contents that share a name `fetch` fetches.
+//! In which order `acervo fetch` tries the contents that peers share under one name.
+//!
+//! Peers may share different files under the same name, and some may lie. What peers at most IP
+//! addresses have comes first, since addresses are dearer than peers.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashSet};

@@ -8,8 +8,8 @@
 
 use std::time::Instant;
 
-use super::rows::KeyRange;
-use super::{Client, ClientError, ReadOptions, Row, Rows, WrittenMany};
+use super::rows::{AsyncRows, KeyRange};
+use super::{Client, ClientError, ReadOptions};
 
 /// A [`Client`] whose calls are futures. Clones share everything, as clones of a client do.
 ///
@@ -53,7 +53,7 @@ impl AsyncClient {
 
     /// The keys of a range that have a value, as by [`Client::scan`].
     pub fn scan(&self, range: KeyRange, options: ReadOptions) -> AsyncRows {
-        AsyncRows(self.0.scan(range, options))
+        self.0.scan(range, options).into()
     }
 
     /// One row for each key, as [`Client::get_all`].
@@ -65,7 +65,7 @@ impl AsyncClient {
         keys: impl IntoIterator<Item = K>,
         options: ReadOptions,
     ) -> Result<AsyncRows, ClientError> {
-        self.0.get_all(keys, options).map(AsyncRows)
+        self.0.get_all(keys, options).map(AsyncRows::from)
     }
 
     /// The versions of a key, newest first, as [`Client::versions`].
@@ -77,33 +77,6 @@ impl AsyncClient {
         key: impl AsRef<[u8]>,
         options: ReadOptions,
     ) -> Result<AsyncRows, ClientError> {
-        self.0.versions(key, options).map(AsyncRows)
-    }
-}
-
-impl From<WrittenMany> for WrittenMany<AsyncRows> {
-    fn from(WrittenMany { timestamp, server, rows }: WrittenMany) -> WrittenMany<AsyncRows> {
-        WrittenMany { timestamp, server, rows: AsyncRows(rows) }
-    }
-}
-
-/// The rows of a long read, as [`Rows`], whose pages are waited for without blocking.
-#[derive(Debug)]
-pub struct AsyncRows(Rows);
-
-impl AsyncRows {
-    /// The next row; `None` after the last one, and after an error.
-    pub async fn next(&mut self) -> Option<Result<Row, ClientError>> {
-        self.0.advance().await
-    }
-
-    /// No more than the first so many rows, as by [`Rows::limit`].
-    pub fn limit(self, rows: u64) -> AsyncRows {
-        AsyncRows(self.0.limit(rows))
-    }
-
-    /// Rows without their values, as by [`Rows::keys_only`].
-    pub fn keys_only(self) -> AsyncRows {
-        AsyncRows(self.0.keys_only())
+        self.0.versions(key, options).map(AsyncRows::from)
     }
 }

@@ -35,6 +35,7 @@ mod seen;
 mod simulation;
 mod submit;
 pub(crate) mod sync;
+mod timing;
 pub(crate) mod transport;
 mod writes;
 
@@ -58,11 +59,15 @@ use crate::model::RequestId;
 use crate::wire::message::{Reply, Request};
 
 #[cfg(feature = "async")]
-pub use self::asynchronous::{AsyncClient, AsyncRows};
+pub use self::asynchronous::AsyncClient;
 pub use self::error::{ClientError, ServerFailure};
 pub use self::reads::ReadOptions;
+#[cfg(feature = "async")]
+pub use self::rows::AsyncRows;
 pub use self::rows::{KeyRange, Rows};
+pub use self::seen::Causality;
 pub use self::submit::{Ask, Event};
+pub use self::timing::Timing;
 pub use self::writes::{ConditionalPut, Conflict, Version, Written, WrittenMany};
 pub use crate::model::{ClientId, ClusterId, Condition, Effect, History, NodeId, Row, Timestamp};
 pub use crate::wire::message::{Role, ServerStatus};
@@ -166,46 +171,6 @@ struct Inner {
     request_timeout: Duration,
     submits: Arc<Gate>,
     seen: Arc<Mutex<Seen>>,
-}
-
-/// How far the promise never to read backwards reaches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Causality {
-    /// Over all keys: a server answers only when it has applied everything this client has seen.
-    #[default]
-    Session,
-    /// Over each key by itself, as the console shows it.
-    PerKey,
-}
-
-/// The client's time-outs below a whole request's; [`Timing::default`] suits a local network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// To establish a connection, greeting included.
-    pub connect_timeout: Duration,
-    /// How long a server may say nothing, or owe the answer to a read, before another is asked,
-    /// too. A write waits twice as long for a server to greet, and stays with one that has greeted
-    /// as long as anything is heard of it, PINGs included, within six times as long, but no longer
-    /// than twelve seconds.
-    pub hedge_delay: Duration,
-    /// How often a server that says nothing while it owes something is asked with PING.
-    pub ping_interval: Duration,
-    /// And before its connection is given up and the request tried elsewhere.
-    pub silence_timeout: Duration,
-    /// With no server heard for this long, requests fail.
-    pub reach_timeout: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Timing {
-        Timing {
-            connect_timeout: limits::CLIENT_CONNECT_TIMEOUT,
-            hedge_delay: limits::CLIENT_HEDGE_DELAY,
-            ping_interval: limits::CLIENT_PING_INTERVAL,
-            silence_timeout: limits::CLIENT_SILENCE_TIMEOUT,
-            reach_timeout: limits::CLIENT_REACH_TIMEOUT,
-        }
-    }
 }
 
 /// A server and what it says of itself, or why it does not; `None` when it has not answered in

@@ -308,6 +308,36 @@ impl Iterator for Rows {
 
 impl FusedIterator for Rows {}
 
+/// The rows of a long read, as [`Rows`], whose pages are waited for without blocking.
+#[cfg(feature = "async")]
+#[derive(Debug)]
+pub struct AsyncRows(Rows);
+
+#[cfg(feature = "async")]
+impl From<Rows> for AsyncRows {
+    fn from(rows: Rows) -> AsyncRows {
+        AsyncRows(rows)
+    }
+}
+
+#[cfg(feature = "async")]
+impl AsyncRows {
+    /// The next row; `None` after the last one, and after an error.
+    pub async fn next(&mut self) -> Option<Result<Row, ClientError>> {
+        self.0.advance().await
+    }
+
+    /// No more than the first so many rows, as by [`Rows::limit`].
+    pub fn limit(self, rows: u64) -> AsyncRows {
+        AsyncRows(self.0.limit(rows))
+    }
+
+    /// Rows without their values, as by [`Rows::keys_only`].
+    pub fn keys_only(self) -> AsyncRows {
+        AsyncRows(self.0.keys_only())
+    }
+}
+
 impl fmt::Debug for Rows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Rows");

@@ -14,8 +14,17 @@ use std::mem;
 
 use bytes::Bytes;
 
-use super::Causality;
 use crate::model::Timestamp;
+
+/// How far the promise never to read backwards reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Causality {
+    /// Over all keys: a server answers only when it has applied everything this client has seen.
+    #[default]
+    Session,
+    /// Over each key by itself, as the console shows it.
+    PerKey,
+}
 
 /// Bytes of the keys whose timestamps a client remembers one by one.
 const CLIENT_SEEN_BYTES_MAX: usize = 8 * 1024 * 1024;

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-#[cfg(feature = "async")]
-use super::asynchronous::AsyncRows;
 use super::call::wait;
 use super::core::{Retry, Target, Verdict, judge_error, judge_unexpected};
 use super::error::ClientError;
 use super::faces::calls;
+#[cfg(feature = "async")]
+use super::rows::AsyncRows;
 use super::rows::{KeyRange, Rows, Wanted};
 use super::seen::Seen;
 use super::sync::lock;
@@ -248,6 +248,13 @@ calls! {
     /// As [`Client::put`].
     fn set_history(client, history: History) -> Timestamp {
         Ok(client.write_in_time(SetHistory { history }).await?.0.timestamp)
+    }
+}
+
+#[cfg(feature = "async")]
+impl From<WrittenMany> for WrittenMany<AsyncRows> {
+    fn from(WrittenMany { timestamp, server, rows }: WrittenMany) -> WrittenMany<AsyncRows> {
+        WrittenMany { timestamp, server, rows: rows.into() }
     }
 }
 

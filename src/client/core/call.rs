@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::error::{ClientError, ServerFailure};
-use super::Timing;
+use super::super::timing::Timing;
 use super::attempts::{Attempts, Rules, Verdict};
 use crate::limits::{
-    CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_MUTE_TIMEOUT, CLIENT_WRITE_GREETING_FACTOR,
-    CLIENT_WRITE_HEDGE_FACTOR, CLIENT_WRITE_MUTE_FACTOR,
+    CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_LINE_BYTES_PER_S_MIN, CLIENT_LINE_BYTES_PER_S_USUAL,
+    CLIENT_MUTE_TIMEOUT, CLIENT_WRITE_GREETING_FACTOR, CLIENT_WRITE_HEDGE_FACTOR,
+    CLIENT_WRITE_MUTE_FACTOR,
 };
 use crate::model::{Effect, RequestId};
 use crate::wire::message::{Reply, Request};
@@ -138,6 +139,11 @@ impl Call {
     }
 }
 
+/// How long so many bytes are on a line that takes so many a second.
+pub(super) fn line_time(bytes: usize, bytes_per_s: usize) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64)
+}
+
 /// How a call is tried.
 pub(super) fn rules(spec: &CallSpec, timing: &Timing) -> Rules {
     let hedge = timing.hedge_delay;
@@ -155,6 +161,10 @@ pub(super) fn rules(spec: &CallSpec, timing: &Timing) -> Rules {
             (hedge, hedge, Some(hedge), Some(CLIENT_MUTE_TIMEOUT))
         }
     };
+    let usual = line_time(spec.request_bytes, CLIENT_LINE_BYTES_PER_S_USUAL);
+    let slowest = line_time(spec.request_bytes, CLIENT_LINE_BYTES_PER_S_MIN);
+    let (silence, slow) = (silence + usual, slow.map(|slow| slow + usual));
+    let mute = mute.map(|mute| mute + slowest);
     Rules {
         one_round: !matches!(spec.retry, Retry::UntilDeadline),
         greeting,

@@ -4,11 +4,12 @@
 //! A link is opened when first needed, kept, and opened again when lost. Requests leave when the
 //! server has greeted, and not before: what was given up until then is never sent. While an answer
 //! is owed and nothing comes, the server is asked with PING; after [`Timing::silence_timeout`]
-//! without a byte the link is given up. What has been asked is owed until something comes, also
-//! when its caller has given up: else calls that are shorter than that time would wait, one after
-//! the other, on a connection whose other end has gone without a word. An answer may take as long
-//! as it likes as long as the server is heard; but a server that has answered nothing for
-//! [`CLIENT_MUTE_TIMEOUT`] is told of, so that others are asked first.
+//! without a byte, and as long as what was sent may be on the line, the link is given up. What has
+//! been asked is owed until something comes, also when its caller has given up: else calls that are
+//! shorter than that time would wait, one after the other, on a connection whose other end has gone
+//! without a word. An answer may take as long as it likes as long as the server is heard; but a
+//! server that has answered nothing for [`CLIENT_MUTE_TIMEOUT`] is told of, so that others are
+//! asked first.
 //!
 //! What a server does not take waits in its connection's queue, also when its caller has given up.
 //! A request for which there is no room there waits here ([`Early`]), where it can be given up.
@@ -16,8 +17,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::{CallId, Timing};
-use crate::limits::{CLIENT_MUTE_TIMEOUT, CLIENT_PROVOKED_TIMEOUT, CLIENT_QUEUED_BYTES_PAUSE};
+use super::super::timing::Timing;
+use super::CallId;
+use super::call::line_time;
+use crate::limits::{
+    CLIENT_LINE_BYTES_PER_S_MIN, CLIENT_MUTE_TIMEOUT, CLIENT_PROVOKED_TIMEOUT,
+    CLIENT_QUEUED_BYTES_PAUSE,
+};
 
 /// Whom an answer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +41,8 @@ enum Phase {
     Dialling(Duration),
     /// HELLO is sent, and the answer is to come until this time.
     Greeting(Duration),
-    /// The greeting is late, and what would make a web server speak is sent.
+    /// The greeting is late, and a line end has been sent: a web server, which waits for one,
+    /// answers then, so that the error can name what is there.
     Provoked(Duration),
     Open,
 }
@@ -45,7 +52,7 @@ enum Phase {
 pub(super) enum Due {
     /// TCP was not established in time.
     NotDialled,
-    /// To find out whether it is a web server that does not greet.
+    /// Nobody has greeted in time: a line end makes a web server show itself.
     Provoke,
     /// The server did not greet in time.
     NotGreeted,
@@ -79,6 +86,8 @@ pub(super) struct Link {
     first_id: u64,
     /// Since when something has been asked, or has waited to be, without a sign of life.
     unheard_since: Option<Duration>,
+    /// About how many bytes have been sent since.
+    unheard_bytes: usize,
     /// When the first request left after which no reply has come, to whichever request.
     unanswered_since: Option<Duration>,
     /// When something last came, the greeting included; `None` before that.
@@ -97,6 +106,7 @@ impl Link {
             next_id: 1,
             first_id: 1,
             unheard_since: None,
+            unheard_bytes: 0,
             unanswered_since: None,
             heard: None,
             pinged: Duration::ZERO,
@@ -156,6 +166,7 @@ impl Link {
         if self.is_open() {
             self.heard = self.heard.max(Some(now));
             self.unheard_since = self.is_asked().then_some(now);
+            self.unheard_bytes = 0;
         }
     }
 
@@ -199,10 +210,11 @@ impl Link {
         self.waiting.values().any(|waiter| *waiter == Waiter::Probe)
     }
 
-    /// The id of a request that leaves now.
-    pub(super) fn issue(&mut self, now: Duration, waiter: Waiter) -> u64 {
+    /// The id of a request of about so many bytes that leaves now.
+    pub(super) fn issue(&mut self, now: Duration, waiter: Waiter, bytes: usize) -> u64 {
         assert!(self.is_open(), "{waiter:?} leaves before the greeting");
         self.unheard_since.get_or_insert(now);
+        self.unheard_bytes += bytes;
         self.unanswered_since.get_or_insert(now);
         let id = self.next_id;
         self.next_id += 1;
@@ -239,15 +251,20 @@ impl Link {
     /// The connection is gone: those are returned that waited, and whether their requests had left.
     pub(super) fn close(&mut self) -> Vec<(Waiter, bool)> {
         (self.phase, self.heard, self.queued_bytes) = (Phase::Closed, None, 0);
-        (self.unheard_since, self.unanswered_since) = (None, None);
+        (self.unheard_since, self.unheard_bytes, self.unanswered_since) = (None, 0, None);
         let left = std::mem::take(&mut self.waiting).into_values().map(|waiter| (waiter, true));
         let early = std::mem::take(&mut self.early).into_iter().map(|early| (early.waiter, false));
         left.chain(early).collect()
     }
 
+    /// How long what was sent since the server was last heard may be on the line.
+    fn line_time(&self) -> Duration {
+        line_time(self.unheard_bytes, CLIENT_LINE_BYTES_PER_S_MIN)
+    }
+
     /// When the server counts as mute.
     fn mute_at(&self) -> Option<Duration> {
-        self.unanswered_since.map(|since| since + CLIENT_MUTE_TIMEOUT)
+        self.unanswered_since.map(|since| since + CLIENT_MUTE_TIMEOUT + self.line_time())
     }
 
     /// What the time has come for, and with that it is done.
@@ -265,7 +282,7 @@ impl Link {
                     return Some(Due::Mute);
                 }
                 let silent_since = self.unheard_since?;
-                if silent_since + timing.silence_timeout <= now {
+                if silent_since + timing.silence_timeout + self.line_time() <= now {
                     return Some(Due::Silent);
                 }
                 (silent_since.max(self.pinged) + timing.ping_interval <= now).then(|| {
@@ -283,7 +300,7 @@ impl Link {
             Phase::Closed | Phase::Open => {
                 let silent_at = self.unheard_since.map(|silent_since| {
                     let ping_at = silent_since.max(self.pinged) + timing.ping_interval;
-                    ping_at.min(silent_since + timing.silence_timeout)
+                    ping_at.min(silent_since + timing.silence_timeout + self.line_time())
                 });
                 silent_at.into_iter().chain(self.mute_at()).min()
             }

@@ -60,9 +60,9 @@ use self::call::{Call, Flight, rules, timed_out};
 use self::health::Health;
 use self::link::{Due, Early, Link, Waiter};
 use self::sequence::Sequencer;
-use super::Timing;
 use super::error::{ClientError, ServerFailure};
 use super::greeting::{self, Failure};
+use super::timing::Timing;
 use crate::limits::{
     CLIENT_QUEUED_BYTES_MAX, CLIENT_QUEUED_BYTES_PAUSE, CLIENT_REQUEST_BYTES_MAX,
     CLIENT_REQUESTS_MAX, SESSION_REPLIES_MAX,
@@ -84,7 +84,7 @@ pub(super) enum Output {
     Send { server: usize, message: Message },
     /// The server has greeted: from now on frames may be as long as those of any client.
     Greeted(usize),
-    /// Send what makes a web server speak, which waits for the end of a line.
+    /// Send a line end, upon which a web server answers, where no greeting came.
     Provoke(usize),
     /// Close the server's connection, about which nothing more is to be told.
     Close(usize),
@@ -533,7 +533,11 @@ impl Core {
             identity.begun = met;
         }
         let body = call.exchange.request(attempt, call.identity);
-        let request_id = self.links[server].issue(now, Waiter::Call { call: id, attempt });
+        let request_id = self.links[server].issue(
+            now,
+            Waiter::Call { call: id, attempt },
+            queue_bytes(&call.spec),
+        );
         flight.request_id = Some(request_id);
         self.queued(server, self.links[server].queued_bytes() + queue_bytes(&call.spec));
         self.send(server, Message::Request { id: request_id, body });
@@ -813,7 +817,7 @@ impl Core {
         if self.links[server].is_probed() {
             return;
         }
-        let id = self.links[server].issue(now, Waiter::Probe);
+        let id = self.links[server].issue(now, Waiter::Probe, SMALL_BYTES);
         self.send(server, Message::Request { id, body: Request::Status });
     }
 

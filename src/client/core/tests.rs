@@ -269,6 +269,20 @@ fn a_server_that_takes_nothing_and_floods_gets_no_more_than_it_is_to_take() {
     assert_eq!(world.sent.len(), 1);
 }
 
+/// A value that took longer than the silence time-out to send never got there.
+#[test]
+fn a_long_request_has_the_time_that_it_takes_on_a_slow_line() {
+    let mut world = World::new(3);
+    world.begin(true, MIB);
+    assert_eq!(world.take_requests().len(), 1);
+    world.pass(SECOND, |_| None);
+    assert_eq!(world.take_requests(), [], "no second copy goes over the same line");
+    // Then it goes to the others, too, and nobody's connection is given up.
+    world.pass(8 * SECOND, |_| None);
+    assert!(world.take_requests().len() >= 2, "beside probes");
+    assert!(world.core.links.iter().all(Link::is_open), "it may not have arrived yet");
+}
+
 #[test]
 fn nothing_is_kept_of_attempts_that_have_ended() {
     let mut world = World::new(1);
