@@ -37,14 +37,14 @@ use std::net::SocketAddr;
 use self::eligibility::Ineligible;
 use self::notice::by_place;
 use crate::model::{
-    Action, AppliedPoint, AppliedWrite, Command, DiskSpace, EncodedWrite, FeatureLevel, HardState,
-    LogBatch, LogEntry, LogIndex, MachineSummary, NodeId, SnapshotId, Term, Timestamp,
+    Action, AppliedPoint, AppliedWrite, Command, DiskSpace, EncodedWrite, FeatureLevel, LogBatch,
+    LogEntry, LogIndex, MachineSummary, NodeId, SnapshotId, Term, Timestamp,
 };
 use crate::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply};
 
 pub use self::notice::{Notice, clock_apart};
 pub use self::replies::not_to_be_read;
-pub use crate::consensus::NoLeader;
+pub use crate::consensus::{InstallRequest, NoLeader};
 
 /// The time, as the driver reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,7 +114,7 @@ pub enum Input {
     DiskSpace(DiskSpace),
     /// The log batches up to `number` are durable.
     Persisted {
-        /// The number from [`LogBatch::number`] or [`Output::InstallSnapshot`].
+        /// The number from [`LogBatch::number`] or [`InstallRequest::number`].
         number: u64,
     },
     /// The state machine has applied entries of the log.
@@ -262,15 +262,7 @@ pub enum Output {
     },
     /// Install the snapshot that was received: replace the log by an empty one that begins after it
     /// and report [`Input::Persisted`], then replace the store and report [`Input::Applied`].
-    InstallSnapshot {
-        /// Sequence number, shared with [`LogBatch::number`], so that completions arrive in one
-        /// order.
-        number: u64,
-        /// The snapshot that [`Input::SnapshotReceived`] named.
-        snapshot: SnapshotId,
-        /// The hard state to make durable together with it.
-        hard_state: HardState,
-    },
+    InstallSnapshot(InstallRequest),
     /// Discard the snapshot that was received: it is of no use.
     DiscardSnapshot,
     /// Show an event on the console; only if [`config::NodeConfig::console`] is set.

@@ -27,7 +27,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use super::get::ReadRequest;
-use super::work::{PoolJob, ReadJob};
+use super::work::{ReadJob, ReadWork};
 use crate::limits::{
     self, CLIENT_SEND_BYTES_PAUSE, READ_SMALL_BYTES_MAX, REQUEST_SMALL_BYTES_MAX,
     REQUESTS_PER_CONNECTION_MAX,
@@ -437,7 +437,7 @@ impl Clients {
 
     /// Takes the reads that go to the workers now: half of the places for deferred ones and half
     /// for others, as far as there are both.
-    pub fn take_reads(&mut self, memory: &mut impl ConnectionMemory) -> Vec<PoolJob> {
+    pub fn take_reads(&mut self, memory: &mut impl ConnectionMemory) -> Vec<ReadWork> {
         let mut reads = Vec::new();
         let free = self.at_workers_max.saturating_sub(self.at_workers);
         // Of an odd number the one more goes to either in turn: places may become free one by one.
@@ -462,7 +462,7 @@ impl Clients {
                 client.unbudgeted += 1;
             }
             self.at_workers += 1;
-            reads.push(PoolJob::Read(read));
+            reads.push(ReadWork::Answer(read));
         }
         let rest = self.at_workers_max.saturating_sub(self.at_workers);
         self.take_deferred(memory, rest, &mut reads);
@@ -475,7 +475,7 @@ impl Clients {
         &mut self,
         memory: &mut impl ConnectionMemory,
         mut most: usize,
-        reads: &mut Vec<PoolJob>,
+        reads: &mut Vec<ReadWork>,
     ) {
         let mut refused = 0;
         while most > 0
@@ -491,7 +491,7 @@ impl Clients {
                     read.budget_bytes = bytes;
                     self.at_workers += 1;
                     most -= 1;
-                    reads.push(PoolJob::Read(read));
+                    reads.push(ReadWork::Answer(read));
                 }
                 refused = 0;
             } else {
@@ -523,11 +523,6 @@ impl Clients {
         client.budget_bytes += bytes;
         true
     }
-}
-
-/// The longest value that a read with this budget may give back.
-pub(super) fn value_bytes_budget(budget_bytes: usize) -> usize {
-    budget_bytes.max(READ_SMALL_BYTES_MAX)
 }
 
 #[cfg(test)]
@@ -590,9 +585,9 @@ mod tests {
         TestMemory { queued, ..ample() }
     }
 
-    fn budgets(jobs: &[PoolJob]) -> Vec<usize> {
-        let budget = |job: &PoolJob| match job {
-            PoolJob::Read(read) => read.budget_bytes,
+    fn budgets(jobs: &[ReadWork]) -> Vec<usize> {
+        let budget = |job: &ReadWork| match job {
+            ReadWork::Answer(read) => read.budget_bytes,
             other => panic!("nobody asked for {other:?}"),
         };
         jobs.iter().map(budget).collect()
@@ -693,7 +688,7 @@ mod tests {
 
         let mut jobs = jobs.into_iter();
         let mut next = || match jobs.next() {
-            Some(PoolJob::Read(read)) => read,
+            Some(ReadWork::Answer(read)) => read,
             other => panic!("{other:?}"),
         };
         // The first four are small after all; the last two have no budget and are long.
@@ -732,16 +727,16 @@ mod tests {
             assert_eq!(jobs.len(), expected);
             assert!(clients.take_reads(&mut ample()).is_empty(), "the workers have enough");
             for job in jobs {
-                let PoolJob::Read(read) = job else { panic!("a read") };
+                let ReadWork::Answer(read) = job else { panic!("a read") };
                 clients.read_done(&mut ample(), read.token, read.budget_bytes);
                 order.push((read.token.connection, read.token.request));
             }
         }
         assert_eq!(order, [(0, 0), (9, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2), (0, 3)]);
         // What is deferred and what is new go by turns.
-        let numbers = |jobs: Vec<PoolJob>| -> Vec<(u64, u64)> {
-            let number = |job: &PoolJob| match job {
-                PoolJob::Read(read) => (read.token.connection, read.token.request),
+        let numbers = |jobs: Vec<ReadWork>| -> Vec<(u64, u64)> {
+            let number = |job: &ReadWork| match job {
+                ReadWork::Answer(read) => (read.token.connection, read.token.request),
                 other => panic!("{other:?}"),
             };
             jobs.iter().map(number).collect()
@@ -788,7 +783,7 @@ mod tests {
     fn a_value_longer_than_any_room_is_read_when_nothing_else_is() {
         let (mut clients, ids) = with_clients(1);
         clients.read(token(ids[0], 1), address(), request());
-        let Some(PoolJob::Read(read)) = clients.take_reads(&mut ample()).pop() else {
+        let Some(ReadWork::Answer(read)) = clients.take_reads(&mut ample()).pop() else {
             panic!("one read")
         };
         clients.read_done(&mut ample(), read.token, read.budget_bytes);

@@ -9,11 +9,9 @@
 //!   for reads.
 //! - `driver`, `lifecycle`, `links`: the core and its time, whether the server goes on and how it
 //!   ends, the state of the links to the other servers.
-//! - `decoding`: the threads that decode long frames.
-//! - `threads`, `work`: the two threads that write, and what the worker pool does.
-//! - [`snapshots`], [`intake`]: decisions about snapshots, for the event loop and for the applier.
-//! - `judge`, `scrub`, `disk_watch`, `watch`: verdicts about this server's data, reading the store
-//!   again, room on the disk, conditions that go to the log.
+//! - [`work`], `threads`: what the loop has its threads do and what they tell it, and the threads.
+//! - [`snapshots`], `decoding`, `watch`: decisions about snapshots, the content of frames, conditions
+//!   that go to the log.
 //! - [`config`], [`questions`], [`console`]: the configuration, the questions on a keyboard, the
 //!   console lines.
 //! - [`cluster`], `local`: three servers under one terminal, and three in one process for tests.
@@ -23,39 +21,32 @@ pub mod cluster;
 pub mod config;
 pub mod console;
 mod decoding;
-mod disk_watch;
 mod driver;
 pub mod early;
 pub mod get;
-pub mod intake;
-mod judge;
 mod lifecycle;
 mod links;
 mod local;
 pub mod questions;
-mod scrub;
 mod service;
 pub mod snapshots;
 mod threads;
 mod watch;
-mod work;
+pub mod work;
 
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use rand::Rng;
 
 use self::config::ServerConfig;
 use self::console::ServerConsole;
-use self::decoding::Decoders;
-use self::judge::Judge;
 use self::lifecycle::Restart;
 pub use self::local::LocalGroup;
-use self::scrub::Scrubber;
 use self::service::{Parts, StoreService};
-use self::work::StoreWorker;
+use self::threads::{Threads, ThreadsConfig};
 use crate::console::ConsoleThread;
 use crate::limits;
 use crate::model::{History, NodeId, Release};
@@ -67,8 +58,9 @@ use crate::process::files::ConnectionRoom;
 pub use crate::process::files::TooFewFiles;
 use crate::process::{files, watch_signals};
 use crate::storage::log::LogOptions;
-use crate::storage::{self, Redundancy, StorageError, datadir::DataDir, datadir::DataDirError};
-use crate::workers::pool::Pool;
+use crate::storage::{
+    self, Redundancy, Storage, StorageError, datadir::DataDir, datadir::DataDirError,
+};
 
 /// Why a server could not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -245,48 +237,16 @@ impl OpenedServer {
         } else {
             (ServerConsole::off(), None)
         };
-        // As many reports as pieces of work, which the writers' queues bound.
-        let (reports_in, reports) = unbounded();
-        let worker = StoreWorker {
-            reports: reports_in.clone(),
-            store: storage.machine.store(),
-            log: storage.log.reader(),
+        let store = storage.machine.store();
+        let threads = ThreadsConfig {
+            readers: config.workers,
+            scrub_interval: config.scrub_interval,
+            shrink_interval: config.shrink_interval,
             console: console.clone(),
         };
-        let wake_pool = {
-            let wake = wake.clone();
-            move || wake.wake()
-        };
-        let pool = Pool::start(
-            "acervo-work",
-            config.workers,
-            limits::WORKER_QUEUE_JOBS_MAX,
-            wake_pool,
-            |_| {
-                let worker = worker.clone();
-                move |job| worker.run(job)
-            },
-        );
-        let store = storage.machine.store();
-        let scrubber =
-            Scrubber::start(store.clone(), config.scrub_interval, reports_in.clone(), wake.clone());
-        let reserve = data_dir.reserve().clone();
-        let log =
-            threads::log_writer(storage.log, reserve.clone(), reports_in.clone(), wake.clone());
-        let staging = data_dir.staging();
-        let applier = threads::applier(
-            storage.machine,
-            staging,
-            reserve.clone(),
-            config.shrink_interval,
-            reports_in.clone(),
-            wake.clone(),
-        );
-        let verdicts = data_dir.verdicts();
-        let set_down = Arc::new(move |untrusted| verdicts.set_down(untrusted));
-        let judge = Judge::new(set_down, reports_in.clone(), wake.clone());
-        let disk_watch = disk_watch::start(&data_dir, reports_in, wake.clone());
-        let decoders = Decoders::start(&wake).map_err(ServerError::Thread)?;
+        let Storage { machine, log, .. } = storage;
+        let threads = Threads::start(threads, machine, log, &data_dir, wake.clone())
+            .map_err(ServerError::Thread)?;
         stopper.wakes(wake);
         log::info!(
             "server {me} of {} listens on {}, data in {}",
@@ -300,16 +260,8 @@ impl OpenedServer {
             first_transfer: rand::rng().next_u64() >> 1,
             snapshot_key: rand::rng().next_u64(),
             console,
-            pool: pool.map_err(ServerError::Thread)?,
-            decoders,
-            log: log.map_err(ServerError::Thread)?,
-            applier: applier.map_err(ServerError::Thread)?,
+            threads,
             store,
-            scrubber: scrubber.map_err(ServerError::Thread)?,
-            reserve,
-            disk_watch: disk_watch.map_err(ServerError::Thread)?,
-            judge,
-            reports,
             stop: stopper.stopped,
             config,
         };

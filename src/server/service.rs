@@ -11,7 +11,6 @@ mod tests;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::Receiver;
@@ -20,36 +19,30 @@ use self::requests::EarlyRead;
 use super::clients::Clients;
 use super::config::ServerConfig;
 use super::console::ServerConsole;
-use super::decoding::{Decoded, DecodedFrame, Decoders, Undecodable, decode};
-use super::disk_watch::DiskWatch;
+use super::decoding::{DecodedFrame, Undecodable, decode};
 use super::driver::CoreDriver;
 use super::early::EarlyReads;
-use super::judge::Judge;
 use super::lifecycle::{Lifecycle, Restart};
 use super::links::ServerLink;
 use super::say_which_history_counts;
-use super::scrub::Scrubber;
 use super::snapshots::{TransferLimits, TransferStep, Transfers};
-use super::threads::{ApplierWork, LogWork, Report, WriterThread};
+use super::threads::Threads;
 use super::watch::{LogNews, LogWatch};
-use super::work::{PoolCompletion, PoolJob};
+use super::work::{Completion, LogWork, ReadWork, StoreWork, Work};
 use crate::limits;
 use crate::model::{ClusterId, DiskSpace, History, NodeId};
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, SendLimits, Service};
 use crate::node::core::Node;
 use crate::node::eligibility::Ineligible;
-use crate::node::not_to_be_read;
 use crate::node::{CheckedMessage, Input, Notice, Now, Output, RequestToken};
 use crate::storage::datadir::Untrusted;
 use crate::storage::reads::Store;
-use crate::storage::reserve::DiskReserve;
 use crate::text::{counted, sentence};
 use crate::wire::codec;
 use crate::wire::message::{
     Channel, ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply,
 };
-use crate::workers::pool::{Pool, SubmitError};
-use crate::workers::thread::ShutDownError;
+use crate::workers::pool::SubmitError;
 
 /// Bytes queued for one server on the connection for what must not wait, which is thousands of
 /// heartbeats. Beyond, messages are dropped that consensus sends again.
@@ -75,20 +68,12 @@ pub(super) struct Parts {
     pub clients_max: usize,
     pub incarnation: u64,
     pub console: ServerConsole,
-    pub pool: Pool<PoolJob, PoolCompletion>,
-    pub decoders: Decoders,
-    pub log: WriterThread<LogWork>,
-    pub applier: WriterThread<ApplierWork>,
+    pub threads: Threads,
     pub store: Store,
-    pub scrubber: Scrubber,
-    pub reserve: Arc<DiskReserve>,
-    pub disk_watch: DiskWatch,
-    pub judge: Judge,
     /// The number of the first snapshot transfer, drawn at random.
     pub first_transfer: u64,
     /// What offers of snapshots have to carry, drawn at random.
     pub snapshot_key: u64,
-    pub reports: Receiver<Report>,
     /// A message on this channel asks the server to stop.
     pub stop: Receiver<()>,
 }
@@ -148,26 +133,7 @@ impl StoreService {
     /// Ends the threads in order, and returns whether to start again, and how. The error is what
     /// broke.
     pub fn finish(self) -> Result<Restart, String> {
-        let Parts { log, applier, pool, decoders, scrubber, reserve, disk_watch, judge, .. } =
-            self.parts;
-        drop(disk_watch);
-        // Ends the waiting of writes for room on a full disk.
-        reserve.close();
-        let deadline = Instant::now() + limits::STOP_DISK_TIMEOUT;
-        decoders.finish(deadline);
-        let scrubber_ended = scrubber.finish(deadline);
-        let pool_ended = match pool.shut_down(deadline) {
-            Err(ShutDownError::Late) => false,
-            Err(panicked) => {
-                log::error!("{panicked}");
-                true
-            }
-            Ok(_) => true,
-        };
-        let log_ended = log.finish(deadline);
-        let applier_ended = applier.finish(deadline);
-        let judge_ended = judge.finish(deadline);
-        let all_ended = scrubber_ended && pool_ended && log_ended && applier_ended && judge_ended;
+        let all_ended = self.parts.threads.finish(Instant::now() + limits::STOP_DISK_TIMEOUT);
         if !all_ended {
             log::error!(
                 "the disk does not answer: stopping without what was not written yet, which nobody \
@@ -251,9 +217,9 @@ impl StoreService {
                     self.clients.take_unconfirmed(token);
                     self.reply(net, token, reply);
                 }
-                Output::Persist(batch) => self.parts.log.push(LogWork::append(batch)),
+                Output::Persist(batch) => self.parts.threads.write(LogWork::append(batch)),
                 Output::Apply { entries, answering } => {
-                    self.parts.applier.push(ApplierWork::apply(entries, answering));
+                    self.parts.threads.apply(StoreWork::apply(entries, answering));
                 }
                 Output::ReadReady { token } => {
                     if let Some((client, request)) = self.clients.take_unconfirmed(token) {
@@ -261,29 +227,19 @@ impl StoreService {
                     }
                 }
                 Output::Fetch { fetch, low, high, bytes_max } => {
-                    let job = PoolJob::Fetch { fetch, low, high, bytes_max };
-                    match self.parts.pool.submit(job) {
-                        Ok(()) => {}
-                        // Consensus asks again, as it would if the entries were not there.
-                        Err(refused) => {
-                            if let SubmitError::Stopped(_) = refused {
-                                log::error!("entries are not read from the log: {refused}");
-                            }
-                            self.input(net, Input::Fetched { fetch, entries: Vec::new() });
-                        }
-                    }
+                    self.hand_to_reader(net, ReadWork::Entries { fetch, low, high, bytes_max });
                 }
                 Output::SendSnapshot { to, leader_term } => {
                     let now_us = self.now(net).monotonic_us;
                     let steps = self.transfers.start(now_us, to, leader_term);
                     self.take_steps(net, steps);
                 }
-                Output::InstallSnapshot { number, snapshot, hard_state } => {
-                    let steps = self.transfers.installing(number, snapshot, hard_state);
+                Output::InstallSnapshot(request) => {
+                    let steps = self.transfers.install(request);
                     self.take_steps(net, steps);
                 }
                 Output::DiscardSnapshot => {
-                    let steps = self.transfers.discarded();
+                    let steps = self.transfers.discard();
                     self.take_steps(net, steps);
                 }
                 Output::Console(event) => self.parts.console.show(event),
@@ -392,27 +348,50 @@ impl StoreService {
         }
     }
 
-    fn report(&mut self, net: &mut Net, report: Report) {
+    /// Takes in what has come of some work: the one place where that becomes inputs of the core.
+    fn complete(&mut self, net: &mut Net, completion: Completion) {
         let now_us = self.now(net).monotonic_us;
-        let steps = match report {
-            Report::Done(input) => return self.input(net, input),
-            Report::StoreDamaged(found) => {
+        let steps = match completion {
+            Completion::Persisted { number } => {
+                return self.input(net, Input::Persisted { number });
+            }
+            Completion::Applied { outcomes, point, summary } => {
+                return self.input(net, Input::Applied { outcomes, point, summary });
+            }
+            Completion::Answered { token, budget_bytes, frame } => {
+                return self.read_answered(net, token, budget_bytes, frame);
+            }
+            Completion::TooLong { read, bytes } => {
+                self.clients.read_done(net, read.token, read.budget_bytes);
+                return self.clients.defer(net, read, bytes);
+            }
+            Completion::Entries { fetch, entries } => {
+                return self.input(net, Input::Fetched { fetch, entries });
+            }
+            Completion::Decoded { connection, decoded, held, .. } => {
+                net.release(connection, held);
+                // It is handed on before the frames that were sent behind it.
+                self.incoming(net, connection, decoded);
+                return net.release_frames(connection);
+            }
+            Completion::StoreDamaged(found) => {
                 return self.damaged(net, &found, Untrusted::Store);
             }
-            Report::LogDamaged(found) => {
+            Completion::LogDamaged(found) => {
                 return self.damaged(net, &found, Untrusted::Everything);
             }
-            Report::VerdictSetDown(Ok(())) => return self.verdict_set_down(net),
-            Report::VerdictSetDown(Err(error)) => return self.verdict_not_set_down(net, &error),
-            Report::DiskSpace(space) => return self.disk_space(net, space),
-            Report::Failed(failure) => return self.fail(net, failure),
-            Report::Checkpointed(index) => self.transfers.checkpointed(index),
-            Report::Compacted { first_index } => {
+            Completion::VerdictSetDown(Ok(())) => return self.verdict_set_down(net),
+            Completion::VerdictSetDown(Err(error)) => {
+                return self.verdict_not_set_down(net, &error);
+            }
+            Completion::DiskSpace(space) => return self.disk_space(net, space),
+            Completion::Failed(failure) => return self.fail(net, failure),
+            Completion::Checkpointed(index) => self.transfers.checkpointed(index),
+            Completion::Compacted { first_index } => {
                 self.input(net, Input::Compacted { first_index });
                 self.transfers.compacted(now_us, first_index)
             }
-            Report::LogBegunAnew { number } => self.transfers.log_begun(number),
-            Report::Snapshot(report) => {
+            Completion::Snapshot(report) => {
                 let node = self.core.node();
                 self.transfers.report(now_us, report, |index| node.term_at(index))
             }
@@ -424,30 +403,31 @@ impl StoreService {
         for step in steps {
             match step {
                 TransferStep::Send { to, message } => self.send_to_peer(net, to, message),
-                TransferStep::Store(work) => self.parts.applier.push(ApplierWork::Snapshot(work)),
-                TransferStep::Tell(input) => self.input(net, input),
-                TransferStep::BeginLog { number, snapshot, hard_state } => {
-                    self.parts.log.push(LogWork::BeginAnew { number, snapshot, hard_state });
-                }
-                TransferStep::Compact { durable_index, needed } => {
-                    self.parts.log.push(LogWork::Compact { durable_index, needed });
-                }
-                TransferStep::Read { to, id, source, bytes_max } => {
-                    let job = PoolJob::SnapshotChunk { to, id, source, bytes_max };
-                    let refused = match self.parts.pool.submit(job) {
-                        Ok(()) => continue,
-                        // Clients' reads may fill the queue for a moment.
-                        Err(SubmitError::Full(job)) => job,
-                        Err(SubmitError::Stopped(job)) => {
-                            log::error!("a snapshot has no thread to be read by");
-                            job
-                        }
-                    };
-                    if let PoolJob::SnapshotChunk { source, .. } = refused {
-                        self.transfers.workers_busy(to, id, source);
-                    }
-                }
+                TransferStep::Work(Work::Log(work)) => self.parts.threads.write(work),
+                TransferStep::Work(Work::Store(work)) => self.parts.threads.apply(work),
+                TransferStep::Work(Work::Read(work)) => self.hand_to_reader(net, work),
+                TransferStep::Input(input) => self.input(net, input),
             }
+        }
+    }
+
+    /// Hands over what servers that are late need to have read. Clients' reads may fill the queue
+    /// for a moment.
+    fn hand_to_reader(&mut self, net: &mut Net, work: ReadWork) {
+        let refused = match self.parts.threads.read(work) {
+            Ok(()) => return,
+            Err(SubmitError::Full(work)) => work,
+            Err(SubmitError::Stopped(work)) => {
+                log::error!("no thread is left to read with");
+                work
+            }
+        };
+        match refused {
+            // Consensus asks again, as it would if the entries were not there.
+            ReadWork::Entries { fetch, .. } => {
+                self.input(net, Input::Fetched { fetch, entries: Vec::new() });
+            }
+            refused => self.transfers.refused(refused),
         }
     }
 
@@ -513,7 +493,7 @@ impl StoreService {
     fn set_verdict_down(&mut self, net: &mut Net, untrusted: Untrusted) {
         let reason = Ineligible::StoreDamaged;
         self.input(net, Input::Eligibility { reason, holds: true });
-        if let Err(error) = self.parts.judge.set_down(net.now(), untrusted) {
+        if let Err(error) = self.parts.threads.set_verdict_down(net.now(), untrusted) {
             self.verdict_not_set_down(net, &error.to_string());
         }
     }
@@ -646,7 +626,7 @@ impl Service for StoreService {
         if held > 0 && !net.try_hold(connection, held) {
             return self.refuse_large(net, connection, &pieces[0]);
         }
-        match self.parts.decoders.submit(of_server, connection, pieces, held) {
+        match self.parts.threads.decode(of_server, connection, pieces, held) {
             Ok(()) => net.hold_frames(connection),
             Err(pieces) => {
                 net.release(connection, held);
@@ -677,50 +657,8 @@ impl Service for StoreService {
 
     fn on_wake(&mut self, net: &mut Net) {
         let until = Instant::now() + limits::LOOP_STAGE_TIME;
-        while let Ok(report) = self.parts.reports.try_recv() {
-            self.report(net, report);
-            if Instant::now() >= until {
-                net.wake_again();
-                break;
-            }
-        }
-        while let Some(completion) = self.parts.pool.collect() {
-            match completion {
-                PoolCompletion::Reply { token, budget_bytes, frame } => {
-                    let connection = ConnectionId::from_u64(token.connection);
-                    self.clients.read_done(net, token, budget_bytes);
-                    // The state may have come into doubt while it was read.
-                    match self.distrust() {
-                        Some(distrust) => self.reply(net, token, not_to_be_read(distrust)),
-                        None => {
-                            net.send_owned(connection, frame);
-                            self.answered(net, token);
-                        }
-                    }
-                }
-                PoolCompletion::TooLong { read, bytes } => {
-                    self.clients.read_done(net, read.token, read.budget_bytes);
-                    self.clients.defer(net, read, bytes);
-                }
-                PoolCompletion::Fetched { fetch, entries } => {
-                    self.input(net, Input::Fetched { fetch, entries });
-                }
-                PoolCompletion::SnapshotChunk { to, id, source, chunk } => {
-                    let now_us = self.now(net).monotonic_us;
-                    let steps = self.transfers.read(now_us, to, id, source, chunk);
-                    self.take_steps(net, steps);
-                }
-            }
-            if Instant::now() >= until {
-                net.wake_again();
-                break;
-            }
-        }
-        while let Some(Decoded { connection, incoming, held }) = self.parts.decoders.collect() {
-            net.release(connection, held);
-            // It is handed on before the frames that were sent behind it.
-            self.incoming(net, connection, incoming);
-            net.release_frames(connection);
+        while let Some(completion) = self.parts.threads.collect() {
+            self.complete(net, completion);
             if Instant::now() >= until {
                 net.wake_again();
                 break;
@@ -752,7 +690,7 @@ impl Service for StoreService {
         self.take_steps(net, steps);
         self.keep_links_alive(net);
         self.dial_due_links(net);
-        if self.parts.judge.is_overdue(net.now()) {
+        if self.parts.threads.is_verdict_overdue(net.now()) {
             self.verdict_not_set_down(net, "the disk of the data directory does not answer");
         }
         if self.lifecycle.is_stop_overdue(net.now()) {
@@ -774,7 +712,7 @@ impl Service for StoreService {
         let reached = self.early.take_reached(self.core.node().applied_point().timestamp);
         self.read_early(reached);
         if self.core.node().awaits_application() || !self.early.is_empty() {
-            self.parts.applier.hurry();
+            self.parts.threads.hurry_applier();
         }
         self.submit_reads(net);
         // Requests that were taken, plain reads included, are answered first.

@@ -1,269 +1,384 @@
-//! What the worker pool does for a server: answers reads, and reads old log entries for servers
-//! that are late.
+//! What the event loop has its threads do, and what they tell it: the one vocabulary between them.
+//!
+//! Work is one type for each kind of thread, so that nobody can be handed what is another's to do:
+//! the log writer and the applier do theirs in order, the readers in any order. Whatever came of it
+//! is a [`Completion`], on the one channel from all threads to the loop.
+//!
+//! Rules:
+//!
+//! - The loop never waits. The queues of the log writer and the applier are never full, since
+//!   consensus bounds the bytes that are under way and [`LogWork::join`] and [`StoreWork::join`]
+//!   make few pieces of them. The readers' queue may be full, and gives work back.
+//! - Completions are as many as pieces of work, and a few a second besides. What the loop is told
+//!   it takes in the order in which it was said.
 
 use std::net::SocketAddr;
 
-use bytes::Bytes;
-use crossbeam_channel::Sender;
-
-use super::clients::value_bytes_budget;
-use super::console::ServerConsole;
-use super::get::{ReadRequest, StoreFault, answer_get, answer_page};
-use super::threads::Report;
+use super::decoding::{DecodedFrame, Undecodable};
+use super::get::{ReadRequest, StoreFault};
 use crate::limits;
-use crate::model::{LogEntry, LogIndex, NodeId};
-use crate::node::RequestToken;
-use crate::storage::log::LogReader;
-use crate::storage::reads::{PageLimits, Store};
+use crate::model::{
+    AppliedPoint, AppliedWrite, DiskSpace, LogBatch, LogEntry, LogIndex, MachineSummary, NodeId,
+};
+use crate::net::ConnectionId;
+use crate::node::{InstallRequest, RequestToken, compares_states};
+use crate::storage::log::compaction::NeededByOthers;
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
-use crate::wire::codec;
-use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply};
 
-/// Room for what an answer holds besides its value, so that its frame is allocated once.
-const REPLY_BYTES_EXPECTED: usize = 64;
+/// Work for one of the threads.
+#[derive(Debug)]
+pub enum Work {
+    /// For the log writer, which does it in order.
+    Log(LogWork),
+    /// For the applier, which does it in order.
+    Store(StoreWork),
+    /// For a reader, whichever is free.
+    Read(ReadWork),
+}
+
+/// Work for the log writer.
+#[derive(Debug)]
+pub enum LogWork {
+    /// Make a batch durable, whose entries have this many bytes.
+    Append(LogBatch, usize),
+    /// Begin the log anew after a snapshot, and have the applier put that in the store's place,
+    /// before anything that is committed after it is applied.
+    Install(InstallRequest),
+    /// Delete the log before what the store holds durably and no server needs.
+    Compact {
+        /// The index that the newest checkpoint covers.
+        durable_index: LogIndex,
+        /// What other servers still need of the log.
+        needed: NeededByOthers,
+    },
+}
+
+/// Work for the applier.
+#[derive(Debug)]
+pub enum StoreWork {
+    /// Committed entries, to be applied in log order.
+    Apply(EntriesPiece),
+    /// A snapshot to be read from the store, or put in its place.
+    Snapshot(SnapshotWork),
+}
+
+/// Work on snapshots for the applier.
+#[derive(Debug)]
+pub enum SnapshotWork {
+    /// Pin a view of the store; answered by [`SnapshotReport::Pinned`].
+    Pin {
+        /// The server that is to get it.
+        to: NodeId,
+        /// The transfer's number, chosen at random by its sender.
+        id: u64,
+    },
+    /// Make room for an arriving snapshot.
+    Begin {
+        /// The transfer's number, chosen at random by its sender.
+        id: u64,
+        /// The state that it holds.
+        point: AppliedPoint,
+    },
+    /// Store a chunk; answered by [`SnapshotReport::Stored`], whatever becomes of it.
+    Store {
+        /// The transfer's number, chosen at random by its sender.
+        id: u64,
+        /// Rows of the snapshot, and its end.
+        chunk: SnapshotChunk,
+    },
+    /// Check the whole and make it durable; answered by [`SnapshotReport::Staged`].
+    Stage {
+        /// The transfer's number, chosen at random by its sender.
+        id: u64,
+    },
+    /// Put the staged snapshot in the store's place; answered by [`SnapshotReport::Installed`].
+    Install,
+    /// Throw away whatever has arrived.
+    Discard,
+}
+
+/// Work for the readers.
+#[derive(Debug)]
+pub enum ReadWork {
+    /// A GET or a page, to be answered from the store.
+    Answer(ReadJob),
+    /// Log entries for a server that lags, which are no longer in memory.
+    Entries {
+        /// The number of the core's request.
+        fetch: u64,
+        /// The first index wanted.
+        low: LogIndex,
+        /// The index after the last one wanted.
+        high: LogIndex,
+        /// Read about this many bytes at most, but at least one entry.
+        bytes_max: u64,
+    },
+    /// The next chunk of a snapshot for server `to`.
+    Chunk {
+        /// The server that it is for.
+        to: NodeId,
+        /// The transfer's number, chosen at random by its sender.
+        id: u64,
+        /// The view to read from.
+        source: SnapshotSource,
+        /// The most bytes that [`SnapshotSource::next_chunk`] is to give.
+        bytes_max: usize,
+    },
+}
 
 /// A read that is to be answered from the store.
 #[derive(Debug)]
-pub(super) struct ReadJob {
+pub struct ReadJob {
+    /// The request that it is for.
     pub token: RequestToken,
+    /// The client's own address.
     pub client: SocketAddr,
+    /// What is to be read.
     pub request: ReadRequest,
     /// The read budget: how long the value may be, if that is more than a small one (see
     /// `clients`).
     pub budget_bytes: usize,
 }
 
-/// A piece of work for the pool, which a disk may hold up.
-#[derive(Debug)]
-pub(super) enum PoolJob {
-    /// A GET or a page, to be answered from the store.
-    Read(ReadJob),
-    /// Log entries for a server that lags, which are no longer in memory.
-    Fetch { fetch: u64, low: LogIndex, high: LogIndex, bytes_max: u64 },
-    /// The next piece of a snapshot for server `to`.
-    SnapshotChunk { to: NodeId, id: u64, source: SnapshotSource, bytes_max: usize },
+impl ReadJob {
+    /// The longest value that the read may give back.
+    pub(super) fn value_bytes_max(&self) -> usize {
+        self.budget_bytes.max(limits::READ_SMALL_BYTES_MAX)
+    }
 }
 
-/// The outcome of a [`PoolJob`].
+/// What came of a piece of work, or was found out by a thread that watches.
+pub(super) enum Completion {
+    /// The log batches up to `number` are durable.
+    Persisted {
+        /// The number of the batch, or of the installation of a snapshot.
+        number: u64,
+    },
+    /// The log before this index has been deleted.
+    Compacted {
+        /// The first index that is left in it.
+        first_index: LogIndex,
+    },
+    /// Entries are applied.
+    Applied {
+        /// The outcome of each client's write among them, in log order.
+        outcomes: Vec<AppliedWrite>,
+        /// The point up to which the state machine has applied now.
+        point: AppliedPoint,
+        /// What it has left to do in the background.
+        summary: MachineSummary,
+    },
+    /// The store is durable up to this index, so that the log need not reach further back.
+    Checkpointed(LogIndex),
+    /// Progress of a snapshot at the applier, or at a reader.
+    Snapshot(SnapshotReport),
+    /// A read is answered.
+    Answered {
+        /// The request that it is for.
+        token: RequestToken,
+        /// The budget that the read had.
+        budget_bytes: usize,
+        /// The answer as a whole frame.
+        frame: Vec<u8>,
+    },
+    /// The value that was to be read has more bytes than the budget.
+    TooLong {
+        /// The read, which is to be tried again with a larger budget.
+        read: ReadJob,
+        /// The length of the value.
+        bytes: usize,
+    },
+    /// Log entries for a server that lags were read.
+    Entries {
+        /// The number of the core's request.
+        fetch: u64,
+        /// The entries, or none if they could not be read.
+        entries: Vec<LogEntry>,
+    },
+    /// A long frame was decoded, before which no other frame of its connection is taken in.
+    Decoded {
+        /// Whether it is another server's, which has threads of its own.
+        of_server: bool,
+        /// The connection that it came on.
+        connection: ConnectionId,
+        /// Its content.
+        decoded: Result<DecodedFrame, Undecodable>,
+        /// Bytes charged to the budget for it, to be released by whoever takes it.
+        held: usize,
+    },
+    /// The last verdict about this server's data is durable, or cannot be made so, as this sentence
+    /// says.
+    VerdictSetDown(Result<(), String>),
+    /// The room on the disk has changed to this.
+    DiskSpace(DiskSpace),
+    /// The store is damaged, as this sentence says. Nothing is applied any more.
+    StoreDamaged(String),
+    /// The log is damaged, as this sentence says.
+    LogDamaged(String),
+    /// The process has to end, as this sentence says.
+    Failed(String),
+}
+
+/// Progress of a snapshot.
 #[derive(Debug)]
-pub(super) enum PoolCompletion {
-    /// An answer as a whole frame, with the request that it is for and the budget that the read
-    /// had.
-    Reply { token: RequestToken, budget_bytes: usize, frame: Vec<u8> },
-    /// The value has this many bytes, which is more than the budget.
-    TooLong { read: ReadJob, bytes: usize },
-    /// The entries, or none if they could not be read.
-    Fetched { fetch: u64, entries: Vec<LogEntry> },
-    /// The next chunk, or `None` at the end; the view of the store comes back with it.
-    SnapshotChunk {
+pub enum SnapshotReport {
+    /// A view of the store is pinned, and the store is durable up to it.
+    Pinned {
+        /// The server that is to get it, as in [`SnapshotWork::Pin`].
         to: NodeId,
+        /// The transfer's number, as in [`SnapshotWork::Pin`].
         id: u64,
+        /// The pinned view that the chunks are read from.
         source: SnapshotSource,
+    },
+    /// A reader has read the next chunk, and gives the view back.
+    Read {
+        /// The server that it is for, as in [`ReadWork::Chunk`].
+        to: NodeId,
+        /// The transfer's number, as in [`ReadWork::Chunk`].
+        id: u64,
+        /// The view, to read the next chunk from.
+        source: SnapshotSource,
+        /// The chunk, or `None` at the end; why it could not be read, in a clause.
         chunk: Result<Option<SnapshotChunk>, String>,
+    },
+    /// A chunk of a snapshot has left the applier's queue.
+    Stored {
+        /// The transfer's number, chosen at random by its sender.
+        id: u64,
+        /// Chunks of it stored so far, this one included; `None` when the transfer is not the one
+        /// being taken in any more.
+        stored: Option<u64>,
+    },
+    /// An arriving snapshot is whole, checked, and durable beside the store.
+    Staged {
+        /// The transfer's number, chosen at random by its sender.
+        id: u64,
+    },
+    /// An arriving snapshot could not be stored. Follows the [`SnapshotReport::Stored`] of the
+    /// chunk that failed.
+    Failed {
+        /// The transfer's number, chosen at random by its sender.
+        id: u64,
+        /// Why, in a clause.
+        reason: String,
+    },
+    /// A snapshot has taken the store's place.
+    Installed {
+        /// The point up to which the state machine has applied now.
+        point: AppliedPoint,
+        /// What it has left to do in the background.
+        summary: MachineSummary,
     },
 }
 
-/// What each thread of the pool works with.
-#[derive(Clone)]
-pub(super) struct StoreWorker {
-    pub store: Store,
-    pub log: LogReader,
-    pub console: ServerConsole,
-    /// The channel on which damage of the store or the log is reported at once, besides in the
-    /// answer.
-    pub reports: Sender<Report>,
-}
-
-impl StoreWorker {
-    /// Does one job on the calling thread, which a disk may hold up.
-    pub fn run(&self, job: PoolJob) -> PoolCompletion {
-        match job {
-            PoolJob::Read(read) => self.read(read),
-            PoolJob::Fetch { fetch, low, high, bytes_max } => {
-                let entries = self.log.read(low, high, bytes_max).unwrap_or_else(|error| {
-                    if error.is_damage() {
-                        self.report(Report::LogDamaged(error.to_string()));
-                    } else {
-                        log::error!("cannot read log entries {low} to {high}: {error}");
-                    }
-                    Vec::new()
-                });
-                PoolCompletion::Fetched { fetch, entries }
-            }
-            PoolJob::SnapshotChunk { to, id, mut source, bytes_max } => {
-                let chunk = source.next_chunk(bytes_max);
-                if let Err(error) = &chunk {
-                    let what = || format!("reading a snapshot for server {to}");
-                    self.report(StoreFault::of(error, what).into());
-                }
-                let chunk = chunk.map_err(|error| error.to_string());
-                PoolCompletion::SnapshotChunk { to, id, source, chunk }
-            }
+impl From<StoreFault> for Completion {
+    fn from(fault: StoreFault) -> Completion {
+        match fault {
+            StoreFault::Damage(found) => Completion::StoreDamaged(found),
+            StoreFault::Failure(failure) => Completion::Failed(failure),
         }
-    }
-
-    // Lost only when the event loop has ended. The completion that follows wakes it.
-    fn report(&self, report: Report) {
-        let _ = self.reports.send(report);
-    }
-
-    fn read(&self, read: ReadJob) -> PoolCompletion {
-        let allowed = value_bytes_budget(read.budget_bytes);
-        let mut answered = match &read.request {
-            ReadRequest::Get(request) => answer_get(&self.store, request),
-            ReadRequest::Page(request) => {
-                let most = PageLimits::default();
-                let most = PageLimits { bytes: allowed.min(most.bytes), ..most };
-                answer_page(&self.store, request, most)
-            }
-        };
-        if let Some(fault) = answered.fault.take() {
-            self.report(fault.into());
-        }
-        let value_bytes = match &answered.reply {
-            Reply::GetOk { value: Some(value), .. } => value.len(),
-            Reply::PageOk { rows, .. } => rows
-                .iter()
-                .map(|row| row.key.len() + row.value.as_ref().map_or(0, Bytes::len))
-                .sum(),
-            _ => 0,
-        };
-        // A value over every limit is not waited for: sending it fails, as below.
-        if value_bytes > allowed && value_bytes <= limits::VALUE_BYTES_MAX + limits::KEY_BYTES_MAX {
-            return PoolCompletion::TooLong { read, bytes: value_bytes };
-        }
-        let ReadJob { token, client, request, budget_bytes } = read;
-        if self.console.is_on()
-            && let Some(event) = answered.take_shown(client, &request)
-        {
-            self.console.show(event);
-        }
-        let mut frame = Vec::with_capacity(value_bytes + REPLY_BYTES_EXPECTED);
-        let reply = Message::Reply { id: token.request, body: answered.reply };
-        if let Err(error) = codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame) {
-            // Values that were stored fit a frame; this one must have been stored by a release
-            // with greater limits.
-            let message = format!("the value cannot be sent: {error}");
-            let code = ErrorCode::Internal;
-            let body = Reply::Error(ErrorReply::not_done(code, message));
-            let reply = Message::Reply { id: token.request, body };
-            if codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame).is_err() {
-                log::error!("cannot even say that a value cannot be sent");
-            }
-        }
-        PoolCompletion::Reply { token, budget_bytes, frame }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU8, Ordering};
+/// Committed entries that are applied together.
+#[derive(Debug)]
+pub struct EntriesPiece {
+    entries: Vec<LogEntry>,
+    bytes: usize,
+    answering: bool,
+}
 
-    use super::*;
-    use crate::model::{StateLimits, Timestamp};
-    use crate::storage::apply::StateMachine;
-    use crate::storage::engine::{
-        Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
-    };
-    use crate::storage::keys::RowRange;
-    use crate::storage::log::{DiskLog, LogOptions};
-    use crate::storage::memory::MemoryEngine;
-    use crate::wire::message::GetRequest;
-
-    const SOUND: u8 = 0;
-    const AWAY: u8 = 1;
-    const DAMAGED: u8 = 2;
-
-    /// An engine whose file cannot be read, or is damaged, from some time on.
-    #[derive(Default)]
-    struct Failing {
-        engine: MemoryEngine,
-        state: AtomicU8,
+impl EntriesPiece {
+    /// The entries, and whether a client may wait for what their keys had before.
+    pub(super) fn entries(&self) -> (&[LogEntry], bool) {
+        (&self.entries, self.answering)
     }
 
-    impl Failing {
-        fn check(&self) -> Result<(), EngineError> {
-            match self.state.load(Ordering::Relaxed) {
-                AWAY => Err(EngineError::Read("the disk is away".to_owned())),
-                DAMAGED => {
-                    let (path, detail) = ("store".to_owned(), "a bit has changed".to_owned());
-                    Err(EngineError::Damaged { path, detail })
+    /// Whether more entries may be added. One batch of the engine is cheaper than many. But a piece
+    /// ends where replicas compare states, since the hash is that of its end.
+    pub(super) fn has_room(&self) -> bool {
+        let compared =
+            self.entries.last().is_some_and(|last| compares_states(last, limits::STATE_HASH_EVERY));
+        self.is_short() && !compared
+    }
+
+    fn is_short(&self) -> bool {
+        self.bytes < limits::APPLY_BYTES_MAX as usize
+    }
+
+    /// Adds the entries that follow.
+    pub(super) fn extend(&mut self, more: EntriesPiece) {
+        self.entries.extend(more.entries);
+        self.bytes += more.bytes;
+        self.answering |= more.answering;
+    }
+}
+
+/// Work that may be done together with what was handed over before it.
+pub(super) trait Join: Sized {
+    /// Adds the next piece of work, or gives it back where the two cannot be done as one. When so
+    /// much waits that the queue is `crowded`, only what must stay apart is given back.
+    fn join(&mut self, next: Self, crowded: bool) -> Option<Self>;
+}
+
+impl LogWork {
+    pub(super) fn append(batch: LogBatch) -> LogWork {
+        let bytes = entries_bytes(&batch.entries);
+        LogWork::Append(batch, bytes)
+    }
+}
+
+impl Join for LogWork {
+    /// Batches are joined as far as their entries follow one another, to no more than a group that
+    /// is made durable at once.
+    fn join(&mut self, next: LogWork, _crowded: bool) -> Option<LogWork> {
+        match (self, next) {
+            (LogWork::Append(batch, bytes), LogWork::Append(more, more_bytes)) => {
+                let (last, first) = (batch.entries.last(), more.entries.first());
+                let follows = match (last, first) {
+                    (Some(last), Some(first)) => first.index == last.index + 1,
+                    _ => true,
+                };
+                if !follows || *bytes + more_bytes > limits::LOG_GROUP_BYTES_MAX {
+                    return Some(LogWork::Append(more, more_bytes));
                 }
-                _ => Ok(()),
+                let LogBatch { number, hard_state, entries } = more;
+                batch.number = number;
+                batch.hard_state = hard_state.or(batch.hard_state);
+                batch.entries.extend(entries);
+                *bytes += more_bytes;
+                None
             }
+            (_, next) => Some(next),
         }
     }
+}
 
-    impl Engine for Failing {
-        fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-            self.check()?;
-            self.engine.get(key)
-        }
-
-        fn scan(
-            &self,
-            range: &RowRange,
-            direction: Direction,
-            visit: &mut Visitor<'_>,
-        ) -> Result<(), EngineError> {
-            self.check()?;
-            self.engine.scan(range, direction, visit)
-        }
-
-        fn view(&self) -> Result<Box<dyn EngineView>, EngineError> {
-            self.check()?;
-            self.engine.view()
-        }
-
-        fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
-            self.engine.write(batch, durability)
-        }
-
-        fn rows(&self) -> u64 {
-            self.engine.rows()
-        }
-
-        fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError> {
-            self.engine.scrub(from_block, blocks)
-        }
+impl StoreWork {
+    pub(super) fn apply(entries: Vec<LogEntry>, answering: bool) -> StoreWork {
+        let bytes = entries_bytes(&entries);
+        StoreWork::Apply(EntriesPiece { entries, bytes, answering })
     }
+}
 
-    #[test]
-    fn a_read_that_the_disk_refuses_ends_the_server_and_is_not_reported_as_damage() {
-        let dir = tempfile::tempdir().unwrap();
-        let (log, _) = DiskLog::open(dir.path(), LogOptions::default()).unwrap();
-        let engine = Arc::new(Failing::default());
-        let machine = StateMachine::open(engine.clone(), StateLimits::default()).unwrap();
-        let (reports, reported) = crossbeam_channel::unbounded();
-        let (store, log) = (machine.store(), log.reader());
-        let worker = StoreWorker { store, log, console: ServerConsole::off(), reports };
-        for state in [SOUND, AWAY, DAMAGED] {
-            engine.state.store(state, Ordering::Relaxed);
-            let request = GetRequest {
-                key: Bytes::from_static(b"k"),
-                timestamp: Timestamp::ZERO,
-                session: Timestamp::ZERO,
-                linearizable: false,
-                at: Timestamp::ZERO,
-            };
-            worker.run(PoolJob::Read(ReadJob {
-                token: RequestToken { connection: 1, request: 1 },
-                client: ([127, 0, 0, 1], 1).into(),
-                request: ReadRequest::Get(request),
-                budget_bytes: 1000,
-            }));
-            match (state, reported.try_iter().next()) {
-                (SOUND, None) => {}
-                (AWAY, Some(Report::Failed(failure))) => {
-                    assert!(failure.contains("the disk is away"), "{failure}");
-                    assert!(failure.contains("start the server again"), "{failure}");
-                }
-                (DAMAGED, Some(Report::StoreDamaged(found))) => {
-                    assert!(found.contains("a bit has changed"), "{found}");
-                }
-                (state, report) => panic!("in state {state} a report: {}", report.is_some()),
+impl Join for StoreWork {
+    /// A comparison more or less is no reason when much waits: entries without data, after each of
+    /// which replicas compare, are so small that the bytes under way do not bound their number.
+    fn join(&mut self, next: StoreWork, crowded: bool) -> Option<StoreWork> {
+        match (self, next) {
+            (StoreWork::Apply(piece), StoreWork::Apply(more))
+                if piece.has_room() || (crowded && piece.is_short()) =>
+            {
+                piece.extend(more);
+                None
             }
+            (_, next) => Some(next),
         }
     }
+}
+
+/// Bytes of memory that entries take, about.
+fn entries_bytes(entries: &[LogEntry]) -> usize {
+    entries.iter().map(|entry| entry.data.len() + 64).sum()
 }

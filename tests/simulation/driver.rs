@@ -11,10 +11,9 @@ use acervo::model::{
 use acervo::node::config::{AckPolicy, NodeConfig, NodeStatus};
 use acervo::node::core::Node;
 use acervo::node::eligibility::Ineligible;
-use acervo::node::{Input, Notice, Output, RequestToken};
-use acervo::server::snapshots::{
-    SnapshotReport, SnapshotWork, TransferLimits, TransferStep, Transfers,
-};
+use acervo::node::{Input, InstallRequest, Notice, Output, RequestToken};
+use acervo::server::snapshots::{TransferLimits, TransferStep, Transfers};
+use acervo::server::work::{LogWork, ReadWork, SnapshotReport, SnapshotWork, StoreWork, Work};
 use acervo::storage::log::compaction::{self, NeededByOthers, RetentionReasons};
 use acervo::storage::snapshot::SnapshotSource;
 use acervo::wire::message::{PeerMessage, Reply, Role};
@@ -141,13 +140,12 @@ impl World {
                     let steps = self.transfers(server, |t| t.start(now_us, to, leader_term));
                     self.take_steps(server, steps)?;
                 }
-                Output::InstallSnapshot { number, snapshot, hard_state } => {
-                    let steps =
-                        self.transfers(server, |t| t.installing(number, snapshot, hard_state));
+                Output::InstallSnapshot(request) => {
+                    let steps = self.transfers(server, |t| t.install(request));
                     self.take_steps(server, steps)?;
                 }
                 Output::DiscardSnapshot => {
-                    let steps = self.transfers(server, Transfers::discarded);
+                    let steps = self.transfers(server, Transfers::discard);
                     self.take_steps(server, steps)?;
                 }
                 Output::Console(event) => {
@@ -323,8 +321,8 @@ impl World {
             && let Some(process) = &mut self.servers[server].process
         {
             process.handed = index;
-            let steps = process.transfers.log_begun(number);
-            self.take_steps(server, steps)?;
+            self.snapshot_work(server, SnapshotWork::Install)?;
+            self.input(server, Input::Persisted { number })?;
         }
         self.start_sync(server);
         match newest {
@@ -408,7 +406,7 @@ impl World {
                 let installed =
                     |report: &SnapshotReport| matches!(report, SnapshotReport::Installed { .. });
                 let durable = |report: &SnapshotReport| {
-                    installed(report) || matches!(report, SnapshotReport::Prepared { .. })
+                    installed(report) || matches!(report, SnapshotReport::Pinned { .. })
                 };
                 let (saves, replaced) = (done.iter().any(durable), done.iter().any(installed));
                 reports = Some(done);
@@ -482,7 +480,7 @@ impl World {
                         .ok_or_else(|| Violation(format!("a piece for {to}")))?;
                     self.send_in_order(server, to, &message)?;
                 }
-                TransferStep::Tell(input) => {
+                TransferStep::Input(input) => {
                     if let Input::SnapshotSent { to, reached: Some(_) } = &input
                         && let Some(process) = &mut self.servers[server].process
                     {
@@ -490,37 +488,47 @@ impl World {
                     }
                     self.input(server, input)?;
                 }
-                TransferStep::Store(work) => self.snapshot_work(server, work)?,
-                TransferStep::Read { to, id, source, bytes_max } => {
-                    if self.servers[server].workers_busy_until_us > self.now_us {
-                        self.transfers(server, |t| {
-                            t.workers_busy(to, id, source);
-                            Vec::new()
-                        });
-                        continue;
-                    }
-                    let delay_us = self.rng.range(50..=self.setup.piece_us_max);
-                    let transfer = id;
-                    let event = Event::Piece { server, life, to, transfer, source, bytes_max };
-                    self.after(delay_us, event);
-                }
-                TransferStep::BeginLog { number, snapshot, hard_state } => {
-                    let state = &mut self.servers[server];
-                    let Some(process) = &mut state.process else { return Ok(()) };
-                    let Some(staged) = process.staging.staged() else {
-                        return Err(Violation(format!("{} installs nothing", node_id(server))));
-                    };
-                    process.unapplied.clear();
-                    let saved = Saved::of(&staged, process.arriving)?;
-                    state.disk.write_snapshot(number, snapshot, hard_state, saved);
-                    self.start_sync(server);
-                }
-                TransferStep::Compact { durable_index, needed } => {
-                    self.compact(server, durable_index, needed)?;
-                }
+                TransferStep::Work(work) => self.work(server, work)?,
             }
         }
         Ok(())
+    }
+
+    /// Has a thread of the server do what the bookkeeping of snapshots wants done.
+    fn work(&mut self, server: usize, work: Work) -> Verdict {
+        match work {
+            Work::Store(StoreWork::Snapshot(work)) => self.snapshot_work(server, work),
+            Work::Log(LogWork::Install(InstallRequest { number, snapshot, hard_state })) => {
+                let state = &mut self.servers[server];
+                let Some(process) = &mut state.process else { return Ok(()) };
+                let Some(staged) = process.staging.staged() else {
+                    return Err(Violation(format!("{} installs nothing", node_id(server))));
+                };
+                process.unapplied.clear();
+                let saved = Saved::of(&staged, process.arriving)?;
+                state.disk.write_snapshot(number, snapshot, hard_state, saved);
+                self.start_sync(server);
+                Ok(())
+            }
+            Work::Log(LogWork::Compact { durable_index, needed }) => {
+                self.compact(server, durable_index, needed)
+            }
+            Work::Read(work) if self.servers[server].workers_busy_until_us > self.now_us => {
+                self.transfers(server, |t| {
+                    t.refused(work);
+                    Vec::new()
+                });
+                Ok(())
+            }
+            Work::Read(ReadWork::Chunk { to, id, source, bytes_max }) => {
+                let life = self.servers[server].life;
+                let delay_us = self.rng.range(50..=self.setup.piece_us_max);
+                let event = Event::Piece { server, life, to, transfer: id, source, bytes_max };
+                self.after(delay_us, event);
+                Ok(())
+            }
+            work => Err(Violation(format!("{work:?} is no work on a snapshot"))),
+        }
     }
 
     fn compact(
@@ -557,7 +565,7 @@ impl World {
             self.setup;
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         match &work {
-            SnapshotWork::Prepare { to, .. } => {
+            SnapshotWork::Pin { to, .. } => {
                 let before_us = process.prepared_us.insert(*to, now_us);
                 ensure!(
                     before_us.is_none_or(|before_us| now_us - before_us >= retry_us_min),
@@ -571,7 +579,7 @@ impl World {
         }
         process.applying.push_back(Piece::Snapshot(work));
         let is_chunk =
-            |piece: &&Piece| matches!(piece, Piece::Snapshot(SnapshotWork::Chunk { .. }));
+            |piece: &&Piece| matches!(piece, Piece::Snapshot(SnapshotWork::Store { .. }));
         let waiting = process.applying.iter().filter(is_chunk).count() as u64;
         ensure!(
             waiting <= chunks_in_flight_max,
@@ -598,16 +606,14 @@ impl World {
             true => Err("the disk does not answer".to_owned()),
             false => source.next_chunk(bytes_max).map_err(|error| error.to_string()),
         };
-        let now_us = self.now_us;
-        let steps = self.transfers(server, |t| t.read(now_us, to, transfer, source, chunk));
-        self.take_steps(server, steps)
+        self.snapshot_report(server, SnapshotReport::Read { to, id: transfer, source, chunk })
     }
 
-    /// The loop learns what the applier did about a snapshot.
+    /// The loop learns what the applier or a worker did about a snapshot.
     pub fn snapshot_report(&mut self, server: usize, report: SnapshotReport) -> Verdict {
         let now_us = self.now_us;
         match &report {
-            SnapshotReport::Prepared { source, .. } => {
+            SnapshotReport::Pinned { source, .. } => {
                 let index = source.point().index;
                 self.checkpointed(server, index)?;
             }

@@ -15,8 +15,8 @@ use acervo::model::{
     Action, AppliedPoint, AppliedWrite, Command, LogEntry, MachineSummary, OpResult, Release,
     WriteAnswer, WriteFate,
 };
-use acervo::server::intake::Intake;
-use acervo::server::snapshots::{SnapshotReport, SnapshotWork};
+use acervo::server::snapshots::intake::Intake;
+use acervo::server::work::{SnapshotReport, SnapshotWork};
 use acervo::storage::apply::{Applied, StateMachine};
 use acervo::storage::engine::{Direction, Durability, Engine, EngineView, WriteBatch};
 use acervo::storage::keys;

@@ -7,8 +7,9 @@ use acervo::node::config::NodeStatus;
 use acervo::node::core::Node;
 use acervo::node::{ConsoleEvent, Notice, RequestToken};
 use acervo::server::early::EarlyReads;
-use acervo::server::intake::Intake;
-use acervo::server::snapshots::{SnapshotWork, Transfers};
+use acervo::server::snapshots::Transfers;
+use acervo::server::snapshots::intake::Intake;
+use acervo::server::work::SnapshotWork;
 use acervo::storage::snapshot::MemoryStaging;
 
 use crate::disk::Disk;

@@ -11,7 +11,8 @@ use acervo::model::{
 use acervo::node::config::AckPolicy;
 use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::node::{Input, Now};
-use acervo::server::snapshots::{SnapshotReport, TransferLimits};
+use acervo::server::snapshots::TransferLimits;
+use acervo::server::work::SnapshotReport;
 use acervo::storage::reads::PageLimits;
 use acervo::storage::snapshot::SnapshotSource;
 use acervo::wire::message::{Reply, WriteRequest};

@@ -31,10 +31,10 @@ impl Node {
             self.eligibility.persist(batch.number);
         }
         out.extend(first.into_iter().map(Output::Persist));
-        if let Some(InstallRequest { number, snapshot, hard_state }) = install {
-            self.eligibility.persist(number);
-            self.eligibility.apply(snapshot.index);
-            out.push(Output::InstallSnapshot { number, snapshot, hard_state });
+        if let Some(request) = install {
+            self.eligibility.persist(request.number);
+            self.eligibility.apply(request.snapshot.index);
+            out.push(Output::InstallSnapshot(request));
         }
         out.extend(rest.into_iter().map(Output::Persist));
         let snapshots: Vec<_> = effects.snapshots.drain(..).collect();

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use super::super::decoding::Undecodable;
 use super::super::get::{ReadRequest, answer_from_log};
 use super::super::links::ServerLink;
-use super::super::work::{PoolJob, ReadJob};
+use super::super::work::{ReadJob, ReadWork};
 use super::{ConnectionRole, NOT_OF_A_CLIENT, StoreService};
 use crate::limits;
 use crate::model::{DiskSpace, EncodedWrite, NodeId};
@@ -183,6 +183,24 @@ impl StoreService {
         }
     }
 
+    /// Sends the answer of a reader, unless the state has come into doubt while it was read.
+    pub(super) fn read_answered(
+        &mut self,
+        net: &mut Net,
+        token: RequestToken,
+        budget_bytes: usize,
+        frame: Vec<u8>,
+    ) {
+        self.clients.read_done(net, token, budget_bytes);
+        match self.distrust() {
+            Some(distrust) => self.reply(net, token, not_to_be_read(distrust)),
+            None => {
+                net.send_owned(ConnectionId::from_u64(token.connection), frame);
+                self.answered(net, token);
+            }
+        }
+    }
+
     /// Why this server is not to be read, if so.
     pub(super) fn distrust(&self) -> Option<Distrust> {
         let refuted = self.lifecycle.is_refuted().then_some(Distrust::Refuted);
@@ -210,7 +228,7 @@ impl StoreService {
             server_connections: self.links.iter().map(ServerLink::usable).sum(),
             uptime_ms: self.core.uptime(net.now()).as_millis() as u64,
             longest_stall_us: net.longest_stall().as_micros() as u64,
-            disk_bytes: self.parts.disk_watch.taken_bytes(),
+            disk_bytes: self.parts.threads.disk_bytes(),
             store_rows: self.parts.store.rows(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             level: status.level,
@@ -257,7 +275,7 @@ impl StoreService {
         // budget.
         if let Some(distrust) = self.distrust() {
             for job in std::mem::take(&mut reads) {
-                let PoolJob::Read(ReadJob { token, budget_bytes, .. }) = job else { continue };
+                let ReadWork::Answer(ReadJob { token, budget_bytes, .. }) = job else { continue };
                 self.clients.read_done(net, token, budget_bytes);
                 self.reply(net, token, not_to_be_read(distrust));
             }
@@ -265,7 +283,7 @@ impl StoreService {
         while !reads.is_empty() {
             let rest = reads.split_off(reads.len().min(limits::READS_PER_BATCH_MAX));
             let batch = std::mem::replace(&mut reads, rest);
-            let (refused, why) = match self.parts.pool.submit_batch(batch) {
+            let (refused, why) = match self.parts.threads.read_batch(batch) {
                 Ok(()) => continue,
                 Err(SubmitError::Full(refused)) => (refused, "too many reads wait"),
                 Err(SubmitError::Stopped(refused)) => {
@@ -275,7 +293,7 @@ impl StoreService {
                 }
             };
             for job in refused {
-                let PoolJob::Read(ReadJob { token, budget_bytes, .. }) = job else { continue };
+                let ReadWork::Answer(ReadJob { token, budget_bytes, .. }) = job else { continue };
                 self.clients.read_done(net, token, budget_bytes);
                 self.reply_busy(net, token, why);
             }

@@ -15,13 +15,12 @@ use crate::limits;
 use crate::model::{ClusterId, Timestamp};
 use crate::net::Listener;
 use crate::process::files;
-use crate::server::work::{PoolCompletion, PoolJob, ReadJob};
+use crate::server::work::{Completion, ReadJob, ReadWork};
 use crate::server::{OpenedServer, Stopper, local};
 use crate::wire::codec;
 use crate::wire::message::{
     ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request,
 };
-use crate::workers::pool::Pool;
 
 /// How long anything here may take before a test gives up.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -75,7 +74,7 @@ fn open(
             let _ = answered.recv();
             Ok(())
         };
-        server.service.parts.judge.set_disk(Arc::new(set_down), patience);
+        server.service.parts.threads.set_verdict_disk(Arc::new(set_down), patience);
         server
     };
     let servers = listeners.into_iter().zip(&stoppers).map(open).collect();
@@ -84,7 +83,7 @@ fn open(
 
 /// Tells a server that its store is damaged, which it is not.
 fn accuser(server: &OpenedServer) -> impl FnOnce() + use<> {
-    server.service.parts.judge.accuser()
+    server.service.parts.threads.accuser()
 }
 
 fn greet(server: SocketAddr) -> TcpStream {
@@ -163,25 +162,21 @@ fn a_read_that_is_running_when_the_state_is_refuted_is_not_answered_from_it() {
     let (mut servers, _stoppers, answer) = open(dir.path(), 1, 10 * DEADLINE);
     let mut server = servers.remove(0);
     let address = server.service.parts.config.listen;
-    let wake = server.event_loop.wake_handle();
     let (begun, begins) = bounded::<()>(0);
     let (end, ends) = bounded::<()>(0);
-    let make_worker = |_| {
-        let (begun, ends) = (begun.clone(), ends.clone());
-        move |job| {
-            let PoolJob::Read(ReadJob { token, budget_bytes, .. }) = job else { panic!("{job:?}") };
-            begun.send(()).unwrap();
-            ends.recv().unwrap();
-            let (value, timestamp) = (Some(Bytes::from_static(b"wrong")), Timestamp(1));
-            let body = Reply::GetOk { value, timestamp, as_of: timestamp };
-            let mut frame = Vec::new();
-            let reply = Message::Reply { id: token.request, body };
-            codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
-            PoolCompletion::Reply { token, budget_bytes, frame }
-        }
-    };
-    server.service.parts.pool =
-        Pool::start("acervo-test", 1, 8, move || wake.wake(), make_worker).unwrap();
+    server.service.parts.threads.set_reader(move |work| {
+        let ReadWork::Answer(ReadJob { token, budget_bytes, .. }) = work else {
+            panic!("{work:?}")
+        };
+        begun.send(()).unwrap();
+        ends.recv().unwrap();
+        let (value, timestamp) = (Some(Bytes::from_static(b"wrong")), Timestamp(1));
+        let body = Reply::GetOk { value, timestamp, as_of: timestamp };
+        let mut frame = Vec::new();
+        let reply = Message::Reply { id: token.request, body };
+        codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
+        Completion::Answered { token, budget_bytes, frame }
+    });
     let accuse = accuser(&server);
     let thread = thread::spawn(move || server.run().map_err(|error| error.to_string()));
     let mut reader = greet(address);

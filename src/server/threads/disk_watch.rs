@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::threads::Report;
+use super::super::work::Completion;
+use super::CompletionSender;
 use crate::model::DiskSpace;
-use crate::net::WakeHandle;
 use crate::storage::datadir::{DataDir, Presence};
 use crate::storage::reserve::DiskReserve;
 
@@ -39,17 +39,13 @@ impl DiskWatch {
 
 /// Starts the watch. It reports how much room there is when that changes, and the end of the
 /// directory.
-pub(super) fn start(
-    data_dir: &DataDir,
-    reports: Sender<Report>,
-    wake: WakeHandle,
-) -> io::Result<DiskWatch> {
+pub(super) fn start(data_dir: &DataDir, completions: CompletionSender) -> io::Result<DiskWatch> {
     let (stop, stopped) = bounded(0);
     // Not the directory itself, whose lock must not last as long as a thread that hangs.
     let (presence, reserve) = (data_dir.presence(), data_dir.reserve().clone());
     let taken_bytes = Arc::new(AtomicU64::new(0));
     let taken = Arc::clone(&taken_bytes);
-    let watch = move || look_on(&presence, &reserve, &taken, &stopped, &reports, &wake);
+    let watch = move || look_on(&presence, &reserve, &taken, &stopped, &completions);
     thread::Builder::new().name("acervo-disk".into()).spawn(watch)?;
     Ok(DiskWatch { _stop: stop, taken_bytes })
 }
@@ -59,8 +55,7 @@ fn look_on(
     reserve: &Arc<DiskReserve>,
     taken_bytes: &AtomicU64,
     stopped: &Receiver<()>,
-    reports: &Sender<Report>,
-    wake: &WakeHandle,
+    completions: &CompletionSender,
 ) {
     let mut reported = DiskSpace::Ample;
     let mut failing = false;
@@ -71,7 +66,6 @@ fn look_on(
                 Err(error) => log::debug!("cannot tell how large the data directory is: {error}"),
             }
         }
-        // A report is lost only when the event loop has ended.
         match presence.is_in_place() {
             Ok(false) => {
                 let path = presence.path();
@@ -81,8 +75,8 @@ fn look_on(
                      up to date",
                     path.display()
                 );
-                let _ = reports.send(Report::Failed(gone));
-                wake.wake();
+                completions.send(Completion::Failed(gone));
+                completions.wake();
                 return;
             }
             Ok(true) => {}
@@ -93,8 +87,8 @@ fn look_on(
                 failing = false;
                 if space != reported {
                     reported = space;
-                    let _ = reports.send(Report::DiskSpace(space));
-                    wake.wake();
+                    completions.send(Completion::DiskSpace(space));
+                    completions.wake();
                 }
             }
             Err(error) if !std::mem::replace(&mut failing, true) => {

@@ -6,17 +6,16 @@
 //! [`SCRUB_BYTES_PER_SECOND`].
 
 use std::io;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::get::StoreFault;
-use super::threads::Report;
-use crate::net::WakeHandle;
+use super::super::get::StoreFault;
+use super::{CompletionSender, has_ended};
 use crate::storage::apply::ApplyError;
 use crate::storage::reads::Store;
+use crate::workers::thread::DeadlineThread;
 
 /// How fast the store is read again in the background, to find what rots: a few per cent of what a
 /// disk can do. A store of 10 GiB is read in half an hour.
@@ -30,9 +29,7 @@ const BLOCK_BYTES: usize = 4096;
 /// The thread that reads the store again and again.
 pub(super) struct Scrubber {
     stop: Sender<()>,
-    thread: JoinHandle<()>,
-    /// Disconnected when the thread ends.
-    ended: Receiver<()>,
+    thread: DeadlineThread,
 }
 
 /// The thread was told to stop.
@@ -49,20 +46,17 @@ impl Scrubber {
     pub fn start(
         store: Store,
         interval: Duration,
-        reports: Sender<Report>,
-        wake: WakeHandle,
+        completions: CompletionSender,
     ) -> io::Result<Scrubber> {
         let (stop, stopped) = bounded(0);
-        let (end, ended) = bounded(0);
         let run = move || {
-            let _end: Sender<()> = end;
             crate::workers::lower_thread_priority();
             let pass = Pass { store: &store, stop: &stopped };
             while let Ok(passed) = pass.run() {
                 if let Err(error) = passed {
                     let fault = StoreFault::of(&error, || "checking the whole store".to_owned());
-                    let _ = reports.send(fault.into());
-                    wake.wake();
+                    completions.send(fault.into());
+                    completions.wake();
                     return;
                 }
                 if pass.wait(interval).is_err() {
@@ -70,21 +64,14 @@ impl Scrubber {
                 }
             }
         };
-        let thread = thread::Builder::new().name("acervo-scrub".into()).spawn(run)?;
-        Ok(Scrubber { stop, thread, ended })
+        Ok(Scrubber { stop, thread: DeadlineThread::spawn("acervo-scrub", run)? })
     }
 
     /// Stops the thread and waits for it until `deadline`. Returns whether it has ended.
     #[must_use]
     pub fn finish(self, deadline: Instant) -> bool {
         drop(self.stop);
-        if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
-            return false;
-        }
-        if self.thread.join().is_err() {
-            log::error!("the thread that checks the store panicked");
-        }
-        true
+        has_ended(self.thread.finish(deadline))
     }
 }
 

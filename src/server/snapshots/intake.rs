@@ -2,9 +2,9 @@
 //! installs it.
 //!
 //! Rule: an error of the store itself ends the process, and an error of an arriving snapshot ends
-//! that snapshot. Which snapshots are sent and taken in is decided by `snapshots`.
+//! that snapshot. Which snapshots are sent and taken in is decided by `sending` and `receiving`.
 
-use super::snapshots::{SnapshotReport, SnapshotWork};
+use crate::server::work::{SnapshotReport, SnapshotWork};
 use crate::storage::apply::{ApplyError, StateMachine};
 use crate::storage::snapshot::{SnapshotSink, StagedSnapshot, StagingArea};
 
@@ -37,9 +37,9 @@ impl<A: StagingArea + Clone + 'static> Intake<A> {
         work: SnapshotWork,
     ) -> Result<Vec<SnapshotReport>, ApplyError> {
         Ok(match work {
-            SnapshotWork::Prepare { to, id } => {
+            SnapshotWork::Pin { to, id } => {
                 let source = machine.begin_snapshot()?;
-                vec![SnapshotReport::Prepared { to, id, source }]
+                vec![SnapshotReport::Pinned { to, id, source }]
             }
             SnapshotWork::Begin { id, point } => {
                 // An earlier one is removed first, since there is room for one.
@@ -53,22 +53,22 @@ impl<A: StagingArea + Clone + 'static> Intake<A> {
                     Err(error) => vec![self.refuse(id, error.to_string())],
                 }
             }
-            SnapshotWork::Chunk { id, chunk } => match &mut self.arriving {
+            SnapshotWork::Store { id, chunk } => match &mut self.arriving {
                 Arriving::Open { id: open, sink, stored } if *open == id => {
                     match sink.push(&chunk) {
                         Ok(()) => {
                             *stored += 1;
-                            vec![SnapshotReport::Piece { id, stored: Some(*stored) }]
+                            vec![SnapshotReport::Stored { id, stored: Some(*stored) }]
                         }
                         Err(error) => {
-                            let taken = SnapshotReport::Piece { id, stored: None };
+                            let taken = SnapshotReport::Stored { id, stored: None };
                             vec![taken, self.refuse(id, error.to_string())]
                         }
                     }
                 }
-                _ => vec![SnapshotReport::Piece { id, stored: None }],
+                _ => vec![SnapshotReport::Stored { id, stored: None }],
             },
-            SnapshotWork::Finish { id } => {
+            SnapshotWork::Stage { id } => {
                 match std::mem::replace(&mut self.arriving, Arriving::Nothing) {
                     Arriving::Open { id: open, sink, .. } if open == id => match sink.finish() {
                         Ok(staged) => {

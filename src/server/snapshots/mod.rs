@@ -1,0 +1,237 @@
+//! Snapshot transfers: to servers that the log no longer reaches, and from the leader.
+//!
+//! `sending` has the leader's side, `log_claims` the part of the log that receivers need next,
+//! `receiving` the other side, and [`intake`] what the applier does of it. A transfer belongs to a
+//! term: it is dropped at both ends when another term begins, since the receiver could not use it.
+//! One that breaks is begun again from the start when consensus asks for it; nothing of a broken
+//! one is kept.
+//!
+//! This part is bookkeeping without IO, clock or randomness: what is to be done comes out as
+//! [`TransferStep`]s, which the event loop and the simulator in `tests/simulation` carry out alike.
+
+pub mod intake;
+mod log_claims;
+mod receiving;
+mod sending;
+
+use std::time::Duration;
+
+use self::receiving::Receiving;
+use self::sending::Sending;
+use super::work::{ReadWork, SnapshotReport, Work};
+use crate::limits;
+use crate::model::{DiskSpace, LogIndex, NodeId, SnapshotId, Term, Timestamp};
+use crate::node::config::{Distrust, NodeStatus};
+use crate::node::{CheckedMessage, Input, InstallRequest};
+use crate::wire::message::{PeerMessage, Role};
+
+/// Bytes of rows in a chunk, which a reader reads in some milliseconds; a larger row is sent alone.
+const SNAPSHOT_CHUNK_BYTES: usize = 512 * 1024;
+/// Chunks sent and not yet stored by the receiver: enough to keep both ends at work, and 2 MiB of
+/// memory.
+const SNAPSHOT_CHUNKS_IN_FLIGHT: u64 = 4;
+/// A transfer that makes no progress for this long is given up, and may begin again.
+const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bounds of transfers: those of [`limits`], except in simulations.
+#[derive(Clone, Copy, Debug)]
+pub struct TransferLimits {
+    /// Bytes of rows in a chunk, by default [`SNAPSHOT_CHUNK_BYTES`].
+    pub chunk_bytes_max: usize,
+    /// Chunks sent and not acknowledged, by default [`SNAPSHOT_CHUNKS_IN_FLIGHT`].
+    pub chunks_in_flight_max: u64,
+    /// Time without progress after which a transfer ends, by default
+    /// [`SNAPSHOT_STALL_TIMEOUT`].
+    pub stall_timeout_us: u64,
+    /// The wait after the first failed attempt, by default [`limits::SNAPSHOT_RETRY_MIN`].
+    pub retry_us_min: u64,
+    /// The longest wait after a failed attempt, by default [`limits::SNAPSHOT_RETRY_MAX`].
+    pub retry_us_max: u64,
+}
+
+impl Default for TransferLimits {
+    fn default() -> TransferLimits {
+        TransferLimits {
+            chunk_bytes_max: SNAPSHOT_CHUNK_BYTES,
+            chunks_in_flight_max: SNAPSHOT_CHUNKS_IN_FLIGHT,
+            stall_timeout_us: SNAPSHOT_STALL_TIMEOUT.as_micros() as u64,
+            retry_us_min: limits::SNAPSHOT_RETRY_MIN.as_micros() as u64,
+            retry_us_max: limits::SNAPSHOT_RETRY_MAX.as_micros() as u64,
+        }
+    }
+}
+
+/// An instruction for the driver; they are to be carried out in order.
+#[derive(Debug)]
+pub enum TransferStep {
+    /// Send a message to another server, in order with the earlier ones; when it cannot be sent,
+    /// close the link.
+    Send {
+        /// The server that the message goes to.
+        to: NodeId,
+        /// A message of a snapshot transfer.
+        message: PeerMessage,
+    },
+    /// Have a thread do work. When no reader can take a [`ReadWork::Chunk`], give it back with
+    /// [`Transfers::refused`].
+    Work(Work),
+    /// Hand an input to the core.
+    Input(Input),
+}
+
+/// All transfers of a server.
+#[derive(Debug)]
+pub struct Transfers {
+    sending: Sending,
+    receiving: Receiving,
+}
+
+impl Transfers {
+    /// `first_id` is random, so that what belongs to an earlier run is not taken for this one's,
+    /// and `offer_key`, so that nobody guesses it.
+    pub fn new(first_id: u64, offer_key: u64, limits: TransferLimits) -> Transfers {
+        let sending = Sending::new(first_id, limits);
+        Transfers { sending, receiving: Receiving::new(offer_key, limits) }
+    }
+
+    /// Notes how much room there is on this server's disk.
+    pub fn disk_space(&mut self, space: DiskSpace) -> Vec<TransferStep> {
+        self.sending.claims_mut().disk_space(space).into_iter().collect()
+    }
+
+    /// Notes that the store is durable up to `index`, so that the log before it may go.
+    pub fn checkpointed(&mut self, index: LogIndex) -> Vec<TransferStep> {
+        vec![self.sending.claims_mut().checkpointed(index)]
+    }
+
+    /// Notes that the log before `first_index` is gone, whoever needed it.
+    pub fn compacted(&mut self, now_us: u64, first_index: LogIndex) -> Vec<TransferStep> {
+        self.sending.compacted(now_us, first_index)
+    }
+
+    /// Begins a transfer that the core wants.
+    pub fn start(&mut self, now_us: u64, to: NodeId, leader_term: Term) -> Vec<TransferStep> {
+        self.sending.start(now_us, to, leader_term)
+    }
+
+    /// Takes back work that no reader could take: it is tried again with the next tick.
+    pub fn refused(&mut self, work: ReadWork) {
+        if let ReadWork::Chunk { to, id, source, .. } = work {
+            self.sending.readers_busy((to, id), source);
+        }
+    }
+
+    /// Installs the received snapshot, which the core has taken over.
+    pub fn install(&mut self, request: InstallRequest) -> Vec<TransferStep> {
+        vec![self.receiving.install(request)]
+    }
+
+    /// Throws the received snapshot away, of which the core has no use.
+    pub fn discard(&mut self) -> Vec<TransferStep> {
+        self.receiving.refuse("it is not needed any more")
+    }
+
+    /// Takes in a message about snapshots ([`CheckedMessage::is_about_a_snapshot`]); `wanted` says
+    /// whether one that is offered is of use.
+    pub fn message(
+        &mut self,
+        now_us: u64,
+        from: NodeId,
+        message: CheckedMessage,
+        wanted: impl FnOnce(NodeId, SnapshotId) -> bool,
+    ) -> Vec<TransferStep> {
+        match message.into_inner() {
+            PeerMessage::Snapshot { id, key, snapshot, timestamp, hash } => {
+                let offer = SnapshotOffer { id, snapshot, timestamp, hash };
+                self.receiving.offered(now_us, from, key, offer, wanted(from, snapshot))
+            }
+            PeerMessage::SnapshotChunk { id, sequence, data } => {
+                self.receiving.chunk(now_us, (from, id), sequence, data)
+            }
+            PeerMessage::SnapshotEnd { id, chunks } => {
+                self.receiving.ended(now_us, (from, id), chunks)
+            }
+            PeerMessage::SnapshotAnswer { id, stored, outcome } => {
+                self.sending.answered(now_us, (from, id), stored, outcome)
+            }
+            other => unreachable!("{other:?} is about no snapshot"),
+        }
+    }
+
+    /// Takes in what the applier or a reader reports. `term_at` gives the term of an entry of this
+    /// server's log.
+    pub fn report(
+        &mut self,
+        now_us: u64,
+        report: SnapshotReport,
+        term_at: impl Fn(LogIndex) -> Option<Term>,
+    ) -> Vec<TransferStep> {
+        match report {
+            SnapshotReport::Pinned { to, id, source } => {
+                self.sending.pinned(now_us, (to, id), source, term_at)
+            }
+            SnapshotReport::Read { to, id, source, chunk } => {
+                self.sending.read(now_us, (to, id), source, chunk)
+            }
+            SnapshotReport::Stored { id, stored } => self.receiving.stored(id, stored),
+            SnapshotReport::Staged { id } => self.receiving.staged(id),
+            SnapshotReport::Failed { id, reason } => self.receiving.failed(id, &reason),
+            SnapshotReport::Installed { point, summary } => {
+                self.receiving.installed(point, summary)
+            }
+        }
+    }
+
+    /// Notes that the link on which this server sends to `server` is up.
+    pub fn link_up(&mut self, server: NodeId) {
+        self.sending.link_up(server);
+    }
+
+    /// Notes that the link on which this server sends to `server` is gone.
+    pub fn link_down(&mut self, now_us: u64, server: NodeId) -> Vec<TransferStep> {
+        self.sending.link_down(server);
+        self.inbound_down(now_us, server)
+    }
+
+    /// Notes that the link on which `server` sends to this one is gone, or another has taken its
+    /// place before that was noticed: what was said on it last is lost all the same.
+    pub fn inbound_down(&mut self, now_us: u64, server: NodeId) -> Vec<TransferStep> {
+        let mut steps = self.sending.broken(now_us, server);
+        steps.extend(self.receiving.broken(server));
+        steps
+    }
+
+    /// Lets time pass: begins what is due, and gives up what makes no progress or has lost its
+    /// leader. `matched` is how far the leader knows a server's log to reach.
+    pub fn tick(
+        &mut self,
+        now_us: u64,
+        status: &NodeStatus,
+        matched: impl Fn(NodeId) -> LogIndex,
+    ) -> Vec<TransferStep> {
+        let led = (status.role == Role::Leader).then_some(status.term);
+        self.sending.claims_mut().set_disputed(status.distrust == Some(Distrust::Disputed));
+        let mut steps = self.sending.tick(now_us, led, status.commit, matched);
+        steps.extend(self.receiving.tick(now_us, status.term, status.leader));
+        steps
+    }
+}
+
+/// What is said of a snapshot before its chunks are sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SnapshotOffer {
+    /// The transfer's number, chosen at random by its sender.
+    pub id: u64,
+    pub snapshot: SnapshotId,
+    pub timestamp: Timestamp,
+    /// The hash of the state that it holds.
+    pub hash: u64,
+}
+
+impl SnapshotOffer {
+    /// The offer, at first without the key that the receiver answers it with.
+    pub fn message(self, key: Option<u64>) -> PeerMessage {
+        let SnapshotOffer { id, snapshot, timestamp, hash } = self;
+        PeerMessage::Snapshot { id, key, snapshot, timestamp, hash }
+    }
+}

@@ -1,0 +1,269 @@
+//! The threads of a server besides its event loop.
+//!
+//! - `log_writer` and `applier` do their work in order, each from a queue that joins what waits
+//!   (`writer`).
+//! - `readers` answer reads and read what servers that are late need; `decoders` decode long frames.
+//! - `scrubber` reads the store again, `disk_watch` looks at the disk, `judge` makes verdicts
+//!   about this server's data durable.
+//!
+//! Rule: they tell the event loop what has come of their work as a [`Completion`], on one channel,
+//! and wake it. A disk may hang for as long as it likes, and none of them is waited for past a
+//! deadline.
+
+mod applier;
+mod decoders;
+mod disk_watch;
+mod judge;
+mod log_writer;
+mod readers;
+mod scrubber;
+mod writer;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use self::decoders::Decoders;
+use self::disk_watch::DiskWatch;
+use self::judge::Judge;
+use self::readers::StoreReader;
+use self::scrubber::Scrubber;
+use self::writer::WriterThread;
+use super::console::ServerConsole;
+use super::work::{Completion, LogWork, ReadWork, SnapshotReport, StoreWork};
+use crate::limits;
+use crate::net::{ConnectionId, WakeHandle};
+use crate::storage::apply::StateMachine;
+use crate::storage::datadir::{DataDir, Untrusted};
+use crate::storage::log::DiskLog;
+use crate::storage::reserve::DiskReserve;
+use crate::workers::pool::{SubmitError, Workers};
+use crate::workers::thread::ShutDownError;
+
+/// The way from the threads to the event loop: one channel, and one wake.
+#[derive(Clone)]
+pub(super) struct CompletionSender {
+    completions: Sender<Completion>,
+    wake: WakeHandle,
+}
+
+impl CompletionSender {
+    /// A channel to the event loop that `wake` wakes. It has no bound of its own: completions are
+    /// as many as pieces of work, which the queues of the threads bound.
+    fn new(wake: WakeHandle) -> (CompletionSender, Receiver<Completion>) {
+        let (completions, received) = unbounded();
+        (CompletionSender { completions, wake }, received)
+    }
+
+    /// Puts a completion on the channel. It is lost only when the event loop has ended.
+    fn send(&self, completion: Completion) {
+        let _ = self.completions.send(completion);
+    }
+
+    /// Wakes the event loop, which then takes in what is on the channel.
+    fn wake(&self) {
+        self.wake.wake();
+    }
+}
+
+/// What the threads of a server are started with.
+pub(super) struct ThreadsConfig {
+    /// The number of readers.
+    pub readers: usize,
+    pub scrub_interval: Duration,
+    pub shrink_interval: Duration,
+    pub console: ServerConsole,
+}
+
+/// All threads of a server, with the work that each has.
+pub(super) struct Threads {
+    log: WriterThread<LogWork>,
+    applier: WriterThread<StoreWork>,
+    readers: Workers<ReadWork>,
+    decoders: Decoders,
+    scrubber: Scrubber,
+    disk_watch: DiskWatch,
+    judge: Judge,
+    reserve: Arc<DiskReserve>,
+    completions: Receiver<Completion>,
+}
+
+impl Threads {
+    /// Starts the threads on opened storage.
+    ///
+    /// # Errors
+    /// The system did not start a thread.
+    pub fn start(
+        config: ThreadsConfig,
+        machine: StateMachine,
+        log: DiskLog,
+        data_dir: &DataDir,
+        wake: WakeHandle,
+    ) -> io::Result<Threads> {
+        let (sender, completions) = CompletionSender::new(wake);
+        let reserve = data_dir.reserve().clone();
+        let reader = StoreReader {
+            store: machine.store(),
+            log: log.reader(),
+            console: config.console,
+            completions: sender.clone(),
+        };
+        let readers = Threads::start_readers(config.readers, &sender, |_| {
+            let reader = reader.clone();
+            move |work| reader.run(work)
+        })?;
+        let scrubber = Scrubber::start(machine.store(), config.scrub_interval, sender.clone())?;
+        let (staging, interval) = (data_dir.staging(), config.shrink_interval);
+        let applier = applier::start(machine, staging, reserve.clone(), interval, sender.clone())?;
+        let log = log_writer::start(log, reserve.clone(), applier.queue(), sender.clone())?;
+        let verdicts = data_dir.verdicts();
+        let set_down = Arc::new(move |untrusted| verdicts.set_down(untrusted));
+        Ok(Threads {
+            log,
+            applier,
+            readers,
+            decoders: Decoders::start(&sender)?,
+            scrubber,
+            disk_watch: disk_watch::start(data_dir, sender.clone())?,
+            judge: Judge::new(set_down, sender),
+            reserve,
+            completions,
+        })
+    }
+
+    fn start_readers<R: FnMut(ReadWork) -> Completion + Send + 'static>(
+        count: usize,
+        completions: &CompletionSender,
+        make_reader: impl FnMut(usize) -> R,
+    ) -> io::Result<Workers<ReadWork>> {
+        let (sender, waker) = (completions.clone(), completions.clone());
+        let complete = move |completion| sender.send(completion);
+        let wake = move || waker.wake();
+        let jobs_max = limits::WORKER_QUEUE_JOBS_MAX;
+        Workers::start("acervo-work", count, jobs_max, complete, wake, make_reader)
+    }
+
+    /// Hands work to the log writer.
+    pub fn write(&self, work: LogWork) {
+        self.log.push(work);
+    }
+
+    /// Hands work to the applier.
+    pub fn apply(&self, work: StoreWork) {
+        self.applier.push(work);
+    }
+
+    /// Has the applier go on at once, because somebody waits for what it was handed.
+    pub fn hurry_applier(&self) {
+        self.applier.hurry();
+    }
+
+    /// Hands work to a reader, or gives it back when too much waits for them.
+    pub fn read(&mut self, work: ReadWork) -> Result<(), SubmitError<ReadWork>> {
+        self.readers.submit(work)
+    }
+
+    /// Hands several pieces of work to one reader, or gives all of them back.
+    pub fn read_batch(&mut self, batch: Vec<ReadWork>) -> Result<(), SubmitError<Vec<ReadWork>>> {
+        self.readers.submit_batch(batch)
+    }
+
+    /// Has a long frame decoded, or gives it back when too many wait for that.
+    pub fn decode(
+        &mut self,
+        of_server: bool,
+        connection: ConnectionId,
+        pieces: Vec<Vec<u8>>,
+        held: usize,
+    ) -> Result<(), Vec<Vec<u8>>> {
+        self.decoders.submit(of_server, connection, pieces, held)
+    }
+
+    /// Begins to make a verdict about this server's data durable.
+    pub fn set_verdict_down(&mut self, now: Instant, untrusted: Untrusted) -> io::Result<()> {
+        self.judge.set_down(now, untrusted)
+    }
+
+    /// Whether a verdict has waited for the disk for so long that it is not waited for any more.
+    pub fn is_verdict_overdue(&self, now: Instant) -> bool {
+        self.judge.is_overdue(now)
+    }
+
+    /// Bytes that the data directory took on the disk at the last look; 0 before the first.
+    pub fn disk_bytes(&self) -> u64 {
+        self.disk_watch.taken_bytes()
+    }
+
+    /// Takes what has come of some work, if anything has. Never waits.
+    pub fn collect(&mut self) -> Option<Completion> {
+        let completion = self.completions.try_recv().ok()?;
+        match &completion {
+            Completion::Answered { .. }
+            | Completion::TooLong { .. }
+            | Completion::Entries { .. }
+            | Completion::Snapshot(SnapshotReport::Read { .. }) => self.readers.completed(),
+            Completion::Decoded { of_server, .. } => self.decoders.completed(*of_server),
+            _ => {}
+        }
+        Some(completion)
+    }
+
+    /// Ends the threads in order. Returns whether all have ended by `deadline`.
+    pub fn finish(self, deadline: Instant) -> bool {
+        let Threads {
+            log, applier, readers, decoders, scrubber, disk_watch, judge, reserve, ..
+        } = self;
+        drop(disk_watch);
+        // Ends the waiting of writes for room on a full disk.
+        reserve.close();
+        // They wait for no disk, and hold no file.
+        let _ = decoders.finish(deadline);
+        let scrubber = scrubber.finish(deadline);
+        let readers = has_ended(readers.finish(deadline));
+        // The log writer hands work to the applier, and so ends before it.
+        let log = log.finish(deadline);
+        let applier = applier.finish(deadline);
+        let judge = judge.finish(deadline);
+        scrubber && readers && log && applier && judge
+    }
+}
+
+#[cfg(test)]
+impl Threads {
+    /// Replaces the disk that takes verdicts in, and how long it is waited for.
+    pub fn set_verdict_disk(&mut self, set_down: Arc<judge::SetDown>, patience: Duration) {
+        self.judge.set_disk(set_down, patience);
+    }
+
+    /// Replaces the readers by one.
+    pub fn set_reader(
+        &mut self,
+        reader: impl FnMut(ReadWork) -> Completion + Send + Clone + 'static,
+    ) {
+        let sender = self.judge.completions();
+        self.readers = Threads::start_readers(1, &sender, |_| reader.clone()).unwrap();
+    }
+
+    /// Tells the event loop that the store is damaged, as the threads do that find it out.
+    pub fn accuser(&self) -> impl FnOnce() + use<> {
+        let sender = self.judge.completions();
+        move || {
+            sender.send(Completion::StoreDamaged("a test says so".to_owned()));
+            sender.wake();
+        }
+    }
+}
+
+/// Whether a thread has ended, if only by a panic, which is logged.
+fn has_ended(finished: Result<(), ShutDownError>) -> bool {
+    match finished {
+        Ok(()) => true,
+        Err(ShutDownError::Late) => false,
+        Err(panicked @ ShutDownError::Panicked(_)) => {
+            log::error!("{panicked}");
+            true
+        }
+    }
+}
