@@ -30,13 +30,13 @@ use super::garbage_collection::GarbageCollector;
 use super::leadership::Leadership;
 use super::long_writes::LongWrites;
 use super::reachability::{CAMPAIGN_TURN_TICKS, Reachability};
-use super::reads::{PendingRead, PendingReads};
+use super::reads::{AwaitedBy, PendingRead, PendingReads};
 use super::replies::{
     busy, error, not_to_be_read, result_in_doubt, shutting_down, unknown_session,
 };
 use super::server_clocks::ServerClocks;
 use super::writes::Writes;
-use super::{Input, NoLeader, Notice, Now, Output, RequestToken};
+use super::{Input, NoLeader, Notice, Now, Output, ReadCondition, RequestToken};
 use crate::consensus::{Consensus, ConsensusConfig, Effects, InitialLog};
 use crate::limits;
 use crate::model::{
@@ -232,7 +232,7 @@ impl Node {
                 }
             }
             Input::Write { token, client, write } => self.write(now, token, client, write, out),
-            Input::Read { token } => self.read(now, token, out),
+            Input::Read { token, condition } => self.read(now, token, condition, out),
             Input::DiskSpace(space) => {
                 if self.disks.set_own(space) {
                     self.announce_disk(out);
@@ -362,12 +362,18 @@ impl Node {
             self.finish(pending, reply, out);
         }
         self.reads.repeat_request(now_us.saturating_sub(micros(READ_INDEX_RETRY)));
-        for (read, confirmed) in self.reads.take_expired(now_us) {
-            let reply = match confirmed {
-                true => busy("what was written before is still being applied at this server"),
-                false => self.group_state().no_majority(),
+        for (PendingRead { token, .. }, awaited_by) in self.reads.take_expired(now_us) {
+            let reply = match awaited_by {
+                AwaitedBy::Plain => {
+                    out.push(self.answer_read(token));
+                    continue;
+                }
+                AwaitedBy::Confirmed => {
+                    busy("what was written before is still being applied at this server")
+                }
+                AwaitedBy::Unconfirmed => self.group_state().no_majority(),
             };
-            out.push(Output::Reply { token: read.token, reply });
+            out.push(Output::Reply { token, reply });
         }
     }
 
@@ -399,14 +405,8 @@ impl Node {
         self.flushed_commit = commit;
         let answered = self.answer_stored(now, out);
         self.notify_commit(&answered, now, out);
-        for read in self.reads.take_ready(self.applied.index) {
-            // The state may have been refuted since the read was accepted.
-            out.push(match self.distrust() {
-                Some(distrust) => {
-                    Output::Reply { token: read.token, reply: not_to_be_read(distrust) }
-                }
-                None => Output::ReadReady { token: read.token },
-            });
+        for read in self.reads.take_ready(&self.applied) {
+            out.push(self.answer_read(read.token));
         }
         self.stop_when_done(now, out);
         self.writes.check_places();
@@ -489,12 +489,26 @@ impl Node {
         }
     }
 
-    fn read(&mut self, now: Now, token: RequestToken, out: &mut Vec<Output>) {
+    fn read(
+        &mut self,
+        now: Now,
+        token: RequestToken,
+        condition: ReadCondition,
+        out: &mut Vec<Output>,
+    ) {
+        let is_full = self.reads.len() >= self.config.limits.pending_reads_max;
+        if let ReadCondition::Applied(timestamp) = condition {
+            match is_full || !self.reaches_soon(timestamp) {
+                true => out.push(self.answer_read(token)),
+                false => self.reads.add_plain(now.monotonic_us, token, timestamp),
+            }
+            return;
+        }
         let refusal = if self.stopping != Stopping::No {
             shutting_down()
         } else if let Some(distrust) = self.distrust() {
             not_to_be_read(distrust)
-        } else if self.reads.len() >= self.config.limits.pending_reads_max {
+        } else if is_full {
             busy("too many linearizable reads are under way at this server")
         } else {
             self.long_writes.something_else_is_asked();
@@ -502,6 +516,15 @@ impl Node {
             return self.reads.add(PendingRead { token, deadline_us });
         };
         out.push(Output::Reply { token, reply: refusal });
+    }
+
+    /// Has a read answered from this node's state, which may have been refuted since the read was
+    /// accepted.
+    fn answer_read(&self, token: RequestToken) -> Output {
+        match self.distrust() {
+            Some(distrust) => Output::Reply { token, reply: not_to_be_read(distrust) },
+            None => Output::ReadReady { token },
+        }
     }
 
     fn applied(

@@ -9,7 +9,7 @@
 //! acknowledgement rule is met, keeps the in-sync set, and confirms linearizable reads.
 //!
 //! What it leaves out: plain reads, which need no agreement and go from the event loop straight to
-//! the workers; membership change. The election time-out is drawn at random inside raft-rs, unless
+//! the workers, unless they wait for the state machine; membership change. The election time-out is drawn at random inside raft-rs, unless
 //! [`NodeConfig::election_ticks`](config::NodeConfig::election_ticks) fixes it.
 
 mod clock;
@@ -105,10 +105,13 @@ pub enum Input {
         client: SocketAddr,
         write: EncodedWrite,
     },
-    /// A client of this server requests a linearizable read; the driver keeps what is to be read.
+    /// A client of this server requests a read that has to wait; the driver keeps what is to be
+    /// read.
     Read {
         /// For [`Output::ReadReady`] or [`Output::Reply`] (on failure).
         token: RequestToken,
+        /// What the read waits for.
+        condition: ReadCondition,
     },
     /// The room on this server's disk has changed.
     DiskSpace(DiskSpace),
@@ -167,6 +170,17 @@ pub enum Input {
     /// Stop without finishing the requests under way, because this server's state cannot be
     /// trusted: refuse new requests, transfer the leadership.
     HandOver,
+}
+
+/// What a read waits for before it may be answered from a node's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadCondition {
+    /// That the state has everything that was acknowledged anywhere before the read came.
+    Linearizable,
+    /// That everything up to this timestamp, which the node's log has reached
+    /// ([`Node::reaches_soon`](core::Node::reaches_soon)), is applied. That is waited for briefly:
+    /// then the read is judged by what is applied.
+    Applied(Timestamp),
 }
 
 /// A message from another server that contains no entry at which a state machine would stop. The
@@ -239,7 +253,7 @@ pub enum Output {
         /// A client may wait for the previous values of their keys.
         answering: bool,
     },
-    /// A linearizable read may be answered from this node's state.
+    /// A read that had to wait may be answered from this node's state.
     ReadReady { token: RequestToken },
     /// Read durable log entries from disk, then report [`Input::Fetched`].
     Fetch {

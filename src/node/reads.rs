@@ -1,4 +1,7 @@
-//! Linearizable reads under way: the read-index protocol (Ongaro's thesis, 6.4), batched.
+//! Reads that wait: for the confirmation that this server is up to date, and for the state machine.
+//!
+//! A linearizable read waits for both. Its confirmation is the read-index protocol (Ongaro's thesis,
+//! 6.4), batched.
 //!
 //! All reads that arrive between two flushes share one *read-index request*: the leader confirms by
 //! a round of heartbeats that it still leads, and returns its commit index. Rule: the answer to a
@@ -7,18 +10,75 @@
 //! one. Where answers take longer than the interval after which a request is repeated, several
 //! requests are outstanding. That is safe because the commit index that a leader returns is at
 //! least the one at the time of the request.
+//!
+//! A plain read waits for the state machine alone, where it asks for a state that this server's log
+//! has reached and its state machine has not. A write is acknowledged when it is committed, and
+//! applied a moment later; at a follower, when it hears of the commit. A client that reads what it
+//! has just written would be refused in between (SPEC A4), and would go from server to server for
+//! nothing. So such a read waits for [`PLAIN_READ_WAIT`], and is judged then by what is there.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::RequestToken;
+use super::clock::micros;
 use crate::limits::READ_INDEX_REQUESTS_MAX;
-use crate::model::{LogIndex, NodeId};
+use crate::model::{AppliedPoint, LogIndex, NodeId, Timestamp};
+
+/// A plain read that asks for what this server has in its log and has not applied yet is held this
+/// long, a tick more at most; then it is judged by what is applied. Longer than entries gather for
+/// the state machine and a commit takes, and no longer than asking another server does.
+const PLAIN_READ_WAIT: Duration = Duration::from_millis(40);
 
 /// One client's read, and when to give it up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PendingRead {
     pub token: RequestToken,
     pub deadline_us: u64,
+}
+
+/// What a read that was given up had waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AwaitedBy {
+    /// A linearizable read, for its confirmation.
+    Unconfirmed,
+    /// A linearizable read that was confirmed, for its index to be applied.
+    Confirmed,
+    /// A plain read, for the state that it asks for.
+    Plain,
+}
+
+/// Reads that wait for the state machine, by what it must have applied before they are answered.
+#[derive(Debug, Default)]
+struct AppliedReads {
+    /// Linearizable reads that are confirmed, by the index that they were confirmed at.
+    by_index: BTreeMap<LogIndex, Vec<PendingRead>>,
+    /// Plain reads, by the timestamp of the state that they ask for.
+    by_timestamp: BTreeMap<Timestamp, Vec<PendingRead>>,
+}
+
+impl AppliedReads {
+    fn is_empty(&self) -> bool {
+        self.by_index.is_empty() && self.by_timestamp.is_empty()
+    }
+
+    fn take_reached(&mut self, applied: &AppliedPoint) -> Vec<PendingRead> {
+        fn take<K: Copy + Ord>(
+            waiting: &mut BTreeMap<K, Vec<PendingRead>>,
+            reached: K,
+            ready: &mut Vec<PendingRead>,
+        ) {
+            while let Some(first) = waiting.first_entry()
+                && *first.key() <= reached
+            {
+                ready.append(&mut first.remove());
+            }
+        }
+        let mut ready = Vec::new();
+        take(&mut self.by_index, applied.index, &mut ready);
+        take(&mut self.by_timestamp, applied.timestamp, &mut ready);
+        ready
+    }
 }
 
 /// Reads that share their first read-index request.
@@ -36,8 +96,8 @@ impl ReadBatch {
     }
 }
 
-/// All linearizable reads of this server's clients, and the read-index requests of other servers,
-/// until they are answered.
+/// All reads of this server's clients that wait, and the read-index requests of other servers, until
+/// they are answered.
 #[derive(Debug, Default)]
 pub(super) struct PendingReads {
     /// Reads for which no request was made yet.
@@ -51,8 +111,7 @@ pub(super) struct PendingReads {
     last_request_us: u64,
     /// The reads that are not confirmed need another request.
     repeat: bool,
-    /// Confirmed reads, by the index that must be applied before they are answered.
-    confirmed: BTreeMap<LogIndex, Vec<PendingRead>>,
+    applied: AppliedReads,
     len: usize,
     /// How many requests of each server are in `waiting` and `requested`.
     unanswered: BTreeMap<NodeId, usize>,
@@ -73,9 +132,17 @@ impl PendingReads {
         self.len == 0
     }
 
+    /// Adds a linearizable read.
     pub fn add(&mut self, read: PendingRead) {
         self.len += 1;
         self.waiting.reads.push(read);
+    }
+
+    /// Adds a plain read that waits until everything up to `timestamp` is applied.
+    pub fn add_plain(&mut self, now_us: u64, token: RequestToken, timestamp: Timestamp) {
+        self.len += 1;
+        let read = PendingRead { token, deadline_us: now_us + micros(PLAIN_READ_WAIT) };
+        self.applied.by_timestamp.entry(timestamp).or_default().push(read);
     }
 
     /// Adds another server's request, unless [`READ_INDEX_REQUESTS_MAX`] of that server are
@@ -116,7 +183,7 @@ impl PendingReads {
         {
             let batch = first.remove();
             if !batch.reads.is_empty() {
-                self.confirmed.entry(index).or_default().extend(batch.reads);
+                self.applied.by_index.entry(index).or_default().extend(batch.reads);
             }
             servers.extend(batch.servers);
         }
@@ -129,19 +196,14 @@ impl PendingReads {
         servers
     }
 
-    /// Whether a confirmed read waits for its index to be applied.
+    /// Whether a read waits for the state machine.
     pub fn awaits_application(&self) -> bool {
-        !self.confirmed.is_empty()
+        !self.applied.is_empty()
     }
 
-    /// Takes the reads that may be answered now that `applied` is applied.
-    pub fn take_ready(&mut self, applied: LogIndex) -> Vec<PendingRead> {
-        let mut ready = Vec::new();
-        while let Some(entry) = self.confirmed.first_entry()
-            && *entry.key() <= applied
-        {
-            ready.append(&mut entry.remove());
-        }
+    /// Takes the reads that may be answered now that everything up to `applied` is.
+    pub fn take_ready(&mut self, applied: &AppliedPoint) -> Vec<PendingRead> {
+        let ready = self.applied.take_reached(applied);
         assert!(ready.len() <= self.len, "{} of {} reads are ready", ready.len(), self.len);
         self.len -= ready.len();
         ready
@@ -163,24 +225,22 @@ impl PendingReads {
         self.requested.retain(|_, batch| !batch.is_empty());
     }
 
-    /// Takes the reads whose deadline has passed; of each, whether it was confirmed and waited only
-    /// for its index to be applied.
-    pub fn take_expired(&mut self, now_us: u64) -> Vec<(PendingRead, bool)> {
+    /// Takes the reads whose deadline has passed, with what each waited for.
+    pub fn take_expired(&mut self, now_us: u64) -> Vec<(PendingRead, AwaitedBy)> {
         let mut expired = Vec::new();
-        let mut sift = |reads: &mut Vec<PendingRead>, confirmed: bool| {
-            reads.retain(|read| {
-                let over = read.deadline_us <= now_us;
-                if over {
-                    expired.push((*read, confirmed));
-                }
-                !over
-            });
+        let mut sift = |reads: &mut Vec<PendingRead>, awaited_by: AwaitedBy| {
+            let late = reads.extract_if(.., |read| read.deadline_us <= now_us);
+            expired.extend(late.map(|read| (read, awaited_by)));
         };
-        sift(&mut self.waiting.reads, false);
-        self.requested.values_mut().for_each(|batch| sift(&mut batch.reads, false));
+        sift(&mut self.waiting.reads, AwaitedBy::Unconfirmed);
+        let requested = self.requested.values_mut();
+        requested.for_each(|batch| sift(&mut batch.reads, AwaitedBy::Unconfirmed));
         self.requested.retain(|_, batch| !batch.is_empty());
-        self.confirmed.values_mut().for_each(|reads| sift(reads, true));
-        self.confirmed.retain(|_, reads| !reads.is_empty());
+        let AppliedReads { by_index, by_timestamp } = &mut self.applied;
+        by_index.values_mut().for_each(|reads| sift(reads, AwaitedBy::Confirmed));
+        by_index.retain(|_, reads| !reads.is_empty());
+        by_timestamp.values_mut().for_each(|reads| sift(reads, AwaitedBy::Plain));
+        by_timestamp.retain(|_, reads| !reads.is_empty());
         self.len -= expired.len();
         expired.sort_unstable_by_key(|(read, _)| read.token);
         expired
@@ -195,8 +255,42 @@ mod tests {
         PendingRead { token: RequestToken { connection: 0, request }, deadline_us: 100 }
     }
 
-    fn tokens(reads: Vec<PendingRead>) -> Vec<u64> {
-        reads.into_iter().map(|read| read.token.request).collect()
+    /// The requests that may be answered once this index is applied.
+    fn ready(reads: &mut PendingReads, index: LogIndex) -> Vec<u64> {
+        let ready = reads.take_ready(&AppliedPoint { index, ..AppliedPoint::default() });
+        ready.into_iter().map(|read| read.token.request).collect()
+    }
+
+    fn expired(reads: &mut PendingReads, now_us: u64) -> Vec<(u64, AwaitedBy)> {
+        let expired = reads.take_expired(now_us).into_iter();
+        expired.map(|(read, awaited_by)| (read.token.request, awaited_by)).collect()
+    }
+
+    #[test]
+    fn a_plain_read_is_held_until_its_state_is_applied_or_its_time_is_up() {
+        let wait_us = micros(PLAIN_READ_WAIT);
+        let (start_us, later_us) = (1_000, 1_000 + wait_us / 2);
+        let mut reads = PendingReads::default();
+        let token = |request| RequestToken { connection: 0, request };
+        reads.add_plain(start_us, token(1), Timestamp(10));
+        reads.add_plain(later_us, token(2), Timestamp(20));
+        reads.add_plain(start_us, token(3), Timestamp(30));
+        reads.add_plain(later_us, token(4), Timestamp(10));
+        let at = |timestamp| {
+            let timestamp = Timestamp(timestamp);
+            AppliedPoint { timestamp, ..AppliedPoint::default() }
+        };
+        let mut ready = |timestamp| -> Vec<u64> {
+            let ready = reads.take_ready(&at(timestamp)).into_iter();
+            ready.map(|read| read.token.request).collect()
+        };
+        assert!(ready(9).is_empty());
+        assert_eq!(ready(10), [1, 4]);
+        assert!(reads.awaits_application() && reads.len() == 2);
+        assert!(expired(&mut reads, later_us).is_empty());
+        assert_eq!(expired(&mut reads, start_us + wait_us), [(3, AwaitedBy::Plain)]);
+        assert_eq!(reads.take_ready(&at(20)).len(), 1);
+        assert!(!reads.awaits_application() && reads.is_empty());
     }
 
     #[test]
@@ -215,13 +309,13 @@ mod tests {
         reads.add(read(3));
         let third = reads.begin_request(6);
         assert!(reads.confirm(third.wrapping_add(1), 9).is_empty(), "it was never asked");
-        assert!(reads.take_ready(9).is_empty());
+        assert!(ready(&mut reads, 9).is_empty());
         reads.confirm(first, 4);
-        assert_eq!(tokens(reads.take_ready(4)), [1]);
+        assert_eq!(ready(&mut reads, 4), [1]);
         // The answer to the second is lost.
         assert_ne!(second, third);
         reads.confirm(third, 5);
-        assert_eq!(tokens(reads.take_ready(5)), [2, 3]);
+        assert_eq!(ready(&mut reads, 5), [2, 3]);
         assert!(reads.is_empty());
         reads.repeat_request(u64::MAX);
         assert!(!reads.is_request_due(), "nothing is left to ask for");
@@ -232,20 +326,16 @@ mod tests {
         let mut reads = PendingReads::new(7);
         reads.add(read(1));
         let request = reads.begin_request(0);
-        let expired = |reads: &mut PendingReads| -> Vec<(u64, bool)> {
-            let number = |(read, confirmed): (PendingRead, bool)| (read.token.request, confirmed);
-            reads.take_expired(100).into_iter().map(number).collect()
-        };
-        assert_eq!(expired(&mut reads), [(1, false)]);
+        assert_eq!(expired(&mut reads, 100), [(1, AwaitedBy::Unconfirmed)]);
         reads.repeat_request(u64::MAX);
         assert!(!reads.is_request_due());
         reads.confirm(request, 1);
-        assert!(reads.take_ready(1).is_empty() && reads.is_empty());
+        assert!(ready(&mut reads, 1).is_empty() && reads.is_empty());
         // One that was confirmed waited for nothing but what is applied.
         reads.add(read(2));
         let request = reads.begin_request(0);
         reads.confirm(request, 5);
-        assert_eq!(expired(&mut reads), [(2, true)]);
+        assert_eq!(expired(&mut reads, 100), [(2, AwaitedBy::Confirmed)]);
         assert!(reads.is_empty());
     }
 

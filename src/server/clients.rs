@@ -159,8 +159,8 @@ struct ClientState {
     active_at: u64,
     /// It is not read until it has less under way.
     paused: bool,
-    /// Linearizable reads that the core has not confirmed yet, by request id.
-    unconfirmed: HashMap<u64, ReadRequest>,
+    /// Reads that wait in the core, by request id.
+    waiting: HashMap<u64, ReadRequest>,
     /// The sum of the budgets of its reads at the workers, small reads not counted.
     budget_bytes: usize,
     deferred: VecDeque<DeferredRead>,
@@ -245,7 +245,7 @@ impl Clients {
             under_way: 0,
             active_at: self.arrivals,
             paused: false,
-            unconfirmed: HashMap::new(),
+            waiting: HashMap::new(),
             budget_bytes: 0,
             deferred: VecDeque::new(),
             unbudgeted: 0,
@@ -271,11 +271,11 @@ impl Clients {
             }
         }
         // Reads that waited here are answered no more.
-        let unconfirmed = client.unconfirmed.into_keys();
+        let waiting = client.waiting.into_keys();
         let queued = self.turns.remove(origin, connection);
         let queued = queued.iter().map(|read| read.token.request);
         let deferred = client.deferred.iter().map(|deferred| deferred.read.token.request);
-        for request in unconfirmed.chain(queued).chain(deferred) {
+        for request in waiting.chain(queued).chain(deferred) {
             self.forget(memory, RequestToken { connection: connection.to_u64(), request });
         }
         self.under_way -= client.under_way;
@@ -375,18 +375,18 @@ impl Clients {
         }
     }
 
-    /// Keeps a linearizable read until the core has confirmed it. `false` when the client has one
-    /// under this id already.
-    pub fn keep_unconfirmed(&mut self, token: RequestToken, request: ReadRequest) -> bool {
+    /// Keeps a read that waits in the core. `false` when the client has one under this id already.
+    pub fn keep_waiting(&mut self, token: RequestToken, request: ReadRequest) -> bool {
         let connection = ConnectionId::from_u64(token.connection);
         let Some(client) = self.all.get_mut(&connection) else { return true };
-        client.unconfirmed.insert(token.request, request).is_none()
+        client.waiting.insert(token.request, request).is_none()
     }
 
-    /// Takes out a read that the core has confirmed, or answered; `None` when its client is gone.
-    pub fn take_unconfirmed(&mut self, token: RequestToken) -> Option<(SocketAddr, ReadRequest)> {
+    /// Takes out a read that may be answered now, or that the core has answered; `None` when its
+    /// client is gone.
+    pub fn take_waiting(&mut self, token: RequestToken) -> Option<(SocketAddr, ReadRequest)> {
         let client = self.all.get_mut(&ConnectionId::from_u64(token.connection))?;
-        client.unconfirmed.remove(&token.request).map(|request| (client.address, request))
+        client.waiting.remove(&token.request).map(|request| (client.address, request))
     }
 
     /// Takes in a read that may go to a worker when it is its turn.
@@ -668,15 +668,15 @@ mod tests {
     }
 
     #[test]
-    fn unconfirmed_reads_go_with_their_client() {
+    fn reads_that_wait_go_with_their_client() {
         let (mut clients, ids) = with_clients(1);
-        assert!(clients.keep_unconfirmed(token(ids[0], 1), request()));
-        assert!(!clients.keep_unconfirmed(token(ids[0], 1), request()), "the id is in use");
-        assert!(clients.keep_unconfirmed(token(ids[0], 2), request()));
-        assert_eq!(clients.take_unconfirmed(token(ids[0], 1)), Some((address(), request())));
-        assert_eq!(clients.take_unconfirmed(token(ids[0], 1)), None);
+        assert!(clients.keep_waiting(token(ids[0], 1), request()));
+        assert!(!clients.keep_waiting(token(ids[0], 1), request()), "the id is in use");
+        assert!(clients.keep_waiting(token(ids[0], 2), request()));
+        assert_eq!(clients.take_waiting(token(ids[0], 1)), Some((address(), request())));
+        assert_eq!(clients.take_waiting(token(ids[0], 1)), None);
         clients.remove(&mut ample(), ids[0]);
-        assert_eq!(clients.take_unconfirmed(token(ids[0], 2)), None);
+        assert_eq!(clients.take_waiting(token(ids[0], 2)), None);
     }
 
     #[test]
@@ -831,7 +831,7 @@ mod tests {
         for (n, id) in (1..).zip([ids[0], ids[0], ids[1]]) {
             clients.begin(&mut memory, token(id, n), MIB);
         }
-        assert!(clients.keep_unconfirmed(token(ids[0], 1), request()));
+        assert!(clients.keep_waiting(token(ids[0], 1), request()));
         let deferred = |n, id| {
             let (token, client, request) = (token(id, n), address(), request());
             ReadJob { token, client, request, budget_bytes: 0 }

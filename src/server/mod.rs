@@ -5,8 +5,7 @@
 //!
 //! - `service`: the event loop's callbacks, and what is done with the core's outputs; below it
 //!   `requests` of clients, and `peering`: greetings, and how links come up and go down.
-//! - `clients`, `early`, `get`: the accounts of clients, reads that wait for a state, and the rules
-//!   for reads.
+//! - `clients`, `get`: the accounts of clients, and the rules for reads.
 //! - `driver`, `lifecycle`, `links`: the core and its time, whether the server goes on and how it
 //!   ends, the state of the links to the other servers.
 //! - [`work`], `threads`: what the loop has its threads do and what they tell it, and the threads.
@@ -22,7 +21,6 @@ pub mod config;
 pub mod console;
 mod decoding;
 mod driver;
-pub mod early;
 pub mod get;
 mod lifecycle;
 mod links;

@@ -15,13 +15,11 @@ use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 
-use self::requests::EarlyRead;
 use super::clients::Clients;
 use super::config::ServerConfig;
 use super::console::ServerConsole;
 use super::decoding::{DecodedFrame, Undecodable, decode};
 use super::driver::CoreDriver;
-use super::early::EarlyReads;
 use super::lifecycle::{Lifecycle, Restart};
 use super::links::ServerLink;
 use super::say_which_history_counts;
@@ -87,7 +85,6 @@ pub(super) struct StoreService {
     links: Vec<ServerLink>,
     connections: ConnectionMap<ConnectionRole>,
     clients: Clients,
-    early: EarlyReads<EarlyRead>,
     /// The value of [`Store::steps`] at the last tick.
     applied_steps: u64,
     transfers: Transfers,
@@ -115,7 +112,6 @@ impl StoreService {
             links: links.collect(),
             connections: ConnectionMap::default(),
             clients: Clients::new(parts.config.value_bytes_max),
-            early: EarlyReads::default(),
             applied_steps: 0,
             transfers: Transfers::new(
                 parts.first_transfer,
@@ -214,7 +210,7 @@ impl StoreService {
             match output {
                 Output::Send { to, message } => self.send_to_peer(net, to, message),
                 Output::Reply { token, reply } => {
-                    self.clients.take_unconfirmed(token);
+                    self.clients.take_waiting(token);
                     self.reply(net, token, reply);
                 }
                 Output::Persist(batch) => self.parts.threads.write(LogWork::append(batch)),
@@ -222,12 +218,12 @@ impl StoreService {
                     self.parts.threads.apply(StoreWork::apply(entries, answering));
                 }
                 Output::ReadReady { token } => {
-                    if let Some((client, request)) = self.clients.take_unconfirmed(token) {
+                    if let Some((client, request)) = self.clients.take_waiting(token) {
                         self.clients.read(token, client, request);
                     }
                 }
                 Output::Fetch { fetch, low, high, bytes_max } => {
-                    self.hand_to_reader(net, ReadWork::Entries { fetch, low, high, bytes_max });
+                    self.hand_to_worker(net, ReadWork::Entries { fetch, low, high, bytes_max });
                 }
                 Output::SendSnapshot { to, leader_term } => {
                     let now_us = self.now(net).monotonic_us;
@@ -405,7 +401,7 @@ impl StoreService {
                 TransferStep::Send { to, message } => self.send_to_peer(net, to, message),
                 TransferStep::Work(Work::Log(work)) => self.parts.threads.write(work),
                 TransferStep::Work(Work::Store(work)) => self.parts.threads.apply(work),
-                TransferStep::Work(Work::Read(work)) => self.hand_to_reader(net, work),
+                TransferStep::Work(Work::Read(work)) => self.hand_to_worker(net, work),
                 TransferStep::Input(input) => self.input(net, input),
             }
         }
@@ -413,7 +409,7 @@ impl StoreService {
 
     /// Hands over what servers that are late need to have read. Clients' reads may fill the queue
     /// for a moment.
-    fn hand_to_reader(&mut self, net: &mut Net, work: ReadWork) {
+    fn hand_to_worker(&mut self, net: &mut Net, work: ReadWork) {
         let refused = match self.parts.threads.read(work) {
             Ok(()) => return,
             Err(SubmitError::Full(work)) => work,
@@ -682,9 +678,6 @@ impl Service for StoreService {
         self.input(net, Input::Tick);
         self.log_conditions(net);
         let now_us = self.now(net).monotonic_us;
-        let overdue = self.early.take_overdue(now_us);
-        self.read_early(overdue);
-        let now_us = self.now(net).monotonic_us;
         let node = self.core.node();
         let steps = self.transfers.tick(now_us, &node.status(), |peer| node.matched(peer));
         self.take_steps(net, steps);
@@ -709,9 +702,7 @@ impl Service for StoreService {
             self.carry_out(net, outputs);
         }
         net.set_alarm(self.core.flush_due());
-        let reached = self.early.take_reached(self.core.node().applied_point().timestamp);
-        self.read_early(reached);
-        if self.core.node().awaits_application() || !self.early.is_empty() {
+        if self.core.node().awaits_application() {
             self.parts.threads.hurry_applier();
         }
         self.submit_reads(net);

@@ -1,14 +1,14 @@
 //! What the event loop has its threads do, and what they tell it: the one vocabulary between them.
 //!
 //! Work is one type for each kind of thread, so that nobody can be handed what is another's to do:
-//! the log writer and the applier do theirs in order, the readers in any order. Whatever came of it
+//! the log writer and the applier do theirs in order, the workers in any order. Whatever came of it
 //! is a [`Completion`], on the one channel from all threads to the loop.
 //!
 //! Rules:
 //!
 //! - The loop never waits. The queues of the log writer and the applier are never full, since
 //!   consensus bounds the bytes that are under way and [`LogWork::join`] and [`StoreWork::join`]
-//!   make few pieces of them. The readers' queue may be full, and gives work back.
+//!   make few pieces of them. The workers' queue may be full, and gives work back.
 //! - Completions are as many as pieces of work, and a few a second besides. What the loop is told
 //!   it takes in the order in which it was said.
 
@@ -32,7 +32,7 @@ pub enum Work {
     Log(LogWork),
     /// For the applier, which does it in order.
     Store(StoreWork),
-    /// For a reader, whichever is free.
+    /// For a worker, whichever is free.
     Read(ReadWork),
 }
 
@@ -97,7 +97,7 @@ pub enum SnapshotWork {
     Discard,
 }
 
-/// Work for the readers.
+/// Work for the workers.
 #[derive(Debug)]
 pub enum ReadWork {
     /// A GET or a page, to be answered from the store.
@@ -170,7 +170,7 @@ pub(super) enum Completion {
     },
     /// The store is durable up to this index, so that the log need not reach further back.
     Checkpointed(LogIndex),
-    /// Progress of a snapshot at the applier, or at a reader.
+    /// Progress of a snapshot at the applier, or at a worker.
     Snapshot(SnapshotReport),
     /// A read is answered.
     Answered {
@@ -231,7 +231,7 @@ pub enum SnapshotReport {
         /// The pinned view that the chunks are read from.
         source: SnapshotSource,
     },
-    /// A reader has read the next chunk, and gives the view back.
+    /// A worker has read the next chunk, and gives the view back.
     Read {
         /// The server that it is for, as in [`ReadWork::Chunk`].
         to: NodeId,

@@ -59,13 +59,11 @@ impl World {
         process.flush_due = false;
         let mut outputs = Vec::new();
         process.node.flush(now, &mut outputs);
-        let reached = process.early.take_reached(process.node.applied_point().timestamp);
         if let Some(due_us) = process.node.flush_due_us() {
             let life = self.servers[server].life;
             let delay_us = due_us.saturating_sub(now.monotonic_us) + self.rng.below(MILLISECOND);
             self.after(delay_us, Event::Flush { server, life });
         }
-        self.start_early(server, reached.into_iter().collect())?;
         self.carry_out(server, outputs)
     }
 
@@ -90,8 +88,6 @@ impl World {
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         let node = &process.node;
         let steps = process.transfers.tick(now_us, &node.status(), |peer| node.matched(peer));
-        let overdue = process.early.take_overdue(now_us);
-        self.start_early(server, overdue.into_iter().collect())?;
         self.take_steps(server, steps)?;
         // Its driver was away for a moment.
         if self.rng.chance(10) { self.input(server, Input::LateTick) } else { Ok(()) }

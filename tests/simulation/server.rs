@@ -6,7 +6,6 @@ use acervo::model::{AppliedPoint, DiskSpace, LogEntry, LogIndex, NodeId};
 use acervo::node::config::NodeStatus;
 use acervo::node::core::Node;
 use acervo::node::{ConsoleEvent, Notice, RequestToken};
-use acervo::server::early::EarlyReads;
 use acervo::server::snapshots::Transfers;
 use acervo::server::snapshots::intake::Intake;
 use acervo::server::work::SnapshotWork;
@@ -125,8 +124,6 @@ pub struct Process {
     pub applied_notice_us: u64,
     /// Bytes of the entries that this process has taken in and that are not applied, by index.
     pub unapplied: BTreeMap<LogIndex, usize>,
-    /// Attempts to read what is in the log and not in the state.
-    pub early: EarlyReads<usize>,
     /// Whether a flush is scheduled.
     pub flush_due: bool,
     /// What the core owes an answer, and since when.
@@ -159,7 +156,6 @@ impl Process {
             handed,
             applied_notice_us: 0,
             unapplied: BTreeMap::new(),
-            early: EarlyReads::default(),
             flush_due: false,
             owed: BTreeMap::new(),
             open_attempts: BTreeSet::new(),

@@ -69,6 +69,12 @@ impl Node {
         self.clock.last()
     }
 
+    /// Whether everything up to `timestamp` is in this node's log and not applied yet, so that it is
+    /// worth a read's while to wait for it. What is not in the log may never come.
+    pub fn reaches_soon(&self, timestamp: Timestamp) -> bool {
+        self.applied.timestamp < timestamp && timestamp <= self.newest_timestamp()
+    }
+
     /// Finds the value of `key` at exactly the version `timestamp` in an entry that is committed
     /// and not applied yet; returns the entry's index and the value.
     pub fn unapplied_put(&self, timestamp: Timestamp, key: &[u8]) -> Option<(LogIndex, Bytes)> {

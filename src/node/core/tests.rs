@@ -238,7 +238,10 @@ fn the_named_leader_leads_first_and_any_server_takes_writes_and_linearizable_rea
             group.tick();
             let tokens: Vec<_> = (0..size as usize).map(|at| group.put(at, 1)).collect();
             let read = RequestToken { connection: 0, request: 99 };
-            group.inbox.push_back((0, Input::Read { token: read }));
+            group.inbox.push_back((
+                0,
+                Input::Read { token: read, condition: ReadCondition::Linearizable },
+            ));
             group.settle();
             for token in tokens {
                 assert!(matches!(group.replies[&token], Reply::WriteOk(_)));

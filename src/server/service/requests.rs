@@ -17,18 +17,11 @@ use crate::net::{ConnectionId, Net};
 use crate::node::config::Distrust;
 use crate::node::eligibility::Ineligible;
 use crate::node::not_to_be_read;
-use crate::node::{Input, NoLeader, RequestToken, clock_apart};
+use crate::node::{Input, NoLeader, ReadCondition, RequestToken, clock_apart};
 use crate::text::counted;
 use crate::wire::codec;
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, Request, ServerStatus};
 use crate::workers::pool::SubmitError;
-
-/// A plain read that waits until this server has applied the state that it asks for.
-pub(super) struct EarlyRead {
-    token: RequestToken,
-    client: SocketAddr,
-    request: ReadRequest,
-}
 
 impl StoreService {
     pub(super) fn client_message(
@@ -151,20 +144,19 @@ impl StoreService {
             }
             return self.reply(net, token, answered.reply);
         }
-        if !read.is_linearizable() {
-            let now_us = self.now(net).monotonic_us;
-            let node = self.core.node();
-            let (applied, newest) = (node.applied_point().timestamp, node.newest_timestamp());
-            let early = EarlyRead { token, client, request: read };
-            let at_once = self.early.hold(now_us, early.request.wanted(), applied, newest, early);
-            return self.read_early(at_once);
-        }
-        if !self.clients.keep_unconfirmed(token, read) {
+        let condition = match read.is_linearizable() {
+            true => ReadCondition::Linearizable,
+            false if self.core.node().reaches_soon(read.wanted()) => {
+                ReadCondition::Applied(read.wanted())
+            }
+            false => return self.clients.read(token, client, read),
+        };
+        if !self.clients.keep_waiting(token, read) {
             // Two outstanding requests under one id: the protocol forbids it, and neither could be
             // told from the other.
             return self.refuse(net, connection, format!("request id {id} is in use"));
         }
-        self.input(net, Input::Read { token });
+        self.input(net, Input::Read { token, condition });
     }
 
     pub(super) fn reply_busy(&mut self, net: &mut Net, token: RequestToken, what: &str) {
@@ -183,7 +175,7 @@ impl StoreService {
         }
     }
 
-    /// Sends the answer of a reader, unless the state has come into doubt while it was read.
+    /// Sends the answer of a worker, unless the state has come into doubt while it was read.
     pub(super) fn read_answered(
         &mut self,
         net: &mut Net,
@@ -260,13 +252,6 @@ impl StoreService {
         let at = (node.0 as usize).checked_sub(1);
         let at = at.and_then(|at| self.parts.config.servers.get(at));
         at.map_or_else(|| node.to_string(), SocketAddr::to_string)
-    }
-
-    /// Has plain reads answered from what is applied now.
-    pub(super) fn read_early(&mut self, reads: impl IntoIterator<Item = EarlyRead>) {
-        for EarlyRead { token, client, request } in reads {
-            self.clients.read(token, client, request);
-        }
     }
 
     pub(super) fn submit_reads(&mut self, net: &mut Net) {

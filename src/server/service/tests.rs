@@ -164,7 +164,7 @@ fn a_read_that_is_running_when_the_state_is_refuted_is_not_answered_from_it() {
     let address = server.service.parts.config.listen;
     let (begun, begins) = bounded::<()>(0);
     let (end, ends) = bounded::<()>(0);
-    server.service.parts.threads.set_reader(move |work| {
+    server.service.parts.threads.set_worker(move |work| {
         let ReadWork::Answer(ReadJob { token, budget_bytes, .. }) = work else {
             panic!("{work:?}")
         };

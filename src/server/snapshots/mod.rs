@@ -25,7 +25,7 @@ use crate::node::config::{Distrust, NodeStatus};
 use crate::node::{CheckedMessage, Input, InstallRequest};
 use crate::wire::message::{PeerMessage, Role};
 
-/// Bytes of rows in a chunk, which a reader reads in some milliseconds; a larger row is sent alone.
+/// Bytes of rows in a chunk, which a worker reads in some milliseconds; a larger row is sent alone.
 const SNAPSHOT_CHUNK_BYTES: usize = 512 * 1024;
 /// Chunks sent and not yet stored by the receiver: enough to keep both ends at work, and 2 MiB of
 /// memory.
@@ -72,7 +72,7 @@ pub enum TransferStep {
         /// A message of a snapshot transfer.
         message: PeerMessage,
     },
-    /// Have a thread do work. When no reader can take a [`ReadWork::Chunk`], give it back with
+    /// Have a thread do work. When no worker can take a [`ReadWork::Chunk`], give it back with
     /// [`Transfers::refused`].
     Work(Work),
     /// Hand an input to the core.
@@ -114,10 +114,10 @@ impl Transfers {
         self.sending.start(now_us, to, leader_term)
     }
 
-    /// Takes back work that no reader could take: it is tried again with the next tick.
+    /// Takes back work that no worker could take: it is tried again with the next tick.
     pub fn refused(&mut self, work: ReadWork) {
         if let ReadWork::Chunk { to, id, source, .. } = work {
-            self.sending.readers_busy((to, id), source);
+            self.sending.workers_busy((to, id), source);
         }
     }
 
@@ -158,7 +158,7 @@ impl Transfers {
         }
     }
 
-    /// Takes in what the applier or a reader reports. `term_at` gives the term of an entry of this
+    /// Takes in what the applier or a worker reports. `term_at` gives the term of an entry of this
     /// server's log.
     pub fn report(
         &mut self,

@@ -1,13 +1,13 @@
 //! The snapshots that this leader sends to servers that its log no longer reaches.
 //!
-//! The applier pins a view of the store, a reader reads it chunk by chunk while writes go on, and a
+//! The applier pins a view of the store, a worker reads it chunk by chunk while writes go on, and a
 //! few chunks are under way at once. Rules:
 //!
 //! - **Nothing is tried again at once.** Consensus asks for another snapshot with every heartbeat
 //!   that finds the receiver behind the log. Each attempt costs a checkpoint and a view, so
 //!   attempts to one server are spaced: [`TransferLimits::retry_us_min`] after the first failure,
 //!   twice as long after each further one.
-//! - **A chunk that cannot be read just now is read later.** Busy readers delay a transfer and do
+//! - **A chunk that cannot be read just now is read later.** Busy workers delay a transfer and do
 //!   not break it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +42,7 @@ enum SendingStage {
         index: LogIndex,
         /// Until the receiver has given its key, without which it takes nothing in.
         offer: Option<SnapshotOffer>,
-        /// The view, while no reader is reading from it.
+        /// The view, while no worker is reading from it.
         source: Option<SnapshotSource>,
         sent: u64,
         stored: u64,
@@ -160,7 +160,7 @@ impl Sending {
         vec![TransferStep::Send { to, message: offer.message(None) }]
     }
 
-    /// Notes that a reader has read a chunk (`Ok(None)`: there are no more), and gives the view
+    /// Notes that a worker has read a chunk (`Ok(None)`: there are no more), and gives the view
     /// back.
     pub fn read(
         &mut self,
@@ -212,8 +212,8 @@ impl Sending {
         Some(TransferStep::Work(Work::Read(read)))
     }
 
-    /// Notes that no reader could take a [`ReadWork::Chunk`]: it is tried again with the next tick.
-    pub fn readers_busy(&mut self, (to, id): (NodeId, u64), view: SnapshotSource) {
+    /// Notes that no worker could take a [`ReadWork::Chunk`]: it is tried again with the next tick.
+    pub fn workers_busy(&mut self, (to, id): (NodeId, u64), view: SnapshotSource) {
         let out = self.outgoing_mut(to, id);
         if let Some(OutgoingTransfer { stage: SendingStage::Sending { source, .. }, .. }) = out {
             *source = Some(view);

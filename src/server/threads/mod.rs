@@ -2,7 +2,7 @@
 //!
 //! - `log_writer` and `applier` do their work in order, each from a queue that joins what waits
 //!   (`writer`).
-//! - `readers` answer reads and read what servers that are late need; `decoders` decode long frames.
+//! - `workers` answer reads and read what servers that are late need; `decoders` decode long frames.
 //! - `scrubber` reads the store again, `disk_watch` looks at the disk, `judge` makes verdicts
 //!   about this server's data durable.
 //!
@@ -15,8 +15,8 @@ mod decoders;
 mod disk_watch;
 mod judge;
 mod log_writer;
-mod readers;
 mod scrubber;
+mod workers;
 mod writer;
 
 use std::io;
@@ -28,8 +28,8 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use self::decoders::Decoders;
 use self::disk_watch::DiskWatch;
 use self::judge::Judge;
-use self::readers::StoreReader;
 use self::scrubber::Scrubber;
+use self::workers::StoreWorker;
 use self::writer::WriterThread;
 use super::console::ServerConsole;
 use super::work::{Completion, LogWork, ReadWork, SnapshotReport, StoreWork};
@@ -70,8 +70,8 @@ impl CompletionSender {
 
 /// What the threads of a server are started with.
 pub(super) struct ThreadsConfig {
-    /// The number of readers.
-    pub readers: usize,
+    /// The number of workers.
+    pub workers: usize,
     pub scrub_interval: Duration,
     pub shrink_interval: Duration,
     pub console: ServerConsole,
@@ -81,7 +81,7 @@ pub(super) struct ThreadsConfig {
 pub(super) struct Threads {
     log: WriterThread<LogWork>,
     applier: WriterThread<StoreWork>,
-    readers: Workers<ReadWork>,
+    workers: Workers<ReadWork>,
     decoders: Decoders,
     scrubber: Scrubber,
     disk_watch: DiskWatch,
@@ -104,15 +104,15 @@ impl Threads {
     ) -> io::Result<Threads> {
         let (sender, completions) = CompletionSender::new(wake);
         let reserve = data_dir.reserve().clone();
-        let reader = StoreReader {
+        let worker = StoreWorker {
             store: machine.store(),
             log: log.reader(),
             console: config.console,
             completions: sender.clone(),
         };
-        let readers = Threads::start_readers(config.readers, &sender, |_| {
-            let reader = reader.clone();
-            move |work| reader.run(work)
+        let workers = Threads::start_workers(config.workers, &sender, |_| {
+            let worker = worker.clone();
+            move |work| worker.run(work)
         })?;
         let scrubber = Scrubber::start(machine.store(), config.scrub_interval, sender.clone())?;
         let (staging, interval) = (data_dir.staging(), config.shrink_interval);
@@ -123,7 +123,7 @@ impl Threads {
         Ok(Threads {
             log,
             applier,
-            readers,
+            workers,
             decoders: Decoders::start(&sender)?,
             scrubber,
             disk_watch: disk_watch::start(data_dir, sender.clone())?,
@@ -133,16 +133,16 @@ impl Threads {
         })
     }
 
-    fn start_readers<R: FnMut(ReadWork) -> Completion + Send + 'static>(
+    fn start_workers<R: FnMut(ReadWork) -> Completion + Send + 'static>(
         count: usize,
         completions: &CompletionSender,
-        make_reader: impl FnMut(usize) -> R,
+        make_worker: impl FnMut(usize) -> R,
     ) -> io::Result<Workers<ReadWork>> {
         let (sender, waker) = (completions.clone(), completions.clone());
         let complete = move |completion| sender.send(completion);
         let wake = move || waker.wake();
         let jobs_max = limits::WORKER_QUEUE_JOBS_MAX;
-        Workers::start("acervo-work", count, jobs_max, complete, wake, make_reader)
+        Workers::start("acervo-work", count, jobs_max, complete, wake, make_worker)
     }
 
     /// Hands work to the log writer.
@@ -160,14 +160,14 @@ impl Threads {
         self.applier.hurry();
     }
 
-    /// Hands work to a reader, or gives it back when too much waits for them.
+    /// Hands work to a worker, or gives it back when too much waits for them.
     pub fn read(&mut self, work: ReadWork) -> Result<(), SubmitError<ReadWork>> {
-        self.readers.submit(work)
+        self.workers.submit(work)
     }
 
-    /// Hands several pieces of work to one reader, or gives all of them back.
+    /// Hands several pieces of work to one worker, or gives all of them back.
     pub fn read_batch(&mut self, batch: Vec<ReadWork>) -> Result<(), SubmitError<Vec<ReadWork>>> {
-        self.readers.submit_batch(batch)
+        self.workers.submit_batch(batch)
     }
 
     /// Has a long frame decoded, or gives it back when too many wait for that.
@@ -203,7 +203,7 @@ impl Threads {
             Completion::Answered { .. }
             | Completion::TooLong { .. }
             | Completion::Entries { .. }
-            | Completion::Snapshot(SnapshotReport::Read { .. }) => self.readers.completed(),
+            | Completion::Snapshot(SnapshotReport::Read { .. }) => self.workers.completed(),
             Completion::Decoded { of_server, .. } => self.decoders.completed(*of_server),
             _ => {}
         }
@@ -213,7 +213,7 @@ impl Threads {
     /// Ends the threads in order. Returns whether all have ended by `deadline`.
     pub fn finish(self, deadline: Instant) -> bool {
         let Threads {
-            log, applier, readers, decoders, scrubber, disk_watch, judge, reserve, ..
+            log, applier, workers, decoders, scrubber, disk_watch, judge, reserve, ..
         } = self;
         drop(disk_watch);
         // Ends the waiting of writes for room on a full disk.
@@ -221,12 +221,12 @@ impl Threads {
         // They wait for no disk, and hold no file.
         let _ = decoders.finish(deadline);
         let scrubber = scrubber.finish(deadline);
-        let readers = has_ended(readers.finish(deadline));
+        let workers = has_ended(workers.finish(deadline));
         // The log writer hands work to the applier, and so ends before it.
         let log = log.finish(deadline);
         let applier = applier.finish(deadline);
         let judge = judge.finish(deadline);
-        scrubber && readers && log && applier && judge
+        scrubber && workers && log && applier && judge
     }
 }
 
@@ -237,13 +237,13 @@ impl Threads {
         self.judge.set_disk(set_down, patience);
     }
 
-    /// Replaces the readers by one.
-    pub fn set_reader(
+    /// Replaces the workers by one.
+    pub fn set_worker(
         &mut self,
-        reader: impl FnMut(ReadWork) -> Completion + Send + Clone + 'static,
+        worker: impl FnMut(ReadWork) -> Completion + Send + Clone + 'static,
     ) {
         let sender = self.judge.completions();
-        self.readers = Threads::start_readers(1, &sender, |_| reader.clone()).unwrap();
+        self.workers = Threads::start_workers(1, &sender, |_| worker.clone()).unwrap();
     }
 
     /// Tells the event loop that the store is damaged, as the threads do that find it out.

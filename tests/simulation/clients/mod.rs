@@ -14,7 +14,7 @@ use acervo::model::{
     ClientId, EncodedWrite, LogIndex, PageOf, Put, RequestId, Row, Timestamp, WriteOp,
 };
 use acervo::node::not_to_be_read;
-use acervo::node::{Input, RequestToken};
+use acervo::node::{Input, ReadCondition, RequestToken};
 use acervo::server::get::{ReadRequest, answer_from_log, answer_get, answer_page};
 use acervo::wire::message::{ErrorCode, GetRequest, PageRequest, Reply, WriteRequest};
 use bytes::Bytes;
@@ -422,32 +422,20 @@ impl World {
                     self.reply(server, attempt, not_to_be_read(distrust), 0);
                 } else if let Some((index, answered)) = answer_from_log(&process.node, &read) {
                     self.reply(server, attempt, answered.reply, index);
-                } else if read.is_linearizable() {
-                    process.owed.insert(token, self.now_us);
-                    self.input(server, Input::Read { token })?;
                 } else {
-                    let node = &process.node;
-                    let (applied, newest) =
-                        (node.applied_point().timestamp, node.newest_timestamp());
-                    let (now_us, wanted) = (self.now_us, read.wanted());
-                    let at_once = process.early.hold(now_us, wanted, applied, newest, attempt);
-                    self.start_early(server, at_once.into_iter().collect())?;
+                    let condition = match read.is_linearizable() {
+                        true => ReadCondition::Linearizable,
+                        false if process.node.reaches_soon(read.wanted()) => {
+                            ReadCondition::Applied(read.wanted())
+                        }
+                        false => return self.start_get(server, attempt),
+                    };
+                    process.owed.insert(token, self.now_us);
+                    self.input(server, Input::Read { token, condition })?;
                 }
                 Ok(())
             }
         }
-    }
-
-    /// Reads that have waited for what they ask for are answered, if the state may still be read.
-    pub fn start_early(&mut self, server: usize, attempts: Vec<usize>) -> Verdict {
-        for attempt in attempts {
-            let process = self.servers[server].process.as_ref();
-            match process.and_then(|process| process.node.distrust()) {
-                Some(distrust) => self.reply(server, attempt, not_to_be_read(distrust), 0),
-                None => self.start_get(server, attempt)?,
-            }
-        }
-        Ok(())
     }
 
     /// A worker takes up a read.

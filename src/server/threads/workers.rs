@@ -1,4 +1,4 @@
-//! The readers: they answer reads from the store, and read old log entries and snapshots for servers
+//! The workers: they answer reads from the store, and read old log entries and snapshots for servers
 //! that are late.
 
 use bytes::Bytes;
@@ -16,9 +16,9 @@ use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply};
 /// Room for what an answer holds besides its value, so that its frame is allocated once.
 const REPLY_BYTES_EXPECTED: usize = 64;
 
-/// What each reader works with.
+/// What each worker works with.
 #[derive(Clone)]
-pub(super) struct StoreReader {
+pub(super) struct StoreWorker {
     pub store: Store,
     pub log: LogReader,
     pub console: ServerConsole,
@@ -26,7 +26,7 @@ pub(super) struct StoreReader {
     pub completions: CompletionSender,
 }
 
-impl StoreReader {
+impl StoreWorker {
     /// Does one job on the calling thread, which a disk may hold up.
     pub fn run(&self, work: ReadWork) -> Completion {
         match work {
@@ -187,7 +187,7 @@ mod tests {
         let event_loop = EventLoop::new(LoopConfig::default(), None).unwrap();
         let (completions, completed) = CompletionSender::new(event_loop.wake_handle());
         let (store, log) = (machine.store(), log.reader());
-        let worker = StoreReader { store, log, console: ServerConsole::off(), completions };
+        let worker = StoreWorker { store, log, console: ServerConsole::off(), completions };
         for state in [SOUND, AWAY, DAMAGED] {
             engine.state.store(state, Ordering::Relaxed);
             let request = GetRequest {
