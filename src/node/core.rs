@@ -316,7 +316,8 @@ impl Node {
         }
         // Won since the last flush.
         let Some(leadership) = &self.leadership else { return Some(0) };
-        if self.propose_more {
+        // Without a majority nothing is proposed, however often this node is flushed.
+        if self.propose_more && self.reaches_majority() {
             return Some(0);
         }
         let (links, commit) = (self.reachability.links(), self.consensus.commit());

@@ -16,18 +16,22 @@
 //!
 //! Only so many reads are at the workers at once. The others wait here, and origins take turns, and
 //! within an origin its clients: a client that asks for one thing waits for what is being read at
-//! that moment, and not for the thousands of others.
+//! that moment, and not for the thousands of others. A page may take as long as a thousand GETs: as
+//! many are at the workers at once as there are workers, and GETs have turns of their own.
 //!
 //! What requests hold while they wait, in the core or for a worker, and the budgets of reads, are
 //! charged to the event loop's budget (`net::budget`): a request for which that has no room is
 //! refused.
 
+mod turns;
+
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
+use self::turns::ReadTurns;
 use super::get::ReadRequest;
-use super::work::{ReadJob, ReadWork};
+use super::work::{ReadCharge, ReadJob, ReadWork};
 use crate::limits::{
     self, CLIENT_SEND_BYTES_PAUSE, READ_SMALL_BYTES_MAX, REQUEST_SMALL_BYTES_MAX,
     REQUESTS_PER_CONNECTION_MAX,
@@ -78,75 +82,6 @@ fn read_bytes(budget_bytes: usize) -> usize {
 struct DeferredRead {
     read: ReadJob,
     bytes: usize,
-}
-
-/// Reads that wait for a worker, in turns by origin.
-#[derive(Debug, Default)]
-struct ReadTurns {
-    origins: HashMap<IpAddr, OriginTurns>,
-    /// Each of them once; the first is next.
-    order: VecDeque<IpAddr>,
-}
-
-/// The waiting reads of one origin, in turns by client.
-#[derive(Debug, Default)]
-struct OriginTurns {
-    clients: HashMap<ConnectionId, VecDeque<ReadJob>>,
-    /// Each of them once; the first is next.
-    order: VecDeque<ConnectionId>,
-}
-
-impl ReadTurns {
-    fn push(&mut self, origin: IpAddr, connection: ConnectionId, read: ReadJob) {
-        let turns = self.origins.entry(origin).or_insert_with(|| {
-            self.order.push_back(origin);
-            OriginTurns::default()
-        });
-        let reads = turns.clients.entry(connection).or_insert_with(|| {
-            turns.order.push_back(connection);
-            VecDeque::new()
-        });
-        reads.push_back(read);
-    }
-
-    fn pop(&mut self) -> Option<ReadJob> {
-        while let Some(origin) = self.order.pop_front() {
-            let Some(turns) = self.origins.get_mut(&origin) else { continue };
-            let read = turns.pop();
-            match turns.clients.is_empty() {
-                true => drop(self.origins.remove(&origin)),
-                false => self.order.push_back(origin),
-            }
-            if read.is_some() {
-                return read;
-            }
-        }
-        None
-    }
-
-    /// Takes out all reads of a client.
-    fn remove(&mut self, origin: IpAddr, connection: ConnectionId) -> VecDeque<ReadJob> {
-        let turns = self.origins.get_mut(&origin);
-        turns.and_then(|turns| turns.clients.remove(&connection)).unwrap_or_default()
-    }
-}
-
-impl OriginTurns {
-    fn pop(&mut self) -> Option<ReadJob> {
-        // A client that is gone is still in the order, and has no reads.
-        while let Some(connection) = self.order.pop_front() {
-            let Some(reads) = self.clients.get_mut(&connection) else { continue };
-            let read = reads.pop_front();
-            match reads.is_empty() {
-                true => drop(self.clients.remove(&connection)),
-                false => self.order.push_back(connection),
-            }
-            if read.is_some() {
-                return read;
-            }
-        }
-        None
-    }
 }
 
 /// The account of one client: its requests under way, and its reads.
@@ -200,10 +135,16 @@ pub(super) struct Clients {
     /// Number of requests and clients that have come so far, which orders clients by their last
     /// activity.
     arrivals: u64,
-    /// Reads that wait for a worker.
+    /// GETs that wait for a worker.
     turns: ReadTurns,
+    /// Pages that wait for a worker.
+    page_turns: ReadTurns,
     /// Number of reads at the workers.
     at_workers: usize,
+    /// Number of pages among them.
+    pages_at_workers: usize,
+    /// The most pages at the workers: one for each.
+    pages_at_workers_max: usize,
     /// The most reads at the workers.
     at_workers_max: usize,
     /// Whether deferred reads get the larger half of an odd number of places this time.
@@ -217,14 +158,18 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub fn new(value_bytes_max: usize) -> Clients {
+    /// No clients yet, of a server that stores values up to this length and has so many workers.
+    pub fn new(value_bytes_max: usize, workers: usize) -> Clients {
         Clients {
             all: ConnectionMap::default(),
             origins: HashMap::new(),
             under_way: 0,
             arrivals: 0,
             turns: ReadTurns::default(),
+            page_turns: ReadTurns::default(),
             at_workers: 0,
+            pages_at_workers: 0,
+            pages_at_workers_max: workers.max(1),
             at_workers_max: READS_HANDED_MAX,
             deferred_first: false,
             value_bytes_max,
@@ -272,7 +217,8 @@ impl Clients {
         }
         // Reads that waited here are answered no more.
         let waiting = client.waiting.into_keys();
-        let queued = self.turns.remove(origin, connection);
+        let mut queued = self.turns.remove(origin, connection);
+        queued.extend(self.page_turns.remove(origin, connection));
         let queued = queued.iter().map(|read| read.token.request);
         let deferred = client.deferred.iter().map(|deferred| deferred.read.token.request);
         for request in waiting.chain(queued).chain(deferred) {
@@ -393,19 +339,17 @@ impl Clients {
     pub fn read(&mut self, token: RequestToken, client: SocketAddr, request: ReadRequest) {
         let connection = ConnectionId::from_u64(token.connection);
         let read = ReadJob { token, client, request, budget_bytes: 0 };
-        self.turns.push(origin_of(client.ip()), connection, read);
+        let turns = if read.is_page() { &mut self.page_turns } else { &mut self.turns };
+        turns.push(origin_of(client.ip()), connection, read);
     }
 
     /// Notes that a read is no longer at the workers, whatever came of it, and takes back the
     /// charge of its budget.
-    pub fn read_done(
-        &mut self,
-        memory: &mut impl ConnectionMemory,
-        token: RequestToken,
-        budget_bytes: usize,
-    ) {
+    pub fn read_done(&mut self, memory: &mut impl ConnectionMemory, charge: ReadCharge) {
+        let ReadCharge { token, budget_bytes, is_page } = charge;
         let connection = ConnectionId::from_u64(token.connection);
         self.at_workers = self.at_workers.saturating_sub(1);
+        self.pages_at_workers = self.pages_at_workers.saturating_sub(usize::from(is_page));
         memory.release(connection, read_bytes(budget_bytes));
         if let Some(client) = self.all.get_mut(&connection) {
             client.budget_bytes = client.budget_bytes.saturating_sub(budget_bytes);
@@ -445,7 +389,7 @@ impl Clients {
         let half = free / 2 + usize::from(free % 2 == 1 && self.deferred_first);
         self.take_deferred(memory, half, &mut reads);
         while self.at_workers < self.at_workers_max
-            && let Some(mut read) = self.turns.pop()
+            && let Some(mut read) = self.next_turn()
         {
             let connection = ConnectionId::from_u64(read.token.connection);
             let is_spent = |client: &ClientState| {
@@ -461,12 +405,30 @@ impl Clients {
             } else if let Some(client) = self.all.get_mut(&connection) {
                 client.unbudgeted += 1;
             }
-            self.at_workers += 1;
-            reads.push(ReadWork::Answer(read));
+            self.hand_over(read, &mut reads);
         }
         let rest = self.at_workers_max.saturating_sub(self.at_workers);
         self.take_deferred(memory, rest, &mut reads);
         reads
+    }
+
+    /// The read whose turn it is: a page, if there may be another one, or else a GET.
+    fn next_turn(&mut self) -> Option<ReadJob> {
+        let page = match self.may_hand_page() {
+            true => self.page_turns.pop(),
+            false => None,
+        };
+        page.or_else(|| self.turns.pop())
+    }
+
+    fn may_hand_page(&self) -> bool {
+        self.pages_at_workers < self.pages_at_workers_max
+    }
+
+    fn hand_over(&mut self, read: ReadJob, reads: &mut Vec<ReadWork>) {
+        self.at_workers += 1;
+        self.pages_at_workers += usize::from(read.is_page());
+        reads.push(ReadWork::Answer(read));
     }
 
     /// Takes up to `most` deferred reads that can be given the budget they need, of each client in
@@ -482,29 +444,31 @@ impl Clients {
             && refused < self.with_deferred.len()
             && let Some(connection) = self.with_deferred.pop_front()
         {
-            let Some(bytes) = self.next_deferred_bytes(connection) else { continue };
-            if self.try_budget(memory, connection, bytes) {
+            let Some((bytes, is_page)) = self.next_deferred(connection) else { continue };
+            let has_place = !is_page || self.may_hand_page();
+            if has_place && self.try_budget(memory, connection, bytes) {
                 let client = self.all.get_mut(&connection);
                 if let Some(DeferredRead { mut read, .. }) =
                     client.and_then(|c| c.deferred.pop_front())
                 {
                     read.budget_bytes = bytes;
-                    self.at_workers += 1;
+                    self.hand_over(read, reads);
                     most -= 1;
-                    reads.push(ReadWork::Answer(read));
                 }
                 refused = 0;
             } else {
                 refused += 1;
             }
-            if self.next_deferred_bytes(connection).is_some() {
+            if self.next_deferred(connection).is_some() {
                 self.with_deferred.push_back(connection);
             }
         }
     }
 
-    fn next_deferred_bytes(&self, connection: ConnectionId) -> Option<usize> {
-        self.all.get(&connection)?.deferred.front().map(|deferred| deferred.bytes)
+    /// The length that a client's next deferred read needs, and whether it is a page.
+    fn next_deferred(&self, connection: ConnectionId) -> Option<(usize, bool)> {
+        let next = self.all.get(&connection)?.deferred.front();
+        next.map(|deferred| (deferred.bytes, deferred.read.is_page()))
     }
 
     fn try_budget(
@@ -528,8 +492,8 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Timestamp;
-    use crate::wire::message::GetRequest;
+    use crate::model::{PageOf, Timestamp};
+    use crate::wire::message::{GetRequest, PageRequest};
     use bytes::Bytes;
 
     const MIB: usize = 1024 * 1024;
@@ -545,10 +509,15 @@ mod tests {
     }
 
     fn with_clients(count: u64) -> (Clients, Vec<ConnectionId>) {
-        let mut clients = Clients::new(MIB);
+        let mut clients = Clients::new(MIB, 2);
         let ids: Vec<_> = (0..count).map(ConnectionId::from_u64).collect();
         ids.iter().for_each(|id| clients.add(*id, address()));
         (clients, ids)
+    }
+
+    /// What a GET with this budget is accounted by.
+    fn charge(token: RequestToken, budget_bytes: usize) -> ReadCharge {
+        ReadCharge { token, budget_bytes, is_page: false }
     }
 
     fn token(connection: ConnectionId, request: u64) -> RequestToken {
@@ -635,7 +604,7 @@ mod tests {
     /// Four thousand clients of as many addresses that asked for nothing kept everybody else out.
     #[test]
     fn who_asks_for_nothing_makes_room_those_of_a_crowd_first() {
-        let mut clients = Clients::new(MIB);
+        let mut clients = Clients::new(MIB, 2);
         let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 50000));
         let id = ConnectionId::from_u64;
         // A crowd of one address, and two others.
@@ -694,17 +663,17 @@ mod tests {
         // The first four are small after all; the last two have no budget and are long.
         for _ in 0..4 {
             let read = next();
-            clients.read_done(&mut ample(), read.token, read.budget_bytes);
+            clients.read_done(&mut ample(), read.charge());
         }
         for _ in 0..2 {
             let read = next();
-            clients.read_done(&mut ample(), read.token, read.budget_bytes);
+            clients.read_done(&mut ample(), read.charge());
             clients.defer(&mut ample(), read, 3 * MIB);
         }
         assert!(clients.take_reads(&mut queued(2 * MIB)).is_empty(), "too much waits to be sent");
         assert_eq!(budgets(&clients.take_reads(&mut queued(1))), [3 * MIB]);
         assert!(clients.take_reads(&mut ample()).is_empty(), "the first is being read");
-        clients.read_done(&mut ample(), token(ids[0], 4), 3 * MIB);
+        clients.read_done(&mut ample(), charge(token(ids[0], 4), 3 * MIB));
         assert_eq!(budgets(&clients.take_reads(&mut ample())), [3 * MIB]);
     }
 
@@ -728,7 +697,7 @@ mod tests {
             assert!(clients.take_reads(&mut ample()).is_empty(), "the workers have enough");
             for job in jobs {
                 let ReadWork::Answer(read) = job else { panic!("a read") };
-                clients.read_done(&mut ample(), read.token, read.budget_bytes);
+                clients.read_done(&mut ample(), read.charge());
                 order.push((read.token.connection, read.token.request));
             }
         }
@@ -751,18 +720,18 @@ mod tests {
         // One whose reads were in vain tries one at a time without a budget, until that is not in
         // vain.
         let mut full = queued(CLIENT_SEND_BYTES_PAUSE);
-        clients.read_done(&mut full, token(ids[0], 1000), MIB);
-        clients.read_done(&mut full, token(ids[0], 4), MIB);
+        clients.read_done(&mut full, charge(token(ids[0], 1000), MIB));
+        clients.read_done(&mut full, charge(token(ids[0], 4), MIB));
         assert_eq!(numbers(clients.take_reads(&mut full)), [(1, 3), (0, 5)]);
-        clients.read_done(&mut full, token(ids[1], 3), 0);
+        clients.read_done(&mut full, charge(token(ids[1], 3), 0));
         assert!(clients.take_reads(&mut full).is_empty());
-        clients.read_done(&mut full, token(ids[0], 5), 0);
+        clients.read_done(&mut full, charge(token(ids[0], 5), 0));
         for n in [200, 201, 202] {
             clients.read(token(ids[0], n), address(), request());
         }
         assert_eq!(numbers(clients.take_reads(&mut full)), [(0, 200), (0, 201)]);
         for n in [200, 201] {
-            clients.read_done(&mut full, token(ids[0], n), 0);
+            clients.read_done(&mut full, charge(token(ids[0], n), 0));
         }
         // Where places become free one by one, each has its turn.
         clients.at_workers_max = 1;
@@ -772,11 +741,40 @@ mod tests {
         for _ in 0..4 {
             let one = numbers(clients.take_reads(&mut ample()))[0];
             let token = RequestToken { connection: one.0, request: one.1 };
-            clients.read_done(&mut ample(), token, MIB);
+            clients.read_done(&mut ample(), charge(token, MIB));
             order.push(one);
         }
         let new = order.iter().filter(|(_, request)| *request < 1000).count();
         assert_eq!(new, 2, "deferred ones and new ones: {order:?}");
+    }
+
+    /// A hundred pages, each of which looks at 64 MiB, once were before everybody's next GET.
+    #[test]
+    fn there_is_one_page_at_once_for_each_worker_and_gets_go_beside_them() {
+        let (mut clients, ids) = with_clients(2);
+        let page = || {
+            let of = PageOf::Keys { keys: vec![Bytes::from_static(b"k")] };
+            let (at, seen, session) = (Timestamp(0), Timestamp(0), Timestamp(0));
+            let (linearizable, keys_only) = (false, false);
+            let page = PageRequest { of, at, seen, session, linearizable, rows_max: 1, keys_only };
+            ReadRequest::Page(page)
+        };
+        (0..10).for_each(|n| clients.read(token(ids[0], n), address(), page()));
+        clients.read(token(ids[1], 100), address(), request());
+        let take = |clients: &mut Clients| -> Vec<ReadCharge> {
+            let charge = |work| match work {
+                ReadWork::Answer(read) => read.charge(),
+                other => panic!("{other:?}"),
+            };
+            clients.take_reads(&mut ample()).into_iter().map(charge).collect()
+        };
+        let taken = take(&mut clients);
+        let numbers: Vec<u64> = taken.iter().map(|read| read.token.request).collect();
+        assert_eq!(numbers, [0, 1, 100]);
+        clients.read_done(&mut ample(), taken[2]);
+        assert!(take(&mut clients).is_empty(), "two workers have a page each");
+        clients.read_done(&mut ample(), taken[0]);
+        assert_eq!(take(&mut clients)[0].token.request, 2);
     }
 
     #[test]
@@ -786,7 +784,7 @@ mod tests {
         let Some(ReadWork::Answer(read)) = clients.take_reads(&mut ample()).pop() else {
             panic!("one read")
         };
-        clients.read_done(&mut ample(), read.token, read.budget_bytes);
+        clients.read_done(&mut ample(), read.charge());
         clients.defer(&mut ample(), read, 2 * CLIENT_SEND_BYTES_PAUSE);
         assert!(clients.take_reads(&mut queued(1)).is_empty());
         assert_eq!(budgets(&clients.take_reads(&mut ample())), [2 * CLIENT_SEND_BYTES_PAUSE]);
@@ -802,7 +800,7 @@ mod tests {
         }
         assert_eq!(budgets(&clients.take_reads(&mut memory)), [MIB, MIB, MIB, 0]);
         clients.remove(&mut memory, ids[0]);
-        clients.read_done(&mut memory, token(ids[0], 1), MIB);
+        clients.read_done(&mut memory, charge(token(ids[0], 1), MIB));
         clients.read(token(ids[count], 2), address(), request());
         assert_eq!(budgets(&clients.take_reads(&mut memory)), [MIB]);
     }

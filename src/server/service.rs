@@ -111,7 +111,7 @@ impl StoreService {
             core: CoreDriver::new(node),
             links: links.collect(),
             connections: ConnectionMap::default(),
-            clients: Clients::new(parts.config.value_bytes_max),
+            clients: Clients::new(parts.config.value_bytes_max, parts.config.workers),
             applied_steps: 0,
             transfers: Transfers::new(
                 parts.first_transfer,
@@ -264,7 +264,6 @@ impl StoreService {
                     }
                 }
                 Output::Disconnect { server, reason } => {
-                    // More than one message may have been wrong before this was carried out.
                     self.disconnect(net, server, &reason);
                 }
                 Output::RebuildState => self.restart(net, Untrusted::State),
@@ -282,16 +281,19 @@ impl StoreService {
         }
     }
 
-    /// Closes the connections on which a server has sent what breaks the protocol.
-    fn disconnect(&mut self, net: &mut Net, peer: NodeId, reason: &str) {
+    /// Closes the connections on which a server has sent what breaks the protocol. More than one of
+    /// its messages may have been wrong before this is called.
+    fn disconnect(&mut self, net: &mut Net, server: NodeId, reason: &str) {
         let inbound: Vec<_> =
-            self.link_mut(peer).into_iter().flat_map(ServerLink::take_inbound).collect();
-        if !inbound.is_empty() {
-            log::warn!("closing the link from server {peer}: {reason}");
+            self.link_mut(server).into_iter().flat_map(ServerLink::take_inbound).collect();
+        if inbound.is_empty() {
+            return;
         }
+        log::warn!("closing the link from server {server}: {reason}");
         for connection in inbound {
             self.refuse(net, connection, reason.to_owned());
         }
+        self.inbound_down(net, server);
     }
 
     /// Hands a decoded frame on, by the role of its connection.
@@ -354,11 +356,11 @@ impl StoreService {
             Completion::Applied { outcomes, point, summary } => {
                 return self.input(net, Input::Applied { outcomes, point, summary });
             }
-            Completion::Answered { token, budget_bytes, frame } => {
-                return self.read_answered(net, token, budget_bytes, frame);
+            Completion::Answered { charge, frame } => {
+                return self.read_answered(net, charge, frame);
             }
             Completion::TooLong { read, bytes } => {
-                self.clients.read_done(net, read.token, read.budget_bytes);
+                self.clients.read_done(net, read.charge());
                 return self.clients.defer(net, read, bytes);
             }
             Completion::Entries { fetch, entries } => {

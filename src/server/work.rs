@@ -72,7 +72,7 @@ pub enum SnapshotWork {
         /// The transfer's number, chosen at random by its sender.
         id: u64,
     },
-    /// Make room for an arriving snapshot.
+    /// Make room for an arriving snapshot; answered by [`SnapshotReport::Begun`].
     Begin {
         /// The transfer's number, chosen at random by its sender.
         id: u64,
@@ -140,7 +140,28 @@ pub struct ReadJob {
     pub budget_bytes: usize,
 }
 
+/// What a read at the workers is accounted by.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadCharge {
+    /// The request that it is for.
+    pub token: RequestToken,
+    /// The budget that it has.
+    pub budget_bytes: usize,
+    /// Whether it is a page, of which there are few at once.
+    pub is_page: bool,
+}
+
 impl ReadJob {
+    /// Whether it is a page of a longer read, which may take as long as a thousand GETs.
+    pub(super) fn is_page(&self) -> bool {
+        matches!(self.request, ReadRequest::Page(_))
+    }
+
+    pub(super) fn charge(&self) -> ReadCharge {
+        let is_page = self.is_page();
+        ReadCharge { token: self.token, budget_bytes: self.budget_bytes, is_page }
+    }
+
     /// The longest value that the read may give back.
     pub(super) fn value_bytes_max(&self) -> usize {
         self.budget_bytes.max(limits::READ_SMALL_BYTES_MAX)
@@ -174,10 +195,8 @@ pub(super) enum Completion {
     Snapshot(SnapshotReport),
     /// A read is answered.
     Answered {
-        /// The request that it is for.
-        token: RequestToken,
-        /// The budget that the read had.
-        budget_bytes: usize,
+        /// The request that it is for, and what the read had.
+        charge: ReadCharge,
         /// The answer as a whole frame.
         frame: Vec<u8>,
     },
@@ -242,6 +261,11 @@ pub enum SnapshotReport {
         /// The chunk, or `None` at the end; why it could not be read, in a clause.
         chunk: Result<Option<SnapshotChunk>, String>,
     },
+    /// A [`SnapshotWork::Begin`] has left the applier's queue.
+    Begun {
+        /// The transfer's number, chosen at random by its sender.
+        id: u64,
+    },
     /// A chunk of a snapshot has left the applier's queue.
     Stored {
         /// The transfer's number, chosen at random by its sender.
@@ -255,8 +279,8 @@ pub enum SnapshotReport {
         /// The transfer's number, chosen at random by its sender.
         id: u64,
     },
-    /// An arriving snapshot could not be stored. Follows the [`SnapshotReport::Stored`] of the
-    /// chunk that failed.
+    /// An arriving snapshot could not be stored. Follows the [`SnapshotReport::Begun`], or the
+    /// [`SnapshotReport::Stored`] of the chunk, that failed.
     Failed {
         /// The transfer's number, chosen at random by its sender.
         id: u64,

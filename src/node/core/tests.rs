@@ -286,6 +286,36 @@ fn only_a_put_that_is_certain_to_be_new_is_answered_before_it_is_applied() {
     }
 }
 
+#[test]
+fn a_plain_read_waits_for_what_is_in_the_log_and_for_nothing_else() {
+    let mut group = Group::new(3, AckPolicy::Majority);
+    group.tick();
+    group.put(2, 1);
+    group.settle();
+    group.withheld = Some(Vec::new());
+    let put = group.put(2, 2);
+    group.settle();
+    let written = match &group.replies[&put] {
+        Reply::WriteOk(answer) => answer.timestamp,
+        other => panic!("not written but {other:?}"),
+    };
+    let node = &group.nodes[2];
+    assert!(node.reaches_soon(written), "it is in the log");
+    assert!(!node.reaches_soon(Timestamp(written.0 + 1)), "nobody knows whether that comes");
+    let token = |request| RequestToken { connection: 0, request };
+    let condition = ReadCondition::Applied(written);
+    group.inbox.push_back((2, Input::Read { token: token(98), condition }));
+    group.settle();
+    assert!(group.ready_reads.is_empty() && group.nodes[2].awaits_application());
+    let withheld = group.withheld.take().unwrap();
+    group.inbox.extend(withheld);
+    group.settle();
+    assert_eq!(group.ready_reads, [token(98)]);
+    group.inbox.push_back((2, Input::Read { token: token(99), condition }));
+    group.settle();
+    assert_eq!(group.ready_reads, [token(98), token(99)], "it is applied");
+}
+
 /// The write that server `at` had from its client as its first one comes again, by way of another
 /// server or of the same.
 fn again(group: &mut Group, at: usize, by: usize, request: u64) -> RequestToken {

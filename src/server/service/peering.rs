@@ -168,12 +168,15 @@ impl StoreService {
         let Some(link) = self.link_mut(peer) else { return };
         if link.met(incarnation) {
             link.take_inbound().for_each(|old| net.close(old));
-            if link.lines().iter().any(|line| line.is_welcomed()) {
+            let was_greeted_before = link.lines().iter().any(|line| line.is_welcomed());
+            self.inbound_down(net, peer);
+            if was_greeted_before {
                 // The other connection was greeted by the directory before.
                 let why = "its data directory was replaced meanwhile";
                 return self.give_up_outbound(net, connection, peer, why);
             }
         }
+        let Some(link) = self.link_mut(peer) else { return };
         if let Some(line) = link.line_mut(connection) {
             line.welcomed();
         }

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use super::super::decoding::Undecodable;
 use super::super::get::{ReadRequest, answer_from_log};
 use super::super::links::ServerLink;
-use super::super::work::{ReadJob, ReadWork};
+use super::super::work::{ReadCharge, ReadWork};
 use super::{ConnectionRole, NOT_OF_A_CLIENT, StoreService};
 use crate::limits;
 use crate::model::{DiskSpace, EncodedWrite, NodeId};
@@ -74,7 +74,7 @@ impl StoreService {
             net.pause_reading(connection);
         }
         if let Some(what) = admission.busy {
-            self.reply_busy(net, token, what);
+            self.reply(net, token, busy(what));
             return None;
         }
         if !self.lifecycle.takes_requests() {
@@ -94,7 +94,7 @@ impl StoreService {
             return self.refuse(net, connection, format!("{what}: try again later"));
         };
         if let Some((token, _)) = self.admit(net, connection, id, 0) {
-            self.reply_busy(net, token, what);
+            self.reply(net, token, busy(what));
         }
     }
 
@@ -159,15 +159,6 @@ impl StoreService {
         self.input(net, Input::Read { token, condition });
     }
 
-    pub(super) fn reply_busy(&mut self, net: &mut Net, token: RequestToken, what: &str) {
-        let message = format!("{what} at this server: try again in a moment");
-        let busy = ErrorReply {
-            retry_after_ms: limits::BUSY_RETRY_AFTER_MS,
-            ..ErrorReply::not_done(ErrorCode::Busy, message)
-        };
-        self.reply(net, token, Reply::Error(busy));
-    }
-
     /// Ends a request of a client, which is read again if it had too much under way.
     pub(super) fn answered(&mut self, net: &mut Net, token: RequestToken) {
         if self.clients.answered(net, token) {
@@ -176,14 +167,9 @@ impl StoreService {
     }
 
     /// Sends the answer of a worker, unless the state has come into doubt while it was read.
-    pub(super) fn read_answered(
-        &mut self,
-        net: &mut Net,
-        token: RequestToken,
-        budget_bytes: usize,
-        frame: Vec<u8>,
-    ) {
-        self.clients.read_done(net, token, budget_bytes);
+    pub(super) fn read_answered(&mut self, net: &mut Net, charge: ReadCharge, frame: Vec<u8>) {
+        let token = charge.token;
+        self.clients.read_done(net, charge);
         match self.distrust() {
             Some(distrust) => self.reply(net, token, not_to_be_read(distrust)),
             None => {
@@ -254,34 +240,57 @@ impl StoreService {
         at.map_or_else(|| node.to_string(), SocketAddr::to_string)
     }
 
+    /// Hands reads to the workers: GETs in batches, and each page by itself, since it may take long.
     pub(super) fn submit_reads(&mut self, net: &mut Net) {
-        let mut reads = self.clients.take_reads(net);
+        let mut gets = self.clients.take_reads(net);
         // The state may have come into doubt while they waited for it, for the core or for their
         // budget.
         if let Some(distrust) = self.distrust() {
-            for job in std::mem::take(&mut reads) {
-                let ReadWork::Answer(ReadJob { token, budget_bytes, .. }) = job else { continue };
-                self.clients.read_done(net, token, budget_bytes);
-                self.reply(net, token, not_to_be_read(distrust));
+            for read in gets {
+                self.end_read(net, read, not_to_be_read(distrust));
             }
+            return;
         }
-        while !reads.is_empty() {
-            let rest = reads.split_off(reads.len().min(limits::READS_PER_BATCH_MAX));
-            let batch = std::mem::replace(&mut reads, rest);
-            let (refused, why) = match self.parts.threads.read_batch(batch) {
-                Ok(()) => continue,
-                Err(SubmitError::Full(refused)) => (refused, "too many reads wait"),
-                Err(SubmitError::Stopped(refused)) => {
-                    let reads = counted(refused.len() as u64, "read has", "reads have");
-                    log::error!("{reads} no thread to do them");
-                    (refused, "no thread is left to read with")
-                }
-            };
-            for job in refused {
-                let ReadWork::Answer(ReadJob { token, budget_bytes, .. }) = job else { continue };
-                self.clients.read_done(net, token, budget_bytes);
-                self.reply_busy(net, token, why);
-            }
+        let is_page =
+            |work: &mut ReadWork| matches!(work, ReadWork::Answer(read) if read.is_page());
+        let pages: Vec<_> = gets.extract_if(.., is_page).collect();
+        for page in pages {
+            self.submit_batch(net, vec![page]);
+        }
+        while !gets.is_empty() {
+            let rest = gets.split_off(gets.len().min(limits::READS_PER_BATCH_MAX));
+            let batch = std::mem::replace(&mut gets, rest);
+            self.submit_batch(net, batch);
         }
     }
+
+    fn submit_batch(&mut self, net: &mut Net, batch: Vec<ReadWork>) {
+        let (refused, why) = match self.parts.threads.read_batch(batch) {
+            Ok(()) => return,
+            Err(SubmitError::Full(refused)) => (refused, "too many reads wait"),
+            Err(SubmitError::Stopped(refused)) => {
+                let reads = counted(refused.len() as u64, "read has", "reads have");
+                log::error!("{reads} no thread to do them");
+                (refused, "no thread is left to read with")
+            }
+        };
+        for read in refused {
+            self.end_read(net, read, busy(why));
+        }
+    }
+
+    /// Answers a read that no worker does.
+    fn end_read(&mut self, net: &mut Net, work: ReadWork, reply: Reply) {
+        let ReadWork::Answer(read) = work else { return };
+        self.clients.read_done(net, read.charge());
+        self.reply(net, read.token, reply);
+    }
+}
+
+fn busy(what: &str) -> Reply {
+    let message = format!("{what} at this server: try again in a moment");
+    Reply::Error(ErrorReply {
+        retry_after_ms: limits::BUSY_RETRY_AFTER_MS,
+        ..ErrorReply::not_done(ErrorCode::Busy, message)
+    })
 }

@@ -15,7 +15,7 @@ use crate::limits;
 use crate::model::{ClusterId, Timestamp};
 use crate::net::Listener;
 use crate::process::files;
-use crate::server::work::{Completion, ReadJob, ReadWork};
+use crate::server::work::{Completion, ReadWork};
 use crate::server::{OpenedServer, Stopper, local};
 use crate::wire::codec;
 use crate::wire::message::{
@@ -165,17 +165,16 @@ fn a_read_that_is_running_when_the_state_is_refuted_is_not_answered_from_it() {
     let (begun, begins) = bounded::<()>(0);
     let (end, ends) = bounded::<()>(0);
     server.service.parts.threads.set_worker(move |work| {
-        let ReadWork::Answer(ReadJob { token, budget_bytes, .. }) = work else {
-            panic!("{work:?}")
-        };
+        let ReadWork::Answer(read) = work else { panic!("{work:?}") };
+        let charge = read.charge();
         begun.send(()).unwrap();
         ends.recv().unwrap();
         let (value, timestamp) = (Some(Bytes::from_static(b"wrong")), Timestamp(1));
         let body = Reply::GetOk { value, timestamp, as_of: timestamp };
         let mut frame = Vec::new();
-        let reply = Message::Reply { id: token.request, body };
+        let reply = Message::Reply { id: charge.token.request, body };
         codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
-        Completion::Answered { token, budget_bytes, frame }
+        Completion::Answered { charge, frame }
     });
     let accuse = accuser(&server);
     let thread = thread::spawn(move || server.run().map_err(|error| error.to_string()));

@@ -48,9 +48,11 @@ impl<A: StagingArea + Clone + 'static> Intake<A> {
                     Ok(sink) => {
                         let sink = sink.knowing(machine.known_level());
                         self.arriving = Arriving::Open { id, sink, stored: 0 };
-                        Vec::new()
+                        vec![SnapshotReport::Begun { id }]
                     }
-                    Err(error) => vec![self.refuse(id, error.to_string())],
+                    Err(error) => {
+                        vec![SnapshotReport::Begun { id }, self.refuse(id, error.to_string())]
+                    }
                 }
             }
             SnapshotWork::Store { id, chunk } => match &mut self.arriving {

@@ -173,6 +173,10 @@ impl Transfers {
             SnapshotReport::Read { to, id, source, chunk } => {
                 self.sending.read(now_us, (to, id), source, chunk)
             }
+            SnapshotReport::Begun { .. } => {
+                self.receiving.begun();
+                Vec::new()
+            }
             SnapshotReport::Stored { id, stored } => self.receiving.stored(id, stored),
             SnapshotReport::Staged { id } => self.receiving.staged(id),
             SnapshotReport::Failed { id, reason } => self.receiving.failed(id, &reason),

@@ -66,6 +66,9 @@ pub(super) struct Receiving {
     /// What an offer must carry so that a transfer to this server begins.
     offer_key: u64,
     incoming: Option<IncomingTransfer>,
+    /// The room for a snapshot is being made, which was offered last or given up since. No other
+    /// offer is taken meanwhile: each would be more work in the applier's queue.
+    begin_queued: bool,
     /// Chunks in the applier's queue, those of transfers that were given up included: they are
     /// memory.
     chunks_queued: u64,
@@ -74,7 +77,7 @@ pub(super) struct Receiving {
 impl Receiving {
     /// `offer_key` is random, so that nobody guesses it.
     pub fn new(offer_key: u64, limits: TransferLimits) -> Receiving {
-        Receiving { limits, offer_key, incoming: None, chunks_queued: 0 }
+        Receiving { limits, offer_key, incoming: None, begin_queued: false, chunks_queued: 0 }
     }
 
     /// Takes in an offer, which begins a transfer if it has this server's key. `is_wanted` says
@@ -92,7 +95,7 @@ impl Receiving {
         // The library panics on others.
         let exists = (1..=snapshot.leader_term).contains(&snapshot.term)
             && snapshot.index <= LogIndex::MAX / 2;
-        let is_queued = self.chunks_queued > 0;
+        let is_queued = self.begin_queued || self.chunks_queued > 0;
         if !is_wanted || !exists || is_busy || is_queued {
             return vec![answer(from, id, 0, SnapshotOutcome::Failed)];
         }
@@ -114,8 +117,15 @@ impl Receiving {
             stored: 0,
             progress_us: now_us,
         });
+        self.begin_queued = true;
         steps.push(store(SnapshotWork::Begin { id, point }));
         steps
+    }
+
+    /// Notes that the applier has made room for a snapshot, or could not.
+    pub fn begun(&mut self) {
+        assert!(self.begin_queued, "the applier made room for what was not offered");
+        self.begin_queued = false;
     }
 
     /// Takes in a chunk.
@@ -261,4 +271,121 @@ fn store(work: SnapshotWork) -> TransferStep {
 
 fn answer(to: NodeId, id: u64, stored: u64, outcome: SnapshotOutcome) -> TransferStep {
     TransferStep::Send { to, message: PeerMessage::SnapshotAnswer { id, stored, outcome } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+
+    const LEADER: NodeId = NodeId(1);
+
+    fn snapshot(leader_term: Term) -> SnapshotId {
+        SnapshotId { leader_term, index: 50, term: 1 }
+    }
+
+    const KEY: u64 = 77;
+
+    fn offer_with(receiving: &mut Receiving, key: Option<u64>, id: u64) -> Vec<TransferStep> {
+        let (snapshot, timestamp) = (snapshot(2), Timestamp(1));
+        receiving.offered(0, LEADER, key, SnapshotOffer { id, snapshot, timestamp, hash: 0 }, true)
+    }
+
+    fn offer(receiving: &mut Receiving, id: u64) -> Vec<TransferStep> {
+        offer_with(receiving, Some(KEY), id)
+    }
+
+    fn chunk(receiving: &mut Receiving, id: u64, sequence: u64) -> Vec<TransferStep> {
+        receiving.chunk(0, (LEADER, id), sequence, Bytes::from_static(b"rows"))
+    }
+
+    /// How the sender is answered, if it is.
+    fn outcome(steps: &[TransferStep]) -> Option<SnapshotOutcome> {
+        steps.iter().find_map(|step| match step {
+            TransferStep::Send { message: PeerMessage::SnapshotAnswer { outcome, .. }, .. } => {
+                Some(*outcome)
+            }
+            _ => None,
+        })
+    }
+
+    fn receiving() -> Receiving {
+        Receiving::new(KEY, TransferLimits::default())
+    }
+
+    #[test]
+    fn a_snapshot_is_installed_when_it_is_whole_and_the_core_wants_it() {
+        let mut receiving = receiving();
+        offer(&mut receiving, 7);
+        receiving.begun();
+        chunk(&mut receiving, 7, 0);
+        let stored = receiving.stored(7, Some(1));
+        assert_eq!(outcome(&stored), Some(SnapshotOutcome::Receiving));
+        receiving.ended(0, (LEADER, 7), 1);
+        let staged = receiving.staged(7);
+        assert!(matches!(staged[..], [TransferStep::Input(Input::SnapshotReceived { .. })]));
+        assert_eq!(outcome(&offer(&mut receiving, 8)), Some(SnapshotOutcome::Failed), "it is busy");
+        assert!(receiving.broken(LEADER).is_empty(), "its sender is not needed any more");
+        let request =
+            InstallRequest { number: 3, snapshot: snapshot(2), hard_state: Default::default() };
+        let install = receiving.install(request);
+        let TransferStep::Work(Work::Log(LogWork::Install(installed))) = install else { panic!() };
+        assert_eq!(installed, request);
+        let done = receiving.installed(AppliedPoint::default(), MachineSummary::default());
+        assert_eq!(outcome(&done), Some(SnapshotOutcome::Complete));
+    }
+
+    #[test]
+    fn an_offer_without_the_key_begins_nothing_and_is_answered_with_it() {
+        let mut receiving = receiving();
+        for key in [None, Some(KEY + 1)] {
+            let steps = offer_with(&mut receiving, key, 7);
+            assert_eq!((steps.len(), outcome(&steps)), (1, Some(SnapshotOutcome::Key(KEY))));
+            assert!(chunk(&mut receiving, 7, 0).is_empty(), "nothing is taken in");
+        }
+        assert!(outcome(&offer(&mut receiving, 7)).is_none());
+        assert!(!chunk(&mut receiving, 7, 0).is_empty());
+    }
+
+    /// Each offer once was work for the applier, whose queue one server could fill.
+    #[test]
+    fn offers_are_refused_while_room_for_one_is_being_made() {
+        let mut receiving = receiving();
+        assert!(outcome(&offer(&mut receiving, 0)).is_none());
+        for id in 1..1000 {
+            let steps = offer(&mut receiving, id);
+            assert_eq!((steps.len(), outcome(&steps)), (1, Some(SnapshotOutcome::Failed)));
+        }
+        receiving.begun();
+        assert!(outcome(&offer(&mut receiving, 1000)).is_none());
+    }
+
+    #[test]
+    fn a_sender_that_sends_more_at_once_than_it_may_is_refused() {
+        let mut receiving = receiving();
+        offer(&mut receiving, 7);
+        let most = TransferLimits::default().chunks_in_flight_max;
+        for sequence in 0..most {
+            assert!(outcome(&chunk(&mut receiving, 7, sequence)).is_none());
+        }
+        let refused = chunk(&mut receiving, 7, most);
+        assert_eq!(outcome(&refused), Some(SnapshotOutcome::Failed));
+        // What is in the applier's queue counts on.
+        receiving.begun();
+        assert_eq!(outcome(&offer(&mut receiving, 8)), Some(SnapshotOutcome::Failed));
+        (0..most).for_each(|_| drop(receiving.stored(7, None)));
+        assert!(outcome(&offer(&mut receiving, 8)).is_none());
+    }
+
+    #[test]
+    fn a_snapshot_of_a_leader_that_leads_no_more_is_thrown_away() {
+        let refused = |term, leader| {
+            let mut receiving = receiving();
+            offer(&mut receiving, 7);
+            outcome(&receiving.tick(1, term, leader)).is_some()
+        };
+        assert!(!refused(1, None), "its term was not heard of yet");
+        assert!(!refused(2, Some(LEADER)));
+        assert!(refused(2, Some(NodeId(3))) && refused(3, None));
+    }
 }

@@ -79,7 +79,8 @@ impl StoreWorker {
         if value_bytes > allowed && value_bytes <= limits::VALUE_BYTES_MAX + limits::KEY_BYTES_MAX {
             return Completion::TooLong { read, bytes: value_bytes };
         }
-        let ReadJob { token, client, request, budget_bytes } = read;
+        let charge = read.charge();
+        let ReadJob { token, client, request, .. } = read;
         if self.console.is_on()
             && let Some(event) = answered.take_shown(client, &request)
         {
@@ -98,7 +99,7 @@ impl StoreWorker {
                 log::error!("cannot even say that a value cannot be sent");
             }
         }
-        Completion::Answered { token, budget_bytes, frame }
+        Completion::Answered { charge, frame }
     }
 }
 
