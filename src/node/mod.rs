@@ -9,7 +9,8 @@
 //! acknowledgement rule is met, keeps the in-sync set, and confirms linearizable reads.
 //!
 //! What it leaves out: plain reads, which need no agreement and go from the event loop straight to
-//! the workers, unless they wait for the state machine; membership change. The election time-out is drawn at random inside raft-rs, unless
+//! the workers, unless they wait for the state machine; membership change. The election time-out is
+//! drawn at random inside raft-rs, unless
 //! [`NodeConfig::election_ticks`](config::NodeConfig::election_ticks) fixes it.
 
 mod clock;

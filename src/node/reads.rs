@@ -1,7 +1,7 @@
 //! Reads that wait: for the confirmation that this server is up to date, and for the state machine.
 //!
-//! A linearizable read waits for both. Its confirmation is the read-index protocol (Ongaro's thesis,
-//! 6.4), batched.
+//! A linearizable read waits for both. Its confirmation is the read-index protocol (Ongaro's
+//! thesis, 6.4), batched.
 //!
 //! All reads that arrive between two flushes share one *read-index request*: the leader confirms by
 //! a round of heartbeats that it still leads, and returns its commit index. Rule: the answer to a
@@ -96,8 +96,8 @@ impl ReadBatch {
     }
 }
 
-/// All reads of this server's clients that wait, and the read-index requests of other servers, until
-/// they are answered.
+/// All reads of this server's clients that wait, and the read-index requests of other servers,
+/// until they are answered.
 #[derive(Debug, Default)]
 pub(super) struct PendingReads {
     /// Reads for which no request was made yet.

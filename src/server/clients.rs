@@ -6,8 +6,8 @@
 //! for a thousand long ones at once and read no answer. So every read is sent to the workers with a
 //! *read budget*, the length that its value may have:
 //!
-//! - [`READ_SMALL_BYTES_MAX`] is always allowed. That much for all that a client may have under way
-//!   fits its send queue.
+//! - [`limits::READ_SMALL_BYTES_MAX`] is always allowed. That much for all that a client may have
+//!   under way fits its send queue.
 //! - The longest value there may be is allowed as long as the client's queue and the budgets of its
 //!   other reads leave room, or when it has nothing else, and the process's budget has room: the
 //!   usual case.
@@ -33,8 +33,7 @@ use self::turns::ReadTurns;
 use super::get::ReadRequest;
 use super::work::{ReadCharge, ReadJob, ReadWork};
 use crate::limits::{
-    self, CLIENT_SEND_BYTES_PAUSE, READ_SMALL_BYTES_MAX, REQUEST_SMALL_BYTES_MAX,
-    REQUESTS_PER_CONNECTION_MAX,
+    self, CLIENT_SEND_BYTES_PAUSE, REQUEST_SMALL_BYTES_MAX, REQUESTS_PER_CONNECTION_MAX,
 };
 use crate::net::{ConnectionId, ConnectionMap, Net, origin_of};
 use crate::node::RequestToken;

@@ -128,6 +128,19 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
+    /// Logs it when this server was told another history than its group keeps. Returns whether it
+    /// was.
+    pub(super) fn warn_of_other_history(&self, group: History) -> bool {
+        let differs = self.history.filter(|own| *own != group);
+        if let Some(own) = differs {
+            log::warn!(
+                "--history {own} is ignored, the group keeps a history of {group}: change it with \
+                 'acervo set-history'"
+            );
+        }
+        differs.is_some()
+    }
+
     /// Checks everything that can be checked without touching the disk or the network, and sorts
     /// the list of servers.
     ///

@@ -3,14 +3,15 @@
 //! [`run`] opens the data directory, starts the threads and works until it is told to stop or
 //! something breaks.
 //!
-//! - `service`: the event loop's callbacks, and what is done with the core's outputs; below it
-//!   `requests` of clients, and `peering`: greetings, and how links come up and go down.
+//! - `service`: the event loop's callbacks; below it `outputs` of the core and completions of
+//!   threads, `requests` of clients, `peering` (greetings, and how links come up and go down), and
+//!   `conditions` such as a full disk or damage.
 //! - `clients`, `get`: the accounts of clients, and the rules for reads.
 //! - `driver`, `lifecycle`, `links`: the core and its time, whether the server goes on and how it
 //!   ends, the state of the links to the other servers.
 //! - [`work`], `threads`: what the loop has its threads do and what they tell it, and the threads.
-//! - [`snapshots`], `decoding`, `watch`: decisions about snapshots, the content of frames, conditions
-//!   that go to the log.
+//! - [`snapshots`], `decoding`, `watch`: decisions about snapshots, the content of frames,
+//!   conditions that go to the log.
 //! - [`config`], [`questions`], [`console`]: the configuration, the questions on a keyboard, the
 //!   console lines.
 //! - [`cluster`], `local`: three servers under one terminal, and three in one process for tests.
@@ -47,7 +48,7 @@ use self::service::{Parts, StoreService};
 use self::threads::{Threads, ThreadsConfig};
 use crate::console::ConsoleThread;
 use crate::limits;
-use crate::model::{History, NodeId, Release};
+use crate::model::{NodeId, Release};
 use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
 use crate::node::config::{NodeConfig, NodeError};
 use crate::node::core::Node;
@@ -237,7 +238,7 @@ impl OpenedServer {
         };
         let store = storage.machine.store();
         let threads = ThreadsConfig {
-            readers: config.workers,
+            workers: config.workers,
             scrub_interval: config.scrub_interval,
             shrink_interval: config.shrink_interval,
             console: console.clone(),
@@ -309,18 +310,6 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
         level_settled: limits::LEVEL_SETTLED,
         first_question: rand::rng().next_u64() >> 1,
     }
-}
-
-/// Logs it when this server was told another history than its group keeps. Returns whether it was.
-fn say_which_history_counts(config: &ServerConfig, group: History) -> bool {
-    let differs = config.history.filter(|own| *own != group);
-    if let Some(own) = differs {
-        log::warn!(
-            "--history {own} is ignored, the group keeps a history of {group}: change it with \
-             'acervo set-history'"
-        );
-    }
-    differs.is_some()
 }
 
 fn watch_stdin(stopper: Stopper) -> Result<(), ServerError> {

@@ -4,6 +4,8 @@
 //! decides nothing about consensus or data: it turns frames into the core's inputs, and outputs
 //! into frames and work, and knows what each connection is.
 
+mod conditions;
+mod outputs;
 mod peering;
 mod requests;
 #[cfg(test)]
@@ -22,25 +24,20 @@ use super::decoding::{DecodedFrame, Undecodable, decode};
 use super::driver::CoreDriver;
 use super::lifecycle::{Lifecycle, Restart};
 use super::links::ServerLink;
-use super::say_which_history_counts;
-use super::snapshots::{TransferLimits, TransferStep, Transfers};
+use super::snapshots::{TransferLimits, Transfers};
 use super::threads::Threads;
-use super::watch::{LogNews, LogWatch};
-use super::work::{Completion, LogWork, ReadWork, StoreWork, Work};
+use super::watch::LogWatch;
 use crate::limits;
-use crate::model::{ClusterId, DiskSpace, History, NodeId};
+use crate::model::{ClusterId, DiskSpace, NodeId};
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, SendLimits, Service};
 use crate::node::core::Node;
-use crate::node::eligibility::Ineligible;
-use crate::node::{CheckedMessage, Input, Notice, Now, Output, RequestToken};
-use crate::storage::datadir::Untrusted;
+use crate::node::{CheckedMessage, Input, Now, RequestToken};
 use crate::storage::reads::Store;
-use crate::text::{counted, sentence};
+use crate::text::sentence;
 use crate::wire::codec;
 use crate::wire::message::{
     Channel, ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply,
 };
-use crate::workers::pool::SubmitError;
 
 /// Bytes queued for one server on the connection for what must not wait, which is thousands of
 /// heartbeats. Beyond, messages are dropped that consensus sends again.
@@ -103,8 +100,7 @@ impl StoreService {
             parts.config.servers.iter().enumerate().map(|(i, a)| (NodeId(i as u64 + 1), *a));
         let links = others.filter(|(node, _)| *node != me).map(|(n, a)| ServerLink::new(n, a, now));
         let group = node.status().history;
-        let history_compared =
-            group.is_some_and(|group| say_which_history_counts(&parts.config, group));
+        let history_compared = group.is_some_and(|group| parts.config.warn_of_other_history(group));
         StoreService {
             me,
             cluster: parts.config.cluster_id(),
@@ -203,84 +199,6 @@ impl StoreService {
         self.answered(net, token);
     }
 
-    // ---- carrying out the core's outputs ------------------------------------------------------
-
-    fn carry_out(&mut self, net: &mut Net, mut outputs: Vec<Output>) {
-        for output in outputs.drain(..) {
-            match output {
-                Output::Send { to, message } => self.send_to_peer(net, to, message),
-                Output::Reply { token, reply } => {
-                    self.clients.take_waiting(token);
-                    self.reply(net, token, reply);
-                }
-                Output::Persist(batch) => self.parts.threads.write(LogWork::append(batch)),
-                Output::Apply { entries, answering } => {
-                    self.parts.threads.apply(StoreWork::apply(entries, answering));
-                }
-                Output::ReadReady { token } => {
-                    if let Some((client, request)) = self.clients.take_waiting(token) {
-                        self.clients.read(token, client, request);
-                    }
-                }
-                Output::Fetch { fetch, low, high, bytes_max } => {
-                    self.hand_to_worker(net, ReadWork::Entries { fetch, low, high, bytes_max });
-                }
-                Output::SendSnapshot { to, leader_term } => {
-                    let now_us = self.now(net).monotonic_us;
-                    let steps = self.transfers.start(now_us, to, leader_term);
-                    self.take_steps(net, steps);
-                }
-                Output::InstallSnapshot(request) => {
-                    let steps = self.transfers.install(request);
-                    self.take_steps(net, steps);
-                }
-                Output::DiscardSnapshot => {
-                    let steps = self.transfers.discard();
-                    self.take_steps(net, steps);
-                }
-                Output::Console(event) => self.parts.console.show(event),
-                Output::Notice(notice) => {
-                    let level = match notice {
-                        Notice::Diverged { .. }
-                        | Notice::Disputed { .. }
-                        | Notice::LogContradicted { .. }
-                        | Notice::LogRefuted { .. } => log::Level::Error,
-                        Notice::OutOfSync { .. }
-                        | Notice::ServerDiverged { .. }
-                        | Notice::ClockApart { .. } => log::Level::Warn,
-                        _ => log::Level::Info,
-                    };
-                    // A target a kind, so that many of one kind are gathered without hiding
-                    // another.
-                    match &notice {
-                        Notice::NoLeader { reason } => {
-                            let why = reason.sentence(|node| self.address(node));
-                            log::log!(target: notice.target(), level, "{why}");
-                        }
-                        notice => log::log!(target: notice.target(), level, "{notice}"),
-                    }
-                    if let Notice::History { history } = notice {
-                        self.compare_history(history);
-                    }
-                }
-                Output::Disconnect { server, reason } => {
-                    self.disconnect(net, server, &reason);
-                }
-                Output::RebuildState => self.restart(net, Untrusted::State),
-                Output::BeginAnew => self.restart(net, Untrusted::Everything),
-                Output::Stopped => self.lifecycle.core_stopped(),
-            }
-        }
-        self.core.reuse(outputs);
-    }
-
-    /// Logs once if `--history` is not what the group keeps.
-    fn compare_history(&mut self, group: History) {
-        if !self.history_compared {
-            self.history_compared = say_which_history_counts(&self.parts.config, group);
-        }
-    }
-
     /// Closes the connections on which a server has sent what breaks the protocol. More than one of
     /// its messages may have been wrong before this is called.
     fn disconnect(&mut self, net: &mut Net, server: NodeId, reason: &str) {
@@ -346,89 +264,6 @@ impl StoreService {
         }
     }
 
-    /// Takes in what has come of some work: the one place where that becomes inputs of the core.
-    fn complete(&mut self, net: &mut Net, completion: Completion) {
-        let now_us = self.now(net).monotonic_us;
-        let steps = match completion {
-            Completion::Persisted { number } => {
-                return self.input(net, Input::Persisted { number });
-            }
-            Completion::Applied { outcomes, point, summary } => {
-                return self.input(net, Input::Applied { outcomes, point, summary });
-            }
-            Completion::Answered { charge, frame } => {
-                return self.read_answered(net, charge, frame);
-            }
-            Completion::TooLong { read, bytes } => {
-                self.clients.read_done(net, read.charge());
-                return self.clients.defer(net, read, bytes);
-            }
-            Completion::Entries { fetch, entries } => {
-                return self.input(net, Input::Fetched { fetch, entries });
-            }
-            Completion::Decoded { connection, decoded, held, .. } => {
-                net.release(connection, held);
-                // It is handed on before the frames that were sent behind it.
-                self.incoming(net, connection, decoded);
-                return net.release_frames(connection);
-            }
-            Completion::StoreDamaged(found) => {
-                return self.damaged(net, &found, Untrusted::Store);
-            }
-            Completion::LogDamaged(found) => {
-                return self.damaged(net, &found, Untrusted::Everything);
-            }
-            Completion::VerdictSetDown(Ok(())) => return self.verdict_set_down(net),
-            Completion::VerdictSetDown(Err(error)) => {
-                return self.verdict_not_set_down(net, &error);
-            }
-            Completion::DiskSpace(space) => return self.disk_space(net, space),
-            Completion::Failed(failure) => return self.fail(net, failure),
-            Completion::Checkpointed(index) => self.transfers.checkpointed(index),
-            Completion::Compacted { first_index } => {
-                self.input(net, Input::Compacted { first_index });
-                self.transfers.compacted(now_us, first_index)
-            }
-            Completion::Snapshot(report) => {
-                let node = self.core.node();
-                self.transfers.report(now_us, report, |index| node.term_at(index))
-            }
-        };
-        self.take_steps(net, steps);
-    }
-
-    fn take_steps(&mut self, net: &mut Net, steps: Vec<TransferStep>) {
-        for step in steps {
-            match step {
-                TransferStep::Send { to, message } => self.send_to_peer(net, to, message),
-                TransferStep::Work(Work::Log(work)) => self.parts.threads.write(work),
-                TransferStep::Work(Work::Store(work)) => self.parts.threads.apply(work),
-                TransferStep::Work(Work::Read(work)) => self.hand_to_worker(net, work),
-                TransferStep::Input(input) => self.input(net, input),
-            }
-        }
-    }
-
-    /// Hands over what servers that are late need to have read. Clients' reads may fill the queue
-    /// for a moment.
-    fn hand_to_worker(&mut self, net: &mut Net, work: ReadWork) {
-        let refused = match self.parts.threads.read(work) {
-            Ok(()) => return,
-            Err(SubmitError::Full(work)) => work,
-            Err(SubmitError::Stopped(work)) => {
-                log::error!("no thread is left to read with");
-                work
-            }
-        };
-        match refused {
-            // Consensus asks again, as it would if the entries were not there.
-            ReadWork::Entries { fetch, .. } => {
-                self.input(net, Input::Fetched { fetch, entries: Vec::new() });
-            }
-            refused => self.transfers.refused(refused),
-        }
-    }
-
     fn peer_message(&mut self, net: &mut Net, from: NodeId, message: CheckedMessage) {
         if !message.is_about_a_snapshot() {
             return self.input(net, Input::Message { from, message });
@@ -438,113 +273,6 @@ impl StoreService {
         let wanted = |from, snapshot| node.wants_snapshot(from, snapshot);
         let steps = self.transfers.message(now_us, from, message, wanted);
         self.take_steps(net, steps);
-    }
-
-    fn log_conditions(&mut self, net: &Net) {
-        let Now { wall_us, .. } = self.now(net);
-        let newest = self.core.node().newest_timestamp();
-        for news in self.watch.look(net.now(), wall_us, newest.0) {
-            match news {
-                LogNews::ClockBehind(behind) => log::warn!(
-                    "this machine's clock is {behind:.0?} behind the newest version: versions go \
-                     on counting from there, and are no times of the day until it has caught up; \
-                     set the clock"
-                ),
-                LogNews::ClockCaughtUp => {
-                    log::info!("this machine's clock has caught up with the versions")
-                }
-                LogNews::Busy(count) => log::warn!(
-                    "{} refused with BUSY, to be tried again in a moment: more is asked than this \
-                     server, or the group, can do",
-                    counted(count, "request was", "requests were")
-                ),
-            }
-        }
-    }
-
-    /// Handles damage that was found. It may be reported several times, and is logged once.
-    fn damaged(&mut self, net: &mut Net, found: &str, untrusted: Untrusted) {
-        if self.parts.config.servers.len() == 1 {
-            // No other server has the data. It stays as it is, so that an operator may save
-            // something.
-            return self.fail(net, found.to_owned());
-        }
-        if self.lifecycle.distrust(untrusted) {
-            let what = match untrusted {
-                Untrusted::Store => "rebuilds its store from the log or the others",
-                Untrusted::State => "gets its state from the others",
-                Untrusted::Everything => "starts as a blank one, which the others bring up to date",
-            };
-            log::error!("{found}; this server serves no reads, hands over if it leads, and {what}");
-            self.set_verdict_down(net, untrusted);
-        }
-    }
-
-    fn restart(&mut self, net: &mut Net, untrusted: Untrusted) {
-        if self.lifecycle.distrust(untrusted) {
-            self.set_verdict_down(net, untrusted);
-        }
-    }
-
-    /// Begins to start again without what is untrusted. From now on no read is answered, and others
-    /// lead, whatever the disk does. Ending waits until a kill cannot undo the verdict.
-    fn set_verdict_down(&mut self, net: &mut Net, untrusted: Untrusted) {
-        let reason = Ineligible::StoreDamaged;
-        self.input(net, Input::Eligibility { reason, holds: true });
-        if let Err(error) = self.parts.threads.set_verdict_down(net.now(), untrusted) {
-            self.verdict_not_set_down(net, &error.to_string());
-        }
-    }
-
-    /// Notes that the verdict is durable: this server ends, to start again without its data.
-    fn verdict_set_down(&mut self, net: &mut Net) {
-        if self.lifecycle.settle_verdict() {
-            net.stop_accepting();
-            self.input(net, Input::HandOver);
-        }
-    }
-
-    /// Goes on although the verdict is not durable: setting the data aside may succeed all the
-    /// same.
-    fn verdict_not_set_down(&mut self, net: &mut Net, error: &str) {
-        if self.lifecycle.is_verdict_settled() {
-            return;
-        }
-        log::error!(
-            "{error}; until this server has set its data aside, a kill would make it trust them \
-             again"
-        );
-        self.verdict_set_down(net);
-    }
-
-    fn disk_space(&mut self, net: &mut Net, space: DiskSpace) {
-        let before = std::mem::replace(&mut self.disk_space, space);
-        let path = self.parts.config.data_dir.display();
-        match space {
-            DiskSpace::Ample => log::info!("there is room on the disk of {path} again"),
-            DiskSpace::Low if before.is_full() => {
-                log::warn!(
-                    "there is some room on the disk of {path} again: writes are taken; make more"
-                );
-            }
-            DiskSpace::Low => log::warn!(
-                "the disk of {path} is getting full: make room on it, or remove or trim keys, \
-                 before writes are refused"
-            ),
-            DiskSpace::Full | DiskSpace::Exhausted => log::error!(
-                "the disk of {path} is nearly full: writes are refused and removals are not; make \
-                 room on it, or remove or trim keys"
-            ),
-        }
-        let steps = self.transfers.disk_space(space);
-        self.take_steps(net, steps);
-        self.input(net, Input::DiskSpace(space));
-    }
-
-    fn fail(&mut self, net: &mut Net, failure: String) {
-        log::error!("stopping at once: {failure}");
-        self.lifecycle.fail(failure);
-        net.exit();
     }
 }
 

@@ -180,7 +180,7 @@ pub(super) enum Completion {
         /// The first index that is left in it.
         first_index: LogIndex,
     },
-    /// Entries are applied.
+    /// Committed entries are applied.
     Applied {
         /// The outcome of each client's write among them, in log order.
         outcomes: Vec<AppliedWrite>,
@@ -220,7 +220,6 @@ pub(super) enum Completion {
         of_server: bool,
         /// The connection that it came on.
         connection: ConnectionId,
-        /// Its content.
         decoded: Result<DecodedFrame, Undecodable>,
         /// Bytes charged to the budget for it, to be released by whoever takes it.
         held: usize,

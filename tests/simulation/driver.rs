@@ -468,7 +468,6 @@ impl World {
     /// Does what the bookkeeping of snapshots wants done.
     pub fn take_steps(&mut self, server: usize, steps: Vec<TransferStep>) -> Verdict {
         for step in steps {
-            let life = self.servers[server].life;
             self.trace.note(self.now_us, || format!("{} => {step:?}", server + 1));
             match step {
                 TransferStep::Send { to, message } => {

@@ -69,8 +69,8 @@ impl Node {
         self.clock.last()
     }
 
-    /// Whether everything up to `timestamp` is in this node's log and not applied yet, so that it is
-    /// worth a read's while to wait for it. What is not in the log may never come.
+    /// Whether everything up to `timestamp` is in this node's log and not applied yet, so that it
+    /// is worth a read's while to wait for it. What is not in the log may never come.
     pub fn reaches_soon(&self, timestamp: Timestamp) -> bool {
         self.applied.timestamp < timestamp && timestamp <= self.newest_timestamp()
     }

@@ -240,7 +240,8 @@ impl StoreService {
         at.map_or_else(|| node.to_string(), SocketAddr::to_string)
     }
 
-    /// Hands reads to the workers: GETs in batches, and each page by itself, since it may take long.
+    /// Hands reads to the workers: GETs in batches, and each page by itself, since it may take
+    /// long.
     pub(super) fn submit_reads(&mut self, net: &mut Net) {
         let mut gets = self.clients.take_reads(net);
         // The state may have come into doubt while they waited for it, for the core or for their

@@ -2,15 +2,15 @@
 //!
 //! Rule: from the moment a snapshot's view is pinned the leader keeps its log from there on, until
 //! the receiver has stored everything that is committed. Otherwise a store that takes longer to
-//! send than the log takes to be cut is sent again and again. The log kept so is bounded in bytes by
-//! the log's owner, and in time: a receiver that gets no further for
-//! [`TransferLimits::stall_timeout_us`](super::TransferLimits::stall_timeout_us) loses its claim.
-//! And it is the first to go on a disk that is getting full: a receiver can have another snapshot
-//! later, a group that refuses writes cannot wait.
+//! send than the log takes to be cut is sent again and again. The log kept so is bounded in bytes
+//! by the log's owner, and in time: a receiver that gets no further for
+//! [`TransferLimits::stall_timeout_us`](super::step::TransferLimits::stall_timeout_us) loses its
+//! claim. And it is the first to go on a disk that is getting full: a receiver can have another
+//! snapshot later, a group that refuses writes cannot wait.
 
 use std::collections::BTreeMap;
 
-use super::TransferStep;
+use super::step::TransferStep;
 use crate::model::{DiskSpace, LogIndex, NodeId};
 use crate::server::work::{LogWork, Work};
 use crate::storage::log::compaction::NeededByOthers;

@@ -7,16 +7,16 @@
 //! replace the store and the log of this server, and then perhaps of the group.
 //!
 //! Its chunks are stored beside the store by the applier ([`Intake`](super::intake::Intake)). When
-//! all are there, checked and durable, the core decides whether the snapshot is still of use; if so,
-//! the log begins anew after it, and it takes the store's place. Only then is its sender told that
-//! it is complete. One that breaks before the core has taken it over is thrown away, and nothing of
-//! it is kept.
+//! all are there, checked and durable, the core decides whether the snapshot is still of use; if
+//! so, the log begins anew after it, and it takes the store's place. Only then is its sender told
+//! that it is complete. One that breaks before the core has taken it over is thrown away, and
+//! nothing of it is kept.
 
 use std::cmp::Ordering;
 
 use bytes::Bytes;
 
-use super::{SnapshotOffer, TransferLimits, TransferStep};
+use super::step::{SnapshotOffer, TransferLimits, TransferStep};
 use crate::model::{AppliedPoint, LogIndex, MachineSummary, NodeId, SnapshotId, Term};
 use crate::node::{Input, InstallRequest};
 use crate::server::work::{LogWork, SnapshotWork, StoreWork, Work};

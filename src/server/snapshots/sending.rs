@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::log_claims::LogClaims;
-use super::{SnapshotOffer, TransferLimits, TransferStep};
+use super::step::{SnapshotOffer, TransferLimits, TransferStep};
 use crate::model::{AppliedPoint, LogIndex, NodeId, SnapshotId, Term};
 use crate::node::Input;
 use crate::server::work::{ReadWork, SnapshotWork, StoreWork, Work};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::super::get::StoreFault;
 use super::super::snapshots::intake::Intake;
 use super::super::work::{Completion, EntriesPiece, SnapshotReport, SnapshotWork, StoreWork};
-use super::CompletionSender;
+use super::completions::CompletionSender;
 use super::writer::WriterThread;
 use crate::limits::{self, ShrinkLimits};
 use crate::model::DiskSpace;

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use super::super::decoding::decode;
 use super::super::work::Completion;
-use super::{CompletionSender, has_ended};
+use super::completions::{CompletionSender, has_ended};
 use crate::limits;
 use crate::net::ConnectionId;
 use crate::workers::pool::{SubmitError, Workers};

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::super::work::Completion;
-use super::CompletionSender;
+use super::completions::CompletionSender;
 use crate::model::DiskSpace;
 use crate::storage::datadir::{DataDir, Presence};
 use crate::storage::reserve::DiskReserve;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::work::Completion;
-use super::{CompletionSender, has_ended};
+use super::completions::{CompletionSender, has_ended};
 use crate::limits;
 use crate::storage::datadir::{DataDirError, Untrusted};
 use crate::workers::thread::DeadlineThread;

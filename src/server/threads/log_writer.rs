@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::super::work::{Completion, LogWork, SnapshotWork, StoreWork};
-use super::CompletionSender;
+use super::completions::CompletionSender;
 use super::writer::{WriterQueue, WriterThread};
 use crate::limits;
 use crate::model::{LogBatch, LogIndex};
@@ -23,7 +23,7 @@ pub(super) fn start(
     applier: WriterQueue<StoreWork>,
     completions: CompletionSender,
 ) -> io::Result<WriterThread<LogWork>> {
-    WriterThread::start("acervo-log", move |work: Receiver<LogWork>| {
+    WriterThread::start("acervo-raftlog", move |work: Receiver<LogWork>| {
         let mut thread = LogThread { log, reserve, applier, completions, batches: Vec::new() };
         while let Ok(first) = work.recv() {
             let outcome = thread.group(first, &work);

@@ -2,7 +2,8 @@
 //!
 //! - `log_writer` and `applier` do their work in order, each from a queue that joins what waits
 //!   (`writer`).
-//! - `workers` answer reads and read what servers that are late need; `decoders` decode long frames.
+//! - `workers` answer reads and read what servers that are late need; `decoders` decode long
+//!   frames.
 //! - `scrubber` reads the store again, `disk_watch` looks at the disk, `judge` makes verdicts
 //!   about this server's data durable.
 //!
@@ -11,6 +12,7 @@
 //! deadline.
 
 mod applier;
+mod completions;
 mod decoders;
 mod disk_watch;
 mod judge;
@@ -23,8 +25,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::Receiver;
 
+use self::completions::{CompletionSender, has_ended};
 use self::decoders::Decoders;
 use self::disk_watch::DiskWatch;
 use self::judge::Judge;
@@ -40,33 +43,6 @@ use crate::storage::datadir::{DataDir, Untrusted};
 use crate::storage::log::DiskLog;
 use crate::storage::reserve::DiskReserve;
 use crate::workers::pool::{SubmitError, Workers};
-use crate::workers::thread::ShutDownError;
-
-/// The way from the threads to the event loop: one channel, and one wake.
-#[derive(Clone)]
-pub(super) struct CompletionSender {
-    completions: Sender<Completion>,
-    wake: WakeHandle,
-}
-
-impl CompletionSender {
-    /// A channel to the event loop that `wake` wakes. It has no bound of its own: completions are
-    /// as many as pieces of work, which the queues of the threads bound.
-    fn new(wake: WakeHandle) -> (CompletionSender, Receiver<Completion>) {
-        let (completions, received) = unbounded();
-        (CompletionSender { completions, wake }, received)
-    }
-
-    /// Puts a completion on the channel. It is lost only when the event loop has ended.
-    fn send(&self, completion: Completion) {
-        let _ = self.completions.send(completion);
-    }
-
-    /// Wakes the event loop, which then takes in what is on the channel.
-    fn wake(&self) {
-        self.wake.wake();
-    }
-}
 
 /// What the threads of a server are started with.
 pub(super) struct ThreadsConfig {
@@ -160,9 +136,16 @@ impl Threads {
         self.applier.hurry();
     }
 
-    /// Hands work to a worker, or gives it back when too much waits for them.
-    pub fn read(&mut self, work: ReadWork) -> Result<(), SubmitError<ReadWork>> {
-        self.workers.submit(work)
+    /// Hands work to a worker. Gives it back when too much waits for them.
+    pub fn read(&mut self, work: ReadWork) -> Option<ReadWork> {
+        match self.workers.submit(work) {
+            Ok(()) => None,
+            Err(SubmitError::Full(work)) => Some(work),
+            Err(SubmitError::Stopped(work)) => {
+                log::error!("no thread is left to read with");
+                Some(work)
+            }
+        }
     }
 
     /// Hands several pieces of work to one worker, or gives all of them back.
@@ -252,18 +235,6 @@ impl Threads {
         move || {
             sender.send(Completion::StoreDamaged("a test says so".to_owned()));
             sender.wake();
-        }
-    }
-}
-
-/// Whether a thread has ended, if only by a panic, which is logged.
-fn has_ended(finished: Result<(), ShutDownError>) -> bool {
-    match finished {
-        Ok(()) => true,
-        Err(ShutDownError::Late) => false,
-        Err(panicked @ ShutDownError::Panicked(_)) => {
-            log::error!("{panicked}");
-            true
         }
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::super::get::StoreFault;
-use super::{CompletionSender, has_ended};
+use super::completions::{CompletionSender, has_ended};
 use crate::storage::apply::ApplyError;
 use crate::storage::reads::Store;
 use crate::workers::thread::DeadlineThread;

@@ -1,12 +1,12 @@
-//! The workers: they answer reads from the store, and read old log entries and snapshots for servers
-//! that are late.
+//! The workers: they answer reads from the store, and read old log entries and snapshots for
+//! servers that are late.
 
 use bytes::Bytes;
 
 use super::super::console::ServerConsole;
 use super::super::get::{ReadRequest, StoreFault, answer_get, answer_page};
 use super::super::work::{Completion, ReadJob, ReadWork, SnapshotReport};
-use super::CompletionSender;
+use super::completions::CompletionSender;
 use crate::limits;
 use crate::storage::log::LogReader;
 use crate::storage::reads::{PageLimits, Store};

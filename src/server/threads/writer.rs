@@ -8,7 +8,7 @@ use std::io;
 use std::time::Instant;
 
 use super::super::work::Join;
-use super::has_ended;
+use super::completions::has_ended;
 use crate::workers::queue::{self, Receiver, Sender};
 use crate::workers::thread::DeadlineThread;
 
