@@ -104,7 +104,14 @@ impl Consensus {
         } else {
             // The count of ticks since the leader was heard rises all the same: while it is below
             // the election time-out, the library grants no other server a vote.
-            self.raw.raft.election_elapsed += 1;
+            let raft = &mut self.raw.raft;
+            raft.election_elapsed += 1;
+            // A leader that is silent is forgotten, as by a server that campaigns: requests are
+            // not left to one that is gone.
+            let is_silent = raft.election_elapsed >= raft.randomized_election_timeout();
+            if is_silent && raft.leader_id != raft::INVALID_ID {
+                raft.become_follower(raft.term, raft::INVALID_ID);
+            }
         }
         self.request_snapshot();
     }

@@ -353,8 +353,12 @@ impl Node {
         expired.extend(self.writes.take_unanswered(now_us));
         for key in expired {
             let pending = self.writes.remove(key);
-            // A leader is known, so the write was not proposed because others came first.
-            let led = self.consensus.leader().is_some();
+            // There is a leader, so the write was not proposed because others came first.
+            let led = match self.consensus.leader() {
+                Some(leader) if leader == self.config.node => self.reaches_majority(),
+                Some(leader) => self.reachability.links().contains(&leader),
+                None => false,
+            };
             let reply = if led && pending.effect == Effect::NotDone {
                 busy("more is being written than the group can take")
             } else {

@@ -789,6 +789,22 @@ fn a_leader_that_may_not_lead_steps_down_though_nobody_can_take_over() {
     close(world);
 }
 
+/// It went on following the dead leader, and answered writes as if the group had too many.
+#[test]
+fn a_server_that_may_not_campaign_forgets_a_leader_that_is_gone() {
+    let mut world = group(Setup::calm(36));
+    let reason = Ineligible::StoreDamaged;
+    world.input(2, Input::Eligibility { reason, holds: true }).unwrap();
+    world.crash(0).unwrap();
+    world.crash(1).unwrap();
+    let forgotten = run_until(&mut world, 5 * SECOND, |world| {
+        world.statuses().all(|(_, status)| status.leader.is_none())
+    });
+    assert!(forgotten, "it follows a leader that is gone");
+    world.input(2, Input::Eligibility { reason, holds: false }).unwrap();
+    close(world);
+}
+
 /// One disk under all servers: nobody is better off, and an election would only be one more thing
 /// to wait for.
 #[test]
