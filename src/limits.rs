@@ -285,15 +285,6 @@ pub const STATE_HASH_EVERY: u64 = 4096;
 pub const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stopping leader waits for another server to take over.
 pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
-/// By how much other servers may raise this server's term with each tick of its run, in all; what
-/// is not used is kept. No election needs that many, and the 64-bit term lasts for a hundred years
-/// of it. Every server can follow wherever another was led, since all are given the same.
-pub const TERM_CREDIT_PER_TICK: u64 = 1 << 26;
-/// By how much other servers may raise this server's term when it starts, so that one that was down
-/// for long can follow at once.
-pub const TERM_CREDIT_AT_START: u64 = 1 << 32;
-/// Greater terms are no servers' but a forger's.
-pub const TERM_MAX: u64 = u64::MAX / 2;
 /// A replicated timestamp may be this far ahead of this machine's clock, and of the log, and so may
 /// a time of the log's clock be of the log. A machine without a clock of its own starts in 1970;
 /// and order would end with the greatest timestamp there can be.
@@ -420,10 +411,8 @@ pub const LOG_SEGMENT_DISK_PART: u64 = 32;
 /// … but no less than this.
 pub const LOG_SEGMENT_BYTES_MIN: u64 = 2 * LOG_ZERO_FILL_BYTES;
 /// A store that has little to do is looked at this often: one that takes a quarter more of the disk
-/// than it holds is copied into a smaller file …
+/// than it holds is copied into a smaller file.
 pub const SHRINK_INTERVAL_DEFAULT: Duration = Duration::from_secs(20);
-/// … unless more entries than these were applied meanwhile, when it is not idle.
-pub const SHRINK_ENTRIES_MAX: u64 = 128;
 
 /// Bounds of the work of making a store smaller.
 #[derive(Clone, Copy, Debug)]

@@ -21,6 +21,14 @@ use crate::limits;
 use crate::model::{HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
 
+/// By how much other servers may raise this server's term with each tick of its run, in all; what
+/// is not used is kept. No election needs that many, and the 64-bit term lasts for a hundred years
+/// of it. Every server can follow wherever another was led, since all are given the same.
+const TERM_CREDIT_PER_TICK: u64 = 1 << 26;
+/// By how much other servers may raise this server's term when it starts, so that one that was down
+/// for long can follow at once.
+const TERM_CREDIT_AT_START: u64 = 1 << 32;
+
 /// The consensus of one server: raft-rs, and what this part adds to it.
 pub struct Consensus {
     raw: RawNode<LogStore>,
@@ -88,7 +96,7 @@ impl Consensus {
             eligibility_unsaved: false,
             applied,
             greeted,
-            term_credit: limits::TERM_CREDIT_AT_START,
+            term_credit: TERM_CREDIT_AT_START,
             may_lead: true,
             store_lost: false,
             data_lost: false,
@@ -97,7 +105,7 @@ impl Consensus {
 
     /// Advances the election clock by one tick.
     pub fn tick(&mut self) {
-        self.term_credit = self.term_credit.saturating_add(limits::TERM_CREDIT_PER_TICK);
+        self.term_credit = self.term_credit.saturating_add(TERM_CREDIT_PER_TICK);
         let campaigns = self.may_campaign() && !self.vote_would_be_late();
         if self.role() == Role::Leader || campaigns {
             self.raw.tick();

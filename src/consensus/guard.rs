@@ -15,9 +15,11 @@
 //!   and not refused for good: a leader whose term is far ahead is followed once the credit
 //!   suffices.
 
-use crate::limits;
 use crate::model::{LogIndex, NodeId, Term};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
+
+/// Greater terms are no servers' but a forger's.
+const TERM_MAX: u64 = u64::MAX / 2;
 
 /// Why no correct server would have sent a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +32,7 @@ pub enum RaftMessageFault {
         /// The receiver that the message names.
         to: NodeId,
     },
-    /// The term is beyond [`limits::TERM_MAX`], which no sequence of elections reaches.
+    /// The term is beyond any that a sequence of elections reaches.
     #[error("there is no term {term}")]
     NoSuchTerm {
         /// The term of the message.
@@ -106,7 +108,7 @@ pub(super) fn check(
     if term == 0 {
         return Ok(GuardVerdict::Ignore);
     }
-    if term > limits::TERM_MAX {
+    if term > TERM_MAX {
         return Err(RaftMessageFault::NoSuchTerm { term });
     }
     // The library ignores messages of older terms. Entries of a deposed leader may well contradict

@@ -26,6 +26,9 @@ const APPLY_GATHER: Duration = Duration::from_millis(1);
 /// Bytes of entries after which the engine makes a durable commit while there is little room on the
 /// disk, so that the log before it can be deleted.
 const CHECKPOINT_BYTES_LOW: u64 = 4 * 1024 * 1024;
+/// A store to which no more entries than these were applied since the last look has little to do,
+/// and may be copied into a smaller file: a few writes a second do not keep it from that.
+const SHRINK_ENTRIES_MAX: u64 = 128;
 /// Pause after each step of the copy that shrinks the store, in which whatever has come meanwhile
 /// is applied.
 const SHRINK_STEP_PAUSE: Duration = Duration::from_millis(5);
@@ -155,7 +158,7 @@ impl ApplierThread {
     fn shrink_if_due(&mut self, idle: bool) -> Result<(), ApplyError> {
         let shrinking = &mut self.shrinking;
         if shrinking.looked.elapsed() >= shrinking.interval {
-            let is_quiet = shrinking.entries <= limits::SHRINK_ENTRIES_MAX;
+            let is_quiet = shrinking.entries <= SHRINK_ENTRIES_MAX;
             (shrinking.looked, shrinking.entries) = (Instant::now(), 0);
             if shrinking.active && !is_quiet {
                 self.machine.stop_shrinking();
