@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use acervo::limits;
 use acervo::model::{
-    ClientId, ClusterId, Command, LogBatch, LogEntry, LogIndex, NodeId, PageOf, Put, RequestId,
-    StateLimits, Timestamp, WriteOp,
+    ClientId, ClusterId, Command, LogBatch, LogEntry, LogIndex, NodeId, PageOf, Put, ReadView,
+    RequestId, StateLimits, Timestamp, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::datadir::DataDir;
@@ -15,7 +15,7 @@ use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
 use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::{PageLimits, ReadView};
+use acervo::storage::reads::PageLimits;
 use acervo::storage::snapshot::SnapshotSink;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -240,9 +240,9 @@ fn versions(criterion: &mut Criterion) {
                             PageOf::Range { from, to: key(keys) }
                         },
                         |of| {
-                            let read_view = ReadView { at, removals_up_to: now, strict: false };
+                            let read_view = ReadView { at, removals_up_to: now };
                             let most = PageLimits { rows: 1_000, ..PageLimits::default() };
-                            let page = reader.page(&of, read_view, most);
+                            let page = reader.first_page(&of, read_view, most);
                             black_box(page.expect("a page").rows.len())
                         },
                         BatchSize::SmallInput,

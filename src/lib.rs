@@ -14,8 +14,8 @@
 //! let client = Client::connect(group.servers())?;
 //! let written = client.put("title", "Dom Casmurro")?;
 //! let read = client.get("title")?;
-//! assert_eq!(read.value.as_deref(), Some(&b"Dom Casmurro"[..]));
-//! assert!(read.timestamp >= written.timestamp);
+//! assert_eq!(read.value(), Some(&b"Dom Casmurro"[..]));
+//! assert!(read.timestamp() >= Some(written.timestamp));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

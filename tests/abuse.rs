@@ -83,7 +83,7 @@ fn frames_that_are_none_get_a_sentence_and_cost_one_connection() {
 fn a_greeting_that_trickles_in_ends_at_its_deadline() {
     let (_group, address, witness) = one_server();
     let mut slow = Raw::dial(address);
-    let greeting = frame_of(&hello(HelloRole::Client, ClusterId(0)));
+    let greeting = frame_of(&hello(HelloRole::CLIENT));
     for byte in &greeting[..4] {
         slow.bytes(&[*byte]);
         witness.goes_on();
@@ -100,7 +100,7 @@ fn messages_out_of_place_are_refused_in_a_sentence() {
     let out_of_place = [
         Message::Reply { id: 1, body: done(1) },
         Message::Peer(PeerMessage::ReadIndex { id: 1 }),
-        hello(HelloRole::Client, cluster),
+        hello(HelloRole::CLIENT),
         Message::Refused { reason: "no".into() },
     ];
     for message in out_of_place {
@@ -108,21 +108,23 @@ fn messages_out_of_place_are_refused_in_a_sentence() {
         raw.send(&message);
         assert_eq!(raw.refusal(), client_says);
     }
-    let nobody = HelloRole::Server { node: NodeId(2), incarnation: 1, channel: Channel::Control };
+    let of = |cluster| HelloRole::Client { cluster: Some(cluster) };
+    let (node, channel) = (NodeId(2), Channel::Control);
+    let nobody = HelloRole::Server { cluster, node, incarnation: 1, channel };
     let first_messages = [
         (Message::Ping { nonce: 1 }, "the first message must be HELLO".to_owned()),
         (
-            Message::Hello(Hello { protocol: 9, cluster, role: HelloRole::Client }),
+            Message::Hello(Hello { protocol: 9, role: of(cluster) }),
             "this server speaks protocol version 2 and not 9: use a client of its release".into(),
         ),
         (
-            hello(HelloRole::Client, ClusterId(77)),
+            hello(of(ClusterId(77))),
             format!(
                 "this server belongs to cluster {cluster} and not to 000000000000004d: \
                  check the server lists"
             ),
         ),
-        (hello(nobody, cluster), "server 2 is not another server of this group".into()),
+        (hello(nobody), "server 2 is not another server of this group".into()),
     ];
     for (message, said) in first_messages {
         let mut raw = Raw::dial(address);
@@ -194,8 +196,8 @@ fn a_client_that_asks_faster_than_it_reads_is_held_back_and_loses_nothing() {
     witness.goes_on();
     let mut answered: Vec<u64> = (0..READS)
         .map(|_| match late.receive() {
-            Some(Message::Reply { id, body: Reply::GetOk { value: Some(got), .. } }) => {
-                assert!(got == value);
+            Some(Message::Reply { id, body: Reply::GetOk { found: Some(got), .. } }) => {
+                assert!(got.value == value);
                 id
             }
             other => panic!("no value but {other:?}"),
@@ -280,8 +282,8 @@ fn a_server_without_a_majority_says_busy_before_it_drowns() {
                 panic!("every request is answered, with an error");
             };
             match error.code {
-                ErrorCode::Busy => {
-                    assert_eq!(error.retry_after_ms, limits::BUSY_RETRY_AFTER_MS);
+                ErrorCode::Busy { retry_after_ms } => {
+                    assert_eq!(retry_after_ms, limits::BUSY_RETRY_AFTER_MS);
                     assert!(error.message.ends_with("try again in a moment"), "{}", error.message);
                     busy += 1;
                 }
@@ -769,9 +771,9 @@ fn what_a_lying_server_has_said_does_not_outlast_its_leaving() {
             for (key, value) in [("before", "it came"), ("after", value)] {
                 eventually("reads go on", || {
                     let confirmed = own.get_linearizable(key).ok()?;
-                    assert_eq!(confirmed.value.as_deref(), Some(value.as_bytes()), "{key} at {at}");
+                    assert_eq!(confirmed.value(), Some(value.as_bytes()), "{key} at {at}");
                     let plain = own.get(key).ok()?;
-                    assert_eq!(plain.value.as_deref(), Some(value.as_bytes()), "{key} at {at}");
+                    assert_eq!(plain.value(), Some(value.as_bytes()), "{key} at {at}");
                     Some(())
                 });
             }
@@ -814,7 +816,7 @@ fn a_server_that_asks_for_the_read_index_without_end_costs_nobody_anything() {
     greedy.assert_alive();
     witness.goes_on();
     // Others' linearizable reads are confirmed as before.
-    assert!(group.client_of(leader).get_linearizable("witness").unwrap().value.is_some());
+    assert!(group.client_of(leader).get_linearizable("witness").unwrap().found.is_some());
     let grown = memory(group.pid(leader), "VmHWM").saturating_sub(before);
     assert!(grown < 32 * 1024 * 1024, "{grown} bytes");
     witness.finish();
@@ -854,8 +856,9 @@ fn attack_with_large_frames(address: SocketAddr, number: u64, rounds: u64) {
             match raw.receive() {
                 Some(Message::Reply { id: 7, body: Reply::Error(error) }) => {
                     // Or there was no memory for it.
-                    let expected = [ErrorCode::Invalid, ErrorCode::Busy];
-                    assert!(expected.contains(&error.code), "{}", error.message);
+                    let is_expected =
+                        matches!(error.code, ErrorCode::Invalid | ErrorCode::Busy { .. });
+                    assert!(is_expected, "{}", error.message);
                 }
                 other => panic!("no error but {other:?}"),
             }
@@ -889,7 +892,7 @@ fn attack_with_large_frames(address: SocketAddr, number: u64, rounds: u64) {
                 // A million keys at once may take a slow machine longer than a server waits for
                 // them, or than they wait for their turn.
                 Some(Message::Reply { id, body: Reply::Error(error) })
-                    if [ErrorCode::Unconfirmed, ErrorCode::Busy].contains(&error.code) =>
+                    if matches!(error.code, ErrorCode::Unconfirmed | ErrorCode::Busy { .. }) =>
                 {
                     raw.send(&requests[id as usize]);
                 }
@@ -1106,7 +1109,7 @@ fn a_server_that_cannot_write_stops_and_has_acknowledged_nothing_it_does_not_hav
     // The same client: it waits until the server has replayed up to what it has seen.
     for key in &acknowledged {
         let got = client.get(key).unwrap();
-        assert!(got.value.as_deref() == Some(&value[..]), "{key} was acknowledged");
+        assert!(got.value() == Some(&value[..]), "{key} was acknowledged");
     }
 }
 

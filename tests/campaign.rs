@@ -199,7 +199,7 @@ fn linearizable_reader(checker: Arc<Checker>, client: Client, seed: u64) -> Join
             let key = rng.random_range(0..checker.pasts.len());
             let floor = checker.acknowledged(key);
             if let Ok(got) = client.get_linearizable(name(key)) {
-                checker.judge(key, got.value.as_deref(), floor, "a linearizable read");
+                checker.judge(key, got.value(), floor, "a linearizable read");
                 checker.reads.fetch_add(1, Ordering::Relaxed);
             }
             std::thread::park_timeout(Duration::from_millis(2));
@@ -215,7 +215,7 @@ fn session_reader(checker: Arc<Checker>, client: Client, seed: u64) -> JoinHandl
             let key = rng.random_range(0..checker.pasts.len());
             let floor = seen.get(&key).copied().unwrap_or(0);
             if let Ok(got) = client.get(name(key)) {
-                let number = checker.judge(key, got.value.as_deref(), floor, "a session's read");
+                let number = checker.judge(key, got.value(), floor, "a session's read");
                 seen.insert(key, number.max(floor));
                 checker.reads.fetch_add(1, Ordering::Relaxed);
             }
@@ -534,22 +534,12 @@ fn check_the_end(campaign: &Campaign) -> usize {
         for key in 0..checker.pasts.len() {
             let floor = checker.acknowledged(key);
             let got = client.get(name(key)).unwrap();
-            checker.judge(
-                key,
-                got.value.as_deref(),
-                floor,
-                &format!("the last read at server {at}"),
-            );
+            checker.judge(key, got.value(), floor, &format!("the last read at server {at}"));
             for (number, version) in &checker.pasts[key].lock().unwrap().puts {
                 let got = client.read(name(key), ReadOptions::at(*version)).unwrap();
                 let expected = number.to_string();
-                assert_eq!(
-                    got.value.as_deref(),
-                    Some(expected.as_bytes()),
-                    "{} at {version}",
-                    name(key)
-                );
-                assert_eq!(got.timestamp, *version, "{} at server {at}", name(key));
+                assert_eq!(got.value(), Some(expected.as_bytes()), "{} at {version}", name(key));
+                assert_eq!(got.timestamp(), Some(*version), "{} at server {at}", name(key));
                 checked += 1;
             }
         }

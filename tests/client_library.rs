@@ -16,11 +16,11 @@ use acervo::client::{
     Ask, Causality, Client, ClientBuilder, ClientError, Condition, Event, Timing,
 };
 use acervo::model::{
-    ClientId, Effect, OpResult, Operation, PageNext, Previous, Put, RequestId, Timestamp,
-    WriteAnswer, WriteOp,
+    ClientId, Effect, OpResult, Operation, PageNext, Previous, Put, ReadView, RequestId, Timestamp,
+    Version, WriteAnswer, WriteOp,
 };
-use acervo::wire::message::{ErrorCode, ErrorReply, GetRequest, Message, Reply, Request};
-use fake_server::{FakeServer, Heard, Link, error, missing, nobody, put_ok, value, write_ok};
+use acervo::wire::message::{ErrorCode, ErrorReply, GetRequest, Message, ReadAt, Reply, Request};
+use fake_server::{FakeServer, Heard, Link, busy, error, missing, nobody, put_ok, value, write_ok};
 
 /// Seeds under which a client of two servers is certain to have started with each of them.
 const SEEDS: std::ops::Range<u64> = 0..16;
@@ -55,8 +55,8 @@ fn close(link: &Link) {
 }
 
 fn try_other(timestamp: i64) -> Reply {
-    let timestamp = Timestamp(timestamp);
-    Reply::TryOtherServerOrLater { timestamp, applied: timestamp }
+    let applied = Timestamp(timestamp);
+    Reply::TryOtherServerOrLater { timestamp: Some(applied), applied }
 }
 
 fn connections(server: &FakeServer) -> usize {
@@ -79,6 +79,12 @@ fn writes(server: &FakeServer) -> Vec<RequestId> {
         _ => None,
     };
     server.requests().into_iter().filter_map(request).collect()
+}
+
+/// The greatest version seen of the key, and the session, of a GET of the newest.
+fn floors(get: &GetRequest) -> (Option<i64>, Option<i64>) {
+    let ReadAt::Newest { seen } = get.read_at else { panic!("{get:?}") };
+    (seen.map(|seen| seen.0), get.session.map(|session| session.0))
 }
 
 fn gets(server: &FakeServer) -> Vec<GetRequest> {
@@ -128,7 +134,7 @@ fn a_server_that_is_behind_sends_the_client_to_another() {
         let good = FakeServer::start(|id, _, link| link.reply(id, value("new", 9)));
         let client = client_of([behind.address, good.address]).seed(seed).build().unwrap();
         let got = client.get("k").unwrap();
-        assert_eq!((got.value.as_deref(), got.server), (Some(&b"new"[..]), good.address));
+        assert_eq!((got.value(), got.server), (Some(&b"new"[..]), good.address));
     }
 }
 
@@ -140,7 +146,7 @@ fn one_lagging_server_is_asked_again_until_it_has_caught_up() {
         link.reply(id, if late { try_other(1) } else { value("v", 9) });
     });
     let client = client_of([server.address]).build().unwrap();
-    assert_eq!(client.get("k").unwrap().timestamp, Timestamp(9));
+    assert_eq!(client.get("k").unwrap().timestamp(), Some(Timestamp(9)));
     assert_eq!(server.requests().len(), 6);
 }
 
@@ -151,7 +157,7 @@ fn a_busy_server_is_given_the_time_it_asks_for() {
     let server = FakeServer::start(move |id, _, link| {
         let mut times = seen.lock().unwrap();
         times.push(Instant::now());
-        let busy = error(ErrorCode::Busy, "the queue is full", 120);
+        let busy = busy("the queue is full", 120);
         link.reply(id, if times.len() == 1 { busy } else { put_ok(3) });
     });
     let client = client_of([server.address]).build().unwrap();
@@ -166,8 +172,7 @@ fn a_busy_server_is_given_the_time_it_asks_for() {
 fn servers_that_stop_or_cannot_read_their_store_are_left_for_others() {
     for code in [ErrorCode::ShuttingDown, ErrorCode::Internal] {
         for seed in SEEDS {
-            let useless =
-                FakeServer::start(move |id, _, link| link.reply(id, error(code, "no", 0)));
+            let useless = FakeServer::start(move |id, _, link| link.reply(id, error(code, "no")));
             let good = FakeServer::start(|id, _, link| link.reply(id, put_ok(3)));
             let client = client_of([useless.address, good.address]).seed(seed).build().unwrap();
             assert_eq!(client.put("k", "v").unwrap().server, good.address);
@@ -185,7 +190,7 @@ fn what_nothing_can_cure_is_handed_to_the_caller_at_once() {
             b"invalid" => ErrorCode::Invalid,
             _ => ErrorCode::StaleRequest,
         };
-        link.reply(id, error(code, "1 of 3 servers\nanswers", 0));
+        link.reply(id, error(code, "1 of 3 servers\nanswers"));
     });
     let client = client_of([server.address]).build().unwrap();
     let (server_address, message) = (server.address, r"1 of 3 servers\x0aanswers".to_owned());
@@ -210,8 +215,8 @@ fn a_forgotten_client_begins_anew_with_what_it_is_told_unless_its_write_may_have
         FakeServer::start(move |id, request, link| {
             let Request::Write(write) = request else { panic!("{request:?}") };
             let known = write.request.begun == Timestamp(70_000);
-            let unknown = ErrorReply::not_done(ErrorCode::UnknownSession, "who?".to_owned());
-            let unknown = ErrorReply { effect, begin_anew_at: Timestamp(70_000), ..unknown };
+            let code = ErrorCode::UnknownSession { begin_anew_at: Timestamp(70_000) };
+            let unknown = ErrorReply { code, message: "who?".to_owned(), effect };
             link.reply(id, if known { put_ok(80_000) } else { Reply::Error(unknown) });
         })
     };
@@ -240,9 +245,8 @@ fn a_forgotten_client_begins_anew_also_when_another_server_was_not_there() {
         let server = FakeServer::start(move |id, request, link| {
             let Request::Write(write) = request else { panic!("{request:?}") };
             let known = write.request.begun == Timestamp(70_000);
-            let unknown = ErrorReply::not_done(ErrorCode::UnknownSession, "who?".to_owned());
-            let unknown = ErrorReply { begin_anew_at: Timestamp(70_000), ..unknown };
-            link.reply(id, if known { put_ok(80_000) } else { Reply::Error(unknown) });
+            let code = ErrorCode::UnknownSession { begin_anew_at: Timestamp(70_000) };
+            link.reply(id, if known { put_ok(80_000) } else { error(code, "who?") });
         });
         let client = client_of([nobody(), server.address]).seed(seed).build().unwrap();
         assert_eq!(client.put("k", "v").unwrap().timestamp, Timestamp(80_000), "seed {seed}");
@@ -315,7 +319,7 @@ fn a_server_that_froze_after_it_greeted_is_asked_by_the_calls_under_way_and_no_l
     let answer = |id, request, link: &Link| match request {
         Request::Write(_) => link.reply(id, put_ok(5)),
         Request::Get(_) => link.reply(id, value("v", 5)),
-        _ => link.reply(id, error(ErrorCode::Busy, "asked for something else", 0)),
+        _ => link.reply(id, busy("asked for something else", 0)),
     };
     fn in_the_middle(_: u64, request: Request, link: &Link) {
         if matches!(request, Request::Get(_) | Request::Write(_)) {
@@ -378,7 +382,7 @@ fn a_write_leaves_for_one_of_several_servers_that_greet_late_and_for_another_whe
             let held = Arc::clone(&held);
             FakeServer::start(move |id, request, link| match request {
                 Request::Write(_) => held.lock().unwrap().push((id, link.clone())),
-                _ => link.reply(id, error(ErrorCode::Invalid, "no status", 0)),
+                _ => link.reply(id, error(ErrorCode::Invalid, "no status")),
             })
         };
         let (servers, gates) =
@@ -475,7 +479,7 @@ fn pass_frame(mut from: &TcpStream, mut to: &TcpStream) {
 fn no_majority_of_one_server_is_not_final_while_another_can_write() {
     for seed in SEEDS {
         let cut_off =
-            FakeServer::start(|id, _, link| link.reply(id, error(ErrorCode::NoMajority, "1", 0)));
+            FakeServer::start(|id, _, link| link.reply(id, error(ErrorCode::NoMajority, "1")));
         let good = FakeServer::start(|id, _, link| link.reply(id, put_ok(5)));
         let client = client_of([cut_off.address, good.address]).seed(seed).build().unwrap();
         for _ in 0..8 {
@@ -483,9 +487,8 @@ fn no_majority_of_one_server_is_not_final_while_another_can_write() {
         }
         assert!(writes(&cut_off).len() <= 1, "it is remembered");
     }
-    let cut_off = || {
-        FakeServer::start(|id, _, link| link.reply(id, error(ErrorCode::NoMajority, "1 of 2", 0)))
-    };
+    let cut_off =
+        || FakeServer::start(|id, _, link| link.reply(id, error(ErrorCode::NoMajority, "1 of 2")));
     let servers = [cut_off(), cut_off()];
     let client = client_of(servers.iter().map(|server| server.address)).build().unwrap();
     assert!(matches!(client.put("k", "v"), Err(ClientError::NoMajority { .. })));
@@ -536,7 +539,8 @@ fn answers_may_come_in_any_order() {
         if held.len() == COUNT {
             for (id, key) in held.drain(..).rev() {
                 let timestamp = Timestamp(1);
-                link.reply(id, Reply::GetOk { value: Some(key), timestamp, as_of: timestamp });
+                let found = Some(Version { timestamp, value: key });
+                link.reply(id, Reply::GetOk { found, as_of: timestamp });
             }
         }
     });
@@ -546,7 +550,7 @@ fn answers_may_come_in_any_order() {
             let client = &client;
             scope.spawn(move || {
                 let key = format!("key {number}");
-                assert_eq!(client.get(&key).unwrap().value.as_deref(), Some(key.as_bytes()));
+                assert_eq!(client.get(&key).unwrap().value(), Some(key.as_bytes()));
             });
         }
     });
@@ -602,16 +606,15 @@ fn a_session_sends_the_greatest_timestamp_with_every_key() {
     client.get("missing").unwrap();
     client.get("a").unwrap();
     client.get_linearizable("missing").unwrap();
-    let sent: Vec<_> = gets(&server)
-        .into_iter()
-        .map(|get| (get.timestamp.0, get.session.0, get.linearizable))
-        .collect();
-    assert_eq!(sent, [(0, 10, false), (10, 30, false), (0, 40, true)]);
+    let sent: Vec<_> = gets(&server).iter().map(|get| (floors(get), get.linearizable)).collect();
+    let expected =
+        [((None, Some(10)), false), ((Some(10), Some(30)), false), ((None, Some(40)), true)];
+    assert_eq!(sent, expected);
 
     // Another client continues where this one stands.
     let other = client_of([server.address]).session(client.session_token()).build().unwrap();
     other.get("a").unwrap();
-    assert_eq!(gets(&server).last().unwrap().session, Timestamp(40));
+    assert_eq!(gets(&server).last().unwrap().session, Some(Timestamp(40)));
 }
 
 #[test]
@@ -632,9 +635,9 @@ fn per_key_a_client_sends_what_it_saw_of_that_key() {
     for key in ["a", "a", "gone", "other"] {
         client.get(key).unwrap();
     }
-    let sent: Vec<_> =
-        gets(&server).into_iter().map(|get| (get.timestamp.0, get.session.0)).collect();
-    assert_eq!(sent, [(10, 0), (10, 30), (20, 0), (0, 0)]);
+    let sent: Vec<_> = gets(&server).iter().map(floors).collect();
+    let expected = [(Some(10), None), (Some(10), Some(30)), (Some(20), None), (None, None)];
+    assert_eq!(sent, expected);
 }
 
 #[test]
@@ -642,8 +645,8 @@ fn no_thread_is_given_a_value_older_than_one_another_thread_was_given() {
     let (hold, held) = mpsc::channel();
     let server = FakeServer::start(move |id, request, link| {
         let Request::Get(get) = request else { panic!("{request:?}") };
-        match get.timestamp.0 {
-            0 => hold.send((id, link.clone())).unwrap(),
+        match get.read_at {
+            ReadAt::Newest { seen: None } => hold.send((id, link.clone())).unwrap(),
             _ => link.reply(id, value("newest", 11)),
         }
     });
@@ -654,11 +657,11 @@ fn no_thread_is_given_a_value_older_than_one_another_thread_was_given() {
         let late = scope.spawn(|| client.get("k").unwrap());
         let (second, second_link) = held.recv_timeout(PATIENCE).unwrap();
         second_link.reply(second, value("new", 9));
-        assert_eq!(late.join().unwrap().timestamp, Timestamp(9));
+        assert_eq!(late.join().unwrap().timestamp(), Some(Timestamp(9)));
         first_link.reply(first, value("old", 7));
-        assert_eq!(early.join().unwrap().timestamp, Timestamp(11));
+        assert_eq!(early.join().unwrap().timestamp(), Some(Timestamp(11)));
     });
-    assert_eq!(gets(&server)[2].timestamp, Timestamp(9));
+    assert_eq!(floors(&gets(&server)[2]).0, Some(9));
 }
 
 #[test]
@@ -717,7 +720,7 @@ fn a_server_of_another_group_is_not_believed() {
 
 #[test]
 fn status_is_asked_of_the_server_named() {
-    let server = FakeServer::start(|id, _, link| link.reply(id, error(ErrorCode::Busy, "full", 1)));
+    let server = FakeServer::start(|id, _, link| link.reply(id, busy("full", 1)));
     let down = nobody();
     let client = client_of([server.address, down]).build().unwrap();
     let last = format!("{}: full", server.address);
@@ -747,8 +750,8 @@ fn a_submitted_request_shows_the_refusal_instead_of_retrying() {
     let client = client_of([server.address]).causality(Causality::PerKey).build().unwrap();
     client.put("k", "v").unwrap();
     let refusal = Event::TryOtherServerOrLater {
-        client_timestamp: Timestamp(9),
-        timestamp: Timestamp(4),
+        client_timestamp: Some(Timestamp(9)),
+        timestamp: Some(Timestamp(4)),
         server: server.address,
     };
     assert_eq!(submit(&client, Ask::Get { key: "k".into() }), [refusal]);
@@ -764,7 +767,7 @@ fn a_submitted_request_goes_past_servers_that_cannot_be_reached_and_names_them()
         let client = client_of([down, good.address]).seed(seed).build().unwrap();
         let events = submit(&client, Ask::Get { key: "k".into() });
         let (last, before) = events.split_last().unwrap();
-        assert!(matches!(last, Event::Got { value: None, .. }), "{last:?}");
+        assert!(matches!(last, Event::Got { found: None, .. }), "{last:?}");
         for event in before {
             let Event::Unreachable(failure) = event else { panic!("{event:?}") };
             assert_eq!(failure.server, down);
@@ -870,7 +873,7 @@ fn a_refusal_of_one_server_does_not_hide_what_another_may_have_done() {
     for (at, seed) in [0, 1].into_iter().flat_map(|at| SEEDS.map(move |seed| (at, seed))) {
         let breaking = FakeServer::start(|_, _, link| close(link));
         let refusing = FakeServer::start(move |id, _, link| {
-            link.reply(id, error(codes[at], "the value is too long", 0));
+            link.reply(id, error(codes[at], "the value is too long"));
         });
         let servers = [breaking.address, refusing.address];
         let client = client_of(servers).seed(seed).build().unwrap();
@@ -928,7 +931,7 @@ fn a_row_is_waited_for_no_longer_than_a_call_lasts_however_many_empty_pages_come
     let server = FakeServer::start(move |id, _, link| {
         let (at, page) = (Timestamp(9), pages.fetch_add(1, Ordering::Relaxed));
         let next = Some(PageNext::From(format!("k{page:020}").into()));
-        link.reply(id, Reply::PageOk { rows: Vec::new(), at, seen: at, next });
+        link.reply(id, Reply::PageOk { rows: Vec::new(), view: ReadView::as_of(at), next });
     });
     let timeout = Duration::from_millis(300);
     let client = client_of([server.address]).request_timeout(timeout).build().unwrap();

@@ -15,17 +15,18 @@ use acervo::client::{
 use acervo::limits;
 use acervo::model::{
     Barrier, DelAll, DelRange, OpResult, Operation, PageNext, PageOf, Previous, PutAll, PutIf,
-    Timestamp, WriteAnswer, WriteOp,
+    ReadView, Timestamp, WriteAnswer, WriteOp,
 };
-use acervo::wire::message::{ErrorCode, GetRequest, PageRequest, Reply, Request, WriteRequest};
+use acervo::wire::message::{
+    ErrorCode, GetRequest, PageRequest, PageView, ReadAt, Reply, Request, WriteRequest,
+};
 use bytes::Bytes;
-use fake_server::{FakeServer, Link, error, missing, nobody, put_ok, value, write_ok};
+use fake_server::{FakeServer, Link, busy, error, missing, nobody, put_ok, value, write_ok};
 
 /// Seeds under which a client of two servers is certain to have started with each of them.
 const SEEDS: std::ops::Range<u64> = 0..16;
 
-const REFUSAL: Reply =
-    Reply::TryOtherServerOrLater { timestamp: Timestamp::ZERO, applied: Timestamp(1) };
+const REFUSAL: Reply = Reply::TryOtherServerOrLater { timestamp: None, applied: Timestamp(1) };
 
 /// No request is sent to a second server while the first may still answer, so that a slow machine
 /// changes nothing.
@@ -42,12 +43,31 @@ fn at(version: i64) -> ReadOptions {
 }
 
 fn row(key: impl Into<Bytes>, value: &'static str, timestamp: i64) -> Row {
-    let value = (timestamp > 0).then(|| value.into());
-    Row { key: key.into(), value, timestamp: Timestamp(timestamp) }
+    let version = || Version { timestamp: Timestamp(timestamp), value: value.into() };
+    Row { key: key.into(), found: (timestamp > 0).then(version) }
 }
 
 fn page(rows: Vec<Row>, at: i64, seen: i64, next: Option<PageNext>) -> Reply {
-    Reply::PageOk { rows, at: Timestamp(at), seen: Timestamp(seen), next }
+    Reply::PageOk { rows, view: view(at, seen), next }
+}
+
+fn view(at: i64, seen: i64) -> ReadView {
+    ReadView { at: Timestamp(at), removals_up_to: Timestamp(seen) }
+}
+
+/// The first page of a newest state, by a client that has seen something up to `session`.
+fn first(session: Option<i64>) -> PageView {
+    PageView::First { at: None, session: session.map(Timestamp), linearizable: false }
+}
+
+/// A client's floors as a GET tells them: the version asked for, the greatest seen of the key, and
+/// the session.
+fn floors(get: &GetRequest) -> [Option<i64>; 3] {
+    let (at, seen) = match get.read_at {
+        ReadAt::Newest { seen } => (None, seen),
+        ReadAt::Version(at) => (Some(at), None),
+    };
+    [at, seen, get.session].map(|timestamp| timestamp.map(|timestamp| timestamp.0))
 }
 
 fn range_from(from: &'static str) -> PageOf {
@@ -119,10 +139,10 @@ fn the_pages_of_a_read_show_the_state_of_the_first_whoever_answers() {
             PageOf::Range { from, .. } => from.clone(),
             other => panic!("{other:?}"),
         });
-        let expected = [("a", 0, 0, 40), ("d", 50, 60, 0), ("e", 50, 60, 0)];
-        for (request, (from, at, seen, session)) in asked.iter().zip(expected) {
-            assert_eq!(request.of, range_from(from));
-            assert_eq!((request.at.0, request.seen.0, request.session.0), (at, seen, session));
+        let next = PageView::Next(view(50, 60));
+        let expected = [("a", self::first(Some(40))), ("d", next), ("e", next)];
+        for (request, (from, view)) in asked.iter().zip(expected) {
+            assert_eq!((&request.of, request.view), (&range_from(from), view));
         }
         assert_eq!(asked.len(), 3);
         for (count, server) in answered.iter_mut().zip(&servers) {
@@ -136,7 +156,7 @@ fn the_pages_of_a_read_show_the_state_of_the_first_whoever_answers() {
 fn a_server_that_is_behind_a_page_sends_the_reader_to_another() {
     for seed in SEEDS {
         let behind = FakeServer::start(|id, request, link| match request {
-            Request::Page(request) if request.seen > Timestamp::ZERO => link.reply(id, REFUSAL),
+            Request::Page(PageRequest { view: PageView::Next(_), .. }) => link.reply(id, REFUSAL),
             Request::Page(request) => three_pages(id, &request, link),
             other => panic!("{other:?}"),
         });
@@ -190,10 +210,10 @@ fn nothing_is_asked_before_the_first_row_is_wanted_nor_after_the_last() {
 #[test]
 fn an_expired_read_ends_with_that_error() {
     let server = FakeServer::start(|id, request, link| match request {
-        Request::Page(request) if request.seen == Timestamp::ZERO => {
+        Request::Page(request) if matches!(request.view, PageView::First { .. }) => {
             three_pages(id, &request, link)
         }
-        _ => link.reply(id, error(ErrorCode::Expired, "too late", 0)),
+        _ => link.reply(id, error(ErrorCode::Expired, "too late")),
     });
     let mut rows = client_of(&server).range("a", "z", ReadOptions::default()).unwrap();
     assert_eq!(rows.by_ref().take(2).filter(|row| row.is_ok()).count(), 2);
@@ -205,12 +225,11 @@ fn an_expired_read_ends_with_that_error() {
 
 #[test]
 fn an_answer_that_is_none_to_the_question_is_left_for_another_server() {
-    let bad: [fn() -> Reply; 6] = [
-        // No further on, of another kind, too few rows, or of no state.
+    let bad: [fn() -> Reply; 5] = [
+        // No further on, of another kind, or no page.
         || page(vec![], 50, 60, Some(PageNext::From("a".into()))),
         || page(vec![], 50, 60, Some(PageNext::Skip(1))),
         || page(vec![], 50, 60, Some(PageNext::At(Timestamp(3)))),
-        || page(vec![], 0, 0, Some(PageNext::From("b".into()))),
         || value("v", 5),
         || put_ok(5),
     ];
@@ -254,14 +273,15 @@ fn keys_are_asked_for_a_page_at_a_time_and_go_on_after_what_was_answered() {
     let wanted: Vec<String> = (0..5_000).map(|number| format!("key {number}")).collect();
     let rows = all(client_of(&server).get_all(&wanted, ReadOptions::default()).unwrap());
     assert!(rows.iter().map(|row| &row.key[..]).eq(wanted.iter().map(String::as_bytes)));
-    let asked: Vec<(usize, i64)> = pages(&server)
+    let asked: Vec<(usize, PageView)> = pages(&server)
         .iter()
         .map(|request| match &request.of {
-            PageOf::Keys { keys } => (keys.len(), request.seen.0),
+            PageOf::Keys { keys } => (keys.len(), request.view),
             other => panic!("{other:?}"),
         })
         .collect();
-    assert_eq!(asked, [(4096, 0), (4000, 60), (3000, 60), (2000, 60), (1000, 60)]);
+    let further = [4000, 3000, 2000, 1000].map(|count| (count, PageView::Next(view(50, 60))));
+    assert_eq!(asked, [&[(4096, first(None))], &further[..]].concat());
 }
 
 #[test]
@@ -286,20 +306,21 @@ fn versions_go_on_at_the_one_that_did_not_fit() {
     let server = FakeServer::start(|id, request, link| {
         let Request::Page(request) = request else { panic!("{request:?}") };
         assert_eq!(request.of, PageOf::Versions { key: "k".into() });
-        let (rows, next) = match request.at.0 {
-            0 => (vec![row("k", "d", 40), row("k", "c", 30)], Some(PageNext::At(Timestamp(20)))),
-            20 => (vec![row("k", "b", 20)], Some(PageNext::At(Timestamp(10)))),
-            10 => (vec![row("k", "a", 10)], None),
-            other => panic!("{other}"),
+        let next = |next| Some(PageNext::At(Timestamp(next)));
+        let (at, rows, next) = match request.view {
+            PageView::First { .. } => (50, vec![row("k", "d", 40), row("k", "c", 30)], next(20)),
+            PageView::Next(shown) if shown == view(20, 50) => {
+                (20, vec![row("k", "b", 20)], next(10))
+            }
+            PageView::Next(shown) if shown == view(10, 50) => (10, vec![row("k", "a", 10)], None),
+            other => panic!("{other:?}"),
         };
-        let at = if request.at == Timestamp::ZERO { 50 } else { request.at.0 };
         link.reply(id, page(rows, at, 50, next));
     });
     let mut rows = client_of(&server).versions("k", ReadOptions::default()).unwrap();
-    let versions: Vec<i64> = rows.by_ref().map(|row| row.unwrap().timestamp.0).collect();
+    let versions: Vec<i64> = rows.by_ref().map(|row| row.unwrap().timestamp().unwrap().0).collect();
     assert_eq!(versions, [40, 30, 20, 10]);
     assert_eq!(rows.at(), Some(Timestamp(50)), "the read is as of one version throughout");
-    assert!(pages(&server).iter().skip(1).all(|request| request.seen == Timestamp(50)));
 }
 
 #[test]
@@ -309,15 +330,14 @@ fn the_past_is_read_from_whoever_has_been_there_without_a_write() {
         let behind = FakeServer::start(|id, _, link| link.reply(id, REFUSAL));
         let good = FakeServer::start(|id, request, link| match request {
             Request::Get(_) => link.reply(id, value("then", 20)),
-            Request::Page(request) => {
-                link.reply(id, page(vec![row("a", "then", 20)], request.at.0, 90, None));
-            }
+            Request::Page(_) => link.reply(id, page(vec![row("a", "then", 20)], 200, 90, None)),
             other => panic!("{other:?}"),
         });
         let servers = [behind.address, good.address, nobody()];
         let client = Client::builder(servers).seed(seed).timing(unhurried()).build().unwrap();
         let got = client.read("k", at(30)).unwrap();
-        assert_eq!((got.value.as_deref(), got.timestamp), (Some(&b"then"[..]), Timestamp(20)));
+        let then = Version { timestamp: Timestamp(20), value: "then".into() };
+        assert_eq!(got.found, Some(then));
         let rows = client.range("a", "z", at(200)).unwrap();
         assert_eq!(all(rows), [row("a", "then", 20)]);
         assert!(writes(&behind).is_empty() && writes(&good).is_empty());
@@ -331,18 +351,26 @@ fn server_with_marks(mark: i64) -> FakeServer {
     let applied = Arc::new(Mutex::new(10));
     FakeServer::start(move |id, request, link| {
         let mut applied = applied.lock().unwrap();
-        let refuses = |at: Timestamp, session: Timestamp| at.0.max(session.0) > *applied;
+        let refuses = |at: Option<Timestamp>, session| at.max(session) > Some(Timestamp(*applied));
         match request {
             Request::Write(write) => {
                 assert_eq!(write.op, WriteOp::Barrier(Barrier {}));
                 *applied = mark;
                 link.reply(id, write_ok(mark, None));
             }
-            Request::Get(get) if refuses(get.at, get.session) => link.reply(id, REFUSAL),
-            Request::Get(_) => link.reply(id, value("v", 5)),
-            Request::Page(page) if refuses(page.at, page.session) => link.reply(id, REFUSAL),
-            Request::Page(request) => {
-                link.reply(id, page(vec![row("k", "v", 5)], request.at.0, *applied, None));
+            Request::Get(GetRequest { read_at: ReadAt::Version(at), session, .. }) => {
+                match refuses(Some(at), session) {
+                    true => link.reply(id, REFUSAL),
+                    false => link.reply(id, value("v", 5)),
+                }
+            }
+            Request::Page(PageRequest { view: PageView::First { at, session, .. }, .. }) => {
+                match (at, refuses(at, session)) {
+                    (Some(at), false) => {
+                        link.reply(id, page(vec![row("k", "v", 5)], at.0, *applied, None));
+                    }
+                    _ => link.reply(id, REFUSAL),
+                }
             }
             other => panic!("{other:?}"),
         }
@@ -355,10 +383,10 @@ fn as_of_what_nobody_has_reached_a_mark_settles_whether_it_is_past() {
     for (mark, read_as_of) in [(100, 50), (51, 50), (50, 50), (49, 49), (11, 11)] {
         let server = server_with_marks(mark);
         let client = client_of(&server);
-        assert_eq!(client.read("k", at(50)).unwrap().timestamp, Timestamp(5));
+        assert_eq!(client.read("k", at(50)).unwrap().timestamp(), Some(Timestamp(5)));
         assert_eq!(writes(&server).len(), 1, "one mark");
-        let asked: Vec<i64> = gets(&server).iter().map(|get| get.at.0).collect();
-        assert_eq!(asked, [50, read_as_of]);
+        let asked: Vec<ReadAt> = gets(&server).iter().map(|get| get.read_at).collect();
+        assert_eq!(asked, [50, read_as_of].map(|at| ReadAt::Version(Timestamp(at))));
 
         let server = server_with_marks(mark);
         let client = client_of(&server);
@@ -385,15 +413,17 @@ fn as_of_what_this_client_has_seen_no_mark_is_needed() {
     });
     let client = client_of(&server);
     client.put("k", "v").unwrap();
-    assert_eq!(client.read("k", at(50)).unwrap().timestamp, Timestamp(50));
+    assert_eq!(client.read("k", at(50)).unwrap().timestamp(), Some(Timestamp(50)));
     assert_eq!(gets(&server).len(), 6, "it will come so far by itself");
 }
 
 #[test]
 fn without_a_majority_what_is_past_what_was_reached_cannot_be_read() {
     let server = FakeServer::start(|id, request, link| match request {
-        Request::Write(_) => link.reply(id, error(ErrorCode::NoMajority, "1 of 3", 0)),
-        Request::Get(get) if get.at.0 > 10 => link.reply(id, REFUSAL),
+        Request::Write(_) => link.reply(id, error(ErrorCode::NoMajority, "1 of 3")),
+        Request::Get(get) if get.read_at == ReadAt::Version(Timestamp(11)) => {
+            link.reply(id, REFUSAL);
+        }
         _ => link.reply(id, value("v", 5)),
     });
     let client = client_of(&server);
@@ -413,30 +443,39 @@ fn a_version_of_zero_or_less_means_the_newest() {
         client.read("k", at(version)).unwrap();
         assert_eq!(all(client.range("a", "z", at(version)).unwrap()), []);
     }
-    assert!(gets(&server).iter().all(|get| get.at == Timestamp::ZERO));
-    assert!(pages(&server).iter().all(|page| page.at == Timestamp::ZERO));
+    assert!(gets(&server).iter().all(|get| matches!(get.read_at, ReadAt::Newest { .. })));
+    let newest = |page: &PageRequest| matches!(page.view, PageView::First { at: None, .. });
+    assert!(pages(&server).iter().all(newest));
 }
 
 #[test]
 fn the_past_neither_moves_nor_obeys_a_keys_timestamp() {
     let server = FakeServer::start(|id, request, link| match request {
         Request::Write(_) => link.reply(id, put_ok(50)),
-        Request::Get(get) if get.at.0 == 20 => link.reply(id, value("old", 15)),
-        Request::Get(get) if get.at.0 == 5 => link.reply(id, missing(70)),
-        Request::Get(_) => link.reply(id, value("new", 50)),
+        Request::Get(get) => match get.read_at {
+            ReadAt::Version(Timestamp(20)) => link.reply(id, value("old", 15)),
+            ReadAt::Version(_) => link.reply(id, missing(70)),
+            ReadAt::Newest { .. } => link.reply(id, value("new", 50)),
+        },
         other => panic!("{other:?}"),
     });
     let client = client_of(&server);
     client.put("k", "new").unwrap();
-    assert_eq!(client.read("k", at(20)).unwrap().timestamp, Timestamp(15));
+    assert_eq!(client.read("k", at(20)).unwrap().timestamp(), Some(Timestamp(15)));
     client.get("k").unwrap();
     // Absent, perhaps because it was removed: that must not be undone.
-    assert_eq!(client.read("k", at(5)).unwrap().value, None);
+    assert_eq!(client.read("k", at(5)).unwrap().found, None);
     client.get("k").unwrap();
     client.read("k", at(20)).unwrap();
-    let sent: Vec<_> =
-        gets(&server).iter().map(|get| (get.at.0, get.timestamp.0, get.session.0)).collect();
-    assert_eq!(sent, [(20, 0, 50), (0, 50, 50), (5, 0, 50), (0, 50, 70), (20, 0, 70)]);
+    let sent: Vec<_> = gets(&server).iter().map(floors).collect();
+    let expected = [
+        [Some(20), None, Some(50)],
+        [None, Some(50), Some(50)],
+        [Some(5), None, Some(50)],
+        [None, Some(50), Some(70)],
+        [Some(20), None, Some(70)],
+    ];
+    assert_eq!(sent, expected);
 }
 
 #[test]
@@ -457,9 +496,11 @@ fn per_key_too_the_past_of_a_removed_key_stays_removed() {
         client.read(key, at(20)).unwrap();
     }
     client.get("trimmed").unwrap();
-    let sent: Vec<_> = gets(&server).iter().map(|get| (get.timestamp.0, get.session.0)).collect();
+    let sent: Vec<_> = gets(&server).iter().map(floors).collect();
+    let past = |session| [Some(20), None, session];
     // A trim makes no version, so none may be asked for.
-    assert_eq!(sent, [(0, 50), (0, 60), (0, 0), (0, 70)]);
+    let newest = [None, None, Some(70)];
+    assert_eq!(sent, [past(Some(50)), past(Some(60)), past(None), newest]);
 }
 
 #[test]
@@ -472,7 +513,7 @@ fn what_a_long_read_did_not_show_does_not_come_back() {
         let client = Client::builder([server.address]).causality(causality).build().unwrap();
         assert_eq!(all(client.range("a", "z", ReadOptions::default()).unwrap()), []);
         client.get("k").unwrap();
-        assert_eq!(gets(&server)[0].session, Timestamp(60), "{causality:?}");
+        assert_eq!(gets(&server)[0].session, Some(Timestamp(60)), "{causality:?}");
         assert_eq!(client.session_token(), "s1-000000000000003c");
     }
 }
@@ -488,8 +529,10 @@ fn linearizable_reads_say_so_on_the_first_page_only() {
     all(client.range("a", "z", options).unwrap());
     client.read("k", options).unwrap();
     client.read("k", ReadOptions { at: Some(Timestamp(3)), linearizable: true }).unwrap();
-    let sent: Vec<bool> = pages(&server).iter().map(|page| page.linearizable).collect();
-    assert_eq!(sent, [true, false, false]);
+    let sent: Vec<PageView> = pages(&server).iter().map(|page| page.view).collect();
+    let first = PageView::First { at: None, session: None, linearizable: true };
+    assert_eq!(sent[0], first);
+    assert!(sent[1..].iter().all(|view| matches!(view, PageView::Next(_))), "{sent:?}");
     assert!(gets(&server).iter().all(|get| get.linearizable));
 }
 
@@ -514,9 +557,9 @@ fn a_read_that_fails_speaks_of_no_write() {
     // It is behind, and what becomes of the mark nobody knows.
     let replies: [fn() -> Option<Reply>; 4] = [
         || None,
-        || Some(error(ErrorCode::Unconfirmed, "the write was not confirmed", 0)),
-        || Some(error(ErrorCode::StaleRequest, "the write is forgotten", 0)),
-        || Some(error(ErrorCode::ShuttingDown, "stopping", 0)),
+        || Some(error(ErrorCode::Unconfirmed, "the write was not confirmed")),
+        || Some(error(ErrorCode::StaleRequest, "the write is forgotten")),
+        || Some(error(ErrorCode::ShuttingDown, "stopping")),
     ];
     for mark in replies {
         let server = FakeServer::start(move |id, request, link| match request {
@@ -586,7 +629,7 @@ fn a_previous_value_that_is_not_sent_is_read_as_it_was_before_the_write() {
             }
             Request::Page(request) => {
                 assert_eq!(request.of, keys(&["k"]));
-                assert_eq!((request.at.0, request.seen.0), (39, 39));
+                assert_eq!(request.view, PageView::Next(view(39, 39)));
                 link.reply(id, page(vec![row("k", "long", 20)], 39, 39, None));
             }
             other => panic!("{other:?}"),
@@ -615,7 +658,7 @@ fn a_condition_that_fails_tells_what_the_key_has() {
             link.reply(id, Reply::WriteOk(answer));
         }
         Request::Page(request) => {
-            assert_eq!((request.at.0, request.seen.0), (39, 39));
+            assert_eq!(request.view, PageView::Next(view(39, 39)));
             link.reply(id, page(vec![row("k", "has", 20)], 39, 39, None));
         }
         other => panic!("{other:?}"),
@@ -651,7 +694,7 @@ fn writes_on_many_keys_are_one_write_and_what_was_before_is_read_when_wanted() {
     let server = FakeServer::start(|id, request, link| match request {
         Request::Write(_) => link.reply(id, write_ok(40, None)),
         Request::Page(request) => {
-            assert_eq!((request.at.0, request.seen.0), (39, 39));
+            assert_eq!(request.view, PageView::Next(view(39, 39)));
             let rows = match request.of {
                 PageOf::Keys { keys } => keys.into_iter().map(|key| row(key, "", 0)).collect(),
                 _ => vec![row("m", "was", 12)],
@@ -689,7 +732,7 @@ fn a_retried_write_on_many_keys_keeps_its_identity() {
     let count = AtomicUsize::new(0);
     let server = FakeServer::start(move |id, _, link| match count.fetch_add(1, Ordering::SeqCst) {
         0 => link.0.lock().unwrap().shutdown(std::net::Shutdown::Both).unwrap(),
-        1 => link.reply(id, error(ErrorCode::Busy, "full", 1)),
+        1 => link.reply(id, busy("full", 1)),
         _ => link.reply(id, write_ok(40, None)),
     });
     let client = client_of(&server);

@@ -128,7 +128,7 @@ fn three_servers_live_and_die_under_one_terminal() {
     let client = cluster.client();
     let children = cluster.children();
     let written = client.put("title", "Dom Casmurro").unwrap();
-    assert_eq!(client.get("title").unwrap().value.as_deref(), Some(&b"Dom Casmurro"[..]));
+    assert_eq!(client.get("title").unwrap().value(), Some(&b"Dom Casmurro"[..]));
 
     // Every console line is a server's, behind its port; the first server leads.
     let ports: Vec<u16> = cluster.servers.iter().map(SocketAddr::port).collect();
@@ -166,7 +166,7 @@ fn three_servers_live_and_die_under_one_terminal() {
     });
     client.put("title", "Quincas Borba").unwrap();
     let got = client.get_linearizable("title").unwrap();
-    assert_eq!(got.value.as_deref(), Some(&b"Quincas Borba"[..]));
+    assert_eq!(got.value(), Some(&b"Quincas Borba"[..]));
 
     // Ctrl-C.
     cluster.signal(Signal::INT);

@@ -83,8 +83,8 @@ fn check_all_there(group: &Group, acknowledged: &BTreeMap<String, Timestamp>) {
         });
         for (key, timestamp) in acknowledged {
             let got = client.get(key).unwrap();
-            assert_eq!(got.value.as_deref(), Some(key.as_bytes()), "{key} at server {at}");
-            assert_eq!(got.timestamp, *timestamp, "{key} at server {at} was applied once");
+            assert_eq!(got.value(), Some(key.as_bytes()), "{key} at server {at}");
+            assert_eq!(got.timestamp(), Some(*timestamp), "{key} at server {at} was applied once");
         }
     }
     let mut versions: Vec<&Timestamp> = acknowledged.values().collect();
@@ -165,7 +165,7 @@ fn whole_group_is_killed_and_comes_back_by_itself_with_everything() {
 fn any_server_takes_writes_and_reads_and_deletes() {
     let group = Group::start(3, &["--console", "off"]);
     let client = group.client();
-    assert_eq!(client.get("k").unwrap().value, None);
+    assert_eq!(client.get("k").unwrap().found, None);
     let mut last = Timestamp::ZERO;
     for at in 0..3 {
         let value = format!("value {at}");
@@ -173,18 +173,18 @@ fn any_server_takes_writes_and_reads_and_deletes() {
         assert!(done.timestamp > last);
         last = done.timestamp;
         let reader = group.client_of((at + 1) % 3);
-        assert_eq!(reader.get_linearizable("k").unwrap().value.as_deref(), Some(value.as_bytes()));
+        assert_eq!(reader.get_linearizable("k").unwrap().value(), Some(value.as_bytes()));
     }
     assert_eq!(group.leader(), 0, "the named server leads first");
     let gone = client.del("k").unwrap();
     assert!(gone.previous.is_some() && gone.timestamp > last);
     assert_eq!(client.del("k").unwrap().previous, None);
     for at in 0..3 {
-        assert_eq!(group.client_of(at).get_linearizable("k").unwrap().value, None);
+        assert_eq!(group.client_of(at).get_linearizable("k").unwrap().found, None);
     }
     let empty = client.put("empty", "").unwrap();
     let got = client.get("empty").unwrap();
-    assert_eq!((got.value.as_deref(), got.timestamp), (Some(&b""[..]), empty.timestamp));
+    assert_eq!((got.value(), got.timestamp()), (Some(&b""[..]), Some(empty.timestamp)));
 }
 
 /// The history once was that of whichever server led.
@@ -229,7 +229,7 @@ fn group_of_one_and_group_of_five_work() {
         let group = Group::start(size, &["--console", "off"]);
         let client = group.client();
         client.put("k", "v").unwrap();
-        assert_eq!(client.get_linearizable("k").unwrap().value.as_deref(), Some(&b"v"[..]));
+        assert_eq!(client.get_linearizable("k").unwrap().value(), Some(&b"v"[..]));
         let status = client.status(group.servers[group.leader()].address).unwrap();
         assert_eq!(status.in_sync.len(), size);
     }
@@ -274,7 +274,7 @@ fn without_a_majority_a_write_fails_in_time_and_says_how_many_answer() {
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(client.get("k").unwrap().value.as_deref(), Some(&b"v"[..]), "reads go on");
+    assert_eq!(client.get("k").unwrap().value(), Some(&b"v"[..]), "reads go on");
     group.start_server(1);
     client.put("k", "x").unwrap();
 }
@@ -294,7 +294,7 @@ fn frozen_leader_is_replaced_and_follows_when_it_thaws() {
         let status = frozen.status(address).ok()?;
         (status.role == Role::Follower && status.applied_timestamp >= done.timestamp).then_some(())
     });
-    assert_eq!(frozen.get("k").unwrap().value.as_deref(), Some(&b"w"[..]));
+    assert_eq!(frozen.get("k").unwrap().value(), Some(&b"w"[..]));
 }
 
 #[test]
@@ -374,7 +374,7 @@ fn server_behind_the_log_is_brought_back_by_one_snapshot_while_writes_go_on() {
     let reader = group.client_of(late);
     for number in sizes {
         let got = reader.get(format!("big-{number}")).unwrap();
-        assert_eq!(got.value.as_deref(), Some(&value[..]), "big-{number}");
+        assert_eq!(got.value(), Some(&value[..]), "big-{number}");
     }
     let prepared = |at| group.log(at).matches("sending it a snapshot").count();
     assert_eq!((0..3).map(prepared).sum::<usize>(), 1, "snapshots were prepared");
@@ -389,7 +389,7 @@ fn server_behind_the_log_is_brought_back_by_one_snapshot_while_writes_go_on() {
     group.kill(late);
     group.start_server(late);
     let got = group.client_of(late).get("big-0").unwrap();
-    assert_eq!(got.value.as_deref(), Some(&value[..]));
+    assert_eq!(got.value(), Some(&value[..]));
 }
 
 #[test]
@@ -413,15 +413,15 @@ fn delayed_server_refuses_until_it_has_stored_what_the_client_saw() {
     let of_leader = group.client_of(leader);
     let seen = eventually("the leader has the new value before it acknowledges", || {
         let got = of_leader.get("k").unwrap();
-        (got.timestamp > first.timestamp).then_some(got)
+        (got.timestamp() > Some(first.timestamp)).then_some(got)
     });
     assert!(!second.is_finished(), "the acknowledgement waits for the slow server");
-    assert_eq!(of_slow.get("k").unwrap().value.as_deref(), Some(&b"old"[..]));
+    assert_eq!(of_slow.get("k").unwrap().value(), Some(&b"old"[..]));
     // With what was seen at the leader, the slow server may answer only when it has it too.
     let token = of_leader.session_token();
     let got = group.client_of(2).with_session(&token).unwrap().get("k").unwrap();
-    assert_eq!((got.value, got.timestamp), (seen.value, seen.timestamp));
-    assert_eq!(second.join().unwrap().timestamp, seen.timestamp);
+    assert_eq!(got.found, seen.found);
+    assert_eq!(Some(second.join().unwrap().timestamp), seen.timestamp());
 }
 
 #[test]

@@ -727,7 +727,7 @@ fn a_write_that_is_done_does_not_fail_for_what_it_cannot_tell_of_before() {
         Request::Write(_) => {
             link.reply(id, write_ok(70, None));
         }
-        _ => link.reply(id, error(ErrorCode::Expired, "it has been removed for good", 0)),
+        _ => link.reply(id, error(ErrorCode::Expired, "it has been removed for good")),
     });
     let servers = server.address.to_string();
     for command in [

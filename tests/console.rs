@@ -627,11 +627,11 @@ fn what_is_pasted_at_once_all_happens() {
     let client = group.client();
     for number in keys {
         let read = client.get(format!("pasted-{number}")).unwrap();
-        assert_eq!(read.value.as_deref(), Some(format!("value\t{number}").as_bytes()));
+        assert_eq!(read.value(), Some(format!("value\t{number}").as_bytes()));
         let line = format!(
             "PUT_OK key: pasted-{number} value value\\x09{number} timestamp {} realizada no \
              servidor ",
-            read.timestamp
+            read.timestamp().unwrap()
         );
         let shown = person.terminal.lines(|shown| shown.starts_with(&line));
         assert_eq!(shown.len(), 1, "{line}");
@@ -655,7 +655,7 @@ fn of_several_pasted_puts_of_one_key_the_last_one_stays() {
     let client = group.client();
     for round in 0..8 {
         let key = format!("key-{round}");
-        assert_eq!(client.get(key.as_str()).unwrap().value.as_deref(), Some(&b"9"[..]), "{key}");
+        assert_eq!(client.get(key.as_str()).unwrap().value(), Some(&b"9"[..]), "{key}");
     }
     assert_eq!(person.events().len(), 80);
 }

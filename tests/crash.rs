@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use acervo::model::{
-    ClientId, Command, Del, HardState, LogBatch, LogEntry, LogIndex, Put, RequestId, StateLimits,
-    Term, Timestamp, WriteOp,
+    ClientId, Command, Del, HardState, LogBatch, LogEntry, LogIndex, NodeId, Put, RequestId,
+    StateLimits, Term, Timestamp, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
@@ -122,7 +122,7 @@ impl Model {
             hard_state.commit = rng.random_range(self.base.0..=known);
         } else {
             hard_state.term += 1;
-            hard_state.vote = rng.random_range(0..4);
+            hard_state.vote = NodeId::from_number(rng.random_range(0..4));
             hard_state.admitted |= rng.random_bool(0.5);
             hard_state.commit = hard_state.commit.min(self.last_index());
         }
@@ -328,7 +328,7 @@ fn what_an_unsynced_run_left_is_durable_once_it_is_reported() {
 fn a_group_costs_one_sync_and_a_commit_index_alone_none() {
     let disk = SimDisk::new();
     let (mut log, _) = open(&disk, &options()).unwrap();
-    let hard_state = HardState { term: 1, vote: 1, commit: 0, admitted: true };
+    let hard_state = HardState { term: 1, vote: Some(NodeId(1)), commit: 0, admitted: true };
     let entry = |index| LogEntry { term: 1, index, data: Bytes::from_static(b"data") };
     let batch = |hard_state, entries| LogBatch { number: 0, hard_state, entries };
     disk.set_faults(Faults::default());

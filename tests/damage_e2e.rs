@@ -56,8 +56,8 @@ fn reads_right(group: &Group, at: usize, round: usize) {
     for number in (0..KEYS).step_by(37) {
         eventually("the server answers reads", || match client.get(format!("key {number}")) {
             Ok(got) => {
-                let written = |round| got.value.as_deref() == Some(value(number, round).as_bytes());
-                assert!(got.value.is_none() || (1..=round).any(written), "key {number} at {at}");
+                let written = |round| got.value() == Some(value(number, round).as_bytes());
+                assert!(got.found.is_none() || (1..=round).any(written), "key {number} at {at}");
                 written(round).then_some(())
             }
             Err(ClientError::StaleRequest { .. }) => panic!("a read is no write"),
@@ -195,7 +195,7 @@ fn a_server_whose_log_contradicts_the_group_is_refuted_once_and_starts_blank() {
         client.put(format!("late {number}"), "v").unwrap();
     }
     let at_0 = group.client_of(0);
-    eventually("it has applied them", || at_0.get("late 19").ok()?.value.map(drop));
+    eventually("it has applied them", || at_0.get("late 19").ok()?.found.map(drop));
     group.kill(1);
     std::fs::remove_dir_all(group.data_dir(1)).unwrap();
     copy_dir(&copy, &group.data_dir(1));
@@ -210,9 +210,9 @@ fn a_server_whose_log_contradicts_the_group_is_refuted_once_and_starts_blank() {
         let status = client.status(group.servers[0].address).ok()?;
         let same = status.role == Role::Follower && status.warnings.is_empty();
         let got = at_0.get("after").ok()?;
-        (same && got.value.is_some()).then_some(())
+        (same && got.found.is_some()).then_some(())
     });
-    assert_eq!(at_0.get("late 19").unwrap().value, None, "what the group lost is lost here, too");
+    assert_eq!(at_0.get("late 19").unwrap().found, None, "what the group lost is lost here, too");
     assert_eq!(said(&group, 0, "ERROR"), 2, "suspected and refuted, once each");
     assert_eq!(said(&group, 0, "starts as a blank server"), 1);
 }

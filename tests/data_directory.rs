@@ -88,7 +88,7 @@ fn a_link_or_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for() {
         fs::rename(&aside, path).unwrap();
     }
     group.start_server(0);
-    assert_eq!(group.client().get("key").unwrap().value.as_deref(), Some(&b"value"[..]));
+    assert_eq!(group.client().get("key").unwrap().value(), Some(&b"value"[..]));
 }
 
 #[test]

@@ -134,7 +134,7 @@ fn live(
         sink.push(chunk)?;
     }
     let staged = sink.finish()?;
-    let hard_state = HardState { term: 2, vote: 1, commit: SNAPSHOT, admitted: true };
+    let hard_state = HardState { term: 2, vote: Some(NodeId(1)), commit: SNAPSHOT, admitted: true };
     log.reset(SNAPSHOT, 1, hard_state)?;
     *promised = Promised { last_index: SNAPSHOT, checkpoint: SNAPSHOT, reset: true };
     log.append(&[entries(SNAPSHOT + 1, LAST)])?;
@@ -523,7 +523,7 @@ fn what_was_set_aside_goes_when_the_server_is_whole_and_its_log_is_not_taken_for
     {
         let Storage { mut log, recovered, .. } = open_in_a_group(&disk).unwrap();
         assert!(recovered.data_lost);
-        let hard_state = HardState { term: 3, vote: 1, commit: 2, admitted: true };
+        let hard_state = HardState { term: 3, vote: Some(NodeId(1)), commit: 2, admitted: true };
         let batch = LogBatch { hard_state: Some(hard_state), ..entries(1, 2) };
         log.append(&[batch]).unwrap();
     }

@@ -6,7 +6,7 @@ mod support;
 
 use acervo::limits;
 use acervo::model::{PutAll, Timestamp, WriteOp};
-use acervo::wire::message::{GetRequest, Message, Reply, Request};
+use acervo::wire::message::{GetRequest, Message, ReadAt, Reply, Request};
 use bytes::Bytes;
 use rustix::process::Signal;
 use support::raw::{Raw, frame_of, get, one_server, put, status};
@@ -15,8 +15,8 @@ use support::{Group, eventually};
 /// A read that demands a state at least as new as `timestamp`, as somebody does who has seen it.
 fn get_since(key: &[u8], timestamp: Timestamp) -> Request {
     let key = Bytes::copy_from_slice(key);
-    let (session, at) = (timestamp, Timestamp::ZERO);
-    Request::Get(GetRequest { key, timestamp, session, linearizable: false, at })
+    let (read_at, session) = (ReadAt::Newest { seen: Some(timestamp) }, Some(timestamp));
+    Request::Get(GetRequest { key, read_at, session, linearizable: false })
 }
 
 fn reply(raw: &mut Raw) -> (u64, Reply) {
@@ -52,8 +52,8 @@ fn a_read_right_behind_its_write_is_answered_where_the_write_was() {
         };
         // PUT_OK says that it is stored; it is applied a moment later.
         match ask(&mut raw, 2 * round + 1, get_since(b"k", written)) {
-            Reply::GetOk { value: Some(got), timestamp, .. } => {
-                assert_eq!((&got[..], timestamp), (&value[..], written));
+            Reply::GetOk { found: Some(got), .. } => {
+                assert_eq!((&got.value[..], got.timestamp), (&value[..], written));
             }
             other => panic!("round {round}: no value but {other:?}"),
         }
@@ -94,9 +94,7 @@ fn a_read_of_what_is_never_committed_waits_a_moment_and_is_refused_then() {
     assert_eq!(order, [2, 3, 1], "what may still come is waited for, and nobody waits behind it");
     for (id, answer) in &answers {
         match answer {
-            Reply::GetOk { value, .. } if *id == 3 => {
-                assert_eq!(value.as_deref(), Some(&b"old"[..]))
-            }
+            Reply::GetOk { found: Some(got), .. } if *id == 3 => assert_eq!(got.value, "old"),
             Reply::TryOtherServerOrLater { applied, .. } if *id != 3 => assert!(*applied < in_log),
             other => panic!("{id}: {other:?}"),
         }

@@ -18,15 +18,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use acervo::limits::{self, CHUNK_BYTES};
-use acervo::model::{
-    ChunkHash, ClientId, ClusterId, ContentId, FileEntry, FileName, NodeId, PageOf, PeerId,
-    Timestamp,
-};
+use acervo::model::{ChunkHash, ClientId, ContentId, FileEntry, FileName, NodeId, PageOf, PeerId};
 use acervo::net::Listener;
 use acervo::share::content::Manifest;
 use acervo::share::offer::{Available, Catalog, FileStamp, Offer};
 use acervo::share::serve::{PeerServer, ServeOptions};
-use acervo::wire::message::{Channel, HelloRole, Message, PageRequest, Reply, Request};
+use acervo::wire::message::{Channel, HelloRole, Message, PageRequest, PageView, Reply, Request};
 use acervo::wire::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -82,7 +79,7 @@ fn unfinished(announced: usize, length: usize) -> Vec<u8> {
 /// A greeted client connection.
 fn client(address: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.write_all(&frame_of(&hello(HelloRole::Client, ClusterId(0)))).unwrap();
+    stream.write_all(&frame_of(&hello(HelloRole::CLIENT))).unwrap();
     stream
 }
 
@@ -123,13 +120,14 @@ fn somebody_who_says_it_is_a_server_gets_no_more_room() {
     let witness = Witness::start(group.client());
     let address = group.addresses()[0];
     let cluster = support::raw::status(address).cluster;
-    let role = HelloRole::Server { node: NodeId(3), incarnation: 7, channel: Channel::Bulk };
+    let role =
+        HelloRole::Server { cluster, node: NodeId(3), incarnation: 7, channel: Channel::Bulk };
     let bytes = unfinished(limits::PEER_FRAME_BYTES_MAX, sized(8, 16) * MIB - 1);
     // Each takes the place of the one before.
     let held: Vec<TcpStream> = (0..sized(8, 100))
         .map(|_| {
             let mut stream = TcpStream::connect(address).unwrap();
-            stream.write_all(&frame_of(&hello(role, cluster))).unwrap();
+            stream.write_all(&frame_of(&hello(role))).unwrap();
             pour(&mut stream, &bytes);
             stream
         })
@@ -154,10 +152,7 @@ fn requests_that_wait_are_counted_whatever_they_look_like_on_the_wire() {
     };
     let page = Request::Page(PageRequest {
         of: PageOf::Keys { keys: keys(sized(20_000, 100_000)) },
-        at: Timestamp::ZERO,
-        seen: Timestamp::ZERO,
-        session: Timestamp::ZERO,
-        linearizable: true,
+        view: PageView::First { at: None, session: None, linearizable: true },
         rows_max: 10,
         keys_only: false,
     });
@@ -350,8 +345,8 @@ fn a_registry_is_not_held_up_by_its_log_either_and_ends_all_the_same() {
 
 fn greeted(address: SocketAddr) -> Raw {
     let mut raw = Raw::dial(address);
-    raw.send(&hello(HelloRole::Share, ClusterId(0)));
-    assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
+    raw.send(&hello(HelloRole::Share));
+    assert!(matches!(raw.receive(), Some(Message::ShareWelcome { .. })));
     raw
 }
 

@@ -28,6 +28,8 @@ enum Event {
     DialFailed(ConnectionId, io::ErrorKind),
     Frame(ConnectionId, Vec<u8>),
     Closed(ConnectionId, String),
+    /// The loop was at work at the time it was to be, or later.
+    Due,
 }
 
 type Command = Box<dyn FnOnce(&mut TestService, &mut Net) + Send>;
@@ -50,6 +52,8 @@ struct TestService {
     queued_bytes_max_seen: usize,
     ticks: usize,
     idle_asked: usize,
+    /// When the loop is to be at work.
+    due: Option<Instant>,
 }
 
 impl TestService {
@@ -112,6 +116,12 @@ impl Service for TestService {
         self.ticks += 1;
     }
 
+    fn before_sleep(&mut self, net: &mut Net) {
+        if self.due.take_if(|due| *due <= net.now()).is_some() {
+            self.report(Event::Due);
+        }
+    }
+
     fn on_idle(&mut self, _net: &mut Net, _id: ConnectionId) -> bool {
         self.idle_asked += 1;
         self.idle_asked > 1
@@ -154,6 +164,7 @@ impl Harness {
             queued_bytes_max_seen: 0,
             ticks: 0,
             idle_asked: 0,
+            due: None,
         };
         let thread = std::thread::spawn(move || event_loop.run(&mut service).unwrap());
         Harness { address, events, commands, wake, thread: Some(thread) }
@@ -1101,7 +1112,10 @@ fn one_source_of_raw_bytes_does_not_keep_the_loop_from_others() {
 fn another_thread_works_with_a_shared_loop_while_that_sleeps() {
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.address();
-    let event_loop = EventLoop::new(LoopConfig::default(), Some(listener)).unwrap();
+    // By itself it wakes for nothing.
+    let sweep_interval = Duration::from_secs(3600);
+    let config = LoopConfig { tick_interval: None, sweep_interval, ..LoopConfig::default() };
+    let event_loop = EventLoop::new(config, Some(listener)).unwrap();
     let (events_in, events) = unbounded();
     let (_commands, commands_out) = unbounded();
     let service = TestService {
@@ -1116,6 +1130,7 @@ fn another_thread_works_with_a_shared_loop_while_that_sleeps() {
         queued_bytes_max_seen: 0,
         ticks: 0,
         idle_asked: 0,
+        due: None,
     };
     let shared = Arc::new(SharedLoop::new(event_loop, service));
     let running = Arc::clone(&shared);
@@ -1125,19 +1140,23 @@ fn another_thread_works_with_a_shared_loop_while_that_sleeps() {
     let Ok(Event::Accepted(id)) = events.recv_timeout(PATIENCE) else { panic!("not accepted") };
     let deadline = Instant::now() + PATIENCE;
     // It is refused for as long as the loop itself is at work.
-    let work = |work: &mut dyn FnMut(&mut Net)| {
-        while shared.try_with(|_, net| work(net)).is_none() {
+    let work = |work: &mut dyn FnMut(&mut TestService, &mut Net)| {
+        while shared.try_with(|service, net| work(service, net)).is_none() {
             assert!(Instant::now() < deadline, "the loop never sleeps");
             std::thread::yield_now();
         }
     };
-    work(&mut |net| assert!(net.send(id, |out| out.extend(frame(b"from another thread")))));
+    work(&mut |_, net| assert!(net.send(id, |out| out.extend(frame(b"from another thread")))));
     let mut received = vec![0; frame(b"from another thread").len()];
     stream.read_exact(&mut received).unwrap();
     assert_eq!(received, frame(b"from another thread"));
     // What is due earlier than the loop would wake by itself wakes it.
-    let due = Instant::now() + Duration::from_millis(1);
-    work(&mut |net| net.set_alarm(Some(due)));
-    work(&mut |net| net.exit());
+    let due = Instant::now() + Duration::from_millis(20);
+    work(&mut |service, net| {
+        service.due = Some(due);
+        net.set_alarm(Some(due));
+    });
+    assert!(matches!(events.recv_timeout(PATIENCE), Ok(Event::Due)), "the alarm wakes nobody");
+    work(&mut |_, net| net.exit());
     thread.join().unwrap();
 }

@@ -9,7 +9,7 @@ use acervo::limits::{FRAME_HEADER_BYTES, HELLO_FRAME_BYTES_MAX};
 use acervo::model::{
     Barrier, ClientId, ClusterId, Condition, ContentId, Del, Effect, EncodedWrite, FileEntry,
     FileName, LogEntry, NodeId, OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf,
-    RequestId, Row, Timestamp, WriteAnswer, WriteOp,
+    ReadView, RequestId, Row, Timestamp, Version, WriteAnswer, WriteOp,
 };
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
@@ -52,16 +52,12 @@ fn examples() -> Vec<(&'static str, Message)> {
     };
     let write =
         |sequence, op| Request::Write(WriteRequest { request: request(sequence, sequence), op });
-    let page = |of, at, seen, session| {
-        let (at, seen, session) = (Timestamp(at), Timestamp(seen), Timestamp(session));
-        let (linearizable, rows_max, keys_only) = (false, 2, false);
-        Request::Page(PageRequest { of, at, seen, session, linearizable, rows_max, keys_only })
-    };
+    let page = |of, view| Request::Page(PageRequest { of, view, rows_max: 2, keys_only: false });
+    let as_of = |timestamp| ReadView::as_of(Timestamp(timestamp));
     let range = |from: &'static str| PageOf::Range { from: from.into(), to: "sol".into() };
     let row = |key: &'static str, value: &'static str, timestamp| Row {
         key: key.into(),
-        value: Some(value.into()),
-        timestamp,
+        found: Some(Version { timestamp, value: value.into() }),
     };
     let stamp = Timestamp(1_700_000_000_000_000);
     let film = FileEntry {
@@ -74,12 +70,9 @@ fn examples() -> Vec<(&'static str, Message)> {
     vec![
         (
             "hello-share",
-            Message::Hello(Hello {
-                protocol: PROTOCOL_VERSION,
-                cluster: ClusterId(0),
-                role: HelloRole::Share,
-            }),
+            Message::Hello(Hello { protocol: PROTOCOL_VERSION, role: HelloRole::Share }),
         ),
+        ("welcome-share", Message::ShareWelcome { protocol: PROTOCOL_VERSION, peer: Some(peer) }),
         (
             "join",
             Message::Registry {
@@ -119,14 +112,7 @@ fn examples() -> Vec<(&'static str, Message)> {
             Message::Share { id: 2, body: PeerRequest::Chunk { content: film.content, index: 0 } },
         ),
         ("chunk-ok", Message::ShareReply { id: 2, body: PeerReply::Chunk { length: 3 } }),
-        (
-            "hello",
-            Message::Hello(Hello {
-                protocol: PROTOCOL_VERSION,
-                cluster: ClusterId(0),
-                role: HelloRole::Client,
-            }),
-        ),
+        ("hello", Message::Hello(Hello { protocol: PROTOCOL_VERSION, role: HelloRole::CLIENT })),
         (
             "welcome",
             Message::Welcome(Welcome {
@@ -148,10 +134,9 @@ fn examples() -> Vec<(&'static str, Message)> {
                 id: 2,
                 body: Request::Get(GetRequest {
                     key: Bytes::from_static(b"lua"),
-                    timestamp: stamp,
-                    session: stamp,
+                    read_at: ReadAt::Newest { seen: Some(stamp) },
+                    session: Some(stamp),
                     linearizable: false,
-                    at: Timestamp::ZERO,
                 }),
             },
         ),
@@ -160,19 +145,12 @@ fn examples() -> Vec<(&'static str, Message)> {
             Message::Reply {
                 id: 2,
                 body: Reply::GetOk {
-                    value: Some(Bytes::from_static(b"cheia")),
-                    timestamp: stamp,
+                    found: Some(Version { timestamp: stamp, value: Bytes::from_static(b"cheia") }),
                     as_of: Timestamp(stamp.0 + 5),
                 },
             },
         ),
-        (
-            "get-null",
-            Message::Reply {
-                id: 3,
-                body: Reply::GetOk { value: None, timestamp: Timestamp::ZERO, as_of: stamp },
-            },
-        ),
+        ("get-null", Message::Reply { id: 3, body: Reply::GetOk { found: None, as_of: stamp } }),
         ("putall", Message::Request { id: 6, body: write(2, both) }),
         ("putall-ok", Message::Reply { id: 6, body: written(Timestamp(stamp.0 + 16), None) }),
         (
@@ -181,9 +159,7 @@ fn examples() -> Vec<(&'static str, Message)> {
                 id: 7,
                 body: page(
                     PageOf::Keys { keys: vec!["lua".into(), "sol".into()] },
-                    stamp.0 + 15,
-                    stamp.0 + 15,
-                    0,
+                    PageView::Next(as_of(stamp.0 + 15)),
                 ),
             },
         ),
@@ -192,32 +168,43 @@ fn examples() -> Vec<(&'static str, Message)> {
             Message::Reply {
                 id: 7,
                 body: Reply::PageOk {
-                    rows: vec![
-                        row("lua", "cheia", stamp),
-                        Row { key: "sol".into(), value: None, timestamp: Timestamp::ZERO },
-                    ],
-                    at: Timestamp(stamp.0 + 15),
-                    seen: Timestamp(stamp.0 + 15),
+                    rows: vec![row("lua", "cheia", stamp), Row { key: "sol".into(), found: None }],
+                    view: as_of(stamp.0 + 15),
                     next: None,
                 },
             },
         ),
-        ("page", Message::Request { id: 8, body: page(range("a"), 0, 0, stamp.0 + 16) }),
+        (
+            "page",
+            Message::Request {
+                id: 8,
+                body: page(
+                    range("a"),
+                    PageView::First {
+                        at: None,
+                        session: Some(Timestamp(stamp.0 + 16)),
+                        linearizable: false,
+                    },
+                ),
+            },
+        ),
         (
             "page-ok",
             Message::Reply {
                 id: 8,
                 body: Reply::PageOk {
                     rows: vec![row("lua", "nova", Timestamp(stamp.0 + 16))],
-                    at: Timestamp(stamp.0 + 32),
-                    seen: Timestamp(stamp.0 + 32),
+                    view: as_of(stamp.0 + 32),
                     next: Some(PageNext::From("mar".into())),
                 },
             },
         ),
         (
             "page-next",
-            Message::Request { id: 9, body: page(range("mar"), stamp.0 + 32, stamp.0 + 32, 0) },
+            Message::Request {
+                id: 9,
+                body: page(range("mar"), PageView::Next(as_of(stamp.0 + 32))),
+            },
         ),
         ("del", Message::Request { id: 10, body: write(3, del) }),
         (
@@ -251,11 +238,9 @@ fn examples() -> Vec<(&'static str, Message)> {
             Message::Reply {
                 id: 4,
                 body: Reply::Error(ErrorReply {
-                    code: ErrorCode::Busy,
+                    code: ErrorCode::Busy { retry_after_ms: 50 },
                     message: "busy".to_owned(),
-                    retry_after_ms: 50,
                     effect: Effect::NotDone,
-                    begin_anew_at: Timestamp::ZERO,
                 }),
             },
         ),
@@ -265,8 +250,8 @@ fn examples() -> Vec<(&'static str, Message)> {
             "hello-server",
             Message::Hello(Hello {
                 protocol: PROTOCOL_VERSION,
-                cluster: ClusterId(0x7bf6_1c00_d1ce_f00d),
                 role: HelloRole::Server {
+                    cluster: ClusterId(0x7bf6_1c00_d1ce_f00d),
                     node: NodeId(1),
                     incarnation: 0x05ca_1e00_0000_0001,
                     channel: Channel::Bulk,

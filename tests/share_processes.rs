@@ -355,7 +355,7 @@ fn take_chunks(address: SocketAddr, content: ContentId, count: u64) {
             continue;
         };
         match codec::decode(frame).unwrap() {
-            Message::Welcome(_) => {}
+            Message::ShareWelcome { .. } => {}
             Message::ShareReply { body: PeerReply::Chunk { length }, .. } => {
                 let length = length as usize;
                 let here = deframer.take_raw(&mut nowhere[..length]);

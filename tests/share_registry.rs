@@ -62,7 +62,7 @@ impl Raw {
     fn greet(self) -> Raw {
         let mut raw = self;
         raw.send(&hello(HelloRole::Share));
-        assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
+        assert!(matches!(raw.receive(), Some(Message::ShareWelcome { .. })));
         raw
     }
 
@@ -139,7 +139,7 @@ fn frame(message: &Message) -> Vec<u8> {
 }
 
 fn hello(role: HelloRole) -> Message {
-    Message::Hello(Hello { protocol: PROTOCOL_VERSION, cluster: ClusterId(0), role })
+    Message::Hello(Hello { protocol: PROTOCOL_VERSION, role })
 }
 
 fn name(name: &str) -> FileName {
@@ -242,7 +242,7 @@ fn a_long_list_comes_in_parts_and_counts_when_it_is_whole() {
     for wrong in [part(2, false, vec![]), part(1, true, vec![])] {
         let reply = peer.ask(wrong);
         assert!(
-            matches!(&reply, RegistryReply::Error { message, retry_after_ms: 0 }
+            matches!(&reply, RegistryReply::Error { message, retry_after_ms: None }
             if message.contains("does not follow")),
             "{reply:?}"
         );
@@ -382,7 +382,7 @@ fn a_second_download_of_a_content_leaves_the_first_ones_offer_alone() {
     client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
     client.send(&hello(HelloRole::Share));
     client.send(&Message::Share { id: 1, body: PeerRequest::Watch { content } });
-    assert!(matches!(client.receive(), Some(Message::Welcome(_))));
+    assert!(matches!(client.receive(), Some(Message::ShareWelcome { .. })));
     match client.receive() {
         Some(Message::ShareReply { id: 1, body: PeerReply::Have { runs } }) => {
             assert!(!runs.is_empty());
@@ -487,7 +487,7 @@ fn scripted(
             let answer = Arc::clone(&answer);
             std::thread::spawn(move || {
                 raw.receive();
-                raw.send(&greeting::welcome(PeerId(0)));
+                raw.send(&greeting::welcome(None));
                 while let Some(Message::Registry { id, body }) = raw.receive() {
                     let message = (*answer.lock().unwrap())(id, body);
                     let Some(message) = message else {
@@ -604,7 +604,7 @@ fn a_list_ends_whatever_the_registry_says() {
 fn what_a_registry_says_is_cut_and_escaped() {
     let message = "\x1b[2J".repeat(225_000);
     let registry =
-        liar(move |_| RegistryReply::Error { message: message.clone(), retry_after_ms: 0 });
+        liar(move |_| RegistryReply::Error { message: message.clone(), retry_after_ms: None });
     let error = list(registry, 100).unwrap_err();
     assert!(matches!(error, RegistryCallError::Declined { .. }), "{error}");
     let shown = error.to_string();
@@ -635,7 +635,7 @@ fn a_join_that_makes_no_sense_or_is_put_off_for_ever_is_told_at_once_and_asked_r
     }
     let message = "no room".to_owned();
     let (notice, joins, _member, told) =
-        first_notice(RegistryReply::Error { message, retry_after_ms: 1 });
+        first_notice(RegistryReply::Error { message, retry_after_ms: Some(1) });
     assert!(
         matches!(notice, MembershipNotice::Lost(RegistryCallError::Declined { .. })),
         "{notice:?}"
@@ -747,7 +747,7 @@ fn a_registry_that_was_reached_and_gives_no_whole_answer_is_told_as_that() {
         for is_slow in [true, false] {
             let mut raw = Raw { stream: dribbling.accept().unwrap().0, next_id: 0 };
             raw.receive();
-            raw.send(&greeting::welcome(PeerId(0)));
+            raw.send(&greeting::welcome(None));
             raw.receive();
             // The length of an answer, and then its bytes, one by one.
             raw.stream.write_all(&[0, 0, 0x10, 0]).unwrap();
@@ -789,7 +789,7 @@ fn who_asks_several_registries_waits_for_none_that_hangs() {
         RegistryClient::ask_any(&[silent, frozen.1, good], &search, deadline).unwrap();
     assert_eq!((line.address(), reply), (good, RegistryReply::Sources(vec![])));
     // The error of a registry that was reached is preferred to that of one that was not.
-    let full = RegistryReply::Error { message: "full".to_owned(), retry_after_ms: 0 };
+    let full = RegistryReply::Error { message: "full".to_owned(), retry_after_ms: None };
     let declining = liar(move |_| full.clone());
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let asked = RegistryClient::ask_any(&[declining, gone], &search, deadline).map(drop);
@@ -847,7 +847,7 @@ fn a_false_size_of_a_content_hides_no_honest_source() {
     let lie = FileEntry { name: name("film.bin"), size: limits::FILE_BYTES_MAX + 1, content };
     assert!(matches!(
         liar.join(9, 5001, vec![lie]),
-        RegistryReply::Error { retry_after_ms: 0, .. }
+        RegistryReply::Error { retry_after_ms: None, .. }
     ));
     for wanted in [vec![], vec!["--content", &*content.to_string()]] {
         let to = to.to_str().unwrap();
@@ -1039,7 +1039,7 @@ fn an_address_is_the_peers_own_or_has_answered() {
     let refused = |(reply, sources): (RegistryReply, Vec<SocketAddr>)| {
         assert_eq!(sources, []);
         match reply {
-            RegistryReply::Error { message, retry_after_ms: 0 } => message,
+            RegistryReply::Error { message, retry_after_ms: None } => message,
             reply => panic!("{reply:?}"),
         }
     };
@@ -1095,7 +1095,7 @@ fn an_address_is_the_peers_own_or_has_answered() {
     // The number of attempts is limited, too.
     let busy = (0..limits::ADDRESS_CHECKS_PER_ORIGIN_MAX).find_map(|_| {
         match join("127.0.0.2", closed).0 {
-            RegistryReply::Error { retry_after_ms, .. } => (retry_after_ms > 0).then_some(()),
+            RegistryReply::Error { retry_after_ms, .. } => retry_after_ms.map(drop),
             reply => panic!("{reply:?}"),
         }
     });
@@ -1278,9 +1278,10 @@ fn whoever_breaks_the_protocol_loses_the_connection_and_nobody_else() {
     witness.join(9, 5009, vec![file("good", 1)]);
     let first_words: [(Vec<u8>, &str); 6] = [
         (frame(&Message::Ping { nonce: 1 }), "begins with HELLO"),
-        (frame(&hello(HelloRole::Client)), "not a store: ask an acervo server"),
+        (frame(&hello(HelloRole::CLIENT)), "not a store: ask an acervo server"),
         (
             frame(&hello(HelloRole::Server {
+                cluster: ClusterId(1),
                 node: NodeId(1),
                 incarnation: 1,
                 channel: Channel::Control,
@@ -1290,7 +1291,6 @@ fn whoever_breaks_the_protocol_loses_the_connection_and_nobody_else() {
         (
             frame(&Message::Hello(Hello {
                 protocol: PROTOCOL_VERSION + 1,
-                cluster: ClusterId(0),
                 role: HelloRole::Share,
             })),
             "protocol version",
@@ -1436,7 +1436,7 @@ fn joins_that_are_never_finished_make_room() {
             match part(raw, peer, number, false) {
                 RegistryReply::JoinOk => sent += 1,
                 RegistryReply::Error { retry_after_ms, .. } => {
-                    assert!(retry_after_ms > 0);
+                    assert!(retry_after_ms.is_some());
                     break 'full;
                 }
                 reply => panic!("{reply:?}"),
@@ -1457,7 +1457,7 @@ fn an_address_that_joins_again_and_again_makes_room_for_others() {
         let stream = raw::Raw::dial_from(Ipv4Addr::new(127, 0, 0, 2), registry.address).stream;
         let mut raw = Raw { stream, next_id: 0 };
         raw.send(&hello(HelloRole::Share));
-        assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
+        assert!(matches!(raw.receive(), Some(Message::ShareWelcome { .. })));
         let reply = raw.ask(RegistryRequest::Join {
             peer: PeerId(peer),
             address: raw.address(),
@@ -1501,7 +1501,7 @@ fn addresses_that_never_answer_make_room_for_one_that_does() {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut raw = Raw { stream, next_id: 0 };
         raw.send(&hello(HelloRole::Share));
-        assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
+        assert!(matches!(raw.receive(), Some(Message::ShareWelcome { .. })));
         let body = RegistryRequest::Join {
             peer: PeerId(peer),
             address,
@@ -1533,7 +1533,7 @@ fn addresses_that_never_answer_make_room_for_one_that_does() {
     });
     let given_up = waiting.iter_mut().any(|raw| {
         let reply = reply(raw);
-        matches!(reply, RegistryReply::Error { retry_after_ms, .. } if retry_after_ms > 0)
+        matches!(reply, RegistryReply::Error { retry_after_ms: Some(_), .. })
     });
     assert!(given_up, "not only when their time was over");
 }

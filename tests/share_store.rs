@@ -538,7 +538,7 @@ fn a_peer_of_as_many_files_as_there_may_be_joins_comes_back_and_goes() {
     // It comes back over another connection with one file changed: nothing else is written again.
     let version = |name: &FileName| {
         let key = format!("share/name/{name}\0{}", PeerId(1));
-        group.client().get_linearizable(key).unwrap().timestamp
+        group.client().get_linearizable(key).unwrap().timestamp()
     };
     let (changed, before) = (files[0].name.clone(), version(&last.name));
     let first = version(&changed);

@@ -255,7 +255,7 @@ impl Talk {
                     }
                     Message::Hello(_) => {
                         let peer = PeerId(u64::from(self.stream.local_addr()?.port()));
-                        self.send(&greeting::welcome(peer))?;
+                        self.send(&greeting::welcome(Some(peer)))?;
                     }
                     Message::Share { id, body } => self.answer(id, body)?,
                     _ => {}
@@ -938,7 +938,7 @@ impl Client {
     fn greet(mut self) -> Client {
         let client = &mut self;
         client.send(&greeting::hello());
-        assert!(matches!(client.receive(), Some(Message::Welcome(_))));
+        assert!(matches!(client.receive(), Some(Message::ShareWelcome { .. })));
         self
     }
 
@@ -1048,7 +1048,7 @@ fn a_place_is_kept_by_who_takes_a_chunk_and_not_by_who_reads_none() {
         }
         let mut new = Client::from([127, 0, 2, 3], &scene.server);
         new.send(&greeting::hello());
-        chunk > 0 && matches!(new.receive(), Some(Message::Welcome(_)))
+        chunk > 0 && matches!(new.receive(), Some(Message::ShareWelcome { .. }))
     });
     assert!(reader.receive().is_some(), "and it keeps it");
 }
@@ -1203,7 +1203,7 @@ fn a_server_closes_on_who_does_not_speak_its_language() {
     talk.extend([0, 1, 0, 0]);
     let mut client = Client::connect(&scene.server);
     client.stream.write_all(&talk).unwrap();
-    assert!(matches!(client.receive(), Some(Message::Welcome(_))));
+    assert!(matches!(client.receive(), Some(Message::ShareWelcome { .. })));
     assert!(matches!(client.receive(), Some(Message::Refused { .. })));
 }
 

@@ -9,8 +9,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use acervo::limits;
-use acervo::model::{PageNext, PageOf, Timestamp};
-use acervo::wire::message::{Message, PageRequest, Reply, Request};
+use acervo::model::{PageNext, PageOf};
+use acervo::wire::message::{Message, PageRequest, PageView, Reply, Request};
 use support::raw::{Raw, frame_of};
 use support::{Group, PATIENCE, eventually, memory, resident};
 
@@ -84,8 +84,8 @@ fn a_snapshot_of_any_size_costs_neither_end_more_than_a_bound() {
 
     let reader = group.client_of(late);
     for number in [0, count / 2, count - 1] {
-        let got = reader.get(format!("big-{number:06}")).unwrap().value;
-        assert!(got.is_some_and(|got| got == value(number)), "big-{number:06}");
+        let got = reader.get(format!("big-{number:06}")).unwrap().found;
+        assert!(got.is_some_and(|got| got.value == value(number)), "big-{number:06}");
     }
 
     let before = memory(group.pid(late), "VmHWM");
@@ -113,25 +113,21 @@ fn range_reverse(from: &'static str, to: &'static str) -> PageOf {
 
 /// How many keys a range has, and how many bytes came to tell of them.
 fn count_keys(raw: &mut Raw, of: PageOf) -> (usize, usize) {
-    let (mut of, mut at, mut seen) = (of, Timestamp::ZERO, Timestamp::ZERO);
+    let (mut of, first) = (of, PageView::First { at: None, session: None, linearizable: false });
+    let mut view = first;
     let (mut keys, mut bytes) = (0, 0);
     loop {
-        let (session, linearizable) = (Timestamp::ZERO, false);
         let (rows_max, keys_only) = (limits::PAGE_ROWS_MAX as u32, true);
-        let page =
-            PageRequest { of: of.clone(), at, seen, session, linearizable, rows_max, keys_only };
+        let page = PageRequest { of: of.clone(), view, rows_max, keys_only };
         raw.send(&Message::Request { id: 1, body: Request::Page(page) });
         let reply = raw.receive().expect("the server answers");
         bytes += frame_of(&reply).len();
-        let Message::Reply {
-            body: Reply::PageOk { rows, at: now_at, seen: now_seen, next }, ..
-        } = reply
-        else {
+        let Message::Reply { body: Reply::PageOk { rows, view: shown, next }, .. } = reply else {
             panic!("no page but {reply:?}")
         };
-        (at, seen) = (now_at, now_seen);
+        view = PageView::Next(shown);
         keys += rows.len();
-        assert!(rows.iter().all(|row| row.value.as_deref() == Some(&[])), "{rows:?}");
+        assert!(rows.iter().all(|row| row.value() == Some(&[])), "{rows:?}");
         match (next, &mut of) {
             (None, _) => return (keys, bytes),
             (Some(PageNext::From(next)), PageOf::Range { from, .. }) => *from = next,

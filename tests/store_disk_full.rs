@@ -133,9 +133,9 @@ fn assert_only_adding_is_refused(client: &Client, keys: &[String], value: &[u8],
     assert!(matches!(refused, ClientError::DiskFull { .. }), "{refused}");
     assert!(refused.to_string().contains("make room on it"), "{refused}");
     let got = client.get_linearizable(&keys[at + 1]).unwrap();
-    assert!(got.value.as_deref() == Some(value), "{} was acknowledged", keys[at + 1]);
+    assert!(got.value() == Some(value), "{} was acknowledged", keys[at + 1]);
     client.del(&keys[at]).unwrap();
-    assert_eq!(client.get_linearizable(&keys[at]).unwrap().value, None);
+    assert_eq!(client.get_linearizable(&keys[at]).unwrap().found, None);
     client.trim(&keys[at + 1]).unwrap();
 }
 
@@ -182,7 +182,7 @@ fn a_full_disk_refuses_what_adds_to_it_and_nothing_else_until_there_is_room() {
     assert_scripts_are_told(&group, true);
     for key in &keys[7..] {
         let got = client.get(key).unwrap();
-        assert!(got.value.as_deref() == Some(&value[..]), "{key} was acknowledged");
+        assert!(got.value() == Some(&value[..]), "{key} was acknowledged");
     }
 }
 
@@ -208,8 +208,8 @@ fn an_idle_store_gives_back_what_it_does_not_need_and_holds_what_it_held() {
     eventually("the store is copied", || (store_bytes(&group, 0) < after).then_some(()));
     let check = |client: &Client| {
         for i in (0..60_000).step_by(977) {
-            let found = client.get_linearizable(key(i)).unwrap().value;
-            assert!(found.as_deref() == Some(value(i).as_bytes()), "{}", key(i));
+            let got = client.get_linearizable(key(i)).unwrap();
+            assert!(got.value() == Some(value(i).as_bytes()), "{}", key(i));
         }
     };
     check(&client);
@@ -217,7 +217,7 @@ fn an_idle_store_gives_back_what_it_does_not_need_and_holds_what_it_held() {
     group.kill(0);
     group.start_server(0);
     check(&client);
-    assert_eq!(client.get("more").unwrap().value.as_deref(), Some(&b"data"[..]));
+    assert_eq!(client.get("more").unwrap().value(), Some(&b"data"[..]));
     let copy = group.data_dir(0).join("store.redb.copy");
     eventually("no copy is left", || (!copy.exists()).then_some(()));
 }
@@ -254,8 +254,8 @@ fn three_full_disks_keep_what_they_have_and_take_more_when_there_is_room() {
     for at in 0..3 {
         let one = group.client_of(at);
         for key in &keys[5..] {
-            let found = eventually("it is applied here too", || one.get(key).unwrap().value);
-            assert!(found == value, "{key} at server {at}");
+            let found = eventually("it is applied here too", || one.get(key).unwrap().found);
+            assert!(found.value == value, "{key} at server {at}");
         }
     }
 }
@@ -284,7 +284,7 @@ fn a_leader_with_a_full_disk_hands_over_goes_on_and_catches_up_when_there_is_roo
     };
     // Segments of the log that go make a little room for a moment.
     eventually("status warns", || warns_of_full(&client));
-    assert!(group.client_of(0).get(&keys[0]).unwrap().value.as_deref() == Some(&value[..]));
+    assert!(group.client_of(0).get(&keys[0]).unwrap().value() == Some(&value[..]));
 
     disk.run("cat /dev/zero > rest");
     second.iter().for_each(|key| _ = client.put(key, &value).unwrap());
@@ -292,7 +292,7 @@ fn a_leader_with_a_full_disk_hands_over_goes_on_and_catches_up_when_there_is_roo
     disk.run("cat /dev/zero >> rest");
     start(&mut group, 0, &disk);
     let old = eventually("it serves what it has", || group.client_of(0).get(&keys[0]).ok());
-    assert!(old.value.as_deref() == Some(&value[..]));
+    assert!(old.value() == Some(&value[..]));
     eventually("status warns", || warns_of_full(&client));
     client.put("more", "data").unwrap();
     assert!(group.is_running(0), "{}", group.log(0));
@@ -301,8 +301,8 @@ fn a_leader_with_a_full_disk_hands_over_goes_on_and_catches_up_when_there_is_roo
     assert!(disk.run("rm ballast rest && mount -o remount,size=1g ."));
     let one = group.client_of(0);
     for key in &keys {
-        let found = eventually("it catches up", || one.get(key).unwrap().value);
-        assert!(found == value, "{key}");
+        let found = eventually("it catches up", || one.get(key).unwrap().found);
+        assert!(found.value == value, "{key}");
     }
     eventually("it warns no more", || warnings(&client).is_empty().then_some(()));
 }

@@ -15,7 +15,8 @@ use acervo::limits;
 use acervo::model::{
     Action, Barrier, ClientId, Command, Condition, Del, DelAll, DelRange, GarbageCollection,
     History, LogEntry, OpResult, Operation, PageNext, PageOf, Previous, Put, PutAll, PutIf,
-    RequestId, Row, SetHistory, StateLimits, Timestamp, Trim, WriteFate, WriteIf, WriteOp,
+    ReadView, RequestId, Row, SetHistory, StateLimits, Timestamp, Trim, Version, WriteFate,
+    WriteIf, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
@@ -24,7 +25,7 @@ use acervo::storage::engine::{
 };
 use acervo::storage::keys::{self as rows, RowRange};
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::{PageError, PageLimits, ReadView, Store};
+use acervo::storage::reads::{PageError, PageLimits, Store};
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -134,7 +135,10 @@ fn holds(condition: Condition, newest: Option<i64>) -> bool {
 }
 
 fn found(row: Row) -> Found {
-    (row.key, row.value, row.timestamp.0)
+    match row.found {
+        Some(Version { timestamp, value }) => (row.key, Some(value), timestamp.0),
+        None => (row.key, None, 0),
+    }
 }
 
 fn without_values(rows: &[Found]) -> Vec<Found> {
@@ -342,8 +346,7 @@ impl World {
             assert!(pieces < 4_000, "the sweep comes to no end");
         }
         assert_eq!(self.superseding(), 0, "{pieces} pieces have left something to do");
-        let now = Timestamp(self.last);
-        let read_view = ReadView { at: now, removals_up_to: now, strict: false };
+        let read_view = ReadView::as_of(Timestamp(self.last));
         for key in keys {
             let of = PageOf::Versions { key: key.clone() };
             let left = pages(&self.disk.store(), of, read_view, page_of(100)).unwrap();
@@ -363,8 +366,7 @@ impl World {
     /// Compares reads at these times, on both engines.
     fn check(&self, keys: &[Bytes], at: i64, seen: i64, most: PageLimits) {
         let at = at.min(seen);
-        let read_view =
-            ReadView { at: Timestamp(at), removals_up_to: Timestamp(seen), strict: true };
+        let read_view = ReadView { at: Timestamp(at), removals_up_to: Timestamp(seen) };
         let (from, to) = (&keys[0], &keys[keys.len() - 1]);
         for store in [self.memory.1.store(), self.disk.store()] {
             let read = |of: PageOf| {
@@ -399,7 +401,8 @@ impl World {
                     for key in keys {
                         let told = store.get_at(key, Timestamp(at)).unwrap();
                         let (_, value, version) = self.model.get(key, at, seen);
-                        let right = value.map(|value| (Timestamp(version), value));
+                        let right =
+                            value.map(|value| Version { timestamp: Timestamp(version), value });
                         assert!(told.is_none() || told == right, "{told:?}, not {right:?}");
                     }
                 }
@@ -427,7 +430,9 @@ impl World {
                 if seen == self.last {
                     let got = store.get_at(key, Timestamp(at)).unwrap();
                     let (_, value, version) = self.model.get(key, at, seen);
-                    assert_eq!(got, value.map(|value| (Timestamp(version), value)), "{context}");
+                    let timestamp = Timestamp(version);
+                    let right = value.map(|value| Version { timestamp, value });
+                    assert_eq!(got, right, "{context}");
                 }
             }
         }
@@ -679,19 +684,15 @@ fn a_long_range_is_gone_at_once_and_leaves_the_disk_in_pieces() {
         assert!(pieces < 100, "the purge does not come to its end");
     }
     assert!(pieces > 3, "{count} rows went in {pieces} pieces");
-    let strict =
-        ReadView { at: Timestamp(before), removals_up_to: Timestamp(before), strict: true };
+    let past = ReadView::as_of(Timestamp(before));
     let all = PageOf::Range { from: key(0), to: Bytes::from("l") };
     assert!(matches!(
-        pages(&world.disk.store(), all.clone(), strict, page_of(9)),
+        pages(&world.disk.store(), all.clone(), past, page_of(9)),
         Err(PageError::Expired)
     ));
-    let lax = ReadView { strict: false, removals_up_to: Timestamp(world.last), ..strict };
-    assert_eq!(
-        pages(&world.disk.store(), all, lax, page_of(9)).unwrap().len(),
-        2,
-        "the two not removed"
-    );
+    let now = ReadView { removals_up_to: Timestamp(world.last), ..past };
+    let begun = world.disk.store().first_page(&all, now, page_of(9)).unwrap();
+    assert_eq!((begun.rows.len(), begun.next), (2, None), "the two not removed");
 }
 
 /// With the most ranges remembered, one more is refused, and nothing of it is done.
@@ -750,8 +751,7 @@ fn a_sweep_comes_to_its_end_whatever_it_keeps() {
         pieces += 1;
         assert!(pieces < 50, "the sweep does not come to its end");
     }
-    let end = Timestamp(world.last);
-    let read_view = ReadView { at: end, removals_up_to: end, strict: false };
+    let read_view = ReadView::as_of(Timestamp(world.last));
     let left = pages(&world.disk.store(), PageOf::Versions { key: hot }, read_view, page_of(1_000))
         .unwrap();
     assert_eq!(left.len(), kept);
@@ -787,12 +787,12 @@ fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     let expected = world.model.range(&keys[0], &keys[5], past, began);
     let page = |world: &World, from: &Bytes, at: i64| {
         let of = PageOf::Range { from: from.clone(), to: keys[5].clone() };
-        let read_view = ReadView {
-            at: Timestamp(at),
-            removals_up_to: Timestamp(began),
-            strict: from != &keys[0],
-        };
-        world.disk.store().page(&of, read_view, page_of(2))
+        let read_view = ReadView { at: Timestamp(at), removals_up_to: Timestamp(began) };
+        let store = world.disk.store();
+        match from == &keys[0] {
+            true => Ok(store.first_page(&of, read_view, page_of(2))?),
+            false => store.page(&of, read_view, page_of(2)),
+        }
     };
     let first = page(&world, &keys[0], past).unwrap();
     assert_eq!(first.next, Some(PageNext::From(keys[2].clone())));
@@ -969,8 +969,7 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
                 break;
             }
         }
-        let end = Timestamp(i64::MAX);
-        let read_view = ReadView { at: end, removals_up_to: end, strict: false };
+        let read_view = ReadView::as_of(Timestamp(i64::MAX));
         let of = PageOf::Versions { key: hot.clone() };
         let left = pages(&machine.store(), of, read_view, page_of(1_000)).unwrap().len();
         let stays = match (removal.first(), history) {
@@ -1159,8 +1158,7 @@ fn a_sweep_counts_the_removals_that_it_passes_over() {
     let purge =
         GarbageCollection::Removed { before_us: u64::MAX, rows_max: 20, bytes_max: BYTES_MAX };
     while apply(Action::GarbageCollection(purge)).1.is_some() {}
-    let end = Timestamp(i64::MAX);
-    let read_view = ReadView { at: end, removals_up_to: end, strict: false };
+    let read_view = ReadView::as_of(Timestamp(i64::MAX));
     let left =
         pages(&machine.store(), PageOf::Versions { key }, read_view, page_of(1_000)).unwrap();
     assert_eq!(left.len(), 1);

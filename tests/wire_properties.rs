@@ -10,8 +10,8 @@ use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, PEER_FRAME_BYTE
 use acervo::model::{
     Barrier, ChunkHash, ClientId, ClusterId, Condition, ContentId, Del, DelAll, DelRange, Effect,
     EncodedWrite, FileEntry, FileName, History, LogEntry, NodeId, OpResult, PageNext, PageOf,
-    PeerId, Previous, Put, PutAll, PutIf, RequestId, Row, SetHistory, SnapshotId, Timestamp, Trim,
-    WriteAnswer, WriteIf, WriteOp,
+    PeerId, Previous, Put, PutAll, PutIf, ReadView, RequestId, Row, SetHistory, SnapshotId,
+    Timestamp, Trim, Version, WriteAnswer, WriteIf, WriteOp,
 };
 use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
@@ -112,25 +112,33 @@ fn page_request() -> impl Strategy<Value = PageRequest> {
         vec(blob(), 0..5).prop_map(|keys| PageOf::Keys { keys }),
         blob().prop_map(|key| PageOf::Versions { key }),
     ];
-    (of, any::<[i64; 3]>(), any::<[bool; 2]>(), any::<u32>()).prop_map(
-        |(of, [at, seen, session], [linearizable, keys_only], rows_max)| PageRequest {
-            of,
-            at: Timestamp(at),
-            seen: Timestamp(seen),
-            session: Timestamp(session),
-            linearizable,
-            rows_max,
-            keys_only,
-        },
-    )
+    let view = prop_oneof![
+        (option::of(timestamp()), option::of(timestamp()), any::<bool>())
+            .prop_map(|(at, session, linearizable)| PageView::First { at, session, linearizable }),
+        read_view().prop_map(PageView::Next),
+    ];
+    (of, view, any::<bool>(), any::<u32>())
+        .prop_map(|(of, view, keys_only, rows_max)| PageRequest { of, view, rows_max, keys_only })
+}
+
+fn version() -> impl Strategy<Value = Version> {
+    (timestamp(), blob()).prop_map(|(timestamp, value)| Version { timestamp, value })
+}
+
+fn read_view() -> impl Strategy<Value = ReadView> {
+    (timestamp(), timestamp()).prop_map(|(at, removals_up_to)| ReadView { at, removals_up_to })
 }
 
 fn request() -> impl Strategy<Value = Request> {
+    let read_at = prop_oneof![
+        option::of(timestamp()).prop_map(|seen| ReadAt::Newest { seen }),
+        timestamp().prop_map(ReadAt::Version),
+    ];
     prop_oneof![
         write_request().prop_map(Request::Write),
-        (blob(), timestamp(), timestamp(), any::<bool>(), timestamp()).prop_map(
-            |(key, timestamp, session, linearizable, at)| {
-                Request::Get(GetRequest { key, timestamp, session, linearizable, at })
+        (blob(), read_at, option::of(timestamp()), any::<bool>()).prop_map(
+            |(key, read_at, session, linearizable)| {
+                Request::Get(GetRequest { key, read_at, session, linearizable })
             }
         ),
         page_request().prop_map(Request::Page),
@@ -139,19 +147,18 @@ fn request() -> impl Strategy<Value = Request> {
 }
 
 fn page_ok() -> impl Strategy<Value = Reply> {
-    let row = (blob(), option::of(blob()), timestamp()).prop_map(|(key, value, timestamp)| Row {
-        key,
-        value,
-        timestamp,
-    });
+    let row = (blob(), option::of(version())).prop_map(|(key, found)| Row { key, found });
     let next = prop_oneof![
         blob().prop_map(PageNext::From),
         blob().prop_map(PageNext::To),
         any::<u32>().prop_map(PageNext::Skip),
         timestamp().prop_map(PageNext::At),
     ];
-    (vec(row, 0..5), timestamp(), timestamp(), option::of(next))
-        .prop_map(|(rows, at, seen, next)| Reply::PageOk { rows, at, seen, next })
+    (vec(row, 0..5), read_view(), option::of(next)).prop_map(|(rows, view, next)| Reply::PageOk {
+        rows,
+        view,
+        next,
+    })
 }
 
 fn status() -> impl Strategy<Value = ServerStatus> {
@@ -176,7 +183,7 @@ fn status() -> impl Strategy<Value = ServerStatus> {
             server_connections: connections[1],
             uptime_ms: numbers[6],
             longest_stall_us: numbers[7],
-            disk_bytes: numbers[7],
+            disk_bytes: numbers[7].checked_sub(1),
             store_rows: numbers[6],
             level: numbers[6] as u32,
             history: history(numbers[5]),
@@ -187,11 +194,11 @@ fn reply() -> impl Strategy<Value = Reply> {
     let code = prop_oneof![
         Just(ErrorCode::NoMajority),
         Just(ErrorCode::Unconfirmed),
-        Just(ErrorCode::Busy),
+        any::<u32>().prop_map(|retry_after_ms| ErrorCode::Busy { retry_after_ms }),
         Just(ErrorCode::ShuttingDown),
         Just(ErrorCode::Invalid),
         Just(ErrorCode::StaleRequest),
-        Just(ErrorCode::UnknownSession),
+        timestamp().prop_map(|begin_anew_at| ErrorCode::UnknownSession { begin_anew_at }),
         Just(ErrorCode::Expired),
         Just(ErrorCode::Internal),
     ];
@@ -205,17 +212,15 @@ fn reply() -> impl Strategy<Value = Reply> {
             }
         ),
         page_ok(),
-        (option::of(blob()), timestamp(), timestamp())
-            .prop_map(|(value, timestamp, as_of)| Reply::GetOk { value, timestamp, as_of }),
-        (timestamp(), timestamp()).prop_map(|(timestamp, applied)| {
+        (option::of(version()), timestamp())
+            .prop_map(|(found, as_of)| Reply::GetOk { found, as_of }),
+        (option::of(timestamp()), timestamp()).prop_map(|(timestamp, applied)| {
             Reply::TryOtherServerOrLater { timestamp, applied }
         }),
         status().prop_map(|status| Reply::StatusOk(Box::new(status))),
-        (code, text(), any::<u32>(), effect, timestamp()).prop_map(
-            |(code, message, retry_after_ms, effect, begin_anew_at)| {
-                Reply::Error(ErrorReply { code, message, retry_after_ms, effect, begin_anew_at })
-            }
-        ),
+        (code, text(), effect).prop_map(|(code, message, effect)| {
+            Reply::Error(ErrorReply { code, message, effect })
+        }),
     ]
 }
 
@@ -393,7 +398,7 @@ fn registry_reply() -> impl Strategy<Value = RegistryReply> {
             .prop_map(|(files, more)| RegistryReply::Files { files, more }),
         Just(RegistryReply::NotJoined),
         any::<u32>().prop_map(|retry_after_ms| RegistryReply::IdTaken { retry_after_ms }),
-        (text(), any::<u32>())
+        (text(), option::of(any::<u32>()))
             .prop_map(|(message, retry_after_ms)| RegistryReply::Error { message, retry_after_ms }),
     ]
 }
@@ -437,24 +442,29 @@ fn share_message() -> impl Strategy<Value = Message> {
     ]
 }
 
+fn cluster() -> impl Strategy<Value = ClusterId> {
+    any::<u64>().prop_map(ClusterId)
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let role = prop_oneof![
-        Just(HelloRole::Client),
+        option::of(cluster()).prop_map(|cluster| HelloRole::Client { cluster }),
         Just(HelloRole::Share),
-        (node(), any::<u64>(), 0..2usize).prop_map(|(node, incarnation, channel)| {
-            HelloRole::Server { node, incarnation, channel: Channel::ALL[channel] }
-        }),
+        (cluster(), node(), any::<u64>(), 0..2usize).prop_map(
+            |(cluster, node, incarnation, channel)| {
+                let channel = Channel::ALL[channel];
+                HelloRole::Server { cluster, node, incarnation, channel }
+            }
+        ),
     ];
     prop_oneof![
-        (any::<u32>(), any::<u64>(), role).prop_map(|(protocol, cluster, role)| {
-            Message::Hello(Hello { protocol, cluster: ClusterId(cluster), role })
-        }),
-        (any::<u32>(), any::<u64>(), node(), any::<[u64; 3]>(), option::of(node()), timestamp())
+        (any::<u32>(), role).prop_map(|(protocol, role)| Message::Hello(Hello { protocol, role })),
+        (any::<u32>(), cluster(), node(), any::<[u64; 3]>(), option::of(node()), timestamp())
             .prop_map(|(protocol, cluster, node, numbers, first_leader, applied_timestamp)| {
                 let [incarnation, last_index, term] = numbers;
                 Message::Welcome(Welcome {
                     protocol,
-                    cluster: ClusterId(cluster),
+                    cluster,
                     node,
                     incarnation,
                     last_index,
@@ -463,6 +473,9 @@ fn message() -> impl Strategy<Value = Message> {
                     applied_timestamp,
                 })
             }),
+        (any::<u32>(), option::of(any::<u64>())).prop_map(|(protocol, peer)| {
+            Message::ShareWelcome { protocol, peer: peer.map(PeerId) }
+        }),
         text().prop_map(|reason| Message::Refused { reason }),
         (any::<u64>(), request()).prop_map(|(id, body)| Message::Request { id, body }),
         (any::<u64>(), reply()).prop_map(|(id, body)| Message::Reply { id, body }),

@@ -6,11 +6,11 @@ use rand::rngs::SmallRng;
 
 use super::{Answer, Protocol};
 use crate::limits::{VALUE_BYTES_MAX, client_frame_bytes_max};
-use crate::model::{ClientId, ClusterId, PageOf, Put, RequestId, Timestamp};
+use crate::model::{ClientId, PageOf, Put, RequestId, Timestamp};
 use crate::wire::codec;
 use crate::wire::message::{
-    ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, PageRequest, Reply,
-    Request, WriteRequest,
+    ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, PageRequest, PageView,
+    ReadAt, Reply, Request, WriteRequest,
 };
 
 /// Keys of one page in a bench of ranges.
@@ -106,17 +106,13 @@ impl StoreProtocol {
             }),
             Workload::Get | Workload::GetLinearizable => Request::Get(GetRequest {
                 key,
-                timestamp: Timestamp::ZERO,
-                session: Timestamp::ZERO,
+                read_at: ReadAt::Newest { seen: None },
+                session: None,
                 linearizable: self.workload == Workload::GetLinearizable,
-                at: Timestamp::ZERO,
             }),
             Workload::Range { linearizable } => Request::Page(PageRequest {
                 of: PageOf::Range { from: key, to: name(self.keys) },
-                at: Timestamp::ZERO,
-                seen: Timestamp::ZERO,
-                session: Timestamp::ZERO,
-                linearizable,
+                view: PageView::First { at: None, session: None, linearizable },
                 rows_max: BENCH_PAGE_ROWS,
                 keys_only: false,
             }),
@@ -137,8 +133,7 @@ fn encode(message: &Message, out: &mut Vec<u8>) {
 
 impl Protocol for StoreProtocol {
     fn greeting(&mut self, out: &mut Vec<u8>) -> bool {
-        let hello =
-            Hello { protocol: PROTOCOL_VERSION, cluster: ClusterId(0), role: HelloRole::Client };
+        let hello = Hello { protocol: PROTOCOL_VERSION, role: HelloRole::CLIENT };
         encode(&Message::Hello(hello), out);
         true
     }
@@ -179,8 +174,8 @@ impl Protocol for StoreProtocol {
         Ok(match body {
             Reply::PageOk { rows, .. } if rows.is_empty() => Answer::Empty,
             Reply::WriteOk(_) | Reply::PageOk { .. } | Reply::StatusOk(_) => Answer::Done,
-            Reply::GetOk { value: Some(_), .. } => Answer::Done,
-            Reply::GetOk { value: None, .. } => Answer::Empty,
+            Reply::GetOk { found: Some(_), .. } => Answer::Done,
+            Reply::GetOk { found: None, .. } => Answer::Empty,
             Reply::TryOtherServerOrLater { .. } => Answer::Failed("TRY_OTHER_SERVER_OR_LATER"),
             Reply::Error(error) => Answer::Failed(code(error.code)),
         })
@@ -192,11 +187,11 @@ fn code(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::NoMajority => "NO_MAJORITY",
         ErrorCode::Unconfirmed => "UNCONFIRMED",
-        ErrorCode::Busy => "BUSY",
+        ErrorCode::Busy { .. } => "BUSY",
         ErrorCode::ShuttingDown => "SHUTTING_DOWN",
         ErrorCode::Invalid => "INVALID",
         ErrorCode::StaleRequest => "STALE_REQUEST",
-        ErrorCode::UnknownSession => "UNKNOWN_SESSION",
+        ErrorCode::UnknownSession { .. } => "UNKNOWN_SESSION",
         ErrorCode::Expired => "EXPIRED",
         ErrorCode::DiskFull => "DISK_FULL",
         ErrorCode::Internal => "INTERNAL",

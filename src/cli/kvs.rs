@@ -269,7 +269,7 @@ fn found_at(host: &str, port: u16, until: Instant) -> ListenerKind {
         _ => {}
     }
     for (role, name) in [
-        (HelloRole::Client, "a server of an acervo store"),
+        (HelloRole::CLIENT, "a server of an acervo store"),
         (HelloRole::Share, "an acervo registry or a peer of a share"),
     ] {
         if dial(address, role, until).is_ok() {

@@ -28,10 +28,10 @@ impl Shape {
     /// The version that a row is printed with: where there is none, the one that was asked for, or
     /// 0.
     fn version(self, row: &Row) -> Timestamp {
-        match self {
-            Shape::Read { at } if row.value.is_none() => version_asked(at),
-            _ => row.timestamp,
-        }
+        row.timestamp().unwrap_or_else(|| match self {
+            Shape::Read { at } => version_asked(at),
+            Shape::Before { .. } | Shape::History { .. } => Timestamp::ZERO,
+        })
     }
 }
 
@@ -137,15 +137,16 @@ pub(super) fn print_rows(
                 return Err(error.into());
             }
         };
-        if matches!(shape, Shape::History { since: Some(since) } if row.timestamp < since) {
+        if matches!(shape, Shape::History { since: Some(since) } if row.timestamp() < Some(since)) {
             break;
         }
-        found += u64::from(row.value.is_some());
+        found += u64::from(row.found.is_some());
         match (shown, format) {
             (Shown::Count, _) => Ok(()),
-            (Shown::Keys, Format::Text) if is_history => writeln!(out, "{}", row.timestamp),
+            (Shown::Keys, Format::Text) if is_history => writeln!(out, "{}", shape.version(&row)),
             (Shown::Keys, Format::Json) if is_history => {
-                print_json(&mut out, &Object::default().timestamp("timestamp", row.timestamp))
+                let version = shape.version(&row);
+                print_json(&mut out, &Object::default().timestamp("timestamp", version))
             }
             (Shown::Keys, Format::Text) => writeln!(out, "{}", escape(&row.key)),
             (Shown::Keys, Format::Json) => {
@@ -167,7 +168,7 @@ pub(super) fn print_rows(
 }
 
 fn print_line(out: &mut dyn Write, shape: Shape, row: &Row) -> io::Result<()> {
-    let (key, value) = (escape(&row.key), escape(row.value.as_deref().unwrap_or_default()));
+    let (key, value) = (escape(&row.key), escape(row.value().unwrap_or_default()));
     let version = shape.version(row);
     match shape {
         Shape::Read { .. } => writeln!(out, "{key}\t{version}\t{value}"),
@@ -180,19 +181,17 @@ fn print_line(out: &mut dyn Write, shape: Shape, row: &Row) -> io::Result<()> {
 }
 
 fn object(shape: Shape, row: &Row) -> Object {
-    let (found, value) = (row.value.is_some(), row.value.as_deref());
+    let (found, value, version) = (row.found.is_some(), row.value(), shape.version(row));
     let object = Object::default().bytes("key", &row.key).with("found", json!(found));
     match shape {
-        Shape::Read { at } => {
-            object.timestamp("timestamp", shape.version(row)).value("value", value).at(at)
-        }
+        Shape::Read { at } => object.timestamp("timestamp", version).value("value", value).at(at),
         Shape::Before { timestamp } => object
             .timestamp("timestamp", timestamp)
-            .timestamp("old_timestamp", row.timestamp)
+            .timestamp("old_timestamp", version)
             .value("old_value", value),
         Shape::History { .. } => object
-            .timestamp("timestamp", row.timestamp)
-            .with("time", json!(time_of(row.timestamp)))
+            .timestamp("timestamp", version)
+            .with("time", json!(time_of(version)))
             .value("value", value),
     }
 }

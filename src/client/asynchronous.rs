@@ -21,7 +21,7 @@ use super::{Client, ClientError, ReadOptions};
 /// let client = Client::connect(group.servers())?.asynchronous();
 /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
 /// let written = client.put("title", "Dom Casmurro").await?;
-/// assert!(client.get("title").await?.timestamp >= written.timestamp);
+/// assert!(client.get("title").await?.timestamp() >= Some(written.timestamp));
 /// # Ok::<(), acervo::client::ClientError>(())
 /// # })?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::greeting::{self, Failure, NO_GREETING, describe, is_end};
 use super::transport::{self, MessageReader, TransportError};
 use crate::limits::{CLIENT_PROVOKED_TIMEOUT, HELLO_FRAME_BYTES_MAX};
-use crate::wire::message::{HelloRole, Welcome};
+use crate::wire::message::HelloRole;
 
 /// Connects to a server and greets it, all before `deadline`. Frames still have the cap of
 /// greetings.
@@ -18,33 +18,40 @@ pub(crate) fn dial(
     server: SocketAddr,
     role: HelloRole,
     deadline: Instant,
-) -> Result<(TcpStream, MessageReader, Welcome), Failure> {
+) -> Result<(TcpStream, MessageReader), Failure> {
     let io_failure = |error: io::Error| Failure::io(&error);
     let timeout = left(deadline).map_err(io_failure)?;
     let stream = TcpStream::connect_timeout(&server, timeout).map_err(io_failure)?;
     stream.set_nodelay(true).map_err(io_failure)?;
     stream.set_write_timeout(Some(timeout)).map_err(io_failure)?;
     let mut reader = MessageReader::new(HELLO_FRAME_BYTES_MAX);
-    let welcome = greet(&stream, &mut reader, role, deadline)?;
-    Ok((stream, reader, welcome))
+    greet(&stream, &mut reader, role, deadline)?;
+    Ok((stream, reader))
 }
 
-/// Says HELLO and waits for the WELCOME.
+/// Says HELLO and waits for the WELCOME, or the SHARE_WELCOME.
 fn greet(
     stream: &TcpStream,
     reader: &mut MessageReader,
     role: HelloRole,
     deadline: Instant,
-) -> Result<Welcome, Failure> {
+) -> Result<(), Failure> {
     let mut frame = Vec::new();
     transport::encode(&greeting::hello(role), &mut frame)
         .map_err(|error| Failure::new(error.to_string()))?;
-    let mut exchange = || -> io::Result<Result<Welcome, Failure>> {
+    let mut exchange = || -> io::Result<Result<(), Failure>> {
         let mut stream = stream;
         stream.write_all(&frame)?;
         loop {
             match reader.next_message() {
-                Ok(Some(message)) => return Ok(greeting::welcomed(message)),
+                Ok(Some(message)) => {
+                    return Ok(match role {
+                        HelloRole::Share => greeting::welcomed_to_share(message),
+                        HelloRole::Client { .. } | HelloRole::Server { .. } => {
+                            greeting::welcomed(message).map(drop)
+                        }
+                    });
+                }
                 Ok(None) => {}
                 Err(TransportError::Frame(error)) => {
                     return Ok(Err(greeting::stranger(Some(&error), role)));

@@ -4,7 +4,6 @@
 
 use std::io;
 
-use crate::model::ClusterId;
 use crate::wire::frame::FrameError;
 use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Welcome};
 
@@ -47,14 +46,14 @@ pub(crate) const REFUSED: &str = "refused: ";
 
 /// The first message of a connection, from the side that dials.
 pub(super) fn hello(role: HelloRole) -> Message {
-    Message::Hello(Hello { protocol: PROTOCOL_VERSION, cluster: ClusterId(0), role })
+    Message::Hello(Hello { protocol: PROTOCOL_VERSION, role })
 }
 
 /// Who is looked for.
 fn expected(role: HelloRole) -> &'static str {
     match role {
         HelloRole::Share => "an acervo registry or peer",
-        HelloRole::Client | HelloRole::Server { .. } => "a server of an acervo store",
+        HelloRole::Client { .. } | HelloRole::Server { .. } => "a server of an acervo store",
     }
 }
 
@@ -89,17 +88,29 @@ pub(super) fn found_there(first: [u8; 4], role: HelloRole) -> String {
     format!("{FOUND_THERE}{found}; expected: {expected}")
 }
 
-/// What is said in answer to HELLO.
+/// What a store's server says in answer to HELLO.
 pub(super) fn welcomed(message: Message) -> Result<Welcome, Failure> {
     match message {
-        Message::Welcome(welcome) if welcome.protocol == PROTOCOL_VERSION => Ok(welcome),
-        Message::Welcome(welcome) => Err(Failure::new(format!(
-            "the server speaks protocol {}, this client {PROTOCOL_VERSION}",
-            welcome.protocol
-        ))),
+        Message::Welcome(welcome) => check_protocol(welcome.protocol).map(|()| welcome),
         Message::Refused { reason } => Err(refused(&reason)),
         _ => Err(Failure::new("the server's first message is no greeting")),
     }
+}
+
+/// Checks what a registry or a peer of a share says in answer to HELLO.
+pub(super) fn welcomed_to_share(message: Message) -> Result<(), Failure> {
+    match message {
+        Message::ShareWelcome { protocol, .. } => check_protocol(protocol),
+        message => welcomed(message).and(Err(Failure::new("a store's server answers there"))),
+    }
+}
+
+fn check_protocol(protocol: u32) -> Result<(), Failure> {
+    if protocol == PROTOCOL_VERSION {
+        return Ok(());
+    }
+    let ours = format!("the server speaks protocol {protocol}, this client {PROTOCOL_VERSION}");
+    Err(Failure::new(ours))
 }
 
 /// What a server says is shown to people, so it is cut and made fit for a terminal.

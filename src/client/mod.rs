@@ -55,7 +55,7 @@ use self::seen::Seen;
 use self::submit::Gate;
 use self::sync::lock;
 use crate::limits;
-use crate::model::RequestId;
+use crate::model::{self, InvalidKey, RequestId};
 use crate::wire::message::{Reply, Request};
 
 #[cfg(feature = "async")]
@@ -68,8 +68,10 @@ pub use self::rows::{KeyRange, Rows};
 pub use self::seen::Causality;
 pub use self::submit::{Ask, Event};
 pub use self::timing::Timing;
-pub use self::writes::{ConditionalPut, Conflict, Version, Written, WrittenMany};
-pub use crate::model::{ClientId, ClusterId, Condition, Effect, History, NodeId, Row, Timestamp};
+pub use self::writes::{ConditionalPut, Conflict, Written, WrittenMany};
+pub use crate::model::{
+    ClientId, ClusterId, Condition, Effect, History, NodeId, Row, Timestamp, Version,
+};
 pub use crate::wire::message::{Role, ServerStatus};
 
 /// Keys whose timestamps a client remembers one by one; the oldest are merged into one timestamp.
@@ -88,9 +90,9 @@ const CLIENT_SEEN_KEYS_MAX: usize = 64 * 1024;
 /// let written = client.put("title", "Dom Casmurro")?;
 ///
 /// let read = client.get("title")?;
-/// assert_eq!(read.value.as_deref(), Some(&b"Dom Casmurro"[..]));
-/// assert!(read.timestamp >= written.timestamp);
-/// assert_eq!(client.get("author")?.value, None, "nobody has written it");
+/// assert_eq!(read.value(), Some(&b"Dom Casmurro"[..]));
+/// assert!(read.timestamp() >= Some(written.timestamp));
+/// assert_eq!(client.get("author")?.value(), None, "nobody has written it");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
@@ -189,12 +191,22 @@ pub struct PutOk {
 /// A read that is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Got {
-    /// The value; `None` when the key does not exist.
-    pub value: Option<Bytes>,
-    /// The value's version; zero when the key does not exist.
-    pub timestamp: Timestamp,
+    /// The value with its version; `None` when the key does not exist.
+    pub found: Option<Version>,
     /// The server that answered.
     pub server: SocketAddr,
+}
+
+impl Got {
+    /// The value, if the key exists.
+    pub fn value(&self) -> Option<&[u8]> {
+        self.found.as_ref().map(|version| &version.value[..])
+    }
+
+    /// The version of the value, if the key exists.
+    pub fn timestamp(&self) -> Option<Timestamp> {
+        self.found.as_ref().map(|version| version.timestamp)
+    }
 }
 
 /// Sets up a [`Client`].
@@ -281,7 +293,7 @@ impl ClientBuilder {
         if count == 0 || count > limits::SERVERS_MAX || repeated {
             return Err(ClientError::BadServerList(count));
         }
-        let session = self.session.as_deref().map_or(Ok(Timestamp::ZERO), parse_token)?;
+        let session = self.session.as_deref().map_or(Ok(None), parse_token)?;
         let mut random = match self.seed {
             Some(seed) => StdRng::seed_from_u64(seed),
             None => rand::make_rng(),
@@ -399,12 +411,13 @@ impl Client {
     /// // Another one goes on from there, whichever servers it knows.
     /// for server in servers {
     ///     let reader = Client::builder([server]).session(&token).build()?;
-    ///     assert!(reader.get("order/1")?.timestamp >= written.timestamp);
+    ///     assert!(reader.get("order/1")?.timestamp() >= Some(written.timestamp));
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn session_token(&self) -> String {
-        format!("s1-{:016x}", lock(&self.inner.seen).session().0)
+        // Of a client that has seen nothing, the time before every write.
+        format!("s1-{:016x}", lock(&self.inner.seen).session().unwrap_or(Timestamp::ZERO).0)
     }
 
     /// Takes over what the client that gave `token` has seen, in addition to what this one has.
@@ -437,20 +450,21 @@ calls! {
     }
 }
 
-fn parse_token(token: &str) -> Result<Timestamp, ClientError> {
+fn parse_token(token: &str) -> Result<Option<Timestamp>, ClientError> {
     let bad = || ClientError::BadSessionToken(crate::text::escape(token.as_bytes()).to_string());
     let digits = token.strip_prefix("s1-").ok_or_else(bad)?;
     if digits.len() != 16 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return Err(bad());
     }
-    i64::from_str_radix(digits, 16).map(Timestamp).map_err(|_| bad())
+    let seen = i64::from_str_radix(digits, 16).map(Timestamp).map_err(|_| bad())?;
+    Ok((seen > Timestamp::ZERO).then_some(seen))
 }
 
 pub(crate) fn check_key(key: &[u8]) -> Result<Bytes, ClientError> {
-    match key.len() {
-        0 => Err(ClientError::KeyEmpty),
-        length if length > limits::KEY_BYTES_MAX => Err(ClientError::KeyTooLong(length)),
-        _ => Ok(Bytes::copy_from_slice(key)),
+    match model::check_key(key) {
+        Ok(()) => Ok(Bytes::copy_from_slice(key)),
+        Err(InvalidKey::Empty) => Err(ClientError::KeyEmpty),
+        Err(InvalidKey::TooLong(length)) => Err(ClientError::KeyTooLong(length)),
     }
 }
 

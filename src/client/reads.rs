@@ -22,8 +22,8 @@ use super::faces::calls;
 use super::seen::{Answered, Floors};
 use super::sync::lock;
 use super::{Client, Got, check_key};
-use crate::model::{Barrier, Timestamp};
-use crate::wire::message::{GetRequest, Reply, Request};
+use crate::model::{Barrier, Timestamp, Version};
+use crate::wire::message::{GetRequest, ReadAt, Reply, Request};
 
 /// What a read is to show.
 ///
@@ -89,7 +89,7 @@ calls! {
     /// let first = client.put("title", "Helena")?;
     /// client.put("title", "Iaiá Garcia")?;
     /// let then = client.read("title", ReadOptions::at(first.timestamp))?;
-    /// assert_eq!(then.value.as_deref(), Some(&b"Helena"[..]));
+    /// assert_eq!(then.value(), Some(&b"Helena"[..]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -104,9 +104,9 @@ calls! {
 /// What a server said to a GET.
 pub(super) enum Read {
     /// A value or none.
-    Answer { value: Option<Bytes>, timestamp: Timestamp },
+    Answer(Option<Version>),
     /// `TRY_OTHER_SERVER_OR_LATER`, with the version it has of the key.
-    Behind { timestamp: Timestamp },
+    Behind { timestamp: Option<Timestamp> },
 }
 
 /// A server's refusal to go back in time.
@@ -121,7 +121,7 @@ impl Client {
         linearizable: bool,
     ) -> Result<Got, ClientError> {
         let take = |server, _, read| match read {
-            Read::Answer { value, timestamp } => Verdict::Done(Got { value, timestamp, server }),
+            Read::Answer(found) => Verdict::Done(Got { found, server }),
             Read::Behind { .. } => judge_behind(server),
         };
         self.read_with(key, linearizable, Retry::UntilDeadline, take).await
@@ -151,24 +151,22 @@ impl Client {
         let (asked, request_bytes) = (key.clone(), key.len());
         let build = move |_| {
             let sent = lock(&sending).floors(&asked);
-            let Floors { key: timestamp, applied: session } = sent;
-            let (key, at) = (asked.clone(), Timestamp::ZERO);
-            (Request::Get(GetRequest { key, timestamp, session, linearizable, at }), sent)
+            let (key, read_at) = (asked.clone(), ReadAt::Newest { seen: sent.key });
+            let session = sent.applied;
+            (Request::Get(GetRequest { key, read_at, session, linearizable }), sent)
         };
         let judge = move |server, sent: Floors, reply| match reply {
-            Reply::GetOk { value, timestamp, as_of } => {
-                let answered = match &value {
-                    Some(_) => Answered::Value(timestamp),
-                    None => Answered::Missing(as_of),
-                };
-                if value.is_some() && timestamp < sent.key {
+            Reply::GetOk { found, as_of } => {
+                let version = found.as_ref().map(|version| version.timestamp);
+                let answered = version.map_or(Answered::Missing(as_of), Answered::Value);
+                if version.is_some() && version < sent.key {
                     // It was told not to, so asking it again would go on for ever.
                     return Verdict::Gone("it answered with an older value than asked for".into());
                 }
                 if !lock(&seen).accept(&key, sent, answered) {
                     return Verdict::Again;
                 }
-                take(server, sent, Read::Answer { value, timestamp })
+                take(server, sent, Read::Answer(found))
             }
             Reply::TryOtherServerOrLater { timestamp, .. } => {
                 take(server, sent, Read::Behind { timestamp })
@@ -194,17 +192,17 @@ impl Client {
         let (asked, request_bytes) = (key.clone(), key.len());
         let build = move |_| {
             let Floors { key: written, applied } = lock(&sending).floors(&asked);
-            let (timestamp, session) = (Timestamp::ZERO, applied.max(written));
-            let key = asked.clone();
-            (Request::Get(GetRequest { key, timestamp, session, linearizable, at }), ())
+            let (key, session) = (asked.clone(), applied.max(written));
+            let read_at = ReadAt::Version(at);
+            (Request::Get(GetRequest { key, read_at, session, linearizable }), ())
         };
         let judge = move |server, (), reply| match reply {
-            Reply::GetOk { value, timestamp, as_of } => {
-                if value.is_none() {
+            Reply::GetOk { found, as_of } => {
+                if found.is_none() {
                     // Perhaps it was removed only lately: it must not come back.
                     lock(&seen).absent(&key, as_of);
                 }
-                Verdict::Done(Got { value, timestamp, server })
+                Verdict::Done(Got { found, server })
             }
             Reply::TryOtherServerOrLater { .. } => judge_behind(server),
             Reply::Error(error) => judge_error(server, error),
@@ -225,7 +223,7 @@ impl Client {
         R: Future<Output = Result<T, ClientError>>,
     {
         let seen = lock(&self.inner.seen).session();
-        if at <= seen {
+        if Some(at) <= seen {
             // Some server has been there, so the others will be.
             return read(at, Retry::UntilDeadline).await;
         }

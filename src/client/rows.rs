@@ -20,8 +20,8 @@ use super::reads::{ReadOptions, judge_behind};
 use super::sync::lock;
 use super::{Client, check_key, check_keys};
 use crate::limits::{KEY_BYTES_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
-use crate::model::{PageNext, PageOf, Row, Timestamp};
-use crate::wire::message::{PageRequest, Reply, Request};
+use crate::model::{PageNext, PageOf, ReadView, Row, Timestamp};
+use crate::wire::message::{PageRequest, PageView, Reply, Request};
 
 /// The rows of a long read. Nothing is asked before the first is wanted.
 ///
@@ -55,8 +55,8 @@ pub struct Rows {
     client: Client,
     wanted: Wanted,
     options: ReadOptions,
-    /// Which state is shown, once that is known.
-    moment: Option<Moment>,
+    /// The state that is shown, once that is known.
+    view: Option<ReadView>,
     page: vec::IntoIter<Row>,
     /// There is no further page, or asking for one has failed.
     done: bool,
@@ -142,13 +142,6 @@ impl KeyRange {
     }
 }
 
-/// The two times of a read: as of when, and whose removals count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Moment {
-    at: Timestamp,
-    seen: Timestamp,
-}
-
 /// What is still to be read.
 pub(super) enum Wanted {
     /// Keys from one to another.
@@ -207,10 +200,10 @@ impl Client {
 }
 
 impl Rows {
-    fn new(client: &Client, wanted: Wanted, options: ReadOptions, moment: Option<Moment>) -> Rows {
+    fn new(client: &Client, wanted: Wanted, options: ReadOptions, view: Option<ReadView>) -> Rows {
         let done = matches!(&wanted, Wanted::Keys { keys, .. } if keys.is_empty());
         let (client, page) = (client.clone(), Vec::new().into_iter());
-        Rows { client, wanted, options, moment, page, done, left: None, keys_only: false }
+        Rows { client, wanted, options, view, page, done, left: None, keys_only: false }
     }
 
     /// No more than the first so many rows, and no more is read.
@@ -225,23 +218,18 @@ impl Rows {
 
     /// What there was just before the write that made `version`.
     pub(super) fn before(client: &Client, wanted: Wanted, version: Timestamp) -> Rows {
-        let before = Timestamp(version.0.saturating_sub(1));
-        let moment = Moment { at: before, seen: before };
-        let mut rows = Rows::new(client, wanted, ReadOptions::default(), Some(moment));
-        // Zero would ask for the newest; there is nothing before the first version there can be.
-        rows.done |= before <= Timestamp::ZERO;
-        rows
+        Rows::new(client, wanted, ReadOptions::default(), Some(ReadView::before(version)))
     }
 
     /// The version as of which rows are shown; `None` before the first.
     pub fn at(&self) -> Option<Timestamp> {
-        self.moment.map(|moment| moment.at)
+        self.view.map(|view| view.at)
     }
 
     /// The state they come from holds every write, removals included, up to here; `None` before the
     /// first.
     pub fn seen(&self) -> Option<Timestamp> {
-        self.moment.map(|moment| moment.seen)
+        self.view.map(|view| view.removals_up_to)
     }
 
     /// Reads the next page, which may have no rows.
@@ -255,20 +243,19 @@ impl Rows {
         // Within a limit that fits.
         let size = PageSize { rows_max: rows_max as u32, keys_only: self.keys_only };
         let page = |asked, retry| client.page(&self.wanted, asked, size, deadline, retry);
-        let page = match (self.moment, options.version()) {
-            (Some(moment), _) => page(Asked::Next(moment), Retry::UntilDeadline).await?,
-            (None, None) => {
-                page(Asked::first(options, Timestamp::ZERO), Retry::UntilDeadline).await?
-            }
+        let first = |at| Asked::First { at, linearizable: options.linearizable };
+        let page = match (self.view, options.version()) {
+            (Some(view), _) => page(Asked::Next(view), Retry::UntilDeadline).await?,
+            (None, None) => page(first(None), Retry::UntilDeadline).await?,
             (None, Some(at)) => {
-                let read = |at, retry| page(Asked::first(options, at), retry);
+                let read = |at, retry| page(first(Some(at)), retry);
                 client.as_of(at, deadline, read).await?
             }
         };
-        if self.moment.is_none() {
-            self.moment = Some(page.moment);
+        if self.view.is_none() {
+            self.view = Some(page.view);
             // What is missing here must not come back from an older state.
-            lock(&client.inner.seen).saw(page.moment.seen);
+            lock(&client.inner.seen).saw(page.view.removals_up_to);
         }
         self.done = !self.wanted.go_on(page.next);
         self.page = page.rows.into_iter();
@@ -341,7 +328,7 @@ impl AsyncRows {
 impl fmt::Debug for Rows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Rows");
-        shown.field("moment", &self.moment).field("done", &self.done).finish_non_exhaustive()
+        shown.field("view", &self.view).field("done", &self.done).finish_non_exhaustive()
     }
 }
 
@@ -403,15 +390,9 @@ impl Wanted {
 #[derive(Clone, Copy)]
 enum Asked {
     /// The first page of a read, which fixes the state.
-    First { at: Timestamp, linearizable: bool },
+    First { at: Option<Timestamp>, linearizable: bool },
     /// Another of the same state.
-    Next(Moment),
-}
-
-impl Asked {
-    fn first(options: ReadOptions, at: Timestamp) -> Asked {
-        Asked::First { at, linearizable: options.linearizable }
-    }
+    Next(ReadView),
 }
 
 /// How much of each row, and of how many, a page is to have.
@@ -423,7 +404,7 @@ struct PageSize {
 
 struct Page {
     rows: Vec<Row>,
-    moment: Moment,
+    view: ReadView,
     next: Next,
 }
 
@@ -447,9 +428,7 @@ impl Next {
             (PageOf::RangeReverse { to, .. }, Some(PageNext::To(next))) if next < *to => {
                 Some(Next::To(next))
             }
-            (PageOf::Versions { .. }, Some(PageNext::At(next)))
-                if Timestamp::ZERO < next && next < at =>
-            {
+            (PageOf::Versions { .. }, Some(PageNext::At(next))) if next < at => {
                 Some(Next::At(next))
             }
             (PageOf::Keys { keys }, Some(PageNext::Skip(count))) => {
@@ -479,28 +458,22 @@ impl Client {
         let PageSize { rows_max, keys_only } = size;
         let (page_of, seen) = (of.clone(), Arc::clone(&self.inner.seen));
         let build = move |_| {
-            let of = page_of.clone();
-            let request = match asked {
+            let view = match asked {
                 Asked::First { at, linearizable } => {
                     // No key by itself is meant, so all that was seen counts.
-                    let session = lock(&seen).session();
-                    let seen = Timestamp::ZERO;
-                    PageRequest { of, at, seen, session, linearizable, rows_max, keys_only }
+                    PageView::First { at, session: lock(&seen).session(), linearizable }
                 }
-                Asked::Next(Moment { at, seen }) => {
-                    let (at, session) = (from.unwrap_or(at), Timestamp::ZERO);
-                    let linearizable = false;
-                    PageRequest { of, at, seen, session, linearizable, rows_max, keys_only }
+                Asked::Next(view) => {
+                    PageView::Next(ReadView { at: from.unwrap_or(view.at), ..view })
                 }
             };
-            (Request::Page(request), ())
+            (Request::Page(PageRequest { of: page_of.clone(), view, rows_max, keys_only }), ())
         };
         let request_bytes = build(None).0.memory_bytes();
         let judge = move |server, (), reply| match reply {
-            Reply::PageOk { rows, at, seen, next } => {
-                let fixed = seen > Timestamp::ZERO || next.is_none();
-                match Next::after(&of, at, rows.len(), next).filter(|_| fixed) {
-                    Some(next) => Verdict::Done(Page { rows, moment: Moment { at, seen }, next }),
+            Reply::PageOk { rows, view, next } => {
+                match Next::after(&of, view.at, rows.len(), next) {
+                    Some(next) => Verdict::Done(Page { rows, view, next }),
                     None => judge_unexpected(),
                 }
             }

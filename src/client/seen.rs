@@ -32,10 +32,10 @@ const CLIENT_SEEN_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// What a GET sends, and what its answer is judged by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Floors {
-    /// The last timestamp seen for the key.
-    pub(super) key: Timestamp,
+    /// The greatest version seen of the key.
+    pub(super) key: Option<Timestamp>,
     /// The server must have applied everything up to here.
-    pub(super) applied: Timestamp,
+    pub(super) applied: Option<Timestamp>,
 }
 
 /// An answer to a GET.
@@ -49,20 +49,20 @@ pub(super) enum Answered {
 
 #[derive(Clone, Copy, Debug)]
 struct KeySeen {
-    timestamp: Timestamp,
+    timestamp: Option<Timestamp>,
     /// A state that does not have the key any more is this new. Never below `base`.
-    floor: Timestamp,
+    floor: Option<Timestamp>,
     /// [`Seen::forgotten`] when the key was last new here: what was known of it before lies within.
-    base: Timestamp,
+    base: Option<Timestamp>,
 }
 
 impl KeySeen {
-    fn greatest(self) -> Timestamp {
+    fn greatest(self) -> Option<Timestamp> {
         self.timestamp.max(self.floor)
     }
 }
 
-/// The timestamps, key by key, that the client must not go back behind.
+/// The timestamps, key by key, that the client must not go back behind; `None` is less than any.
 pub(super) struct Seen {
     causality: Causality,
     generation_keys_max: usize,
@@ -72,15 +72,15 @@ pub(super) struct Seen {
     young_bytes: usize,
     old: HashMap<Bytes, KeySeen>,
     /// Not below any timestamp ever forgotten.
-    forgotten: Timestamp,
+    forgotten: Option<Timestamp>,
     /// The floor of every key.
-    everywhere: Timestamp,
-    session: Timestamp,
+    everywhere: Option<Timestamp>,
+    session: Option<Timestamp>,
 }
 
 impl Seen {
     /// Remembers up to `keys_max` keys (at least 2) one by one.
-    pub(super) fn new(causality: Causality, keys_max: usize, session: Timestamp) -> Seen {
+    pub(super) fn new(causality: Causality, keys_max: usize, session: Option<Timestamp>) -> Seen {
         Seen {
             causality,
             generation_keys_max: (keys_max / 2).max(1),
@@ -88,18 +88,18 @@ impl Seen {
             young: HashMap::new(),
             young_bytes: 0,
             old: HashMap::new(),
-            forgotten: Timestamp::ZERO,
-            everywhere: Timestamp::ZERO,
+            forgotten: None,
+            everywhere: None,
             session,
         }
     }
 
-    pub(super) fn session(&self) -> Timestamp {
+    pub(super) fn session(&self) -> Option<Timestamp> {
         self.session
     }
 
     /// Takes over what another client has seen, or what has nothing to do with any key.
-    pub(super) fn raise_session(&mut self, session: Timestamp) {
+    pub(super) fn raise_session(&mut self, session: Option<Timestamp>) {
         self.session = self.session.max(session);
     }
 
@@ -109,7 +109,7 @@ impl Seen {
     }
 
     fn unknown(&self) -> KeySeen {
-        KeySeen { timestamp: Timestamp::ZERO, floor: self.forgotten, base: self.forgotten }
+        KeySeen { timestamp: None, floor: self.forgotten, base: self.forgotten }
     }
 
     /// What a GET of `key` must send now.
@@ -124,20 +124,20 @@ impl Seen {
 
     /// Records what concerns any number of keys in a state that holds nothing past `timestamp`.
     pub(super) fn saw(&mut self, timestamp: Timestamp) {
-        self.raise_session(timestamp);
-        self.everywhere = self.everywhere.max(timestamp);
+        self.raise_session(Some(timestamp));
+        self.everywhere = self.everywhere.max(Some(timestamp));
     }
 
     /// Records that versions of `key` are gone, says a state that holds nothing past `as_of`.
     pub(super) fn absent(&mut self, key: &Bytes, as_of: Timestamp) {
-        self.raise_session(as_of);
-        self.update(key, |seen| seen.floor = seen.floor.max(as_of));
+        self.raise_session(Some(as_of));
+        self.update(key, |seen| seen.floor = seen.floor.max(Some(as_of)));
     }
 
     /// Records a write of `key` acknowledged at `timestamp`.
     pub(super) fn wrote(&mut self, key: &Bytes, timestamp: Timestamp) {
-        self.raise_session(timestamp);
-        self.update(key, |seen| seen.timestamp = seen.timestamp.max(timestamp));
+        self.raise_session(Some(timestamp));
+        self.update(key, |seen| seen.timestamp = seen.timestamp.max(Some(timestamp)));
     }
 
     /// Records an answer to a GET of `key` that sent `sent`. False when it must not be handed out:
@@ -149,8 +149,9 @@ impl Seen {
             Answered::Value(timestamp) => {
                 // Older than a state that did not have the key any more, as far as one can tell,
                 // unless the server was asked to be past that state.
-                let before_removal = timestamp < known.floor && sent.applied < known.floor;
-                if timestamp < known.timestamp || before_removal {
+                let version = Some(timestamp);
+                let before_removal = version < known.floor && sent.applied < known.floor;
+                if version < known.timestamp || before_removal {
                     return false;
                 }
                 self.wrote(key, timestamp);
@@ -177,8 +178,8 @@ impl Seen {
         {
             self.young_bytes = 0;
             let given_up = mem::replace(&mut self.old, mem::take(&mut self.young));
-            let greatest = given_up.values().map(|seen| seen.greatest()).max();
-            self.forgotten = self.forgotten.max(greatest.unwrap_or_default());
+            let greatest = given_up.values().filter_map(|seen| seen.greatest()).max();
+            self.forgotten = self.forgotten.max(greatest);
         }
         self.young_bytes += key.len();
         self.young.insert(key.clone(), seen);
@@ -192,17 +193,24 @@ mod tests {
     const K: Bytes = Bytes::from_static(b"k");
 
     fn seen(causality: Causality) -> Seen {
-        Seen::new(causality, 8, Timestamp::ZERO)
+        Seen::new(causality, 8, None)
     }
 
+    fn at(timestamp: i64) -> Option<Timestamp> {
+        Some(Timestamp(timestamp))
+    }
+
+    /// Zero stands for none.
     fn floors(key: i64, applied: i64) -> Floors {
-        Floors { key: Timestamp(key), applied: Timestamp(applied) }
+        let [key, applied] = [key, applied].map(|floor| at(floor).filter(|floor| floor.0 > 0));
+        Floors { key, applied }
     }
 
     #[test]
-    fn a_new_client_sends_zeros() {
-        assert_eq!(seen(Causality::Session).floors(b"k"), floors(0, 0));
-        assert_eq!(seen(Causality::PerKey).floors(b"k"), floors(0, 0));
+    fn a_new_client_asks_for_nothing() {
+        let nothing = Floors { key: None, applied: None };
+        assert_eq!(seen(Causality::Session).floors(b"k"), nothing);
+        assert_eq!(seen(Causality::PerKey).floors(b"k"), nothing);
     }
 
     #[test]
@@ -210,7 +218,7 @@ mod tests {
         for (causality, other) in [(Causality::Session, 10), (Causality::PerKey, 0)] {
             let mut seen = seen(causality);
             seen.wrote(&K, Timestamp(10));
-            assert_eq!(seen.floors(b"k").key, Timestamp(10));
+            assert_eq!(seen.floors(b"k").key, at(10));
             assert_eq!(seen.floors(b"other"), floors(0, other));
         }
     }
@@ -224,7 +232,7 @@ mod tests {
         // Written again at 7, which that state may have missed: fine from a server past 9.
         assert!(seen.accept(&K, floors(5, 9), Answered::Value(Timestamp(7))));
         assert_eq!(seen.floors(b"k"), floors(7, 9));
-        assert_eq!(seen.session(), Timestamp(9));
+        assert_eq!(seen.session(), at(9));
     }
 
     #[test]
@@ -240,7 +248,7 @@ mod tests {
         assert!(seen.accept(&K, sent, Answered::Missing(Timestamp(20))));
         assert!(!seen.accept(&K, sent, Answered::Value(Timestamp(9))));
         assert!(seen.accept(&K, sent, Answered::Missing(Timestamp(15))));
-        assert_eq!(seen.session(), Timestamp(20));
+        assert_eq!(seen.session(), at(20));
     }
 
     #[test]
@@ -249,55 +257,55 @@ mod tests {
         seen.wrote(&K, Timestamp(5));
         seen.saw(Timestamp(20));
         assert_eq!((seen.floors(b"k"), seen.floors(b"other")), (floors(5, 20), floors(0, 20)));
-        assert_eq!(seen.session(), Timestamp(20));
+        assert_eq!(seen.session(), at(20));
         // A trim, or a version that is gone, moves the key's floor and not its timestamp.
         seen.absent(&K, Timestamp(30));
         assert_eq!((seen.floors(b"k"), seen.floors(b"other")), (floors(5, 30), floors(0, 20)));
         // A barrier is a timestamp and no more.
-        seen.raise_session(Timestamp(40));
+        seen.raise_session(at(40));
         assert_eq!(seen.floors(b"k"), floors(5, 30));
     }
 
     #[test]
     fn forgetting_a_key_keeps_the_promise() {
-        let mut seen = Seen::new(Causality::PerKey, 4, Timestamp::ZERO);
-        for at in 1..=100 {
-            seen.wrote(&Bytes::from(format!("k{at}")), Timestamp(at));
+        let mut seen = Seen::new(Causality::PerKey, 4, None);
+        for time in 1..=100 {
+            seen.wrote(&Bytes::from(format!("k{time}")), Timestamp(time));
         }
         assert!(seen.young.len() + seen.old.len() <= 4);
-        assert_eq!(seen.floors(b"k100").key, Timestamp(100));
+        assert_eq!(seen.floors(b"k100").key, at(100));
         let forgotten = seen.floors(b"k1");
-        assert_eq!(forgotten.key, Timestamp::ZERO);
-        assert!(forgotten.applied >= Timestamp(96), "{forgotten:?}");
+        assert_eq!(forgotten.key, None);
+        assert!(forgotten.applied >= at(96), "{forgotten:?}");
         // A key in use stays remembered, whatever else passes by.
-        for at in 101..=200 {
-            seen.wrote(&K, Timestamp(at));
-            seen.wrote(&Bytes::from(format!("k{at}")), Timestamp(at));
+        for time in 101..=200 {
+            seen.wrote(&K, Timestamp(time));
+            seen.wrote(&Bytes::from(format!("k{time}")), Timestamp(time));
         }
-        assert_eq!(seen.floors(b"k").key, Timestamp(200));
+        assert_eq!(seen.floors(b"k").key, at(200));
     }
 
     #[test]
     fn long_keys_are_forgotten_by_their_bytes() {
-        let mut seen = Seen::new(Causality::PerKey, 1_000_000, Timestamp::ZERO);
-        let key = |at: i64| Bytes::from(format!("{at:0>4096}"));
+        let mut seen = Seen::new(Causality::PerKey, 1_000_000, None);
+        let key = |time: i64| Bytes::from(format!("{time:0>4096}"));
         let count = (2 * CLIENT_SEEN_BYTES_MAX / 4096) as i64;
-        (1..=count).for_each(|at| seen.wrote(&key(at), Timestamp(at)));
+        (1..=count).for_each(|time| seen.wrote(&key(time), Timestamp(time)));
         let remembered = seen.young.keys().chain(seen.old.keys());
         assert!(remembered.map(Bytes::len).sum::<usize>() <= CLIENT_SEEN_BYTES_MAX);
-        assert_eq!(seen.floors(&key(count)).key, Timestamp(count));
-        assert!(seen.floors(&key(1)).applied >= Timestamp(1), "forgetting keeps the promise");
+        assert_eq!(seen.floors(&key(count)).key, at(count));
+        assert!(seen.floors(&key(1)).applied >= at(1), "forgetting keeps the promise");
     }
 
     #[test]
     fn an_answer_under_way_while_its_key_was_forgotten_is_not_handed_out() {
-        let mut seen = Seen::new(Causality::PerKey, 2, Timestamp::ZERO);
+        let mut seen = Seen::new(Causality::PerKey, 2, None);
         let sent = seen.floors(b"k");
         seen.wrote(&K, Timestamp(9));
-        for at in [10, 11, 12] {
-            seen.wrote(&Bytes::from(format!("k{at}")), Timestamp(at));
+        for time in [10, 11, 12] {
+            seen.wrote(&Bytes::from(format!("k{time}")), Timestamp(time));
         }
-        assert_eq!(seen.floors(b"k").key, Timestamp::ZERO);
+        assert_eq!(seen.floors(b"k").key, None);
         assert!(!seen.accept(&K, sent, Answered::Value(Timestamp(7))));
         assert!(!seen.accept(&K, sent, Answered::Missing(Timestamp(20))));
         let sent = seen.floors(b"k");

@@ -35,11 +35,12 @@ use super::submit::Gate;
 use super::*;
 use crate::limits::CLIENT_MUTE_TIMEOUT;
 use crate::model::{
-    ClientId, ClusterId, NodeId, OpResult, Put, RequestId, Timestamp, WriteAnswer, WriteOp,
+    ClientId, ClusterId, NodeId, OpResult, Put, ReadView, RequestId, Timestamp, Version,
+    WriteAnswer, WriteOp,
 };
 use crate::wire::codec;
 use crate::wire::message::{
-    ErrorCode, ErrorReply, GetRequest, Message, PROTOCOL_VERSION, Reply, Request, Welcome,
+    ErrorCode, ErrorReply, GetRequest, Message, PROTOCOL_VERSION, ReadAt, Reply, Request, Welcome,
     WriteRequest,
 };
 
@@ -175,7 +176,7 @@ enum Event {
 /// What a call was for, and what came of it.
 enum Done {
     Put { value: Bytes, result: Result<PutOk, ClientError> },
-    Get { key: Bytes, floor: Timestamp, result: Result<Got, ClientError> },
+    Get { key: Bytes, floor: Option<Timestamp>, result: Result<Got, ClientError> },
 }
 
 struct Flag(AtomicBool);
@@ -267,7 +268,7 @@ impl World {
             request_timeout: load.timeout,
             submits: Arc::new(Gate::new(1)),
             // Few keys, so that they are forgotten.
-            seen: Arc::new(Mutex::new(Seen::new(causality, 4, Timestamp::ZERO))),
+            seen: Arc::new(Mutex::new(Seen::new(causality, 4, None))),
         };
         let server = |mood: &Mood| Server { mood: *mood, link: None, held: Vec::new(), applied: 0 };
         let mut world = World {
@@ -515,17 +516,18 @@ impl World {
                         (50 * MS, Reply::Error(ErrorReply::not_done(code, "1 of 3".to_owned())))
                     }
                     Busy(retry_after_ms) => {
-                        let busy = ErrorReply::not_done(ErrorCode::Busy, "full".to_owned());
-                        (delay, Reply::Error(ErrorReply { retry_after_ms, ..busy }))
+                        let code = ErrorCode::Busy { retry_after_ms };
+                        (delay, Reply::Error(ErrorReply::not_done(code, "full".to_owned())))
                     }
                     WrongKind => {
                         self.answer(server, body);
-                        let (rows, at) = (Vec::new(), Timestamp(1));
-                        (delay, Reply::PageOk { rows, at, seen: at, next: None })
+                        let (rows, view) = (Vec::new(), ReadView::as_of(Timestamp(1)));
+                        (delay, Reply::PageOk { rows, view, next: None })
                     }
                     Stale if matches!(body, Request::Get(_)) => {
-                        let (value, at) = (Some(Bytes::from("old")), Timestamp(1));
-                        (delay, Reply::GetOk { value, timestamp: at, as_of: at })
+                        let (timestamp, value) = (Timestamp(1), Bytes::from("old"));
+                        let found = Some(Version { timestamp, value });
+                        (delay, Reply::GetOk { found, as_of: timestamp })
                     }
                     _ => (delay, self.answer(server, body)),
                 };
@@ -571,7 +573,8 @@ impl World {
             Request::Get(get) => self.get(server, &get),
             Request::Status => {
                 // Of use is whoever says that it is busy, too; that needs no status to be made up.
-                Reply::Error(ErrorReply::not_done(ErrorCode::Busy, "here".to_owned()))
+                let code = ErrorCode::Busy { retry_after_ms: 5 };
+                Reply::Error(ErrorReply::not_done(code, "here".to_owned()))
             }
             Request::Page(_) => panic!("nobody asks for pages here"),
         }
@@ -585,8 +588,8 @@ impl World {
         let is_unknown =
             !self.store.known.contains(&client) && request.begun < self.store.forgotten_at;
         if known.is_none() && is_unknown {
-            let unknown = ErrorReply::not_done(ErrorCode::UnknownSession, "who?".to_owned());
-            return Reply::Error(ErrorReply { begin_anew_at: timestamp, ..unknown });
+            let code = ErrorCode::UnknownSession { begin_anew_at: timestamp };
+            return Reply::Error(ErrorReply::not_done(code, "who?".to_owned()));
         }
         let timestamp = known.unwrap_or(timestamp);
         if known.is_none() {
@@ -608,16 +611,21 @@ impl World {
             false => &self.store.log[..self.servers[server].applied],
         };
         let as_of = log.last().map(|entry| entry.timestamp).unwrap_or_default();
-        let at = if get.at == Timestamp::ZERO { Timestamp(i64::MAX) } else { get.at };
+        let (at, seen, wanted) = match get.read_at {
+            ReadAt::Newest { seen } => (Timestamp(i64::MAX), seen, get.session),
+            ReadAt::Version(at) => (at, None, get.session.max(Some(at))),
+        };
         let of_key = self.store.of_key.get(&get.key).map_or(&[][..], |places| &places[..]);
         let version = of_key.iter().rev().filter_map(|place| log.get(*place));
         let version = version.into_iter().find(|entry| entry.timestamp <= at);
-        let timestamp = version.map(|entry| entry.timestamp).unwrap_or_default();
-        if as_of < get.session || as_of < get.at || timestamp < get.timestamp {
+        let timestamp = version.map(|entry| entry.timestamp);
+        if Some(as_of) < wanted || timestamp < seen {
             return Reply::TryOtherServerOrLater { timestamp, applied: as_of };
         }
-        let value = version.and_then(|entry| entry.value.clone());
-        Reply::GetOk { value, timestamp, as_of }
+        let found = version.and_then(|Entry { timestamp, value, .. }| {
+            Some(Version { timestamp: *timestamp, value: value.clone()? })
+        });
+        Reply::GetOk { found, as_of }
     }
 
     /// A caller's next call.
@@ -638,7 +646,7 @@ impl World {
                     Done::Put { value, result }
                 })
             } else {
-                let floor = self.newest.get(&key).copied().unwrap_or_default();
+                let floor = self.newest.get(&key).copied();
                 let linearizable = self.random.random_ratio(1, 3);
                 let is_as_of = self.random.random_range(0..100) < self.load.as_of;
                 let at = is_as_of.then(|| self.timestamp());
@@ -694,9 +702,11 @@ impl World {
                 }
             }
             Done::Get { key, floor, result: Ok(got) } => {
-                assert!(got.timestamp >= floor, "{key:?}: {got:?} is older than {floor}");
-                let newest = self.newest.entry(key).or_default();
-                *newest = got.timestamp.max(*newest);
+                assert!(got.timestamp() >= floor, "{key:?}: {got:?} is older than {floor:?}");
+                if let Some(version) = got.found {
+                    let newest = self.newest.entry(key).or_default();
+                    *newest = version.timestamp.max(*newest);
+                }
             }
             Done::Get { result: Err(_), .. } => self.calls_failed += 1,
         }
@@ -889,7 +899,7 @@ fn a_read_is_not_held_up_by_one_slow_server_when_the_others_are_behind_for_a_mom
             // What the client has seen elsewhere, the others have not applied.
             let (timestamp, key) = (world.timestamp(), Bytes::from("elsewhere"));
             world.store.log.push(Entry { timestamp, key, value: None });
-            lock(&world.client.inner.seen).raise_session(timestamp);
+            lock(&world.client.inner.seen).raise_session(Some(timestamp));
             for server in [1, 2] {
                 world.change(server, mood);
                 world.after(100 * MS, Event::Change { server, mood: Well });

@@ -12,7 +12,7 @@ use super::error::{ClientError, ServerFailure};
 use super::reads::Read;
 use super::sync::{lock, wait};
 use super::{Client, PutOk, check_key, check_value};
-use crate::model::Timestamp;
+use crate::model::{Timestamp, Version};
 
 /// Lets so many through at once; one more waits.
 pub(super) struct Gate {
@@ -86,21 +86,19 @@ pub enum Event {
     PutOk(PutOk),
     /// The GET is answered.
     Got {
-        /// The value; `None` when the key does not exist.
-        value: Option<Bytes>,
-        /// The last timestamp this client had seen for the key, as it was sent.
-        client_timestamp: Timestamp,
-        /// The server's; zero when the key does not exist.
-        timestamp: Timestamp,
+        /// The value with its version; `None` when the key does not exist.
+        found: Option<Version>,
+        /// The greatest version of the key that this client had seen when it asked.
+        client_timestamp: Option<Timestamp>,
         /// The server that answered.
         server: SocketAddr,
     },
     /// The server that was asked has not caught up with this client.
     TryOtherServerOrLater {
-        /// The last timestamp this client had seen for the key, as it was sent.
-        client_timestamp: Timestamp,
-        /// The server's for the key; zero for none.
-        timestamp: Timestamp,
+        /// The greatest version of the key that this client had seen when it asked.
+        client_timestamp: Option<Timestamp>,
+        /// The version that the server has of the key.
+        timestamp: Option<Timestamp>,
         /// The server that has not caught up.
         server: SocketAddr,
     },
@@ -158,9 +156,7 @@ impl Client {
         let take = |server, sent: super::seen::Floors, read| {
             let client_timestamp = sent.key;
             Verdict::Done(match read {
-                Read::Answer { value, timestamp } => {
-                    Event::Got { value, client_timestamp, timestamp, server }
-                }
+                Read::Answer(found) => Event::Got { found, client_timestamp, server },
                 Read::Behind { timestamp } => {
                     Event::TryOtherServerOrLater { client_timestamp, timestamp, server }
                 }

@@ -19,18 +19,10 @@ use super::{Client, PutOk, check_key, check_keys, check_value};
 use crate::limits;
 use crate::model::{
     Condition, Del, DelAll, DelRange, History, Learned, OpResult, OpShape, Operation, Previous,
-    Put, PutAll, PutIf, RequestId, Row, SetHistory, Timestamp, Trim, WriteAnswer, WriteIf, WriteOp,
+    Put, PutAll, PutIf, RequestId, SetHistory, Timestamp, Trim, Version, WriteAnswer, WriteIf,
+    WriteOp,
 };
 use crate::wire::message::{Reply, Request, WriteRequest};
-
-/// A value and its version.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Version {
-    /// When the value was written, in microseconds since the Unix epoch.
-    pub timestamp: Timestamp,
-    /// The value, whose bytes are the application's own.
-    pub value: Bytes,
-}
 
 /// A write on one key that is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +118,7 @@ calls! {
     ///         }
     ///     }
     /// }
-    /// assert_eq!(client.get("visits")?.value.as_deref(), Some(&b"1"[..]));
+    /// assert_eq!(client.get("visits")?.value(), Some(&b"1"[..]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -188,8 +180,8 @@ calls! {
     /// println!("both have version {}", done.timestamp);
     ///
     /// let before = done.rows.collect::<Result<Vec<_>, _>>()?;
-    /// assert_eq!(before[0].value.as_deref(), Some(&b"100"[..]));
-    /// assert_eq!(before[1].value, None, "there was no credit before");
+    /// assert_eq!(before[0].value(), Some(&b"100"[..]));
+    /// assert_eq!(before[1].value(), None, "there was no credit before");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -317,10 +309,7 @@ impl Client {
             // Too long to be sent unasked, or not known where the write was done.
             Some(Previous::Value { value: None, .. }) | None => {
                 let mut before = Rows::before(self, Wanted::keys(vec![key]), answer.timestamp);
-                let before = before.advance().await;
-                let version =
-                    |Row { timestamp, value, .. }| Some(Version { timestamp, value: value? });
-                Ok(before.transpose()?.and_then(version))
+                Ok(before.advance().await.transpose()?.and_then(|row| row.found))
             }
         }
     }
@@ -404,7 +393,7 @@ fn check_size(op: &WriteOp) -> Result<(), ClientError> {
 /// Remembers what the answer to a write says of the newest versions, so that no later read goes
 /// back behind it.
 fn learn(seen: &mut Seen, op: &WriteOp, answer: &WriteAnswer) {
-    seen.raise_session(answer.timestamp);
+    seen.raise_session(Some(answer.timestamp));
     match op.learned(answer) {
         Learned::Newest(key, version) => seen.wrote(key, version),
         Learned::Gone(key) => seen.absent(key, answer.timestamp),

@@ -336,7 +336,7 @@ impl Storage for LogStore {
     fn initial_state(&self) -> raft::Result<RaftState> {
         let mut hard_state = RaftHardState::default();
         hard_state.term = self.hard_state.term;
-        hard_state.vote = self.hard_state.vote;
+        hard_state.vote = NodeId::number_of(self.hard_state.vote);
         hard_state.commit = self.hard_state.commit;
         let conf_state = ConfState::from((self.voters.clone(), vec![]));
         Ok(RaftState { hard_state, conf_state })

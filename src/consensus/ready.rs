@@ -93,7 +93,7 @@ pub(super) struct Pipeline {
     last_batch: u64,
     last_durable_batch: u64,
     /// The term and the vote that were handed out last, and the batch that they came with.
-    last_vote: (u64, u64),
+    last_vote: (Term, Option<NodeId>),
     last_vote_batch: u64,
     first_entry: FirstEntry,
     /// A snapshot that the library has accepted and no `Ready` has carried yet.
@@ -163,7 +163,7 @@ impl Pipeline {
         self.is_idle()
             && log.unstable.entries.is_empty()
             && log.unstable.snapshot.is_none()
-            && self.last_vote == (state.term, state.vote)
+            && self.last_vote == (state.term, NodeId::from_number(state.vote))
     }
 
     /// Whether everything handed out so far is durable.
@@ -269,20 +269,21 @@ impl Pipeline {
     fn next_batch(&mut self, raw: &mut RawNode<LogStore>, eligible: bool) -> (u64, HardState) {
         let state = raw.raft.hard_state();
         let (term, vote) = self.last_vote;
+        let new_vote = NodeId::from_number(state.vote);
         assert!(
-            state.term > term || state.term == term && (state.vote == vote || vote == 0),
-            "the hard state goes back: term {term} and vote {vote}, then {state:?}"
+            state.term > term || state.term == term && (new_vote == vote || vote.is_none()),
+            "the hard state goes back: term {term} and vote {vote:?}, then {state:?}"
         );
         let hard_state = HardState {
             term: state.term,
-            vote: state.vote,
+            vote: new_vote,
             commit: state.commit,
             admitted: eligible,
         };
         raw.mut_store().set_hard_state(hard_state);
         self.last_batch += 1;
-        if self.last_vote != (state.term, state.vote) {
-            self.last_vote = (state.term, state.vote);
+        if self.last_vote != (state.term, new_vote) {
+            self.last_vote = (state.term, new_vote);
             self.last_vote_batch = self.last_batch;
         }
         (self.last_batch, hard_state)

@@ -6,7 +6,6 @@
 
 use std::pin::Pin;
 
-use bytes::Bytes;
 use futures_util::stream::{self, Stream, TryStreamExt};
 use tonic::Status;
 
@@ -100,7 +99,7 @@ async fn read_chunk(mut rest: AsyncRows) -> Chunk {
         match rest.next().await {
             None => return Chunk { rows, bytes, rest: None },
             Some(Ok(row)) => {
-                bytes += row.key.len() + row.value.as_ref().map_or(0, Bytes::len);
+                bytes += row.key.len() + row.value().map_or(0, <[u8]>::len);
                 rows.push(Ok(row));
             }
             Some(Err(error)) => {

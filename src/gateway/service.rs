@@ -1,6 +1,5 @@
 //! The nine operations of the interface, and the write under a condition beside them.
 
-use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::calls::Calls;
@@ -49,11 +48,11 @@ impl KeyValueStore for Gateway {
         let client = self.calls.client(&call);
         let read = async {
             let got = client.read(&key, newest_or(at)).await?;
-            let bytes = got.value.as_ref().map_or(0, Bytes::len);
+            let bytes = got.value().map_or(0, <[u8]>::len);
             Ok(call.hold(bytes).then_some(got))
         };
         let got = self.calls.request(&call, read).await?.ok_or_else(|| no_room(false))?;
-        let row = Row { key: key.into(), value: got.value, timestamp: got.timestamp };
+        let row = Row { key: key.into(), found: got.found };
         Ok(Response::new(read_row(row, at)?))
     }
 

@@ -6,8 +6,7 @@ use tonic::{Code, Response, Status};
 
 use super::interface::{KeyRange, KeyValueVersionReply, PREVIOUS_UNREAD, PutReply};
 use crate::client::{ClientError, Effect, Version, Written};
-use crate::limits;
-use crate::model::{Row, Timestamp};
+use crate::model::{self, Row, Timestamp};
 use crate::text::escape;
 
 /// Why what a write replaced is not told.
@@ -25,14 +24,7 @@ pub(super) fn greater(one: Option<Timestamp>, other: Option<Timestamp>) -> Optio
 
 /// Refuses a key that cannot be.
 pub(super) fn check_key(key: &str) -> Result<(), Status> {
-    match key.len() {
-        0 => Err(Status::invalid_argument("the key is empty: give it at least one byte")),
-        length if length > limits::KEY_BYTES_MAX => Err(Status::invalid_argument(format!(
-            "the key has {length} bytes and at most {} are allowed: use a shorter one",
-            limits::KEY_BYTES_MAX
-        ))),
-        _ => Ok(()),
-    }
+    model::check_key(key.as_bytes()).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 /// A range's ends and version. An end that is left out is an empty key.
@@ -49,8 +41,8 @@ pub(super) fn range(range: KeyRange) -> Result<(String, String, Option<Timestamp
 /// # Errors
 /// The value is not UTF-8: half an answer would pass for the value.
 pub(super) fn read_row(row: Row, asked: Option<Timestamp>) -> Result<KeyValueVersionReply, Status> {
-    let Row { key, value, timestamp } = row;
-    let Some(value) = value else {
+    let Row { key, found } = row;
+    let Some(Version { timestamp, value }) = found else {
         let ver = asked.unwrap_or_default().0;
         return Ok(KeyValueVersionReply { key: text(key)?, val: String::new(), ver });
     };
@@ -77,8 +69,11 @@ fn text(key: Bytes) -> Result<String, Status> {
 /// What a write removed, or what a trim kept. The write is done, so nothing in it is an error any
 /// more: what is not UTF-8 is shown with U+FFFD in its place.
 pub(super) fn removed_row(row: Row) -> KeyValueVersionReply {
-    let val = row.value.map(shown).unwrap_or_default();
-    KeyValueVersionReply { key: shown(row.key), val, ver: row.timestamp.0 }
+    let (ver, val) = match row.found {
+        Some(Version { timestamp, value }) => (timestamp.0, shown(value)),
+        None => (0, String::new()),
+    };
+    KeyValueVersionReply { key: shown(row.key), val, ver }
 }
 
 /// What a write at version `ver` replaced.
@@ -122,11 +117,7 @@ pub(super) fn done(
 impl Done {
     /// The answer, made of what `key` had before, and in its metadata why that is missing from it.
     pub(super) fn answer<T>(self, key: String, message: impl FnOnce(Row) -> T) -> Response<T> {
-        let (timestamp, value) = match self.previous {
-            Some(version) => (version.timestamp, Some(version.value)),
-            None => (Timestamp::ZERO, None),
-        };
-        let mut answer = Response::new(message(Row { key: key.into(), value, timestamp }));
+        let mut answer = Response::new(message(Row { key: key.into(), found: self.previous }));
         if let Some(why) = self.unread {
             answer.metadata_mut().insert(PREVIOUS_UNREAD, metadata_text(&why));
         }
@@ -209,9 +200,12 @@ mod tests {
     use super::*;
     use crate::gateway::interface::KeyRequest;
 
-    fn row(value: Option<&'static [u8]>, timestamp: i64) -> Row {
-        let (key, value) = (Bytes::from_static(b"k"), value.map(Bytes::from_static));
-        Row { key, value, timestamp: Timestamp(timestamp) }
+    fn row(found: Option<(&'static [u8], i64)>) -> Row {
+        let version = |(value, timestamp)| Version {
+            timestamp: Timestamp(timestamp),
+            value: Bytes::from_static(value),
+        };
+        Row { key: Bytes::from_static(b"k"), found: found.map(version) }
     }
 
     fn reply(val: &str, ver: i64) -> KeyValueVersionReply {
@@ -240,9 +234,9 @@ mod tests {
 
     #[test]
     fn what_is_not_found_has_the_version_that_was_asked_for() {
-        assert_eq!(read_row(row(None, 0), None).unwrap(), reply("", 0));
-        assert_eq!(read_row(row(None, 0), Some(Timestamp(5))).unwrap(), reply("", 5));
-        assert_eq!(read_row(row(Some(b"v"), 3), Some(Timestamp(5))).unwrap(), reply("v", 3));
+        assert_eq!(read_row(row(None), None).unwrap(), reply("", 0));
+        assert_eq!(read_row(row(None), Some(Timestamp(5))).unwrap(), reply("", 5));
+        assert_eq!(read_row(row(Some((b"v", 3))), Some(Timestamp(5))).unwrap(), reply("v", 3));
     }
 
     #[test]
@@ -292,9 +286,9 @@ mod tests {
 
     #[test]
     fn what_is_not_text_fails_a_read_but_not_a_write() {
-        let error = read_row(row(Some(b"\xff"), 3), None).unwrap_err();
+        let error = read_row(row(Some((b"\xff", 3))), None).unwrap_err();
         assert_eq!(error.code(), Code::FailedPrecondition);
         assert!(error.message().contains("acervo get"), "{error}");
-        assert_eq!(removed_row(row(Some(b"a\xffb"), 3)), reply("a\u{fffd}b", 3));
+        assert_eq!(removed_row(row(Some((b"a\xffb", 3)))), reply("a\u{fffd}b", 3));
     }
 }

@@ -9,7 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::command::TIME_BYTES;
-use super::{Action, Command, OpShape, Operation, RequestId, Timestamp, WriteOp};
+use super::{Action, Command, InvalidKey, OpShape, Operation, RequestId, Timestamp, WriteOp};
 use crate::limits;
 
 /// A write with what has to be known of it until it is applied.
@@ -57,13 +57,10 @@ impl EncodedWrite {
         let OpShape { keys, bytes, key_bytes_min, key_bytes_max, value_bytes_max: longest, .. } =
             self.shape;
         if key_bytes_min == Some(0) {
-            return Err("the key is empty: give it at least one byte".into());
+            return Err(InvalidKey::Empty.to_string());
         }
         if key_bytes_max > limits::KEY_BYTES_MAX {
-            return Err(format!(
-                "the key has {key_bytes_max} bytes and at most {} are allowed: use a shorter one",
-                limits::KEY_BYTES_MAX
-            ));
+            return Err(InvalidKey::TooLong(key_bytes_max).to_string());
         }
         if longest > value_bytes_max {
             return Err(format!(

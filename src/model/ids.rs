@@ -7,10 +7,22 @@ use serde::{Deserialize, Serialize};
 use super::Timestamp;
 
 /// A server's number within its group, from 1, by the position of its address in the sorted
-/// server list. Zero is never a node: the consensus library uses it for "nobody".
+/// server list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The server that a Raft library's number and a log's bytes name: there 0 is nobody.
+    pub fn from_number(number: u64) -> Option<NodeId> {
+        Some(NodeId(number)).filter(|node| node.0 > 0)
+    }
+
+    /// The inverse of [`from_number`](NodeId::from_number).
+    pub fn number_of(node: Option<NodeId>) -> u64 {
+        node.map_or(0, |node| node.0)
+    }
+}
 
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -18,8 +30,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// Names one group of servers; two groups never exchange replication messages. Zero in a client's
-/// greeting means "whichever group you are".
+/// Names one group of servers; two groups never exchange replication messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ClusterId(pub u64);

@@ -5,6 +5,8 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::NodeId;
+
 /// Numbers the elections of a group: at most one server leads in a term.
 pub type Term = u64;
 
@@ -26,8 +28,8 @@ pub struct LogEntry {
 pub struct HardState {
     /// The newest term this server has seen.
     pub term: Term,
-    /// Whom it voted for in that term; 0 for nobody.
-    pub vote: u64,
+    /// The server that it voted for in that term.
+    pub vote: Option<NodeId>,
     /// The highest index known to be committed. A lower bound after a restart.
     pub commit: LogIndex,
     /// Whether this data directory takes part in elections. A blank directory may be one that was

@@ -5,15 +5,34 @@ use serde::{Deserialize, Serialize};
 
 use super::{Timestamp, bounded};
 
-/// A key at a version.
+/// A value and its version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// When the value was written, in microseconds since the Unix epoch.
+    pub timestamp: Timestamp,
+    /// The value, whose bytes are the application's own.
+    pub value: Bytes,
+}
+
+/// A key, and what it has in the state that was read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// The key that was asked for, or found in a range.
     pub key: Bytes,
-    /// Its value; nil when it has none.
-    pub value: Option<Bytes>,
-    /// The value's version; 0 when there is none.
-    pub timestamp: Timestamp,
+    /// Its value with the version; `None` when it has none.
+    pub found: Option<Version>,
+}
+
+impl Row {
+    /// The value, if the key has one.
+    pub fn value(&self) -> Option<&[u8]> {
+        self.found.as_ref().map(|version| &version.value[..])
+    }
+
+    /// The version of the value, if the key has one.
+    pub fn timestamp(&self) -> Option<Timestamp> {
+        self.found.as_ref().map(|version| version.timestamp)
+    }
 }
 
 /// What a page is a page of.
@@ -42,12 +61,34 @@ pub enum PageOf {
         #[serde(deserialize_with = "bounded::keys")]
         keys: Vec<Bytes>,
     },
-    /// The versions of a key up to `at`, newest first.
+    /// The versions of a key up to that of the read view, newest first.
     #[serde(rename = "VERSIONS")]
     Versions {
         /// The key whose versions are shown.
         key: Bytes,
     },
+}
+
+/// What a long read shows, whichever servers its pages come from: each key as of a version, without
+/// what was removed up to a time. `storage::removals` has the rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadView {
+    /// The version as of which it shows each key.
+    pub at: Timestamp,
+    /// The time up to which removals count; not before `at`.
+    pub removals_up_to: Timestamp,
+}
+
+impl ReadView {
+    /// The state that holds every write up to `timestamp` and none after it.
+    pub fn as_of(timestamp: Timestamp) -> ReadView {
+        ReadView { at: timestamp, removals_up_to: timestamp }
+    }
+
+    /// The state just before the write that made `version`.
+    pub fn before(version: Timestamp) -> ReadView {
+        ReadView::as_of(Timestamp(version.0.saturating_sub(1)))
+    }
 }
 
 /// Where the next page begins.
@@ -62,7 +103,8 @@ pub enum PageNext {
     /// Of keys: leave out so many.
     #[serde(rename = "SKIP")]
     Skip(u32),
-    /// Of versions: the greatest that is still to be shown.
+    /// Of versions: the greatest that is still to be shown, which is the read view's `at` in the
+    /// next page.
     #[serde(rename = "AT")]
     At(Timestamp),
 }

@@ -13,12 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// Before every write: what a client that has seen nothing sends.
+    /// Before every write: where clocks begin, and the state of a store in which nothing was ever
+    /// written, which every server has reached.
     pub const ZERO: Timestamp = Timestamp(0);
-
-    /// Before every write, too: no write is as early. Where 0 stands for "none" or "the newest",
-    /// this names the state in which there is nothing yet, which every server has reached.
-    pub const FIRST: Timestamp = Timestamp(1);
 }
 
 impl fmt::Display for Timestamp {

@@ -13,16 +13,10 @@ use crate::model::Timestamp;
 /// this at once, however far a machine's clock leaps. Longer than a busy event loop is stalled.
 const LOG_CLOCK_STEP_MAX: Duration = Duration::from_secs(1);
 
-/// Issues strictly increasing timestamps, all of them after [`Timestamp::FIRST`].
-#[derive(Debug)]
+/// Issues strictly increasing timestamps, all of them after [`Timestamp::ZERO`].
+#[derive(Debug, Default)]
 pub(super) struct HybridClock {
     last: Timestamp,
-}
-
-impl Default for HybridClock {
-    fn default() -> HybridClock {
-        HybridClock { last: Timestamp::FIRST }
-    }
 }
 
 impl HybridClock {
@@ -110,7 +104,7 @@ mod tests {
     #[test]
     fn timestamps_rise_whatever_the_clock_does() {
         let mut clock = HybridClock::default();
-        assert!(clock.next(-7) > Timestamp::FIRST, "also before 1970");
+        assert!(clock.next(-7) > Timestamp::ZERO, "also before 1970");
         clock.observe(Timestamp(50));
         let stamps: Vec<i64> =
             [100, 100, 40, -7, 101, 200].into_iter().map(|wall| clock.next(wall).0).collect();

@@ -333,10 +333,10 @@ pub enum ConsoleEvent {
         /// The client's own address.
         client: SocketAddr,
         key: bytes::Bytes,
-        /// The read timestamp that the client required.
-        client_timestamp: Timestamp,
-        /// The timestamp of the server's version; 0 if it has none.
-        key_timestamp: Timestamp,
+        /// The greatest version of the key that the client had seen.
+        client_timestamp: Option<Timestamp>,
+        /// The version of the key that the server has.
+        key_timestamp: Option<Timestamp>,
         /// The value or refusal that was answered.
         answer: GetAnswer,
     },

@@ -95,10 +95,8 @@ pub(super) fn error(code: ErrorCode, message: &str) -> Reply {
 
 /// A reply that asks the client to repeat the request after [`limits::BUSY_RETRY_AFTER_MS`].
 pub(super) fn busy(message: &str) -> Reply {
-    Reply::Error(ErrorReply {
-        retry_after_ms: limits::BUSY_RETRY_AFTER_MS,
-        ..ErrorReply::not_done(ErrorCode::Busy, format!("{message}: try again in a moment"))
-    })
+    let code = ErrorCode::Busy { retry_after_ms: limits::BUSY_RETRY_AFTER_MS };
+    error(code, &format!("{message}: try again in a moment"))
 }
 
 pub(super) fn shutting_down() -> Reply {
@@ -125,10 +123,9 @@ pub fn not_to_be_read(distrust: Distrust) -> Reply {
 pub(super) fn unknown_session(resent: bool, applied: Timestamp) -> Reply {
     let message = "what this client wrote before is forgotten, and so is whether this write \
                    was applied: read the key to see what it holds";
-    let (code, effect, begin_anew_at) = match resent {
-        true => (ErrorCode::StaleRequest, Effect::MayBeDone, Timestamp::ZERO),
-        false => (ErrorCode::UnknownSession, Effect::NotDone, applied),
+    let (code, effect) = match resent {
+        true => (ErrorCode::StaleRequest, Effect::MayBeDone),
+        false => (ErrorCode::UnknownSession { begin_anew_at: applied }, Effect::NotDone),
     };
-    let message = message.to_owned();
-    Reply::Error(ErrorReply { code, message, retry_after_ms: 0, effect, begin_anew_at })
+    Reply::Error(ErrorReply { code, message: message.to_owned(), effect })
 }

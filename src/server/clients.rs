@@ -491,8 +491,8 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{PageOf, Timestamp};
-    use crate::wire::message::{GetRequest, PageRequest};
+    use crate::model::PageOf;
+    use crate::wire::message::{GetRequest, PageRequest, PageView, ReadAt};
     use bytes::Bytes;
 
     const MIB: usize = 1024 * 1024;
@@ -502,9 +502,8 @@ mod tests {
     }
 
     fn request() -> ReadRequest {
-        let (key, none) = (Bytes::from_static(b"k"), Timestamp(0));
-        let (timestamp, session, at) = (none, none, none);
-        ReadRequest::Get(GetRequest { key, timestamp, session, linearizable: false, at })
+        let (key, read_at) = (Bytes::from_static(b"k"), ReadAt::Newest { seen: None });
+        ReadRequest::Get(GetRequest { key, read_at, session: None, linearizable: false })
     }
 
     fn with_clients(count: u64) -> (Clients, Vec<ConnectionId>) {
@@ -753,10 +752,8 @@ mod tests {
         let (mut clients, ids) = with_clients(2);
         let page = || {
             let of = PageOf::Keys { keys: vec![Bytes::from_static(b"k")] };
-            let (at, seen, session) = (Timestamp(0), Timestamp(0), Timestamp(0));
-            let (linearizable, keys_only) = (false, false);
-            let page = PageRequest { of, at, seen, session, linearizable, rows_max: 1, keys_only };
-            ReadRequest::Page(page)
+            let view = PageView::First { at: None, session: None, linearizable: false };
+            ReadRequest::Page(PageRequest { of, view, rows_max: 1, keys_only: false })
         };
         (0..10).for_each(|n| clients.read(token(ids[0], n), address(), page()));
         clients.read(token(ids[1], 100), address(), request());

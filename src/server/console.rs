@@ -43,11 +43,12 @@ impl fmt::Display for ConsoleEvent {
                 write!(f, "Enviando PUT_OK ao Cliente {client} da key:{key} ts:{timestamp}.")
             }
             ConsoleEvent::Get { client, key, client_timestamp, key_timestamp, answer } => {
-                let key = escape(key);
+                let [seen, ours] = [client_timestamp, key_timestamp]
+                    .map(|timestamp| timestamp.unwrap_or_default());
                 write!(
                     f,
-                    "Cliente {client} GET key:{key} ts:{client_timestamp}. \
-                     Meu ts é {key_timestamp}, portanto devolvendo "
+                    "Cliente {client} GET key:{} ts:{seen}. Meu ts é {ours}, portanto devolvendo ",
+                    escape(key)
                 )?;
                 match answer {
                     GetAnswer::Value(value) => escape(value).fmt(f),
@@ -74,12 +75,12 @@ mod tests {
         event.to_string()
     }
 
-    fn get(answer: GetAnswer, client_timestamp: i64, key_timestamp: i64) -> ConsoleEvent {
+    fn get(answer: GetAnswer, seen: Option<i64>, ours: Option<i64>) -> ConsoleEvent {
         ConsoleEvent::Get {
             client: client(),
             key: "k".into(),
-            client_timestamp: Timestamp(client_timestamp),
-            key_timestamp: Timestamp(key_timestamp),
+            client_timestamp: seen.map(Timestamp),
+            key_timestamp: ours.map(Timestamp),
             answer,
         }
     }
@@ -105,15 +106,15 @@ mod tests {
             "Enviando PUT_OK ao Cliente 127.0.0.1:51234 da key:título ts:1700000000000001."
         );
         assert_eq!(
-            line(get(GetAnswer::Value("v".into()), 5, 9)),
+            line(get(GetAnswer::Value("v".into()), Some(5), Some(9))),
             "Cliente 127.0.0.1:51234 GET key:k ts:5. Meu ts é 9, portanto devolvendo v"
         );
         assert_eq!(
-            line(get(GetAnswer::Null, 0, 0)),
+            line(get(GetAnswer::Null, None, None)),
             "Cliente 127.0.0.1:51234 GET key:k ts:0. Meu ts é 0, portanto devolvendo NULL"
         );
         assert_eq!(
-            line(get(GetAnswer::TryOtherServerOrLater, 9, 5)),
+            line(get(GetAnswer::TryOtherServerOrLater, Some(9), Some(5))),
             "Cliente 127.0.0.1:51234 GET key:k ts:9. Meu ts é 5, portanto devolvendo \
              TRY_OTHER_SERVER_OR_LATER"
         );

@@ -10,13 +10,15 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use crate::limits;
-use crate::model::{LogIndex, PageOf, Timestamp};
+use crate::model::{self, LogIndex, PageOf, ReadView, Timestamp, Version};
 use crate::node::core::Node;
 use crate::node::{ConsoleEvent, GetAnswer};
 use crate::storage::apply::ApplyError;
-use crate::storage::reads::{Page, PageError, PageLimits, ReadView, Store};
+use crate::storage::reads::{Page, PageError, PageLimits, Store};
 use crate::text::{counted, escape};
-use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, PageRequest, Reply};
+use crate::wire::message::{
+    ErrorCode, ErrorReply, GetRequest, PageRequest, PageView, ReadAt, Reply,
+};
 
 /// A client's read, of one key or a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,23 +33,24 @@ impl ReadRequest {
     /// Whether it is to go through the leader's read index.
     pub fn is_linearizable(&self) -> bool {
         match self {
-            ReadRequest::Get(request) => request.linearizable,
-            ReadRequest::Page(request) => request.linearizable,
+            ReadRequest::Get(GetRequest { linearizable, .. })
+            | ReadRequest::Page(PageRequest {
+                view: PageView::First { linearizable, .. }, ..
+            }) => *linearizable,
+            // The answer to the first page has made sure of it.
+            ReadRequest::Page(PageRequest { view: PageView::Next(_), .. }) => false,
         }
     }
 
-    /// The state that it asks for at least.
-    pub fn wanted(&self) -> Timestamp {
-        let wanted = match self {
-            // As of a version, what was seen of the key does not matter.
-            ReadRequest::Get(request) if request.at > Timestamp::ZERO => {
-                request.at.max(request.session)
-            }
-            ReadRequest::Get(request) => request.timestamp.max(request.session),
-            ReadRequest::Page(request) => request.at.max(request.seen).max(request.session),
-        };
-        // Where nothing has been written there is nothing to wait for.
-        if wanted <= Timestamp::FIRST { Timestamp::ZERO } else { wanted }
+    /// The state that it asks for at least; `None` if any will do.
+    pub fn wanted(&self) -> Option<Timestamp> {
+        match self {
+            ReadRequest::Get(GetRequest { read_at, session, .. }) => match read_at {
+                ReadAt::Newest { seen } => *seen.max(session),
+                ReadAt::Version(at) => Some(*at).max(*session),
+            },
+            ReadRequest::Page(request) => request.view.wanted(),
+        }
     }
 
     /// Refuses what cannot be answered; done before a request waits anywhere, so that what waits is
@@ -61,7 +64,9 @@ impl ReadRequest {
             ReadRequest::Get(request) => return check_key(&request.key),
             ReadRequest::Page(request) => request,
         };
-        if request.seen.0 > 0 && request.at > request.seen {
+        if let PageView::Next(view) = &request.view
+            && view.at > view.removals_up_to
+        {
             return Err(invalid("a page has at most the version that its read has seen".into()));
         }
         match &request.of {
@@ -91,9 +96,9 @@ impl ReadRequest {
 pub struct ReadOutcome {
     /// The reply that the client gets.
     pub reply: Reply,
-    /// For the console: the version this server has, 0 for none, and what was answered. `None` when
-    /// the store could not be read.
-    pub shown: Option<(Timestamp, GetAnswer)>,
+    /// For the console: the version this server has of the key, and what was answered. `None` for
+    /// pages, and when the store could not be read.
+    pub shown: Option<(Option<Timestamp>, GetAnswer)>,
     /// Why the store could not be read.
     pub fault: Option<StoreFault>,
 }
@@ -107,7 +112,11 @@ impl ReadOutcome {
     ) -> Option<ConsoleEvent> {
         let (key_timestamp, answer) = self.shown.take()?;
         let ReadRequest::Get(request) = request else { return None };
-        let (key, client_timestamp) = (request.key.clone(), request.timestamp);
+        let client_timestamp = match request.read_at {
+            ReadAt::Newest { seen } => seen,
+            ReadAt::Version(_) => None,
+        };
+        let key = request.key.clone();
         Some(ConsoleEvent::Get { client, key, client_timestamp, key_timestamp, answer })
     }
 }
@@ -133,16 +142,7 @@ impl StoreFault {
 
 /// Refuses a key that cannot exist.
 fn check_key(key: &[u8]) -> Result<(), ErrorReply> {
-    let key_bytes = key.len();
-    let message = if key_bytes == 0 {
-        "the key is empty: give it at least one byte".to_owned()
-    } else if key_bytes > limits::KEY_BYTES_MAX {
-        let most = limits::KEY_BYTES_MAX;
-        format!("the key has {key_bytes} bytes and at most {most} are allowed: use a shorter one")
-    } else {
-        return Ok(());
-    };
-    Err(invalid(message))
+    model::check_key(key).map_err(|error| invalid(error.to_string()))
 }
 
 fn invalid(message: String) -> ErrorReply {
@@ -171,30 +171,27 @@ fn describe(of: &PageOf) -> String {
     }
 }
 
-/// The timestamp up to which everything is in what is read from now on. It is never 0, since a page
-/// names the state it shows, and 0 would make the next page show the newest.
-fn reached(store: &Store) -> Timestamp {
-    store.applied().timestamp.max(Timestamp::FIRST)
-}
-
 /// Answers a page, which is checked, from the store. It has at most the rows that were asked for,
 /// and is within `most`.
 pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> ReadOutcome {
-    let low = reached(store);
-    let PageRequest { of, at, seen, session, rows_max, keys_only, .. } = request;
-    if low < *session || low < *at || low < *seen {
-        let timestamp = Timestamp::ZERO;
-        let reply = Reply::TryOtherServerOrLater { timestamp, applied: low };
+    let low = store.applied().timestamp;
+    let PageRequest { of, view, rows_max, keys_only } = request;
+    if Some(low) < view.wanted() {
+        let reply = Reply::TryOtherServerOrLater { timestamp: None, applied: low };
         return ReadOutcome { reply, shown: None, fault: None };
     }
-    let strict = *seen > Timestamp::ZERO;
-    let seen = if strict { *seen } else { low };
-    let at = if *at > Timestamp::ZERO { *at } else { seen };
     let rows = (*rows_max as usize).clamp(1, most.rows);
     let most = PageLimits { rows, keys_only: *keys_only, ..most };
-    match store.page(of, ReadView { at, removals_up_to: seen, strict }, most) {
+    let (view, page) = match *view {
+        PageView::First { at, .. } => {
+            let view = ReadView { at: at.unwrap_or(low), removals_up_to: low };
+            (view, store.first_page(of, view, most).map_err(PageError::Store))
+        }
+        PageView::Next(view) => (view, store.page(of, view, most)),
+    };
+    match page {
         Ok(Page { rows, next }) => {
-            ReadOutcome { reply: Reply::PageOk { rows, at, seen, next }, shown: None, fault: None }
+            ReadOutcome { reply: Reply::PageOk { rows, view, next }, shown: None, fault: None }
         }
         Err(PageError::Store(error)) => unreadable(|| describe(of), &error),
         Err(error @ PageError::Expired) => {
@@ -207,9 +204,11 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> Re
 
 /// Answers one GET, whose key is checked, from the store.
 pub fn answer_get(store: &Store, request: &GetRequest) -> ReadOutcome {
-    let low = reached(store);
-    let newest = request.at <= Timestamp::ZERO;
-    let at = if newest { Timestamp(i64::MAX) } else { request.at };
+    let low = store.applied().timestamp;
+    let at = match request.read_at {
+        ReadAt::Newest { .. } => Timestamp(i64::MAX),
+        ReadAt::Version(at) => at,
+    };
     let found = match store.get_at(&request.key, at) {
         Ok(found) => found,
         Err(error) => return unreadable(|| format!("key {}", escape(&request.key)), &error),
@@ -218,53 +217,52 @@ pub fn answer_get(store: &Store, request: &GetRequest) -> ReadOutcome {
     judge(request, low, found, high)
 }
 
-/// Answers a GET from the log, where the newest that the client has seen is the version
-/// `request.timestamp` of this very key, and that is committed and not applied yet. `None` where
-/// something else is asked, or the value is long. The index of the entry that holds it comes along.
+/// Answers a GET from the log, where the newest that the client has seen is a version of this very
+/// key, and that is committed and not applied yet. `None` where something else is asked, or the
+/// value is long. The index of the entry that holds it comes along.
 pub fn answer_from_log(node: &Node, request: &ReadRequest) -> Option<(LogIndex, ReadOutcome)> {
     let ReadRequest::Get(request) = request else { return None };
-    let GetRequest { key, timestamp, session, linearizable, at } = request;
-    if *linearizable || *at > Timestamp::ZERO || session > timestamp {
+    let GetRequest { key, read_at, session, linearizable } = request;
+    let &ReadAt::Newest { seen: Some(seen) } = read_at else { return None };
+    if *linearizable || *session > Some(seen) {
         return None;
     }
-    if *timestamp <= node.applied_point().timestamp || *timestamp > node.newest_timestamp() {
+    if seen <= node.applied_point().timestamp || seen > node.newest_timestamp() {
         return None;
     }
-    let (index, value) = node.unapplied_put(*timestamp, key)?;
+    let (index, value) = node.unapplied_put(seen, key)?;
     if value.len() > limits::READ_SMALL_BYTES_MAX {
         return None;
     }
     // The entry's memory is the whole entry's, which is not to live as long as the answer.
-    let value = Bytes::copy_from_slice(&value);
-    Some((index, judge(request, *timestamp, Some((*timestamp, value)), *timestamp)))
+    let version = Version { timestamp: seen, value: Bytes::copy_from_slice(&value) };
+    Some((index, judge(request, seen, Some(version), seen)))
 }
 
 fn judge(
     request: &GetRequest,
     low: Timestamp,
-    found: Option<(Timestamp, Bytes)>,
+    found: Option<Version>,
     high: Timestamp,
 ) -> ReadOutcome {
-    let key_timestamp = found.as_ref().map_or(Timestamp::ZERO, |(timestamp, _)| *timestamp);
+    let timestamp = found.as_ref().map(|version| version.timestamp);
     // A key that exists is judged by its own version, one that does not by the whole state.
-    let reaches = match &found {
-        // As of a version every server that has applied everything up to it answers the same.
-        _ if request.at > Timestamp::ZERO => low >= request.at,
-        Some((timestamp, _)) => *timestamp >= request.timestamp,
-        None => low >= request.timestamp,
+    let reaches = match request.read_at {
+        // Every server that has applied everything up to a version answers the same as of it.
+        ReadAt::Version(at) => low >= at,
+        ReadAt::Newest { seen } => timestamp.or(Some(low)) >= seen,
     };
-    if !reaches || low < request.session {
+    if !reaches || Some(low) < request.session {
         return ReadOutcome {
-            reply: Reply::TryOtherServerOrLater { timestamp: key_timestamp, applied: low },
-            shown: Some((key_timestamp, GetAnswer::TryOtherServerOrLater)),
+            reply: Reply::TryOtherServerOrLater { timestamp, applied: low },
+            shown: Some((timestamp, GetAnswer::TryOtherServerOrLater)),
             fault: None,
         };
     }
-    let value = found.map(|(_, value)| value);
-    let shown = value.clone().map_or(GetAnswer::Null, GetAnswer::Value);
+    let value = found.as_ref().map(|version| version.value.clone());
     ReadOutcome {
-        reply: Reply::GetOk { value, timestamp: key_timestamp, as_of: high },
-        shown: Some((key_timestamp, shown)),
+        reply: Reply::GetOk { found, as_of: high },
+        shown: Some((timestamp, value.map_or(GetAnswer::Null, GetAnswer::Value))),
         fault: None,
     }
 }
@@ -278,65 +276,73 @@ mod tests {
     use crate::storage::apply::StateMachine;
     use crate::storage::memory::MemoryEngine;
 
-    fn ask(timestamp: i64, session: i64) -> GetRequest {
+    fn ask(seen: Option<i64>, session: Option<i64>) -> GetRequest {
         GetRequest {
             key: Bytes::from_static(b"k"),
-            timestamp: Timestamp(timestamp),
-            session: Timestamp(session),
+            read_at: ReadAt::Newest { seen: seen.map(Timestamp) },
+            session: session.map(Timestamp),
             linearizable: false,
-            at: Timestamp::ZERO,
         }
     }
 
+    fn version(timestamp: i64) -> Version {
+        Version { timestamp: Timestamp(timestamp), value: Bytes::from_static(b"v") }
+    }
+
     fn at(request: GetRequest, low: i64, found: Option<i64>) -> Reply {
-        let found = found.map(|timestamp| (Timestamp(timestamp), Bytes::from_static(b"v")));
+        let found = found.map(version);
         judge(&request, Timestamp(low), found, Timestamp(low + 5)).reply
     }
 
-    fn refused(timestamp: i64, applied: i64) -> Reply {
-        let (timestamp, applied) = (Timestamp(timestamp), Timestamp(applied));
-        Reply::TryOtherServerOrLater { timestamp, applied }
+    fn refused(timestamp: Option<i64>, applied: i64) -> Reply {
+        let timestamp = timestamp.map(Timestamp);
+        Reply::TryOtherServerOrLater { timestamp, applied: Timestamp(applied) }
     }
 
     #[test]
     fn the_table_of_the_specification() {
-        let value = Reply::GetOk {
-            value: Some(Bytes::from_static(b"v")),
-            timestamp: Timestamp(10),
-            as_of: Timestamp(25),
-        };
-        let null = Reply::GetOk { value: None, timestamp: Timestamp::ZERO, as_of: Timestamp(25) };
-        assert_eq!(at(ask(10, 0), 20, Some(10)), value, "exists, not older than seen");
-        assert_eq!(at(ask(11, 0), 20, Some(10)), refused(10, 20), "exists, older than seen");
-        assert_eq!(at(ask(20, 0), 20, None), null, "absent, and all up to what was seen is here");
-        assert_eq!(at(ask(21, 0), 20, None), refused(0, 20), "absent, perhaps not arrived yet");
+        let value = Reply::GetOk { found: Some(version(10)), as_of: Timestamp(25) };
+        let null = Reply::GetOk { found: None, as_of: Timestamp(25) };
+        assert_eq!(at(ask(Some(10), None), 20, Some(10)), value, "exists, not older than seen");
+        assert_eq!(
+            at(ask(Some(11), None), 20, Some(10)),
+            refused(Some(10), 20),
+            "exists, older than seen"
+        );
+        assert_eq!(
+            at(ask(Some(20), None), 20, None),
+            null,
+            "absent, and all up to what was seen is here"
+        );
+        assert_eq!(
+            at(ask(Some(21), None), 20, None),
+            refused(None, 20),
+            "absent, perhaps not arrived yet"
+        );
     }
 
     /// The simulation found it: the second page of a read of an empty store showed what had been
-    /// written meanwhile, because the first one had "seen 0", which asks for the newest.
+    /// written meanwhile, because the first one had "seen 0", which then asked for the newest.
     #[test]
     fn the_second_page_of_an_empty_store_shows_it_empty() {
         let mut machine =
             StateMachine::open(Arc::new(MemoryEngine::new()), StateLimits::default()).unwrap();
-        let page = |seen, machine: &StateMachine| {
+        let page = |view, machine: &StateMachine| {
             let keys = vec![Bytes::from_static(b"k"), Bytes::from_static(b"l")];
-            let request = PageRequest {
-                of: PageOf::Keys { keys },
-                at: Timestamp::ZERO,
-                seen,
-                session: seen,
-                linearizable: false,
-                rows_max: 1,
-                keys_only: false,
-            };
+            let of = PageOf::Keys { keys };
+            let request = PageRequest { of, view, rows_max: 1, keys_only: false };
             match answer_page(&machine.store(), &request, PageLimits::default()).reply {
-                Reply::PageOk { rows, seen, .. } => (rows[0].value.clone(), seen),
+                Reply::PageOk { rows, view, .. } => {
+                    (rows[0].value().map(Bytes::copy_from_slice), view)
+                }
                 other => panic!("no page but {other:?}"),
             }
         };
-        let (nothing, seen) = page(Timestamp::ZERO, &machine);
+        let first = PageView::First { at: None, session: None, linearizable: false };
+        let (nothing, empty) = page(first, &machine);
         assert_eq!(nothing, None);
-        assert_eq!(page(seen, &machine), (None, seen), "also where nothing was written yet");
+        let next = PageView::Next(empty);
+        assert_eq!(page(next, &machine), (None, empty), "also where nothing was written yet");
         let request = RequestId {
             client: ClientId(1),
             sequence: 1,
@@ -350,14 +356,15 @@ mod tests {
         });
         let data = Command::write(Timestamp(2), request, op).encode();
         machine.apply(&[LogEntry { term: 1, index: 1, data }]).unwrap();
-        assert_eq!(page(seen, &machine), (None, seen));
-        assert_eq!(page(Timestamp::ZERO, &machine), (Some(Bytes::new()), Timestamp(2)));
+        assert_eq!(page(next, &machine), (None, empty));
+        let written = ReadView::as_of(Timestamp(2));
+        assert_eq!(page(first, &machine), (Some(Bytes::new()), written));
     }
 
     #[test]
     fn a_session_asks_for_everything_up_to_its_timestamp() {
-        assert_eq!(at(ask(0, 21), 20, Some(10)), refused(10, 20));
-        assert_eq!(at(ask(0, 21), 20, None), refused(0, 20));
-        assert!(matches!(at(ask(0, 20), 20, Some(10)), Reply::GetOk { .. }));
+        assert_eq!(at(ask(None, Some(21)), 20, Some(10)), refused(Some(10), 20));
+        assert_eq!(at(ask(None, Some(21)), 20, None), refused(None, 20));
+        assert!(matches!(at(ask(None, Some(20)), 20, Some(10)), Reply::GetOk { .. }));
     }
 }

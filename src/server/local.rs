@@ -32,7 +32,7 @@ const WORKERS: usize = 2;
 /// let group = LocalGroup::start(dir.path())?;
 /// let client = Client::connect(group.servers())?;
 /// client.put("title", "Quincas Borba")?;
-/// assert!(client.get("title")?.value.is_some());
+/// assert!(client.get("title")?.value().is_some());
 /// group.stop()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -156,7 +156,7 @@ mod tests {
         let groups = [0, 1].map(|_| LocalGroup::start(dir.path()).unwrap());
         let clients = groups.each_ref().map(|group| Client::connect(group.servers()).unwrap());
         clients[0].put("k", "v").unwrap();
-        assert_eq!(clients[1].get_linearizable("k").unwrap().value, None);
+        assert_eq!(clients[1].get_linearizable("k").unwrap().found, None);
         for group in groups {
             let servers = group.servers();
             group.stop().unwrap();

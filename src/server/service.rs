@@ -36,7 +36,7 @@ use crate::storage::reads::Store;
 use crate::text::sentence;
 use crate::wire::codec;
 use crate::wire::message::{
-    Channel, ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply,
+    Channel, ErrorCode, ErrorReply, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply,
 };
 
 /// Bytes queued for one server on the connection for what must not wait, which is thousands of
@@ -192,7 +192,7 @@ impl StoreService {
 
     fn reply(&mut self, net: &mut Net, token: RequestToken, body: Reply) {
         let connection = ConnectionId::from_u64(token.connection);
-        if matches!(&body, Reply::Error(error) if error.code == ErrorCode::Busy) {
+        if matches!(&body, Reply::Error(ErrorReply { code: ErrorCode::Busy { .. }, .. })) {
             self.watch.busy();
         }
         self.send(net, connection, &Message::Reply { id: token.request, body });
@@ -319,9 +319,9 @@ impl Service for StoreService {
         if let Some(line) = self.link_mut(peer).and_then(|link| link.line_mut(connection)) {
             line.connected();
         }
-        let (node, incarnation) = (self.me, self.parts.incarnation);
-        let role = HelloRole::Server { node, incarnation, channel };
-        let hello = Hello { protocol: PROTOCOL_VERSION, cluster: self.cluster, role };
+        let (cluster, node, incarnation) = (self.cluster, self.me, self.parts.incarnation);
+        let role = HelloRole::Server { cluster, node, incarnation, channel };
+        let hello = Hello { protocol: PROTOCOL_VERSION, role };
         let max_bytes = match channel {
             Channel::Control => PEER_CONTROL_SEND_BYTES_MAX,
             Channel::Bulk => limits::PEER_SEND_BYTES_MAX,

@@ -1,53 +1,39 @@
 //! The messages that open a connection of the share, and frames around messages.
 //!
-//! The side that connects sends HELLO with the role `Share`; the side that accepts answers WELCOME,
-//! or REFUSED with a reason and then closes. The share reuses the store's HELLO and WELCOME and
-//! leaves their group, log and term fields at zero, because a share has none of these.
+//! The side that connects sends HELLO with the role `Share`; the side that accepts answers
+//! SHARE_WELCOME, or REFUSED with a reason and then closes.
 
 use crate::limits::{HELLO_FRAME_BYTES_MAX, SHARE_FRAME_BYTES_MAX};
-use crate::model::{ClusterId, NodeId, PeerId, Timestamp};
+use crate::model::PeerId;
 use crate::wire::codec::{self, CodecError};
-use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Welcome};
+use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION};
 
 /// The HELLO with which a connection to a registry or to a peer begins.
 pub fn hello() -> Message {
-    let cluster = ClusterId(0);
-    Message::Hello(Hello { protocol: PROTOCOL_VERSION, cluster, role: HelloRole::Share })
+    Message::Hello(Hello { protocol: PROTOCOL_VERSION, role: HelloRole::Share })
 }
 
-/// The WELCOME of the peer with this id. A registry is no peer and passes `PeerId(0)`.
-pub fn welcome(peer: PeerId) -> Message {
-    Message::Welcome(Welcome {
-        protocol: PROTOCOL_VERSION,
-        cluster: ClusterId(0),
-        node: NodeId(0),
-        incarnation: peer.0,
-        last_index: 0,
-        term: 0,
-        first_leader: None,
-        applied_timestamp: Timestamp::ZERO,
-    })
+/// The SHARE_WELCOME of a peer, or of a registry, which is none.
+pub fn welcome(peer: Option<PeerId>) -> Message {
+    Message::ShareWelcome { protocol: PROTOCOL_VERSION, peer }
 }
 
-/// The id of the peer that sent this WELCOME.
+/// The peer that a SHARE_WELCOME names.
 ///
 /// # Errors
-/// The sender is a registry, which sends the id 0.
-pub fn peer_in_welcome(welcome: &Welcome) -> Result<PeerId, String> {
-    match PeerId(welcome.incarnation) {
-        PeerId(0) => Err("a registry answers there, and no peer".to_owned()),
-        peer => Ok(peer),
-    }
+/// It is a registry's.
+pub fn peer_in_welcome(peer: Option<PeerId>) -> Result<PeerId, String> {
+    peer.ok_or_else(|| "a registry answers there, and no peer".to_owned())
 }
 
-/// Checks that the WELCOME comes from the expected peer, and not from another process that
+/// Checks that a SHARE_WELCOME comes from the expected peer, and not from another process that
 /// happens to listen at its address.
 ///
 /// # Errors
 /// The sender is a registry or another peer; the text says which.
-pub fn check_welcome(welcome: &Welcome, peer: PeerId) -> Result<(), String> {
-    match peer_in_welcome(welcome)? {
-        other if other != peer => Err(format!("another peer answers there, {other}")),
+pub fn check_welcome(found: Option<PeerId>, expected: PeerId) -> Result<(), String> {
+    match peer_in_welcome(found)? {
+        other if other != expected => Err(format!("another peer answers there, {other}")),
         _ => Ok(()),
     }
 }

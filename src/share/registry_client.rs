@@ -116,7 +116,7 @@ impl RegistryClient {
     ) -> Result<RegistryClient, RegistryCallError> {
         let deadline = deadline.min(Instant::now() + limits::CLIENT_CONNECT_TIMEOUT);
         let dialled = dial(address, HelloRole::Share, deadline);
-        let (stream, mut reader, _) =
+        let (stream, mut reader) =
             dialled.map_err(|failure| match failure.reason.strip_prefix(REFUSED) {
                 Some(reason) => RegistryCallError::Refused { address, reason: reason.to_owned() },
                 None if failure.reason == NO_GREETING => unanswered(address, NOT_IN_TIME),
@@ -260,11 +260,13 @@ impl RegistryClient {
                         address: self.address,
                         message: sentence(&message),
                     };
-                    let pause = pause(retry_after_ms);
-                    let is_too_late = Instant::now() + pause >= deadline;
-                    if retry_after_ms == 0 || !is_repeatable || is_too_late {
+                    let Some(pause) = retry_after_ms
+                        .filter(|_| is_repeatable)
+                        .map(&mut pause)
+                        .filter(|pause| Instant::now() + *pause < deadline)
+                    else {
                         return Err(declined);
-                    }
+                    };
                     if !std::mem::replace(&mut is_told, true) {
                         tell(declined);
                     }

@@ -43,8 +43,8 @@ use super::{keys, removals};
 use crate::limits::{self, ShrinkLimits};
 use crate::model::{
     Action, AppliedPoint, AppliedWrite, Command, EntryError, FeatureLevel, GarbageCollection,
-    GroupRules, History, LogEntry, LogIndex, MachineSummary, OpApplied, Operation, Release,
-    RequestId, StateLimits, Timestamp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
+    GroupRules, History, LogEntry, LogIndex, MachineSummary, OpApplied, Operation, ReadView,
+    Release, RequestId, StateLimits, Timestamp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
 };
 
 /// The layout of the rows this build writes and reads. `storage::formats` holds the bytes of each
@@ -166,11 +166,11 @@ impl Shared {
         self.engine.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether a read as of `at`, seen from `seen`, looked further back than what was removed
-    /// stays.
-    pub(super) fn looks_far_back(&self, at: Timestamp, seen: Timestamp) -> bool {
+    /// Whether a read view looks further back than what was removed stays.
+    pub(super) fn looks_far_back(&self, read_view: ReadView) -> bool {
+        let ReadView { at, removals_up_to } = read_view;
         let samples = self.samples.read().unwrap_or_else(PoisonError::into_inner).clone();
-        samples.are_apart(at, seen, self.limits().removal_grace_us)
+        samples.are_apart(at, removals_up_to, self.limits().removal_grace_us)
     }
 
     fn set_samples(&self, clock: &LogClock) {

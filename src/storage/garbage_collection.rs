@@ -46,7 +46,7 @@ use super::keys;
 use super::removals::{self, RangeRemoval, Removal};
 use super::rows::Rows;
 use super::versions::StoredVersion;
-use crate::model::{History, Timestamp};
+use crate::model::{History, ReadView, Timestamp};
 
 /// The name of the fact up to which time the versions that removals reach are deleted from disk.
 pub(super) const META_REMOVED_UP_TO: &str = "purged";
@@ -69,16 +69,16 @@ pub(super) struct Horizon {
 }
 
 impl Horizon {
-    /// Whether versions may be gone that a read as of `at` with the removals up to `seen` should
-    /// show.
+    /// Whether versions may be gone that a read view should show.
     ///
     /// A read that looked `far_back` when it began, further than the grace period of removals, may
     /// have begun where the history was compacted already. It shows the versions that are left, as
     /// after a trim: what it shows is correct, and versions that the history does not keep are not
     /// found. A read that began closer to its time has shown everything at first, and must not show
     /// less later.
-    pub fn is_past(self, at: Timestamp, seen: Timestamp, far_back: bool) -> bool {
-        seen < self.removed_up_to || (!far_back && at < self.compacted_as_of)
+    pub fn is_past(self, read_view: ReadView, far_back: bool) -> bool {
+        let ReadView { at, removals_up_to } = read_view;
+        removals_up_to < self.removed_up_to || (!far_back && at < self.compacted_as_of)
     }
 
     pub fn read(rows: &dyn Rows) -> Result<Horizon, ApplyError> {

@@ -366,7 +366,7 @@ mod tests {
     fn a_server_finds_everything_again_and_replays_from_its_checkpoint() {
         let dir = TempDir::new().unwrap();
         let entries: Vec<LogEntry> = (1..=9).map(put).collect();
-        let hard_state = HardState { term: 1, vote: 1, commit: 2, admitted: true };
+        let hard_state = HardState { term: 1, vote: Some(NodeId(1)), commit: 2, admitted: true };
         let before = {
             let mut data_dir = data_dir(&dir);
             let mut storage = open(&mut data_dir, options(), Redundancy::Alone).unwrap();
@@ -429,7 +429,7 @@ mod tests {
     /// `first`.
     fn storage_from(dir: &TempDir, first: LogIndex) {
         let entries: Vec<LogEntry> = (1..=9).map(put).collect();
-        let hard_state = HardState { term: 1, vote: 1, commit: 8, admitted: true };
+        let hard_state = HardState { term: 1, vote: Some(NodeId(1)), commit: 8, admitted: true };
         let mut data_dir = data_dir(dir);
         let mut storage = open(&mut data_dir, options(), Redundancy::Replicated).unwrap();
         storage.machine.apply(&entries[..7]).unwrap();
@@ -466,12 +466,13 @@ mod tests {
             let Recovered { store_lost, hard_state, applied, last_index, .. } =
                 open(&mut data_dir, options(), Redundancy::Replicated).unwrap().recovered;
             assert!(store_lost && hard_state.admitted);
-            assert_eq!((hard_state.vote, applied.index, last_index), (1, 8, 9));
+            assert_eq!((hard_state.vote, applied.index, last_index), (Some(NodeId(1)), 8, 9));
         }
         // The snapshot has come: the log begins anew after it, and the store holds it.
         {
             let mut storage = open(&mut data_dir, options(), Redundancy::Replicated).unwrap();
-            let hard_state = HardState { term: 1, vote: 1, commit: 9, admitted: true };
+            let hard_state =
+                HardState { term: 1, vote: Some(NodeId(1)), commit: 9, admitted: true };
             storage.log.reset(9, 1, hard_state).unwrap();
             storage.machine.apply(&(1..=9).map(put).collect::<Vec<_>>()).unwrap();
             storage.machine.checkpoint().unwrap();
@@ -497,7 +498,7 @@ mod tests {
             let Recovered { store_lost, hard_state, applied, entries, last_index, .. } =
                 open(&mut data_dir, options(), Redundancy::Replicated).unwrap().recovered;
             assert!(store_lost && hard_state.admitted);
-            assert_eq!((hard_state.term, hard_state.vote, last_index), (1, 1, 9));
+            assert_eq!((hard_state.term, hard_state.vote, last_index), (1, Some(NodeId(1)), 9));
             assert_eq!((applied.index, entries.len()), (8, 1));
             assert!(dir.path().join("store.damaged").exists(), "kept until it is rebuilt");
         }

@@ -9,10 +9,10 @@ use super::apply::{ApplyError, Shared};
 use super::engine::Direction;
 use super::garbage_collection::Horizon;
 use super::keys::{self, RowRange};
-use super::rows::ViewRows;
+use super::rows::{Rows, ViewRows};
 pub use super::versions::PageLimits;
-use super::versions::Reader;
-use crate::model::{AppliedPoint, PageNext, PageOf, Row, Timestamp};
+use super::versions::{Pending, Reader};
+use crate::model::{AppliedPoint, PageNext, PageOf, ReadView, Row, Timestamp, Version};
 
 /// A handle that reads the store: cheap to clone, for any thread.
 ///
@@ -33,18 +33,6 @@ pub struct Page {
     pub next: Option<PageNext>,
 }
 
-/// The read view of a page: the state that it shows. `storage::removals` has the rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadView {
-    /// The version as of which it shows each key.
-    pub at: Timestamp,
-    /// The time up to which removals count; not before `at`.
-    pub removals_up_to: Timestamp,
-    /// The page continues a read, or shows the past: it is refused if a version that it should show
-    /// was deleted.
-    pub strict: bool,
-}
-
 /// Why a page cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PageError {
@@ -61,13 +49,13 @@ impl Store {
         Store { shared }
     }
 
-    /// The newest version of a key: its timestamp and value.
+    /// The newest version of a key.
     ///
     /// # Errors
     ///
     /// [`ApplyError::Engine`] and [`ApplyError::Damaged`].
     #[cfg(any(test, feature = "internals"))]
-    pub fn get(&self, key: &[u8]) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
+    pub fn get(&self, key: &[u8]) -> Result<Option<Version>, ApplyError> {
         self.get_at(key, Timestamp(i64::MAX))
     }
 
@@ -76,16 +64,30 @@ impl Store {
     /// # Errors
     ///
     /// As [`get`](Store::get).
-    pub fn get_at(
-        &self,
-        key: &[u8],
-        at: Timestamp,
-    ) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
+    pub fn get_at(&self, key: &[u8], at: Timestamp) -> Result<Option<Version>, ApplyError> {
         let (view, pending) = self.shared.view()?;
-        Reader::new(&ViewRows(&*view), at, Timestamp(i64::MAX), pending)?.get(key)
+        let read_view = ReadView { at, removals_up_to: Timestamp(i64::MAX) };
+        Reader::new(&ViewRows(&*view), read_view, pending)?.get(key)
     }
 
-    /// A page of a longer read.
+    /// The first page of a longer read: what is in the store in this read view, of which nobody has
+    /// been shown more.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Engine`] and [`ApplyError::Damaged`].
+    pub fn first_page(
+        &self,
+        of: &PageOf,
+        read_view: ReadView,
+        most: PageLimits,
+    ) -> Result<Page, ApplyError> {
+        let (view, pending) = self.shared.view()?;
+        self.page_in(&ViewRows(&*view), pending, of, read_view, most)
+    }
+
+    /// A further page of a longer read, or one of the past. It is refused if versions that it
+    /// should show have been deleted.
     ///
     /// # Errors
     ///
@@ -98,17 +100,27 @@ impl Store {
     ) -> Result<Page, PageError> {
         let (view, pending) = self.shared.view().map_err(ApplyError::from)?;
         let rows = ViewRows(&*view);
-        let ReadView { at, removals_up_to: seen, strict } = read_view;
-        if strict {
+        let shows = match of {
             // A list of a key's versions shows those that the history keeps, so compacted ones are
             // not missing.
-            let at = if matches!(of, PageOf::Versions { .. }) { seen } else { at };
-            let far_back = self.shared.looks_far_back(at, seen);
-            if Horizon::read(&rows)?.is_past(at, seen, far_back) {
-                return Err(PageError::Expired);
-            }
+            PageOf::Versions { .. } => ReadView::as_of(read_view.removals_up_to),
+            PageOf::Range { .. } | PageOf::RangeReverse { .. } | PageOf::Keys { .. } => read_view,
+        };
+        if Horizon::read(&rows)?.is_past(shows, self.shared.looks_far_back(shows)) {
+            return Err(PageError::Expired);
         }
-        let reader = Reader::new(&rows, at, seen, pending)?
+        Ok(self.page_in(&rows, pending, of, read_view, most)?)
+    }
+
+    fn page_in(
+        &self,
+        rows: &dyn Rows,
+        pending: Pending,
+        of: &PageOf,
+        read_view: ReadView,
+        most: PageLimits,
+    ) -> Result<Page, ApplyError> {
+        let reader = Reader::new(rows, read_view, pending)?
             .stepping(self.shared.limits().versions_stepped_max);
         match of {
             PageOf::Range { from, to } => {
@@ -119,7 +131,7 @@ impl Store {
                 let found = reader.range_reverse(from, to, most)?;
                 Ok(Page { rows: found.rows, next: found.next.map(PageNext::To) })
             }
-            PageOf::Keys { keys } => Ok(keys_page(&reader, keys, most)?),
+            PageOf::Keys { keys } => keys_page(&reader, keys, most),
             PageOf::Versions { key } => {
                 let (rows, next) = reader.versions(key, most)?;
                 Ok(Page { rows, next: next.map(PageNext::At) })
@@ -190,16 +202,13 @@ fn keys_page(reader: &Reader<'_>, keys: &[Bytes], limits: PageLimits) -> Result<
             scanned += value.len();
             Bytes::copy_from_slice(limits.shown(value))
         })?;
-        let (timestamp, value) = match found {
-            Some((timestamp, value)) => (timestamp, Some(value)),
-            None => (Timestamp::ZERO, None),
-        };
-        bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+        let found = found.map(|(timestamp, value)| Version { timestamp, value });
+        bytes += key.len() + found.as_ref().map_or(0, |version| version.value.len());
         if !rows.is_empty() && (is_enough || bytes > limits.bytes) {
             // The number of rows is bounded by the keys in a frame, so the cast is exact.
             return Ok(Page { next: Some(PageNext::Skip(rows.len() as u32)), rows });
         }
-        rows.push(Row { key: key.clone(), value, timestamp });
+        rows.push(Row { key: key.clone(), found });
     }
     Ok(Page { rows, next: None })
 }

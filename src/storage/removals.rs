@@ -174,7 +174,8 @@ pub(super) fn trim(
     now: Timestamp,
     key: &[u8],
 ) -> Result<(), ApplyError> {
-    let Some((newest, _)) = Reader::newest(&changes.rows())?.get(key)? else { return Ok(()) };
+    let found = Reader::newest(&changes.rows())?.get_with(key, |_| ())?;
+    let Some((newest, ())) = found else { return Ok(()) };
     let below = Timestamp(newest.0.saturating_sub(1));
     if changes.rows().first(&keys::versions_up_to(key, below))?.is_some() {
         record(changes, now, key, Removal::Below(newest));

@@ -72,10 +72,11 @@ pub(super) struct Sessions {
     /// Replies of all clients.
     replies: usize,
     /// Clients heard of up to here have no replies left. Only spares looking at them again.
-    emptied: (Timestamp, ClientId),
+    emptied: Option<(Timestamp, ClientId)>,
     /// When the client of the session that was dropped last was last heard of: every client that
-    /// began at this time or later and has written has a session. 0 as long as none was dropped.
-    known_since: Timestamp,
+    /// began at this time or later and has written has a session. `None` as long as none was
+    /// dropped.
+    known_since: Option<Timestamp>,
 }
 
 impl Sessions {
@@ -86,8 +87,8 @@ impl Sessions {
             by_heard: BTreeSet::new(),
             dirty: BTreeSet::new(),
             replies: 0,
-            emptied: (Timestamp::ZERO, ClientId(0)),
-            known_since: Timestamp::ZERO,
+            emptied: None,
+            known_since: None,
         }
     }
 
@@ -101,7 +102,7 @@ impl Sessions {
         let mut sessions = Sessions::new(limits);
         if let Some(stored) = engine.get(&keys::meta(META_KNOWN_SINCE))? {
             let known_since = decode_known_since(&stored);
-            sessions.known_since = known_since.ok_or(ApplyError::Damaged("the sessions"))?;
+            sessions.known_since = Some(known_since.ok_or(ApplyError::Damaged("the sessions"))?);
         }
         let mut damaged = false;
         engine.scan(&keys::sessions(), Direction::Forward, &mut |row, value| match (
@@ -134,7 +135,7 @@ impl Sessions {
         self.expire(now_us, hash);
         // No server of this group can have told a client of the time of this command or a later
         // one.
-        let has_begun_since = self.known_since <= request.begun && request.begun < now;
+        let has_begun_since = self.known_since <= Some(request.begun) && request.begun < now;
         if !self.clients.contains_key(&request.client) && !has_begun_since {
             return DedupVerdict::UnknownSession;
         }
@@ -175,10 +176,10 @@ impl Sessions {
             self.replies -= session.forget_below(request.client, oldest.saturating_add(1), hash);
         }
         while self.replies > self.limits.session_replies_total_max as usize {
-            let others = (Bound::Excluded(self.emptied), Bound::Unbounded);
+            let others = (self.emptied.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
             let Some(&oldest) = self.by_heard.range(others).next() else { break };
             self.forget_replies(oldest.1, hash);
-            self.emptied = oldest;
+            self.emptied = Some(oldest);
         }
     }
 
@@ -232,17 +233,16 @@ impl Sessions {
         }
         self.dirty.insert(client);
         // Sessions are dropped in the order in which their clients were heard of.
-        if self.known_since != Timestamp::ZERO {
-            hash.subtract(known_since_hash(self.known_since));
+        if let Some(known_since) = self.known_since.replace(heard) {
+            hash.subtract(known_since_hash(known_since));
         }
-        self.known_since = heard;
         hash.add(known_since_hash(heard));
     }
 
     /// Adds the changes since the last checkpoint to its batch.
     pub fn save(&self, batch: &mut WriteBatch) {
-        if self.known_since != Timestamp::ZERO {
-            let known_since = self.known_since.0.to_le_bytes().to_vec();
+        if let Some(known_since) = self.known_since {
+            let known_since = known_since.0.to_le_bytes().to_vec();
             batch.put(keys::meta(META_KNOWN_SINCE), known_since.into());
         }
         for client in &self.dirty {
@@ -403,8 +403,8 @@ mod tests {
                 hash.add(reply_hash(*client, *sequence, *outcome));
             }
         }
-        if sessions.known_since != Timestamp::ZERO {
-            hash.add(known_since_hash(sessions.known_since));
+        if let Some(known_since) = sessions.known_since {
+            hash.add(known_since_hash(known_since));
         }
         hash
     }
@@ -583,7 +583,10 @@ mod tests {
         engine.write(&batch, super::super::engine::Durability::Durable).unwrap();
         let loaded = Sessions::load(&engine, StateLimits::default()).unwrap();
         assert_eq!(loaded.clients, sessions.clients);
-        assert_eq!((loaded.known_since, sessions.known_since), (Timestamp(44), Timestamp(44)));
+        assert_eq!(
+            (loaded.known_since, sessions.known_since),
+            (Some(Timestamp(44)), Some(Timestamp(44)))
+        );
         assert_eq!(hash, hash_from_scratch(&loaded));
         assert_eq!(sessions.clients.len(), 1, "the expired ones left the engine too");
     }

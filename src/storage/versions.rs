@@ -10,7 +10,7 @@ use super::keys::{self, RowRange};
 use super::removals::{self, RangeRemoval, Removal};
 use super::rows::Rows;
 use crate::limits;
-use crate::model::{Row, Timestamp};
+use crate::model::{ReadView, Row, Timestamp, Version};
 
 /// What the row of a version holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,8 +145,8 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// A reader of the newest state of `rows`, for an operation that changes it.
     pub fn newest(rows: &'a dyn Rows) -> Result<Reader<'a>, ApplyError> {
-        let end = Timestamp(i64::MAX);
-        Reader::new(rows, end, end, Pending { keys: true, ranges: true })
+        let read_view = ReadView::as_of(Timestamp(i64::MAX));
+        Reader::new(rows, read_view, Pending { keys: true, ranges: true })
     }
 
     /// Sets how many versions a scan steps over before it seeks.
@@ -154,14 +154,13 @@ impl<'a> Reader<'a> {
         Reader { stepped_max: stepped_max as usize, ..self }
     }
 
-    /// A reader of the state as of `at`, with the removals up to `removals_up_to`, which is not
-    /// before `at`.
+    /// A reader of the state that a read view shows.
     pub fn new(
         rows: &'a dyn Rows,
-        at: Timestamp,
-        removals_up_to: Timestamp,
+        read_view: ReadView,
         pending: Pending,
     ) -> Result<Reader<'a>, ApplyError> {
+        let ReadView { at, removals_up_to } = read_view;
         let ranges = if pending.ranges {
             let mut ranges = removals::ranges(rows)?;
             ranges.retain(|range| range.at <= removals_up_to);
@@ -173,9 +172,10 @@ impl<'a> Reader<'a> {
         Ok(Reader { rows, at, removals_up_to, pending, ranges, stepped_max })
     }
 
-    /// The version and the value of a key.
-    pub fn get(&self, key: &[u8]) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
-        self.get_with(key, Bytes::copy_from_slice)
+    /// The version of a key, with its value.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Version>, ApplyError> {
+        let found = self.get_with(key, Bytes::copy_from_slice)?;
+        Ok(found.map(|(timestamp, value)| Version { timestamp, value }))
     }
 
     /// The version of a key and the result of `show` for its value, which is not copied.
@@ -237,8 +237,8 @@ impl<'a> Reader<'a> {
             if !found.rows.is_empty() && (found.rows.len() >= limits.rows || bytes > limits.bytes) {
                 return Step::Stop;
             }
-            let (key, value) = (key.into(), Some(Bytes::copy_from_slice(value)));
-            found.rows.push(Row { key, value, timestamp });
+            let version = Version { timestamp, value: Bytes::copy_from_slice(value) };
+            found.rows.push(Row { key: key.into(), found: Some(version) });
             Step::NextKey
         })?;
         Ok(found)
@@ -284,7 +284,7 @@ impl<'a> Reader<'a> {
                     found.next = Some(key.into());
                     return Ok(found);
                 }
-                found.rows.push(Row { key: key.into(), value: Some(value), timestamp });
+                found.rows.push(Row { key: key.into(), found: Some(Version { timestamp, value }) });
             }
             // The rows of this key and of greater ones begin like this or are later.
             range.end = Bytes::copy_from_slice(keys::version_prefix(&row));
@@ -354,8 +354,8 @@ impl<'a> Reader<'a> {
                 next = Some(timestamp);
                 return ControlFlow::Break(());
             }
-            let value = Some(Bytes::copy_from_slice(value));
-            rows.push(Row { key: key.clone(), value, timestamp });
+            let version = Version { timestamp, value: Bytes::copy_from_slice(value) };
+            rows.push(Row { key: key.clone(), found: Some(version) });
             ControlFlow::Continue(())
         })?;
         failed.map_or(Ok((rows, next)), Err)

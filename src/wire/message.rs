@@ -13,7 +13,8 @@ use super::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use crate::limits::{ELEMENT_OVERHEAD_BYTES, SHARED_BYTES_MIN};
 use crate::model::{
     ClusterId, Effect, EncodedWrite, History, LogEntry, LogIndex, NodeId, OpShape, PageNext,
-    PageOf, RequestId, Row, SnapshotId, Term, Timestamp, WriteAnswer, WriteOp, bounded,
+    PageOf, PeerId, ReadView, RequestId, Row, SnapshotId, Term, Timestamp, Version, WriteAnswer,
+    WriteOp, bounded,
 };
 
 /// Everything that travels, in both directions, on client and on server connections.
@@ -22,9 +23,17 @@ pub enum Message {
     /// The first frame of a connection, from the side that dialled.
     #[serde(rename = "HELLO")]
     Hello(Hello),
-    /// The answer to a good `HELLO`.
+    /// The answer of a store's server to a good `HELLO`.
     #[serde(rename = "WELCOME")]
     Welcome(Welcome),
+    /// The answer of a registry or a peer of a share to a good `HELLO`.
+    #[serde(rename = "SHARE_WELCOME")]
+    ShareWelcome {
+        /// [`PROTOCOL_VERSION`] of the sender.
+        protocol: u32,
+        /// The peer that answers; nil from a registry.
+        peer: Option<PeerId>,
+    },
     /// The answer to a bad `HELLO`, or the last word on a connection that broke a rule; the sender
     /// closes after it.
     #[serde(rename = "REFUSED")]
@@ -98,8 +107,6 @@ pub const PROTOCOL_VERSION: u32 = 2;
 pub struct Hello {
     /// [`PROTOCOL_VERSION`] of the sender.
     pub protocol: u32,
-    /// The group meant; zero from a client that takes any.
-    pub cluster: ClusterId,
     /// What kind of connection this is to be.
     pub role: HelloRole,
 }
@@ -109,10 +116,15 @@ pub struct Hello {
 pub enum HelloRole {
     /// A client: requests, replies, pings.
     #[serde(rename = "CLIENT")]
-    Client,
+    Client {
+        /// The group meant; nil for whichever the server belongs to.
+        cluster: Option<ClusterId>,
+    },
     /// Another server of the group: the connection carries `PEER` messages from it.
     #[serde(rename = "SERVER")]
     Server {
+        /// The group that both belong to.
+        cluster: ClusterId,
         node: NodeId,
         /// Drawn when its data directory was created. A new one under an old node number means
         /// the directory was lost; what still comes in from the old one is not to be believed.
@@ -123,6 +135,11 @@ pub enum HelloRole {
     /// A peer of a share, or somebody who looks for files, to a registry or to another peer.
     #[serde(rename = "SHARE")]
     Share,
+}
+
+impl HelloRole {
+    /// A client of whichever group it reaches.
+    pub const CLIENT: HelloRole = HelloRole::Client { cluster: None };
 }
 
 /// What one of the two connections of a link between servers carries.
@@ -240,37 +257,68 @@ pub struct WriteRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GetRequest {
     pub key: Bytes,
-    /// The last timestamp the client has seen for this key; 0 for none.
-    pub timestamp: Timestamp,
-    /// The server must have applied everything up to here to answer at all; 0 for no such wish.
-    pub session: Timestamp,
+    pub read_at: ReadAt,
+    /// A server that has not applied everything up to here must not answer.
+    pub session: Option<Timestamp>,
     /// Read through the leader's read index.
     pub linearizable: bool,
-    /// The newest version that is not newer than this; 0 for the newest of all. The server must
-    /// have applied everything up to here. `timestamp` then has no meaning.
-    pub at: Timestamp,
+}
+
+/// Which version of a key a GET is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReadAt {
+    /// The newest that the server has.
+    #[serde(rename = "NEWEST")]
+    Newest {
+        /// The greatest version of the key that the client has seen. A server that has only an
+        /// older one must not answer.
+        seen: Option<Timestamp>,
+    },
+    /// The greatest that is not greater than this. A server that has not applied everything up to
+    /// here must not answer.
+    #[serde(rename = "VERSION")]
+    Version(Timestamp),
 }
 
 /// A page of a longer read.
-///
-/// All pages of one read show one state: that of version [`at`](PageRequest::at), as it was seen
-/// when the first page was read, whatever is written, removed or trimmed meanwhile. To go on, ask
-/// again with `at` and `seen` as the page before gave them, and with what it said under `next` as
-/// the beginning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageRequest {
     pub of: PageOf,
-    /// As of this version; 0 for the newest.
-    pub at: Timestamp,
-    /// 0 for the first page, then as the first page said. Removals after it do not show.
-    pub seen: Timestamp,
-    pub session: Timestamp,
-    /// As in [`GetRequest`]; of a first page.
-    pub linearizable: bool,
+    pub view: PageView,
     /// At most so many rows; the server may give fewer.
     pub rows_max: u32,
     /// Leave the values out: an empty one stands for each value that there is.
     pub keys_only: bool,
+}
+
+/// The read view of a page: all pages of one read show the same, whatever is written, removed or
+/// trimmed meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PageView {
+    /// The first page of a read: the server chooses the read view, and names it in the answer.
+    #[serde(rename = "FIRST")]
+    First {
+        /// The version as of which to read; nil for the newest.
+        at: Option<Timestamp>,
+        /// It means what it means in a [`GetRequest`].
+        session: Option<Timestamp>,
+        /// It means what it means in a [`GetRequest`].
+        linearizable: bool,
+    },
+    /// A further page, in the read view that the answer to the first one named, beginning with what
+    /// the page before said under `next`.
+    #[serde(rename = "NEXT")]
+    Next(ReadView),
+}
+
+impl PageView {
+    /// A server that has not applied everything up to here must not answer; `None` if any may.
+    pub fn wanted(&self) -> Option<Timestamp> {
+        match self {
+            PageView::First { at, session, .. } => *at.max(session),
+            PageView::Next(view) => Some(view.at.max(view.removals_up_to)),
+        }
+    }
 }
 
 /// What a server can answer.
@@ -278,17 +326,15 @@ pub struct PageRequest {
 pub enum Reply {
     /// A write is over, and durable as the acknowledgement rule asks. What a write on many keys
     /// removed or replaced can be read, for
-    /// [`limits::REMOVAL_GRACE`](crate::limits::REMOVAL_GRACE), in pages with `at` and `seen` one
-    /// less than its timestamp.
+    /// [`limits::REMOVAL_GRACE`](crate::limits::REMOVAL_GRACE), in the read view
+    /// [`ReadView::before`] its timestamp.
     #[serde(rename = "WRITE_OK")]
     WriteOk(WriteAnswer),
     /// A GET is answered.
     #[serde(rename = "GET_OK")]
     GetOk {
-        /// The newest value, or nil when the key does not exist.
-        value: Option<Bytes>,
-        /// The value's version; 0 when the key does not exist.
-        timestamp: Timestamp,
+        /// What the key has; nil when it has no value.
+        found: Option<Version>,
         /// The state the answer comes from holds every write up to some point, and none past
         /// this one. A client that must not read backwards sends it as `session` next time.
         as_of: Timestamp,
@@ -296,8 +342,8 @@ pub enum Reply {
     /// This server has not applied enough to answer without going back in time.
     #[serde(rename = "TRY_OTHER_SERVER_OR_LATER")]
     TryOtherServerOrLater {
-        /// The version this server has of the key; 0 for none.
-        timestamp: Timestamp,
+        /// The version this server has of the key; nil when it has none, and of a page.
+        timestamp: Option<Timestamp>,
         /// The last timestamp this server has applied.
         applied: Timestamp,
     },
@@ -307,10 +353,9 @@ pub enum Reply {
         /// The rows, in the order asked for.
         #[serde(deserialize_with = "bounded::rows")]
         rows: Vec<Row>,
-        /// For the next page, and for whoever wants to read this state again.
-        at: Timestamp,
-        /// For the next page. The state the rows come from holds every write up to here.
-        seen: Timestamp,
+        /// For the next page, and for whoever wants to read this state again. The state that the
+        /// rows come from holds every write up to its `removals_up_to`.
+        view: ReadView,
         /// Nil when this was the last page.
         next: Option<PageNext>,
     },
@@ -329,20 +374,14 @@ pub struct ErrorReply {
     pub code: ErrorCode,
     /// One sentence for a person: what happened, to what, what to do.
     pub message: String,
-    /// For `BUSY`: try again after this long; 0 when waiting does not help.
-    pub retry_after_ms: u32,
     /// Of a write: whether it has taken effect, as far as this server knows. A read has none.
     pub effect: Effect,
-    /// For `UNKNOWN_SESSION`: the timestamp with which the client begins anew; 0 with everything
-    /// else.
-    pub begin_anew_at: Timestamp,
 }
 
 impl ErrorReply {
     /// An error of a request that has had no effect.
     pub fn not_done(code: ErrorCode, message: String) -> ErrorReply {
-        let (retry_after_ms, begin_anew_at) = (0, Timestamp::ZERO);
-        ErrorReply { code, message, retry_after_ms, effect: Effect::NotDone, begin_anew_at }
+        ErrorReply { code, message, effect: Effect::NotDone }
     }
 }
 
@@ -358,7 +397,10 @@ pub enum ErrorCode {
     Unconfirmed,
     /// A queue is full; nothing was done.
     #[serde(rename = "BUSY")]
-    Busy,
+    Busy {
+        /// Try again after this long.
+        retry_after_ms: u32,
+    },
     /// The server is stopping; nothing was done, ask another.
     #[serde(rename = "SHUTTING_DOWN")]
     ShuttingDown,
@@ -372,7 +414,10 @@ pub enum ErrorCode {
     /// applied, and may have been before. A client that has sent it only once begins anew as
     /// another client.
     #[serde(rename = "UNKNOWN_SESSION")]
-    UnknownSession,
+    UnknownSession {
+        /// The timestamp with which the client begins anew: [`RequestId::begun`] of its writes.
+        begin_anew_at: Timestamp,
+    },
     /// What a later page was to show has been taken off the disk: the read, or the one before that
     /// page, took too long. Begin it again.
     #[serde(rename = "EXPIRED")]
@@ -423,8 +468,8 @@ pub struct ServerStatus {
     pub uptime_ms: u64,
     /// The longest time since then in which its event loop did not look at its sockets.
     pub longest_stall_us: u64,
-    /// Bytes that its data directory takes on the disk; 0 when it has not looked yet.
-    pub disk_bytes: u64,
+    /// Bytes that its data directory takes on the disk; nil when it has not looked yet.
+    pub disk_bytes: Option<u64>,
     /// Rows of its store, each version of each key among them: an upper bound of the number of
     /// keys.
     pub store_rows: u64,

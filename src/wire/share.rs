@@ -117,8 +117,8 @@ pub enum RegistryReply {
     Error {
         /// One sentence for a person: what happened, to what, and what to do about it.
         message: String,
-        /// How long to wait before the next attempt; 0 when waiting does not help.
-        retry_after_ms: u32,
+        /// How long to wait before the next attempt; `None` when waiting does not help.
+        retry_after_ms: Option<u32>,
     },
 }
 

@@ -14,8 +14,8 @@ use std::time::{Duration, SystemTime};
 use acervo::limits::FRAME_HEADER_BYTES;
 use acervo::model::{
     AppliedPoint, ClientId, Command, ContentId, Del, DelRange, FileName, HardState, LogBatch,
-    LogEntry, LogIndex, PageOf, PeerId, Put, PutAll, RequestId, StateLimits, Timestamp, Trim,
-    WriteOp,
+    LogEntry, LogIndex, NodeId, PageOf, PeerId, Put, PutAll, ReadView, RequestId, StateLimits,
+    Timestamp, Trim, WriteOp,
 };
 use acervo::share::content::{Manifest, chunk_count};
 use acervo::share::fetch::Trailer;
@@ -26,7 +26,7 @@ use acervo::storage::engine::{Durability, Engine, WriteBatch};
 use acervo::storage::files::{Directory, DiskFile, Space};
 use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::{PageLimits, ReadView};
+use acervo::storage::reads::PageLimits;
 use acervo::storage::snapshot::{MemoryStaging, SnapshotChunk, SnapshotSink};
 use acervo::wire::codec;
 use acervo::wire::frame::{Deframer, FrameError};
@@ -210,8 +210,12 @@ fn base_log() -> &'static Files {
             let data = Bytes::from(vec![number as u8; 150]);
             let entries =
                 (first..=number).map(|index| LogEntry { term, index, data: data.clone() });
-            let hard_state =
-                HardState { term, vote: 2, commit: number.saturating_sub(4), admitted: true };
+            let hard_state = HardState {
+                term,
+                vote: Some(NodeId(2)),
+                commit: number.saturating_sub(4),
+                admitted: true,
+            };
             let entries = entries.collect();
             log.append(&[LogBatch { number, hard_state: Some(hard_state), entries }]).unwrap();
         }
@@ -492,15 +496,10 @@ pub fn rows(data: &[u8]) {
     let range = PageOf::Range { from, to };
     let versions = PageOf::Versions { key: Bytes::from_static(b"a") };
     for of in [range, reverse, versions] {
-        for (at, strict) in [(i64::MAX, false), (5, true)] {
-            let read_view =
-                ReadView { at: Timestamp(at), removals_up_to: Timestamp(i64::MAX), strict };
-            let _ = store.page(
-                &of,
-                read_view,
-                PageLimits { rows: 10, bytes: 4096, ..PageLimits::default() },
-            );
-        }
+        let most = PageLimits { rows: 10, bytes: 4096, ..PageLimits::default() };
+        let newest = ReadView::as_of(Timestamp(i64::MAX));
+        let _ = store.first_page(&of, newest, most);
+        let _ = store.page(&of, ReadView { at: Timestamp(5), ..newest }, most);
     }
     let _ = store.get(b"a");
     let point = machine.applied();

@@ -15,7 +15,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::fake_server::{FakeServer, Link, error, value};
+use crate::fake_server::{FakeServer, Link, busy, error, value};
 use crate::site::{Site, channel, connect, key, pair, range, row, waiting, within};
 use crate::support::gateway::Gateway;
 use crate::support::{PATIENCE, eventually, exited_with, hangups_are_ignored};
@@ -56,7 +56,7 @@ fn health(site: &Site, service: &str) -> ServingStatus {
 #[test]
 fn long_writes_have_a_session_of_their_own() {
     let server = FakeServer::start(|id, _, link| {
-        link.reply(id, error(ErrorCode::Invalid, "nothing is wanted here", 0));
+        link.reply(id, error(ErrorCode::Invalid, "nothing is wanted here"));
     });
     let dir = tempfile::tempdir().unwrap();
     let gateway = Gateway::start(&dir, &server.address.to_string(), &[]);
@@ -95,7 +95,7 @@ fn one_frozen_server_of_three_is_not_asked_by_every_third_call() {
     };
     let answer = |id, request, link: &Link| match request {
         Request::Get(_) => link.reply(id, value("v", 5)),
-        _ => link.reply(id, error(ErrorCode::Busy, "asked for something else", 0)),
+        _ => link.reply(id, busy("asked for something else", 0)),
     };
     // Greets, and says nothing more.
     let frozen = FakeServer::configured(|_, _, _| {}, false, 7);

@@ -98,7 +98,7 @@ fn what_is_not_text_fails_reads_in_plain_words_and_writes_not_at_all() {
     let removed = site.del_range(range(key("k"), key("l"))).unwrap();
     assert_eq!((&*removed[0].key, &*removed[0].val), ("key\u{fffd}", "v"));
     // The native client has seen nothing of what the gateway did.
-    assert_eq!(native.get_linearizable(b"key\xff").unwrap().value, None);
+    assert_eq!(native.get_linearizable(b"key\xff").unwrap().found, None);
 }
 
 #[test]

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use acervo::model::{
     Action, ClientId, Command, Del, DelAll, DelRange, LogEntry, OpResult, Operation, PageNext,
-    PageOf, Previous, Put, PutAll, RequestId, Row as StoredRow, StateLimits, Timestamp, Trim,
-    WriteFate, WriteOp,
+    PageOf, Previous, Put, PutAll, ReadView, RequestId, Row as StoredRow, StateLimits, Timestamp,
+    Trim, WriteFate, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::{PageLimits, ReadView, Store};
+use acervo::storage::reads::{PageLimits, Store};
 use bytes::Bytes;
 use tempfile::TempDir;
 
@@ -81,11 +81,10 @@ impl Machine {
 
     /// A whole read, page by page, as of `at`, seen from `seen`.
     fn rows(&self, mut of: PageOf, at: i64, seen: i64) -> Vec<Row> {
-        let read_view =
-            ReadView { at: Timestamp(at), removals_up_to: Timestamp(seen), strict: false };
+        let read_view = ReadView { at: Timestamp(at), removals_up_to: Timestamp(seen) };
         let mut rows = Vec::new();
         loop {
-            let page = self.store.page(&of, read_view, PageLimits::default()).unwrap();
+            let page = self.store.first_page(&of, read_view, PageLimits::default()).unwrap();
             rows.extend(page.rows.into_iter().map(row));
             match (page.next, &mut of) {
                 (None, _) => return rows,
@@ -123,7 +122,7 @@ impl Machine {
 }
 
 fn row(row: StoredRow) -> Row {
-    let held = row.value.map(|value| (value, row.timestamp.0));
+    let held = row.found.map(|found| (found.value, found.timestamp.0));
     Row::new(row.key, held)
 }
 
@@ -141,7 +140,7 @@ impl BackEnd for Machine {
             Op::Get(asked) => {
                 let at = at.filter(|at| *at > 0).map_or(Timestamp(i64::MAX), Timestamp);
                 let found = self.store.get_at(&asked.key, at).unwrap();
-                let held = found.map(|(timestamp, value)| (value, timestamp.0));
+                let held = found.map(|found| (found.value, found.timestamp.0));
                 Answer::Rows(vec![Row::new(asked.key, held)])
             }
             Op::GetRange(from, to) => self.read(PageOf::Range { from: from.key, to: to.key }, at),

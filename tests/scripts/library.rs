@@ -40,7 +40,7 @@ fn answer(client: &Client, op: &Op, options: ReadOptions) -> Result<Vec<Row>, Cl
     match op {
         Op::Get(Asked { key, .. }) => {
             let got = client.read(key, options)?;
-            let held = got.value.map(|value| (value, got.timestamp.0));
+            let held = got.found.map(|found| (found.value, found.timestamp.0));
             Ok(vec![Row::new(key.clone(), held)])
         }
         Op::GetRange(from, to) => rows(client.range(&from.key, &to.key, options)?, None),
@@ -64,7 +64,7 @@ fn answer(client: &Client, op: &Op, options: ReadOptions) -> Result<Vec<Row>, Cl
 fn rows(rows: Rows, new: Option<i64>) -> Result<Vec<Row>, ClientError> {
     rows.map(|row| {
         let row = row?;
-        let held = row.value.map(|value| (value, row.timestamp.0));
+        let held = row.found.map(|found| (found.value, found.timestamp.0));
         Ok(Row { new, ..Row::new(row.key, held) })
     })
     .collect()

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use acervo::model::{
     Action, ClientId, Command, Condition, Del, DelAll, DelRange, GarbageCollection, GroupRules,
     LogIndex, OpResult, Operation, PageOf, Previous, Put, PutAll, PutIf, RequestId, Row,
-    StateLimits, Timestamp, Trim, WriteIf, WriteOp,
+    StateLimits, Timestamp, Trim, Version, WriteIf, WriteOp,
 };
 use bytes::Bytes;
 
@@ -149,8 +149,11 @@ pub struct Model {
 }
 
 fn row(key: &Bytes, found: Option<(&Timestamp, &Bytes)>) -> Row {
-    let timestamp = found.map_or(Timestamp::ZERO, |(timestamp, _)| *timestamp);
-    Row { key: key.clone(), value: found.map(|(_, value)| value.clone()), timestamp }
+    let version = |(timestamp, value): (&Timestamp, &Bytes)| Version {
+        timestamp: *timestamp,
+        value: value.clone(),
+    };
+    Row { key: key.clone(), found: found.map(version) }
 }
 
 impl Moment {
@@ -165,7 +168,7 @@ impl Moment {
             PageOf::Range { from, to } => {
                 let keys = self.state.keys().filter(|key| from <= *key && *key <= to);
                 let rows = keys.map(|key| self.get(key, at));
-                rows.filter(|row| row.value.is_some()).collect()
+                rows.filter(|row| row.found.is_some()).collect()
             }
             PageOf::RangeReverse { from, to } => {
                 let range = PageOf::Range { from: from.clone(), to: to.clone() };
@@ -299,9 +302,9 @@ impl Model {
         let (result, looked_at) = self.judge(moment, op);
         let told = looked_at.as_ref().map(|(key, _)| key).or(told_key(op));
         let newest = told.map(|key| moment.get(key, now));
-        let previous = newest.map(|Row { timestamp, value, .. }| match value {
+        let previous = newest.map(|row| match row.found {
             None => Previous::Absent,
-            value => Previous::Value { timestamp, value },
+            Some(Version { timestamp, value }) => Previous::Value { timestamp, value: Some(value) },
         });
         let keys: Vec<Bytes> = match op {
             _ if looked_at.is_some() => Vec::new(),
@@ -332,8 +335,7 @@ impl Model {
         else {
             return (OpResult::Done, None);
         };
-        let row = moment.get(key, Timestamp(i64::MAX));
-        let newest = row.value.is_some().then_some(row.timestamp);
+        let newest = moment.get(key, Timestamp(i64::MAX)).timestamp();
         let holds = match condition {
             Condition::Absent => newest.is_none(),
             Condition::Version(version) => newest == Some(*version),
@@ -421,5 +423,7 @@ fn told_key(op: &WriteOp) -> Option<&Bytes> {
 
 /// What is left of rows that were asked for without their values.
 pub fn leave_out_values(rows: &mut [Row]) {
-    rows.iter_mut().for_each(|row| row.value = row.value.take().map(|_| Bytes::new()));
+    for version in rows.iter_mut().filter_map(|row| row.found.as_mut()) {
+        version.value = Bytes::new();
+    }
 }

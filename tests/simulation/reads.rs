@@ -5,9 +5,9 @@
 use std::collections::HashMap;
 
 use crate::model::leave_out_values;
-use acervo::model::{LogIndex, PageNext, PageOf, Row, Timestamp};
-use acervo::storage::reads::{PageLimits, ReadView, Store};
-use acervo::wire::message::{GetRequest, PageRequest};
+use acervo::model::{LogIndex, PageNext, PageOf, ReadView, Row, Timestamp, Version};
+use acervo::storage::reads::{PageLimits, Store};
+use acervo::wire::message::{GetRequest, PageRequest, PageView, ReadAt};
 use bytes::Bytes;
 
 use crate::checker::{Checker, Verdict, Violation, ensure};
@@ -24,9 +24,7 @@ pub struct Looked {
 #[derive(Clone, Debug)]
 pub struct PageAnswer {
     pub rows: Vec<Row>,
-    /// As of which version.
-    pub at: Timestamp,
-    pub seen: Timestamp,
+    pub view: ReadView,
     /// Where the next one begins.
     pub next: Option<PageNext>,
 }
@@ -39,7 +37,7 @@ impl Looked {
             false => ((row, &known.1), false),
         };
         ensure!(
-            earlier == later || later.value.is_none(),
+            earlier == later || later.found.is_none(),
             "as of {at} there was {earlier:?}, and then {later:?}"
         );
         if newer {
@@ -55,20 +53,21 @@ impl Checker {
     pub fn got(
         &mut self,
         get: &GetRequest,
-        value: Option<Bytes>,
-        timestamp: Timestamp,
+        found: Option<Version>,
         as_of: Timestamp,
         read_at: LogIndex,
     ) -> Result<Timestamp, Violation> {
-        let newest = get.at <= Timestamp::ZERO;
-        let at = if newest { Timestamp(i64::MAX) } else { get.at };
+        let (newest, at, wanted) = match get.read_at {
+            ReadAt::Newest { .. } => (true, Timestamp(i64::MAX), get.session),
+            ReadAt::Version(at) => (false, at, get.session.max(Some(at))),
+        };
         let moment = self.model.moment(read_at);
         let held = moment.get(&get.key, at);
-        let told = Row { key: get.key.clone(), value, timestamp };
-        let swept = !newest && at < moment.swept && told.value.is_none();
+        let told = Row { key: get.key.clone(), found };
+        let swept = !newest && at < moment.swept && told.found.is_none();
         ensure!(held == told || swept, "{get:?} was told {told:?} by a state that has {held:?}");
-        let now = moment.timestamp.max(Timestamp::FIRST);
-        ensure!(get.at.max(get.session) <= now, "{get:?} was answered by a state of {now}");
+        let now = moment.timestamp;
+        ensure!(wanted <= Some(now), "{get:?} was answered by a state of {now}");
         ensure!(now <= as_of, "{get:?} saw a state of {now}, past its as-of {as_of}");
         if !newest {
             self.looked.look(at, read_at, &told)?;
@@ -78,15 +77,19 @@ impl Checker {
 
     /// A page was answered from the state after `read_at`.
     pub fn paged(&mut self, page: &PageRequest, answer: &PageAnswer, read_at: LogIndex) -> Verdict {
-        let &PageAnswer { ref rows, at, seen, ref next } = answer;
+        let &PageAnswer { ref rows, view, ref next } = answer;
         let now = self.model.moment(read_at);
-        let newest = now.timestamp.max(Timestamp::FIRST);
-        let wanted = page.at.max(page.seen).max(page.session);
-        ensure!(wanted <= newest, "{page:?} was answered by a state of {newest}");
-        let first = page.seen == Timestamp::ZERO;
-        let from = if first { newest } else { page.seen };
-        let of = if page.at > Timestamp::ZERO { page.at } else { from };
-        ensure!((at, seen) == (of, from), "{page:?} shows {at} seen from {seen}");
+        let newest = now.timestamp;
+        let (first, wanted, shows) = match page.view {
+            PageView::First { at, session, .. } => {
+                let shows = ReadView { at: at.unwrap_or(newest), removals_up_to: newest };
+                (true, at.max(session), shows)
+            }
+            PageView::Next(view) => (false, Some(view.removals_up_to.max(view.at)), view),
+        };
+        ensure!(wanted <= Some(newest), "{page:?} was answered by a state of {newest}");
+        ensure!(view == shows, "{page:?} shows {view:?}");
+        let ReadView { at, removals_up_to: seen } = view;
         let most = (page.rows_max as usize).max(1);
         ensure!(rows.len() <= most, "{page:?} has {} rows", rows.len());
         let progress = match (next, &page.of) {
@@ -112,7 +115,7 @@ impl Checker {
                 expected.truncate(*count as usize)
             }
             (Some(PageNext::At(at)), PageOf::Versions { .. }) => {
-                expected.retain(|row| row.timestamp > *at);
+                expected.retain(|row| row.timestamp() > Some(*at));
             }
             (next, of) => return Err(Violation(format!("{next:?} does not go on with {of:?}"))),
         }
@@ -128,12 +131,12 @@ impl Checker {
             PageOf::Keys { .. } if partial => {
                 rows.len() == expected.len()
                     && rows.iter().zip(&expected).all(|(told, held)| {
-                        told == held || (told.key == held.key && told.value.is_none())
+                        told == held || (told.key == held.key && told.found.is_none())
                     })
             }
             PageOf::Versions { .. } => {
                 expected.starts_with(rows)
-                    && expected[rows.len()..].iter().all(|row| row.timestamp < swept)
+                    && expected[rows.len()..].iter().all(|row| row.timestamp() < Some(swept))
             }
             PageOf::Range { .. } | PageOf::RangeReverse { .. } | PageOf::Keys { .. } => {
                 *rows == expected
@@ -149,12 +152,15 @@ impl Checker {
     /// A page was refused as too old: something of it may really be gone.
     pub fn expired(&self, page: &PageRequest, read_at: LogIndex) -> Verdict {
         let moment = self.model.moment(read_at);
+        let PageView::Next(ReadView { at, removals_up_to: seen }) = page.view else {
+            return Err(Violation(format!("{page:?} was refused, and is the first page")));
+        };
         let at = match page.of {
-            PageOf::Versions { .. } => page.seen,
-            PageOf::Range { .. } | PageOf::RangeReverse { .. } | PageOf::Keys { .. } => page.at,
+            PageOf::Versions { .. } => seen,
+            PageOf::Range { .. } | PageOf::RangeReverse { .. } | PageOf::Keys { .. } => at,
         };
         ensure!(
-            page.seen > Timestamp::ZERO && (page.seen < moment.purged || at < moment.swept),
+            seen < moment.purged || at < moment.swept,
             "{page:?} was refused, and nothing of it is gone"
         );
         Ok(())
@@ -165,7 +171,7 @@ impl Checker {
     pub fn whole(&self, store: &Store, index: LogIndex) -> Verdict {
         let moment = self.model.moment(index);
         let at = moment.timestamp;
-        let read_view = ReadView { at, removals_up_to: at, strict: true };
+        let read_view = ReadView::as_of(at);
         let read = |of: &PageOf| {
             let page = store.page(of, read_view, PageLimits::default());
             let page = page.map_err(|error| Violation(format!("{of:?}: {error}")))?;
@@ -179,7 +185,8 @@ impl Checker {
         for key in moment.keys() {
             let of = PageOf::Versions { key: key.clone() };
             let (held, expected) = (read(&of)?, moment.rows(&of, at));
-            let swept = expected.iter().skip(held.len()).all(|row| row.timestamp < moment.swept);
+            let swept =
+                expected.iter().skip(held.len()).all(|row| row.timestamp() < Some(moment.swept));
             ensure!(
                 expected.starts_with(&held) && swept,
                 "of {key:?} it has {held:?}, not {expected:?}"

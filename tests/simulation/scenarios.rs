@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use acervo::limits::{self, NodeLimits};
-use acervo::model::{Del, DiskSpace, History, PageOf, SetHistory, Timestamp, WriteOp};
+use acervo::model::{Del, DiskSpace, History, PageOf, ReadView, SetHistory, Timestamp, WriteOp};
 use acervo::node::config::{AckPolicy, Distrust};
 use acervo::node::eligibility::Ineligible;
 use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::node::{CheckedMessage, ConsoleEvent, Input, NoLeader, Notice};
 use acervo::server::snapshots::TransferLimits;
-use acervo::storage::reads::{PageLimits, ReadView};
+use acervo::storage::reads::PageLimits;
 use acervo::wire::message::{ErrorCode, PeerMessage, Role};
 use bytes::Bytes;
 
@@ -661,7 +661,8 @@ fn a_leader_whose_store_hangs_refuses_writes_before_its_memory_is_full() {
     }
     let busy = |world: &World, writes: &[usize]| {
         let errors = |write: &&usize| {
-            world.operations[**write].errors.iter().any(|(_, code)| *code == ErrorCode::Busy)
+            let errors = &world.operations[**write].errors;
+            errors.iter().any(|(_, code)| matches!(code, ErrorCode::Busy { .. }))
         };
         writes.iter().filter(errors).count()
     };
@@ -1482,9 +1483,8 @@ const HOUR: u64 = 3600 * SECOND;
 /// The versions of "k" that server `at` has.
 fn versions(world: &World, at: usize) -> usize {
     let store = world.servers[at].process.as_ref().unwrap().machine.store();
-    let end = Timestamp(i64::MAX);
     let of = PageOf::Versions { key: Bytes::from_static(b"k") };
-    let read_view = ReadView { at: end, removals_up_to: end, strict: false };
+    let read_view = ReadView::as_of(Timestamp(i64::MAX));
     store.page(&of, read_view, PageLimits::default()).unwrap().rows.len()
 }
 

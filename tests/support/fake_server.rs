@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
-use acervo::model::{ClusterId, NodeId, OpResult, Previous, Timestamp, WriteAnswer};
+use acervo::model::{ClusterId, NodeId, OpResult, Previous, Timestamp, Version, WriteAnswer};
 use acervo::wire::message::{
     ErrorCode, ErrorReply, Message, PROTOCOL_VERSION, Reply, Request, Welcome,
 };
@@ -195,14 +195,17 @@ pub fn write_ok(timestamp: i64, previous: Option<(i64, &'static str)>) -> Reply 
 
 pub fn value(value: &'static str, timestamp: i64) -> Reply {
     let timestamp = Timestamp(timestamp);
-    Reply::GetOk { value: Some(value.into()), timestamp, as_of: timestamp }
+    Reply::GetOk { found: Some(Version { timestamp, value: value.into() }), as_of: timestamp }
 }
 
 pub fn missing(as_of: i64) -> Reply {
-    Reply::GetOk { value: None, timestamp: Timestamp::ZERO, as_of: Timestamp(as_of) }
+    Reply::GetOk { found: None, as_of: Timestamp(as_of) }
 }
 
-pub fn error(code: ErrorCode, message: &str, retry_after_ms: u32) -> Reply {
-    let reply = ErrorReply::not_done(code, message.to_owned());
-    Reply::Error(ErrorReply { retry_after_ms, ..reply })
+pub fn error(code: ErrorCode, message: &str) -> Reply {
+    Reply::Error(ErrorReply::not_done(code, message.to_owned()))
+}
+
+pub fn busy(message: &str, retry_after_ms: u32) -> Reply {
+    error(ErrorCode::Busy { retry_after_ms }, message)
 }

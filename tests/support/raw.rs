@@ -11,8 +11,8 @@ use acervo::limits;
 use acervo::model::{ClientId, ClusterId, NodeId, Put, RequestId, Timestamp, WriteOp};
 use acervo::wire::codec;
 use acervo::wire::message::{
-    Channel, ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request,
-    ServerStatus, WriteRequest,
+    Channel, ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, ReadAt, Reply,
+    Request, ServerStatus, WriteRequest,
 };
 use bytes::Bytes;
 
@@ -35,7 +35,7 @@ impl Witness {
                     let value = done.load(Ordering::Relaxed).to_string();
                     client.put("witness", &value).unwrap();
                     let got = client.get("witness").unwrap();
-                    assert_eq!(got.value.as_deref(), Some(value.as_bytes()));
+                    assert_eq!(got.value(), Some(value.as_bytes()));
                     done.fetch_add(1, Ordering::Relaxed);
                 }
             })
@@ -97,7 +97,7 @@ impl Raw {
     }
 
     fn greeted(mut self) -> Raw {
-        self.send(&hello(HelloRole::Client, ClusterId(0)));
+        self.send(&hello(HelloRole::CLIENT));
         assert!(matches!(self.receive(), Some(Message::Welcome(_))));
         self
     }
@@ -106,7 +106,7 @@ impl Raw {
     pub fn third_server(address: SocketAddr, cluster: ClusterId) -> Raw {
         let mut raw = Raw::dial(address);
         let (node, channel) = (NodeId(3), Channel::Bulk);
-        raw.send(&hello(HelloRole::Server { node, incarnation: 9, channel }, cluster));
+        raw.send(&hello(HelloRole::Server { cluster, node, incarnation: 9, channel }));
         assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
         raw
     }
@@ -177,15 +177,13 @@ pub fn frame_of(message: &Message) -> Vec<u8> {
     frame
 }
 
-pub fn hello(role: HelloRole, cluster: ClusterId) -> Message {
-    Message::Hello(Hello { protocol: PROTOCOL_VERSION, cluster, role })
+pub fn hello(role: HelloRole) -> Message {
+    Message::Hello(Hello { protocol: PROTOCOL_VERSION, role })
 }
 
 pub fn get(key: &[u8], linearizable: bool) -> Request {
-    let (timestamp, session) = (Timestamp::ZERO, Timestamp::ZERO);
-    let key = Bytes::copy_from_slice(key);
-    let at = Timestamp::ZERO;
-    Request::Get(GetRequest { key, timestamp, session, linearizable, at })
+    let (key, read_at) = (Bytes::copy_from_slice(key), ReadAt::Newest { seen: None });
+    Request::Get(GetRequest { key, read_at, session: None, linearizable })
 }
 
 pub fn put(sequence: u64, key: &[u8], value: Vec<u8>) -> Request {

@@ -54,11 +54,11 @@ impl OneShot for GetArgs {
         let mut session = Session::new(&self.read.shared, streams)?;
         let (key, options) = (session.key(&self.key), self.read.options()?);
         let got = session.client.read(&key, options)?;
-        let found = got.value.is_some();
-        match (session.format(), got.value.as_deref()) {
+        let found = got.found.is_some();
+        match (session.format(), got.value()) {
             (Format::Text, Some(value)) => print_value(session.out, value, self.raw)?,
             (_, value) => {
-                let version = if found { got.timestamp } else { version_asked(options.at) };
+                let version = got.timestamp().unwrap_or_else(|| version_asked(options.at));
                 let object = answer(&key, found, version, got.server);
                 session.print(None, &object.value("value", value).at(options.at))?;
             }
@@ -97,7 +97,7 @@ fn oldest(read: &ReadArgs, key: &[u8], options: ReadOptions) -> Option<Timestamp
     let options = ReadOptions { at: None, ..options };
     let mut rows = client.versions(key, options).ok()?.keys_only().limit(VERSIONS_LOOKED_AT_MAX);
     let versions = rows.try_fold(Vec::new(), |mut versions, row| {
-        versions.push(row.ok()?.timestamp);
+        versions.extend(row.ok()?.timestamp());
         (Instant::now() < deadline).then_some(versions)
     })?;
     let is_whole = (versions.len() as u64) < VERSIONS_LOOKED_AT_MAX;

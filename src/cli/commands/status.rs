@@ -198,7 +198,7 @@ fn print_table(out: &mut dyn Write, rows: &[StatusRow]) -> io::Result<()> {
                 (u64::from(status.client_connections) + u64::from(status.server_connections))
                     .to_string(),
                 format!("{:.1} ms", status.longest_stall_us as f64 / 1000.0),
-                size(status.disk_bytes),
+                size(status.disk_bytes.unwrap_or(0)),
                 status.store_rows.to_string(),
                 uptime(status.uptime_ms),
                 escape(status.version.as_bytes()).to_string(),
@@ -320,7 +320,7 @@ fn server_json(row: &StatusRow) -> Object {
             .with("server_connections", json!(status.server_connections))
             .with("uptime_ms", json!(status.uptime_ms))
             .with("longest_stall_us", json!(status.longest_stall_us))
-            .with("disk_bytes", json!(status.disk_bytes))
+            .with("disk_bytes", json!(status.disk_bytes.unwrap_or(0)))
             .with("store_rows", json!(status.store_rows))
             .with("version", json!(status.version))
             .with("level", json!(status.level))
@@ -354,7 +354,7 @@ mod tests {
             server_connections: 4,
             uptime_ms: 3_725_999,
             longest_stall_us: 2_345,
-            disk_bytes: 70 << 20,
+            disk_bytes: Some(70 << 20),
             store_rows: 1_234,
             version: "0.1.0".to_owned(),
             level: 1,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use crate::client::{Ask, ClientError, Effect, Event};
+use crate::client::{Ask, ClientError, Effect, Event, Timestamp, Version};
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::prompt::{explain_reach, explain_reason, is_misdirected};
 use crate::text::escape;
@@ -21,10 +21,13 @@ pub(super) fn render(ask: &Ask, event: &Event) -> Rendered {
         Ask::Get { .. } => "GET",
     };
     let key = escape(ask.key());
-    let get_line = |value: &dyn fmt::Display, server, client_timestamp, timestamp| {
+    // A key of which nothing was seen, or found, has the timestamp 0.
+    let get_line = |value: &dyn fmt::Display, server: &SocketAddr, timestamps| {
+        let [ours, theirs] =
+            <[Option<Timestamp>; 2]>::map(timestamps, |timestamp| timestamp.unwrap_or_default());
         Rendered::Event(format!(
             "GET key: {key} value: {value} obtido do servidor {server}, \
-             meu timestamp {client_timestamp} e do servidor {timestamp}"
+             meu timestamp {ours} e do servidor {theirs}"
         ))
     };
     match event {
@@ -38,12 +41,14 @@ pub(super) fn render(ask: &Ask, event: &Event) -> Rendered {
                 done.timestamp, done.server
             ))
         }
-        Event::Got { value, client_timestamp, timestamp, server } => match value {
-            Some(value) => get_line(&escape(value), server, client_timestamp, timestamp),
-            None => get_line(&"NULL", server, client_timestamp, timestamp),
+        Event::Got { found, client_timestamp, server } => match found {
+            Some(Version { timestamp, value }) => {
+                get_line(&escape(value), server, [*client_timestamp, Some(*timestamp)])
+            }
+            None => get_line(&"NULL", server, [*client_timestamp, None]),
         },
         Event::TryOtherServerOrLater { client_timestamp, timestamp, server } => {
-            get_line(&"TRY_OTHER_SERVER_OR_LATER", server, client_timestamp, timestamp)
+            get_line(&"TRY_OTHER_SERVER_OR_LATER", server, [*client_timestamp, *timestamp])
         }
         Event::Unreachable(failure) => Rendered::Remark(format!(
             "Servidor {} inacessível: {}.",
@@ -176,7 +181,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::client::{PutOk, ServerFailure, Timestamp};
+    use crate::client::{PutOk, ServerFailure};
 
     #[test]
     fn a_put_that_fails_says_what_is_known_of_its_effect_in_one_language() {
@@ -252,16 +257,16 @@ mod tests {
             render(&put, &Event::PutOk(PutOk { timestamp, server })),
             event(r"PUT_OK key: k\x0a value v timestamp 9 realizada no servidor 127.0.0.1:10098")
         );
-        let client_timestamp = Timestamp(5);
-        let value = Some(Bytes::from("v"));
+        let client_timestamp = Some(Timestamp(5));
+        let found = Some(Version { timestamp, value: Bytes::from("v") });
         assert_eq!(
-            render(&get, &Event::Got { value, client_timestamp, timestamp, server }),
+            render(&get, &Event::Got { found, client_timestamp, server }),
             event(
                 "GET key: k value: v obtido do servidor 127.0.0.1:10098, \
                  meu timestamp 5 e do servidor 9"
             )
         );
-        let none = Event::Got { value: None, client_timestamp, timestamp: Timestamp(0), server };
+        let none = Event::Got { found: None, client_timestamp, server };
         assert_eq!(
             render(&get, &none),
             event(
@@ -269,7 +274,7 @@ mod tests {
                  meu timestamp 5 e do servidor 0"
             )
         );
-        let timestamp = Timestamp(3);
+        let timestamp = Some(Timestamp(3));
         assert_eq!(
             render(&get, &Event::TryOtherServerOrLater { client_timestamp, timestamp, server }),
             event(

@@ -110,15 +110,15 @@ pub(in crate::client) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -
             let effect = error.effect.max(Effect::MayBeDone);
             Verdict::Fail(ClientError::StaleRequest { server, message, effect })
         }
-        ErrorCode::UnknownSession => {
-            let (effect, begun) = (error.effect, error.begin_anew_at);
+        ErrorCode::UnknownSession { begin_anew_at } => {
+            let effect = error.effect;
             let error = ClientError::StaleRequest { server, message, effect };
-            Verdict::Forgotten { error, begun }
+            Verdict::Forgotten { error, begun: begin_anew_at }
         }
         ErrorCode::DiskFull => Verdict::Fail(ClientError::DiskFull { server, message }),
         ErrorCode::Expired => Verdict::Fail(ClientError::Expired { server, message }),
-        ErrorCode::Busy => {
-            let after = Duration::from_millis(u64::from(error.retry_after_ms));
+        ErrorCode::Busy { retry_after_ms } => {
+            let after = Duration::from_millis(u64::from(retry_after_ms));
             Verdict::OtherAfter(after, format!("{server}: {message}"))
         }
         ErrorCode::ShuttingDown | ErrorCode::Internal => Verdict::Gone(message),

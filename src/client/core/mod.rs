@@ -308,7 +308,7 @@ impl Core {
     /// The server's connection is there, and is to be greeted on.
     pub(super) fn connected(&mut self, server: usize) {
         if self.links[server].connected() {
-            self.send(server, greeting::hello(HelloRole::Client));
+            self.send(server, greeting::hello(HelloRole::CLIENT));
         }
     }
 
@@ -341,7 +341,7 @@ impl Core {
             Ok(message) if self.links[server].is_open() => self.message(now, server, message),
             Ok(message) => self.greeted(now, server, message),
             Err(_) if !self.links[server].is_open() => {
-                Err(greeting::stranger(None, HelloRole::Client))
+                Err(greeting::stranger(None, HelloRole::CLIENT))
             }
             Err(error) => Err(Failure::new(error.to_string())),
         };
@@ -361,9 +361,9 @@ impl Core {
                 Failure { ended, ..Failure::new(reason) }
             }
             Loss::Broken { reason, ended } if !ended || link.is_dialling() => Failure::new(reason),
-            Loss::Ended | Loss::Broken { .. } => greeting::not_greeted(HelloRole::Client),
+            Loss::Ended | Loss::Broken { .. } => greeting::not_greeted(HelloRole::CLIENT),
             Loss::Frame(error) if link.is_open() => Failure::new(error.to_string()),
-            Loss::Frame(error) => greeting::stranger(Some(&error), HelloRole::Client),
+            Loss::Frame(error) => greeting::stranger(Some(&error), HelloRole::CLIENT),
         };
         self.fail_link(now, server, failure);
     }
@@ -750,6 +750,7 @@ impl Core {
             Message::Refused { reason } => Err(greeting::refused(&reason)),
             Message::Hello(_)
             | Message::Welcome(_)
+            | Message::ShareWelcome { .. }
             | Message::Request { .. }
             | Message::Peer(_)
             | Message::Registry { .. }
@@ -824,7 +825,7 @@ impl Core {
     fn probed(&mut self, now: Duration, server: usize, reply: &Reply) {
         let is_useful = match reply {
             Reply::StatusOk(status) => status.leader.is_some(),
-            Reply::Error(error) => error.code == ErrorCode::Busy,
+            Reply::Error(error) => matches!(error.code, ErrorCode::Busy { .. }),
             _ => false,
         };
         if is_useful {

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::client::sync::lock;
-use crate::model::{NodeId, RequestId};
+use crate::model::{NodeId, ReadView, RequestId};
 use crate::wire::message::{PROTOCOL_VERSION, Welcome};
 
 const MS: Duration = Duration::from_millis(1);
@@ -174,8 +174,7 @@ fn pong(_: usize) -> Option<Message> {
 }
 
 fn page() -> Reply {
-    let at = Timestamp(1);
-    Reply::PageOk { rows: Vec::new(), at, seen: at, next: None }
+    Reply::PageOk { rows: Vec::new(), view: ReadView::as_of(Timestamp(1)), next: None }
 }
 
 #[test]

@@ -45,8 +45,7 @@ impl Node {
                         let pending = self.writes.remove(key);
                         let reply = match reply {
                             Reply::Error(ErrorReply {
-                                code: ErrorCode::UnknownSession,
-                                begin_anew_at,
+                                code: ErrorCode::UnknownSession { begin_anew_at },
                                 ..
                             }) => unknown_session(pending.resent, begin_anew_at),
                             other => other,

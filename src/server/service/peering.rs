@@ -16,7 +16,7 @@ use crate::wire::message::{Channel, Hello, HelloRole, Message, PROTOCOL_VERSION,
 
 impl StoreService {
     pub(super) fn greeting(&mut self, net: &mut Net, connection: ConnectionId, message: Message) {
-        let Message::Hello(Hello { protocol, cluster, role }) = message else {
+        let Message::Hello(Hello { protocol, role }) = message else {
             return self.refuse(net, connection, NO_HELLO.into());
         };
         if protocol != PROTOCOL_VERSION {
@@ -26,9 +26,13 @@ impl StoreService {
             );
             return self.refuse(net, connection, reason);
         }
-        // Whoever looks for a share is told below what this is.
-        let any = cluster.0 == 0 && matches!(role, HelloRole::Client | HelloRole::Share);
-        if cluster != self.cluster && !any {
+        let meant = match role {
+            HelloRole::Client { cluster } => cluster,
+            HelloRole::Server { cluster, .. } => Some(cluster),
+            // Whoever looks for a share is told below what this is.
+            HelloRole::Share => None,
+        };
+        if let Some(cluster) = meant.filter(|cluster| *cluster != self.cluster) {
             let reason = format!(
                 "this server belongs to cluster {} and not to {cluster}: check the server lists",
                 self.cluster
@@ -47,7 +51,7 @@ impl StoreService {
             applied_timestamp: self.core.node().applied_point().timestamp,
         });
         match role {
-            HelloRole::Client => {
+            HelloRole::Client { .. } => {
                 let Some(address) = net.peer_address(connection) else { return };
                 if self.clients.len() >= self.parts.clients_max {
                     match self.clients.idle_to_displace(net, address.ip()) {
@@ -63,7 +67,7 @@ impl StoreService {
                 net.set_frame_cap(connection, cap);
                 net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
             }
-            HelloRole::Server { node, incarnation, channel } => {
+            HelloRole::Server { node, incarnation, channel, .. } => {
                 let Some(link) = self.link_mut(node) else {
                     let reason = format!("server {node} is not another server of this group");
                     return self.refuse(net, connection, reason);

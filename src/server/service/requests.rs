@@ -144,12 +144,11 @@ impl StoreService {
             }
             return self.reply(net, token, answered.reply);
         }
-        let condition = match read.is_linearizable() {
-            true => ReadCondition::Linearizable,
-            false if self.core.node().reaches_soon(read.wanted()) => {
-                ReadCondition::Applied(read.wanted())
-            }
-            false => return self.clients.read(token, client, read),
+        let soon = read.wanted().filter(|wanted| self.core.node().reaches_soon(*wanted));
+        let condition = match (read.is_linearizable(), soon) {
+            (true, _) => ReadCondition::Linearizable,
+            (false, Some(wanted)) => ReadCondition::Applied(wanted),
+            (false, None) => return self.clients.read(token, client, read),
         };
         if !self.clients.keep_waiting(token, read) {
             // Two outstanding requests under one id: the protocol forbids it, and neither could be
@@ -290,8 +289,6 @@ impl StoreService {
 
 fn busy(what: &str) -> Reply {
     let message = format!("{what} at this server: try again in a moment");
-    Reply::Error(ErrorReply {
-        retry_after_ms: limits::BUSY_RETRY_AFTER_MS,
-        ..ErrorReply::not_done(ErrorCode::Busy, message)
-    })
+    let code = ErrorCode::Busy { retry_after_ms: limits::BUSY_RETRY_AFTER_MS };
+    Reply::Error(ErrorReply::not_done(code, message))
 }

@@ -12,14 +12,14 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::Client;
 use crate::limits;
-use crate::model::{ClusterId, Timestamp};
+use crate::model::{Timestamp, Version};
 use crate::net::Listener;
 use crate::process::files;
 use crate::server::work::{Completion, ReadWork};
 use crate::server::{OpenedServer, Stopper, local};
 use crate::wire::codec;
 use crate::wire::message::{
-    ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request,
+    ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, ReadAt, Reply, Request,
 };
 
 /// How long anything here may take before a test gives up.
@@ -89,8 +89,8 @@ fn accuser(server: &OpenedServer) -> impl FnOnce() + use<> {
 fn greet(server: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(server).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    let (protocol, cluster, role) = (PROTOCOL_VERSION, ClusterId(0), HelloRole::Client);
-    send(&mut stream, &Message::Hello(Hello { protocol, cluster, role }));
+    let (protocol, role) = (PROTOCOL_VERSION, HelloRole::CLIENT);
+    send(&mut stream, &Message::Hello(Hello { protocol, role }));
     assert!(matches!(receive(&mut stream), Message::Welcome(_)));
     stream
 }
@@ -149,9 +149,8 @@ fn while_the_disk_does_not_take_a_verdict_in_others_lead_and_no_read_is_answered
 }
 
 fn get(reader: &mut TcpStream, id: u64) {
-    let (key, none) = (Bytes::from_static(b"k"), Timestamp::ZERO);
-    let (timestamp, session, at) = (none, none, none);
-    let get = GetRequest { key, timestamp, session, linearizable: false, at };
+    let (key, read_at) = (Bytes::from_static(b"k"), ReadAt::Newest { seen: None });
+    let get = GetRequest { key, read_at, session: None, linearizable: false };
     send(reader, &Message::Request { id, body: Request::Get(get) });
 }
 
@@ -169,8 +168,9 @@ fn a_read_that_is_running_when_the_state_is_refuted_is_not_answered_from_it() {
         let charge = read.charge();
         begun.send(()).unwrap();
         ends.recv().unwrap();
-        let (value, timestamp) = (Some(Bytes::from_static(b"wrong")), Timestamp(1));
-        let body = Reply::GetOk { value, timestamp, as_of: timestamp };
+        let (value, timestamp) = (Bytes::from_static(b"wrong"), Timestamp(1));
+        let found = Some(Version { timestamp, value });
+        let body = Reply::GetOk { found, as_of: timestamp };
         let mut frame = Vec::new();
         let reply = Message::Reply { id: charge.token.request, body };
         codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();

@@ -31,9 +31,10 @@ pub(super) struct DiskWatch {
 }
 
 impl DiskWatch {
-    /// Bytes that the data directory took on the disk at the last look; 0 before the first.
-    pub(super) fn taken_bytes(&self) -> u64 {
-        self.taken_bytes.load(Ordering::Relaxed)
+    /// Bytes that the data directory took on the disk at the last look; `None` before the first.
+    pub(super) fn taken_bytes(&self) -> Option<u64> {
+        // A directory with a log in it takes some.
+        Some(self.taken_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
     }
 }
 

@@ -174,8 +174,8 @@ impl Threads {
         self.judge.is_overdue(now)
     }
 
-    /// Bytes that the data directory took on the disk at the last look; 0 before the first.
-    pub fn disk_bytes(&self) -> u64 {
+    /// Bytes that the data directory took on the disk at the last look; `None` before the first.
+    pub fn disk_bytes(&self) -> Option<u64> {
         self.disk_watch.taken_bytes()
     }
 

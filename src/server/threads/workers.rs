@@ -1,8 +1,6 @@
 //! The workers: they answer reads from the store, and read old log entries and snapshots for
 //! servers that are late.
 
-use bytes::Bytes;
-
 use super::super::console::ServerConsole;
 use super::super::get::{ReadRequest, StoreFault, answer_get, answer_page};
 use super::super::work::{Completion, ReadJob, ReadWork, SnapshotReport};
@@ -68,11 +66,10 @@ impl StoreWorker {
             self.completions.send(fault.into());
         }
         let value_bytes = match &answered.reply {
-            Reply::GetOk { value: Some(value), .. } => value.len(),
-            Reply::PageOk { rows, .. } => rows
-                .iter()
-                .map(|row| row.key.len() + row.value.as_ref().map_or(0, Bytes::len))
-                .sum(),
+            Reply::GetOk { found: Some(version), .. } => version.value.len(),
+            Reply::PageOk { rows, .. } => {
+                rows.iter().map(|row| row.key.len() + row.value().map_or(0, <[u8]>::len)).sum()
+            }
             _ => 0,
         };
         // A value over every limit is not waited for: sending it fails, as below.
@@ -109,7 +106,7 @@ mod tests {
     use std::sync::atomic::{AtomicU8, Ordering};
 
     use super::*;
-    use crate::model::{StateLimits, Timestamp};
+    use crate::model::StateLimits;
     use crate::net::{EventLoop, LoopConfig};
     use crate::node::RequestToken;
     use crate::storage::apply::StateMachine;
@@ -119,7 +116,8 @@ mod tests {
     use crate::storage::keys::RowRange;
     use crate::storage::log::{DiskLog, LogOptions};
     use crate::storage::memory::MemoryEngine;
-    use crate::wire::message::GetRequest;
+    use crate::wire::message::{GetRequest, ReadAt};
+    use bytes::Bytes;
 
     const SOUND: u8 = 0;
     const AWAY: u8 = 1;
@@ -193,10 +191,9 @@ mod tests {
             engine.state.store(state, Ordering::Relaxed);
             let request = GetRequest {
                 key: Bytes::from_static(b"k"),
-                timestamp: Timestamp::ZERO,
-                session: Timestamp::ZERO,
+                read_at: ReadAt::Newest { seen: None },
+                session: None,
                 linearizable: false,
-                at: Timestamp::ZERO,
             };
             worker.run(ReadWork::Answer(ReadJob {
                 token: RequestToken { connection: 1, request: 1 },

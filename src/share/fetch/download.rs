@@ -262,12 +262,11 @@ impl Download {
     fn handle(&mut self, id: SourceId, message: Message, now: Duration) -> Handled {
         let link = &mut self.links[id.0];
         match message {
-            Message::Welcome(welcome) if !link.greeted => {
+            Message::ShareWelcome { peer, .. } if !link.greeted => {
                 // Any peer will do, since what it sends is verified. If a peer under another id
                 // than announced were refused, anybody could get a peer at its own IP address
                 // refused by announcing its address under an id of its own.
-                link.source.peer =
-                    greeting::peer_in_welcome(&welcome).map_err(DropReason::Refused)?;
+                link.source.peer = greeting::peer_in_welcome(peer).map_err(DropReason::Refused)?;
                 link.greeted = true;
                 link.lost.clear();
                 self.actions.push_back(DownloadAction::Greeted(id));

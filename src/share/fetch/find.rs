@@ -61,7 +61,7 @@ pub fn find(
     loop {
         while let Some(frame) = deframer.next_frame().map_err(|_| FindError::Protocol(address))? {
             match codec::decode(frame) {
-                Ok(Message::Welcome(welcome)) => peer = Some(PeerId(welcome.incarnation)),
+                Ok(Message::ShareWelcome { peer: found, .. }) => peer = found,
                 Ok(Message::ShareReply { body: PeerReply::Found(entry), .. }) => {
                     return peer.map(|peer| (peer, entry)).ok_or(FindError::Protocol(address));
                 }

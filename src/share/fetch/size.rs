@@ -376,8 +376,8 @@ impl SourceDialogue<'_> {
     fn greet(&mut self) -> Result<(), ProofFailure> {
         self.send(&greeting::hello())?;
         match self.message()? {
-            Message::Welcome(welcome) => {
-                greeting::peer_in_welcome(&welcome).map(drop).map_err(ProofFailure::Lie)
+            Message::ShareWelcome { peer, .. } => {
+                greeting::peer_in_welcome(peer).map(drop).map_err(ProofFailure::Lie)
             }
             _ => Err(ProofFailure::lie("it does not greet like a peer")),
         }

@@ -35,20 +35,21 @@ pub enum DirectoryError {
 }
 
 impl DirectoryError {
-    /// How long to wait before trying again; 0 if waiting does not help.
-    pub fn retry_after_ms(&self) -> u32 {
+    /// How long to wait before trying again; `None` if waiting does not help, and for what has an
+    /// answer of its own.
+    pub fn retry_after_ms(&self) -> Option<u32> {
         match self {
             DirectoryError::Full(
                 IndexError::Peers(_) | IndexError::Files | IndexError::PeersOfOrigin(_),
-            ) => REGISTRY_FULL_RETRY_AFTER_MS,
-            DirectoryError::JoinedElsewhere => limits::JOINED_ELSEWHERE_RETRY_AFTER_MS,
+            ) => Some(REGISTRY_FULL_RETRY_AFTER_MS),
             DirectoryError::Full(
                 IndexError::FilesOfPeer(_)
                 | IndexError::FilesOfOrigin(_)
                 | IndexError::BytesOfOrigin
                 | IndexError::Fetching(_),
             )
-            | DirectoryError::Store(_) => 0,
+            | DirectoryError::JoinedElsewhere
+            | DirectoryError::Store(_) => None,
         }
     }
 }

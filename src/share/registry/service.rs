@@ -115,7 +115,7 @@ impl RegistryService {
         net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
         // A connection that is greeted and requests nothing still gives way to others.
         net.set_deadline(connection, Some(net.now() + FIRST_REQUEST_TIMEOUT));
-        net.send(connection, |out| encode(&greeting::welcome(PeerId(0)), out));
+        net.send(connection, |out| encode(&greeting::welcome(None), out));
     }
 
     fn request(&mut self, net: &mut Net, connection: ConnectionId, id: u64, body: RegistryRequest) {
@@ -303,10 +303,10 @@ impl RegistryService {
 
     fn answered(&mut self, net: &mut Net, dialled: ConnectionId, frame: &[u8]) {
         let result = match codec::decode(frame) {
-            Ok(Message::Welcome(welcome)) => {
+            Ok(Message::ShareWelcome { peer, .. }) => {
                 match self.checks.get(dialled).map(|waiting| &waiting.work) {
                     Some(RegistryWork::Join { member, .. }) => {
-                        greeting::check_welcome(&welcome, member.peer)
+                        greeting::check_welcome(peer, member.peer)
                     }
                     // The check was given up meanwhile.
                     _ => Ok(()),
@@ -641,10 +641,10 @@ fn key_of(secret: u64) -> u64 {
 }
 
 fn invalid(message: &str) -> RegistryReply {
-    RegistryReply::Error { message: message.to_owned(), retry_after_ms: 0 }
+    RegistryReply::Error { message: message.to_owned(), retry_after_ms: None }
 }
 
 fn busy(what: &str) -> RegistryReply {
     let message = format!("{what}: try again in a moment");
-    RegistryReply::Error { message, retry_after_ms: limits::BUSY_RETRY_AFTER_MS }
+    RegistryReply::Error { message, retry_after_ms: Some(limits::BUSY_RETRY_AFTER_MS) }
 }

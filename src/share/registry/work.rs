@@ -121,14 +121,15 @@ impl RegistryWorker {
         match job {
             RegistryJob::Request { connection, id, member, work, held } => {
                 let (reply, effect) = self.answer(member, work).unwrap_or_else(|error| {
-                    let retry_after_ms = error.retry_after_ms();
                     let reply = match error {
                         DirectoryError::JoinedElsewhere => {
+                            let retry_after_ms = limits::JOINED_ELSEWHERE_RETRY_AFTER_MS;
                             RegistryReply::IdTaken { retry_after_ms }
                         }
-                        error => {
-                            RegistryReply::Error { message: error.to_string(), retry_after_ms }
-                        }
+                        error => RegistryReply::Error {
+                            message: error.to_string(),
+                            retry_after_ms: error.retry_after_ms(),
+                        },
                     };
                     (reply, MembershipChange::None)
                 });

@@ -134,7 +134,7 @@ impl ShareService {
         net.set_idle_timeout(id, Some(limits::SHARE_IDLE_TIMEOUT));
         net.set_frame_cap(id, limits::SHARE_REQUEST_BYTES_MAX);
         let peer = PeerId(self.peer.load(Ordering::Relaxed));
-        self.send(net, id, &greeting::welcome(peer));
+        self.send(net, id, &greeting::welcome(Some(peer)));
     }
 
     fn request(&mut self, net: &mut Net, id: ConnectionId, request: u64, body: PeerRequest) {

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 
 use super::{ApplyError, META_RULES, StateMachine, encode_fact};
-use crate::model::{GroupRules, History, Previous, StoreChanges, Timestamp};
+use crate::model::{GroupRules, History, Previous, ReadView, StoreChanges, Timestamp, Version};
 use crate::storage::changes::Changes;
 use crate::storage::garbage_collection::{self, Horizon};
 use crate::storage::versions::{Pending, Reader, StoredVersion};
@@ -100,15 +100,18 @@ pub(super) fn previous(
     key: &[u8],
     written: Timestamp,
 ) -> Result<Option<Previous>, ApplyError> {
-    let before = Timestamp(written.0.saturating_sub(1));
+    let before = ReadView::before(written);
     let rows = changes.rows();
-    if Horizon::read(&rows)?.is_past(before, before, false) {
+    if Horizon::read(&rows)?.is_past(before, false) {
         return Ok(None);
     }
     let pending = Pending { keys: true, ranges: true };
-    let found = Reader::new(&rows, before, before, pending)?.get(key)?;
-    let Some((timestamp, value)) = found else { return Ok(Some(Previous::Absent)) };
-    assert!(timestamp <= before, "a version of {timestamp} is not before the write of {written}");
+    let found = Reader::new(&rows, before, pending)?.get(key)?;
+    let Some(Version { timestamp, value }) = found else { return Ok(Some(Previous::Absent)) };
+    assert!(
+        timestamp <= before.at,
+        "a version of {timestamp} is not before the write of {written}"
+    );
     let value = (value.len() <= crate::limits::READ_SMALL_BYTES_MAX).then_some(value);
     Ok(Some(Previous::Value { timestamp, value }))
 }

@@ -80,7 +80,7 @@ fn previous(writes: &[AppliedWrite]) -> Vec<i64> {
 
 fn value(machine: &StateMachine, key: &str) -> Option<(i64, Vec<u8>)> {
     let found = machine.store().get(key.as_bytes()).unwrap();
-    found.map(|(timestamp, value)| (timestamp.0, value.to_vec()))
+    found.map(|version| (version.timestamp.0, version.value.to_vec()))
 }
 
 #[test]
@@ -276,9 +276,7 @@ fn no_compaction_by_an_old_rule_follows_a_new_one() {
         // One piece for the walk, and one for what is due.
         (0..2).for_each(|_| script.act(Action::GarbageCollection(compaction)));
         machine.apply(&script.entries[machine.applied().index as usize..]).unwrap();
-        let seen = Timestamp(i64::MAX);
-        let read_view =
-            crate::storage::reads::ReadView { at: seen, removals_up_to: seen, strict: false };
+        let read_view = crate::model::ReadView::as_of(Timestamp(i64::MAX));
         let of = crate::model::PageOf::Versions { key: Bytes::from("k") };
         let page = machine.store().page(&of, read_view, Default::default()).unwrap();
         assert_eq!(page.rows.len(), left);
@@ -536,6 +534,7 @@ proptest! {
             prop_assert_eq!(crashing.applied(), steady.applied());
             for key in 0..4u8 {
                 let found = crashing.store().get(&[key]).unwrap();
+                let found = found.map(|version| (version.timestamp, version.value));
                 prop_assert_eq!(found.as_ref(), model.get(&[key][..]));
             }
         }

@@ -30,7 +30,7 @@
 
 use bytes::{Buf, BufMut};
 
-use crate::model::{HardState, LogEntry, LogIndex, Term};
+use crate::model::{HardState, LogEntry, LogIndex, NodeId, Term};
 
 /// The format version that this release writes, and the only one that it reads.
 pub const FORMAT_VERSION: u32 = 2;
@@ -93,7 +93,7 @@ impl SegmentHeader {
         out.put_u64_le(self.first_batch);
         out.put_u64_le(self.marker);
         out.put_u64_le(self.hard_state.term);
-        out.put_u64_le(self.hard_state.vote);
+        out.put_u64_le(NodeId::number_of(self.hard_state.vote));
         out.put_u64_le(self.hard_state.commit);
         out.put_u8(u8::from(self.hard_state.admitted));
         out.resize(SEGMENT_SUMMED_BYTES, 0);
@@ -130,7 +130,7 @@ impl SegmentHeader {
             marker: fields_left.get_u64_le(),
             hard_state: HardState {
                 term: fields_left.get_u64_le(),
-                vote: fields_left.get_u64_le(),
+                vote: NodeId::from_number(fields_left.get_u64_le()),
                 commit: fields_left.get_u64_le(),
                 admitted: fields_left.get_u8() != 0,
             },
@@ -248,7 +248,7 @@ impl FrameBuilder {
     pub fn put_hard_state(&mut self, hard_state: &HardState) {
         let mut body = [0; HARD_STATE_BODY_BYTES];
         let mut fields = &mut body[..];
-        fields.put_u64_le(hard_state.vote);
+        fields.put_u64_le(NodeId::number_of(hard_state.vote));
         fields.put_u64_le(hard_state.commit);
         fields.put_u8(u8::from(hard_state.admitted));
         self.put_record(KIND_HARD_STATE, hard_state.term, 0, &body);
@@ -346,7 +346,7 @@ impl RecordHeader {
                 let mut fields: &[u8] = body.first_chunk::<HARD_STATE_BODY_BYTES>()?;
                 Some(Record::HardState(HardState {
                     term: self.term,
-                    vote: fields.get_u64_le(),
+                    vote: NodeId::from_number(fields.get_u64_le()),
                     commit: fields.get_u64_le(),
                     admitted: fields.get_u8() != 0,
                 }))
@@ -396,7 +396,7 @@ mod tests {
             previous_term: 2,
             first_batch: 40,
             marker: 0x0123_4567_89ab_cdef,
-            hard_state: HardState { term: 3, vote: 2, commit: 99, admitted: true },
+            hard_state: HardState { term: 3, vote: Some(NodeId(2)), commit: 99, admitted: true },
         }
     }
 
@@ -458,7 +458,7 @@ mod tests {
     #[test]
     fn a_frame_survives_encoding_and_any_flipped_bit_is_noticed() {
         let entry = LogEntry { term: 3, index: 100, data: Bytes::from_static(b"data") };
-        let hard_state = HardState { term: 4, vote: 1, commit: 98, admitted: false };
+        let hard_state = HardState { term: 4, vote: None, commit: 98, admitted: false };
         let mut frame = FrameBuilder::default();
         frame.clear();
         frame.put_hard_state(&hard_state);

@@ -7,7 +7,7 @@
 //! begins a new one, so replaced entries are never read. Otherwise a new one begins every
 //! [`EXTENT_STRIDE_BYTES`]: 32 bytes of memory for that much log.
 
-use super::LogError;
+use super::error::LogError;
 use crate::model::LogIndex;
 
 /// Approximate number of bytes of log that one extent covers.

@@ -24,8 +24,10 @@
 //! damage, which is found, named and refused.
 
 pub mod compaction;
+mod error;
 mod format;
 mod index;
+mod options;
 mod reader;
 mod recovery;
 mod segment;
@@ -33,14 +35,16 @@ mod terms;
 mod window;
 
 use std::collections::VecDeque;
-use std::io;
-use std::path::{Path, PathBuf};
+#[cfg(any(test, feature = "internals"))]
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
+pub use error::LogError;
+#[cfg(test)]
 pub use format::FORMAT_VERSION;
+pub use options::LogOptions;
 pub use reader::LogReader;
 
-use crate::limits;
 use crate::model::{HardState, LogBatch, LogEntry, LogIndex, Term};
 use crate::storage::files::Directory;
 use format::{FrameBuilder, SegmentHeader};
@@ -52,122 +56,6 @@ use terms::TermRuns;
 const FIRST_SEGMENT: u64 = 1;
 const FIRST_BATCH: u64 = 1;
 const FIRST_INDEX: LogIndex = 1;
-
-/// The options of a log, fixed while it is open.
-#[derive(Clone, Debug)]
-pub struct LogOptions {
-    /// Whether an append is synced. `false` only for experiments.
-    pub sync: bool,
-    /// Approximate size of a segment: a frame that does not fit starts the next one.
-    pub segment_bytes: u64,
-    /// The step in which a segment is zero-filled ahead of the writer.
-    pub zero_fill_bytes: u64,
-    /// A frame is complete when its payload exceeds this.
-    pub group_bytes_max: usize,
-    /// Approximate length up to which the log is kept for servers that are being sent a snapshot.
-    pub held_bytes_max: u64,
-    /// A random number, drawn anew for each opening, from which the frames' markers are derived: so
-    /// a client cannot plant in a value what recovery would take for a frame. Nothing else depends
-    /// on it.
-    pub salt: u64,
-}
-
-impl Default for LogOptions {
-    /// The sizes of [`limits`], synced, with no salt.
-    fn default() -> LogOptions {
-        LogOptions {
-            sync: true,
-            segment_bytes: limits::LOG_SEGMENT_BYTES,
-            zero_fill_bytes: limits::LOG_ZERO_FILL_BYTES,
-            group_bytes_max: limits::LOG_GROUP_BYTES_MAX,
-            held_bytes_max: limits::LOG_HELD_BYTES_MAX,
-            salt: 0,
-        }
-    }
-}
-
-/// Why the log could not be opened, written or read.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// The operating system refused.
-    #[error(
-        "cannot {action} {}: {source}; make room on the disk, or check it, and start the server \
-         again",
-        path.display()
-    )]
-    Io {
-        /// What was tried, as a verb.
-        action: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        source: io::Error,
-    },
-    /// The bytes on the disk are not those that were written.
-    #[error("log file {} is damaged at byte {offset}: {detail}", path.display())]
-    Corrupt {
-        path: PathBuf,
-        /// The position at which the damage begins.
-        offset: u64,
-        /// The inconsistency that was found.
-        detail: &'static str,
-    },
-    /// A segment between two others is missing.
-    #[error("log file {} is missing", path.display())]
-    MissingSegment { path: PathBuf },
-    /// A file contains another segment than its name says.
-    #[error("log file {} holds segment {found}", path.display())]
-    WrongSegment {
-        path: PathBuf,
-        /// The segment that its header names.
-        found: u64,
-    },
-    /// Another release wrote the file.
-    #[error(
-        "log file {} has format {version}, and this release reads {FORMAT_VERSION}: run \
-         the release that wrote it",
-        path.display()
-    )]
-    OtherFormat {
-        path: PathBuf,
-        /// The format version of the file.
-        version: u32,
-    },
-    /// Entries that neither follow nor replace a suffix of the log. Nothing was written.
-    #[error("entry {found} was appended where an entry from {first} to {next} was expected")]
-    NotContiguous {
-        /// The index of the entry.
-        found: LogIndex,
-        /// The lowest index that would be accepted.
-        first: LogIndex,
-        /// The highest index that would be accepted.
-        next: LogIndex,
-    },
-    /// Entries were requested that the log does not contain.
-    #[error("entry {index} is not in the log, which holds {first} to {last}")]
-    OutOfRange {
-        /// The first index requested.
-        index: LogIndex,
-        /// The first index kept.
-        first: LogIndex,
-        /// The last durable index.
-        last: LogIndex,
-    },
-    /// An earlier write or sync failed.
-    #[error("the log stopped after a failure ({reason}): start the server again")]
-    Poisoned { reason: String },
-}
-
-impl LogError {
-    /// Whether the log is damaged, and not merely unreadable at the moment.
-    pub fn is_damage(&self) -> bool {
-        use LogError::{Corrupt, MissingSegment, WrongSegment};
-        matches!(self, Corrupt { .. } | MissingSegment { .. } | WrongSegment { .. })
-    }
-
-    fn io(action: &'static str, path: &Path, source: io::Error) -> LogError {
-        LogError::Io { action, path: path.to_path_buf(), source }
-    }
-}
 
 /// The contents of a log when it was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

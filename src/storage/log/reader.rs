@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 
-use super::LogError;
+use super::error::LogError;
 use super::format::{
     FRAME_HEADER_BYTES, FrameHeader, RECORD_HEADER_BYTES, Record, RecordHeader,
     SEGMENT_HEADER_BYTES, SegmentHeader, next_frame,

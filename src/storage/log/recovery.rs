@@ -14,15 +14,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::error::LogError;
 use super::format::{
     FRAME_HEADER_BYTES, FRAME_STEP_BYTES, FrameHeader, Record, SEGMENT_HEADER_BYTES, SegmentHeader,
     SegmentHeaderError, next_frame, records, zero_sectors,
 };
 use super::index::PositionIndex;
+use super::options::LogOptions;
 use super::segment::{self, SegmentWriter, Span, file_name, parse_file_name};
 use super::terms::TermRuns;
 use super::window::Window;
-use super::{LogError, LogOptions};
 use crate::model::{HardState, LogIndex};
 use crate::storage::files::{Directory, DiskFile};
 use crate::text::counted;

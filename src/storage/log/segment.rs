@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::error::LogError;
 use super::format::{FrameBuilder, NUMBER_MAX, SEGMENT_HEADER_BYTES, SegmentHeader};
-use super::{LogError, LogOptions};
+use super::options::LogOptions;
 use crate::model::LogIndex;
 use crate::storage::files::{Directory, DiskFile};
 

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::*;
+use crate::limits;
+use crate::model::NodeId;
 
 fn entry(term: Term, index: LogIndex) -> LogEntry {
     LogEntry { term, index, data: Bytes::from(format!("{term}/{index}")) }
@@ -37,7 +39,7 @@ fn all(log: &DiskLog) -> Vec<LogEntry> {
 #[test]
 fn entries_and_hard_state_come_back() {
     let dir = TempDir::new().unwrap();
-    let hard_state = HardState { term: 2, vote: 1, commit: 1, admitted: true };
+    let hard_state = HardState { term: 2, vote: Some(NodeId(1)), commit: 1, admitted: true };
     {
         let (mut log, recovered) = open(&dir, small());
         assert_eq!(recovered, RecoveredLog { first_index: 1, ..RecoveredLog::default() });
@@ -252,7 +254,7 @@ fn a_reset_log_starts_after_the_snapshot_and_goes_on() {
         log.append(&[batch(vec![entry(3, index)])]).unwrap();
     }
     let reader = log.reader();
-    let hard_state = HardState { term: 9, vote: 2, commit: 700, admitted: true };
+    let hard_state = HardState { term: 9, vote: Some(NodeId(2)), commit: 700, admitted: true };
     log.reset(700, 8, hard_state).unwrap();
     assert_eq!((reader.bounds(), segment_files(&dir)), ((701, 700), 1));
     assert!(matches!(reader.read(300, 301, 1), Err(LogError::OutOfRange { first: 701, .. })));

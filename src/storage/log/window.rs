@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::LogError;
+use super::error::LogError;
 use crate::storage::files::{Directory, DiskFile};
 
 const READ_AHEAD_BYTES: usize = 128 * 1024;

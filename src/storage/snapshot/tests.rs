@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::model::{
     AppliedPoint, ClientId, ClusterId, Command, Del, LogEntry, NodeId, Put, RequestId, StateLimits,
-    Timestamp, WriteOp,
+    Timestamp, Version, WriteOp,
 };
 use crate::storage::apply::{ApplyError, StateMachine};
 use crate::storage::datadir::DataDir;
@@ -82,6 +82,10 @@ fn rows(engine: &dyn Engine) -> Vec<(Bytes, Bytes)> {
     rows
 }
 
+fn version(timestamp: i64, value: &'static str) -> Option<Version> {
+    Some(Version { timestamp: Timestamp(timestamp), value: value.into() })
+}
+
 #[test]
 fn a_snapshot_carries_the_state_it_was_begun_at_while_writes_go_on() {
     let engine = Arc::new(MemoryEngine::new());
@@ -116,7 +120,7 @@ fn a_snapshot_carries_the_state_it_was_begun_at_while_writes_go_on() {
     assert_eq!((receiver.applied(), receiver.durable_index()), (point, 100));
     assert_eq!((reader.applied(), reader.applying_timestamp()), (point, point.timestamp));
     let newest = reader.get(b"key 26").unwrap();
-    assert_eq!(newest, Some((Timestamp(1000), Bytes::from("value 100"))));
+    assert_eq!(newest, version(1000, "value 100"));
     // Sessions came along, and both replicas go on alike.
     let mut sender = in_memory(100);
     let retry = LogEntry {
@@ -294,7 +298,7 @@ fn on_disk_a_snapshot_takes_the_stores_place_under_its_readers() {
     assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "store.redb"]);
     assert_eq!(reader.applied(), point);
     let newest = reader.get(b"key 19").unwrap();
-    assert_eq!(newest, Some((Timestamp(5000), Bytes::from("value 500"))));
+    assert_eq!(newest, version(5000, "value 500"));
     receiver.apply(&[put(501)]).unwrap();
     receiver.checkpoint().unwrap();
     let expected = receiver.applied();

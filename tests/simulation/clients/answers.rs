@@ -3,10 +3,12 @@
 
 use crate::model::{keys_of, leave_out_values};
 use acervo::model::{
-    Barrier, Effect, LogIndex, OpResult, PageNext, PageOf, RequestId, Timestamp, WriteAnswer,
-    WriteOp,
+    Barrier, Effect, LogIndex, OpResult, PageNext, PageOf, ReadView, RequestId, Row, Timestamp,
+    Version, WriteAnswer, WriteOp,
 };
-use acervo::wire::message::{ErrorCode, ErrorReply, GetRequest, PageRequest, Reply, WriteRequest};
+use acervo::wire::message::{
+    ErrorCode, ErrorReply, GetRequest, PageRequest, PageView, ReadAt, Reply, WriteRequest,
+};
 use bytes::Bytes;
 
 use super::{Attempt, Longer, Outcome, Question};
@@ -36,11 +38,11 @@ impl World {
             (Question::Write(write), Reply::WriteOk(answer)) => {
                 self.write_ended(operation, &write, answer)
             }
-            (Question::Get(get), Reply::GetOk { value, timestamp, as_of }) => {
-                self.read_ended(operation, &get, value, timestamp, as_of, read_at)
+            (Question::Get(get), Reply::GetOk { found, as_of }) => {
+                self.read_ended(operation, &get, found, as_of, read_at)
             }
-            (Question::Page(page), Reply::PageOk { rows, at, seen, next }) => {
-                self.page_ended(operation, &page, PageAnswer { rows, at, seen, next }, read_at)
+            (Question::Page(page), Reply::PageOk { rows, view, next }) => {
+                self.page_ended(operation, &page, PageAnswer { rows, view, next }, read_at)
             }
             (Question::Get(_) | Question::Page(_), Reply::TryOtherServerOrLater { .. }) => {
                 self.came_too_early(operation, attempt)
@@ -57,18 +59,24 @@ impl World {
         let asked = &self.operations[operation];
         let (client, session) = (asked.client, self.clients[asked.client].session);
         let (at, linearizable) = match &asked.question {
-            Question::Get(get) => (get.at, get.linearizable),
-            Question::Page(page) => (page.at, page.linearizable),
+            Question::Get(GetRequest { read_at: ReadAt::Version(at), linearizable, .. }) => {
+                (Some(*at), *linearizable)
+            }
+            Question::Get(GetRequest { linearizable, .. }) => (None, *linearizable),
+            Question::Page(PageRequest { view, .. }) => match *view {
+                PageView::First { at, linearizable, .. } => (at, linearizable),
+                PageView::Next(ReadView { at, .. }) => (Some(at), false),
+            },
             Question::Write(_) => return Ok(()),
         };
-        if at > session && asked.current == Some(attempt) {
+        if at > Some(session) && asked.current == Some(attempt) {
             // Perhaps nothing is written there yet: a mark tells, as in the library.
             self.end(operation, Outcome::Refused(ErrorCode::Expired));
             self.write(client, None, WriteOp::Barrier(Barrier {}));
             return Ok(());
         }
         let question = &self.operations[operation].question;
-        ensure!(!linearizable || at > Timestamp::ZERO, "refused as going back: {question:?}");
+        ensure!(!linearizable || at.is_some(), "refused as going back: {question:?}");
         self.retry_if_current(operation, attempt, 50 * MILLISECOND);
         Ok(())
     }
@@ -80,7 +88,7 @@ impl World {
         error: ErrorReply,
         read_at: LogIndex,
     ) -> Verdict {
-        let ErrorReply { code, effect, begin_anew_at, .. } = error;
+        let ErrorReply { code, effect, .. } = error;
         let asked = &mut self.operations[operation];
         asked.errors.push((self.now_us, code));
         let ended = asked.ended.is_some();
@@ -123,7 +131,7 @@ impl World {
                 return Ok(());
             }
             (ErrorCode::DiskFull, Question::Write(_))
-            | (ErrorCode::NoMajority | ErrorCode::Busy | ErrorCode::ShuttingDown, _) => {
+            | (ErrorCode::NoMajority | ErrorCode::Busy { .. } | ErrorCode::ShuttingDown, _) => {
                 self.retry_if_current(operation, attempt, 50 * MILLISECOND);
                 return Ok(());
             }
@@ -137,8 +145,8 @@ impl World {
             (ErrorCode::StaleRequest, Question::Write(write)) => {
                 self.checker.forgotten(write)?;
             }
-            (ErrorCode::UnknownSession, _) if ended => return Ok(()),
-            (ErrorCode::UnknownSession, Question::Write(write)) => {
+            (ErrorCode::UnknownSession { .. }, _) if ended => return Ok(()),
+            (ErrorCode::UnknownSession { begin_anew_at }, Question::Write(write)) => {
                 let request = write.request;
                 ensure!(
                     begin_anew_at > request.begun,
@@ -177,7 +185,7 @@ impl World {
     fn gives_up_after(&mut self, code: ErrorCode) -> bool {
         match code {
             ErrorCode::NoMajority | ErrorCode::DiskFull => self.rng.chance(500),
-            ErrorCode::Busy | ErrorCode::ShuttingDown => self.rng.chance(200),
+            ErrorCode::Busy { .. } | ErrorCode::ShuttingDown => self.rng.chance(200),
             _ => false,
         }
     }
@@ -255,26 +263,27 @@ impl World {
         &mut self,
         operation: usize,
         get: &GetRequest,
-        value: Option<Bytes>,
-        timestamp: Timestamp,
+        found: Option<Version>,
         as_of: Timestamp,
         read_at: LogIndex,
     ) -> Verdict {
-        let version = self.checker.got(get, value.clone(), timestamp, as_of, read_at)?;
-        let newest = get.at <= Timestamp::ZERO;
+        let version = self.checker.got(get, found.clone(), as_of, read_at)?;
+        let newest = matches!(get.read_at, ReadAt::Newest { .. });
         if newest {
             self.does_not_go_back(operation, &get.key, version)?;
         }
+        let timestamp = found.as_ref().map(|version| version.timestamp);
+        let value = found.map(|version| version.value);
         if self.end(operation, Outcome::Found(value)) {
             let asked = &mut self.operations[operation];
             let state = &mut self.clients[asked.client];
             if newest {
                 asked.versions.push((get.key.clone(), version));
-                state.learn(&get.key, timestamp, as_of);
-                state.witness(&get.key, version);
-                if timestamp == Timestamp::ZERO {
-                    state.saw_nothing(&get.key, as_of);
+                match timestamp {
+                    Some(timestamp) => state.learn(&get.key, timestamp, as_of),
+                    None => state.saw_nothing(&get.key, as_of),
                 }
+                state.witness(&get.key, version);
             }
         }
         Ok(())
@@ -288,8 +297,7 @@ impl World {
         read_at: LogIndex,
     ) -> Verdict {
         self.checker.paged(page, &answer, read_at)?;
-        let newest = page.seen == Timestamp::ZERO
-            && page.at <= Timestamp::ZERO
+        let newest = matches!(page.view, PageView::First { at: None, .. })
             && !matches!(page.of, PageOf::Versions { .. });
         let mut versions = Vec::new();
         if newest {
@@ -304,12 +312,13 @@ impl World {
         }
         let asked = &mut self.operations[operation];
         let state = &mut self.clients[asked.client];
-        state.session = state.session.max(answer.seen);
+        let seen = answer.view.removals_up_to;
+        state.session = state.session.max(seen);
         for (key, version) in &versions {
-            let row = answer.rows.iter().find(|row| row.key == *key && row.value.is_some());
-            match row {
-                Some(row) => state.learn(key, row.timestamp, answer.seen),
-                None => state.saw_nothing(key, answer.seen),
+            let row = answer.rows.iter().find(|row| row.key == *key);
+            match row.and_then(Row::timestamp) {
+                Some(timestamp) => state.learn(key, timestamp, seen),
+                None => state.saw_nothing(key, seen),
             }
             state.witness(key, *version);
         }
@@ -360,24 +369,19 @@ impl World {
         let asked = &mut self.operations[operation];
         let client = asked.client;
         let Some(mut longer) = asked.longer.take() else { return Ok(()) };
-        let PageAnswer { rows, at, seen, next } = answer;
+        let PageAnswer { rows, view, next } = answer;
         longer.rows.extend(rows);
-        let (shown_at, shown_seen) = *longer.shows.get_or_insert((at, seen));
+        let mut view = *longer.shows.get_or_insert(view);
         let Some(next) = next else { return self.read_through(&longer, page) };
-        let mut next_page = PageRequest {
-            of: page.of.clone(),
-            at: shown_at,
-            seen: shown_seen,
-            linearizable: false,
-            ..*page
-        };
-        match (next, &mut next_page.of) {
+        let mut of = page.of.clone();
+        match (next, &mut of) {
             (PageNext::From(next), PageOf::Range { from, .. }) => *from = next,
             (PageNext::To(next), PageOf::RangeReverse { to, .. }) => *to = next,
             (PageNext::Skip(count), PageOf::Keys { keys }) => drop(keys.drain(..count as usize)),
-            (PageNext::At(next), PageOf::Versions { .. }) => next_page.at = next,
+            (PageNext::At(next), PageOf::Versions { .. }) => view.at = next,
             (next, of) => return Err(Violation(format!("{next:?} does not go on with {of:?}"))),
         }
+        let next_page = PageRequest { of, view: PageView::Next(view), ..*page };
         let next_operation = self.plan(client, None, Question::Page(next_page));
         self.operations[next_operation].longer = Some(longer);
         let delay_us = self.rng.pick(&[0, 0, 10, 300]) * MILLISECOND;
@@ -387,7 +391,7 @@ impl World {
 
     fn read_through(&self, longer: &Longer, last: &PageRequest) -> Verdict {
         let Longer { of, shows, rows } = longer;
-        let Some((at, seen)) = *shows else { return Ok(()) };
+        let Some(ReadView { at, removals_up_to: seen }) = *shows else { return Ok(()) };
         let mut expected = self.checker.model.seen_from(seen).rows(of, at);
         if last.keys_only {
             leave_out_values(&mut expected);
@@ -423,8 +427,8 @@ impl World {
                 }
                 self.end(operation, Outcome::Written(timestamp));
             }
-            Reply::GetOk { value, .. } => {
-                self.end(operation, Outcome::Found(value));
+            Reply::GetOk { found, .. } => {
+                self.end(operation, Outcome::Found(found.map(|version| version.value)));
             }
             _ => self.retry_if_current(operation, attempt, 50 * MILLISECOND),
         }

@@ -11,12 +11,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use acervo::model::{
-    ClientId, EncodedWrite, LogIndex, PageOf, Put, RequestId, Row, Timestamp, WriteOp,
+    ClientId, EncodedWrite, LogIndex, PageOf, Put, ReadView, RequestId, Row, Timestamp, WriteOp,
 };
 use acervo::node::not_to_be_read;
 use acervo::node::{Input, ReadCondition, RequestToken};
 use acervo::server::get::{ReadRequest, answer_from_log, answer_get, answer_page};
-use acervo::wire::message::{ErrorCode, GetRequest, PageRequest, Reply, WriteRequest};
+use acervo::wire::message::{
+    ErrorCode, GetRequest, PageRequest, PageView, ReadAt, Reply, WriteRequest,
+};
 use bytes::Bytes;
 
 use crate::checker::{Verdict, ensure};
@@ -75,7 +77,7 @@ pub struct Longer {
     /// The whole of it.
     of: PageOf,
     /// As its first page said.
-    shows: Option<(Timestamp, Timestamp)>,
+    shows: Option<ReadView>,
     /// What the pages so far had.
     rows: Vec<Row>,
 }
@@ -192,13 +194,12 @@ impl World {
         linearizable: bool,
     ) -> usize {
         let state = &self.clients[client];
-        let timestamp = state.seen.get(&key).copied().unwrap_or_default();
+        let read_at = ReadAt::Newest { seen: state.seen.get(&key).copied() };
         let session = match state.memory {
-            Memory::Session => state.session,
-            Memory::PerKey => state.absent.get(&key).copied().unwrap_or_default(),
+            Memory::Session => Some(state.session),
+            Memory::PerKey => state.absent.get(&key).copied(),
         };
-        let at = Timestamp::ZERO;
-        let get = GetRequest { key, timestamp, session, linearizable, at };
+        let get = GetRequest { key, read_at, session, linearizable };
         self.begin(client, server, Question::Get(get))
     }
 
@@ -423,12 +424,11 @@ impl World {
                 } else if let Some((index, answered)) = answer_from_log(&process.node, &read) {
                     self.reply(server, attempt, answered.reply, index);
                 } else {
-                    let condition = match read.is_linearizable() {
-                        true => ReadCondition::Linearizable,
-                        false if process.node.reaches_soon(read.wanted()) => {
-                            ReadCondition::Applied(read.wanted())
-                        }
-                        false => return self.start_get(server, attempt),
+                    let soon = read.wanted().filter(|wanted| process.node.reaches_soon(*wanted));
+                    let condition = match (read.is_linearizable(), soon) {
+                        (true, _) => ReadCondition::Linearizable,
+                        (false, Some(wanted)) => ReadCondition::Applied(wanted),
+                        (false, None) => return self.start_get(server, attempt),
                     };
                     process.owed.insert(token, self.now_us);
                     self.input(server, Input::Read { token, condition })?;
@@ -514,7 +514,10 @@ impl World {
                     }
                 }
                 Question::Get(GetRequest { linearizable: true, .. })
-                | Question::Page(PageRequest { linearizable: true, .. }) => {
+                | Question::Page(PageRequest {
+                    view: PageView::First { linearizable: true, .. },
+                    ..
+                }) => {
                     let versions = operation.versions.iter();
                     versions.for_each(|(key, version)| span(Some(key), *version, false));
                 }

@@ -1,10 +1,10 @@
 //! What clients think of doing: all operations of the store, mostly sensible ones.
 
 use acervo::model::{
-    Barrier, Condition, Del, DelAll, DelRange, History, PageOf, Put, PutAll, PutIf, SetHistory,
-    Timestamp, Trim, WriteIf, WriteOp,
+    Barrier, Condition, Del, DelAll, DelRange, History, PageOf, Put, PutAll, PutIf, ReadView,
+    SetHistory, Timestamp, Trim, WriteIf, WriteOp,
 };
-use acervo::wire::message::{GetRequest, PageRequest};
+use acervo::wire::message::{GetRequest, PageRequest, PageView, ReadAt};
 use bytes::Bytes;
 
 use super::{Longer, Memory, Question};
@@ -139,9 +139,9 @@ impl World {
             return;
         }
         let at = self.any_version(client);
-        let (timestamp, linearizable) = (Timestamp::ZERO, self.rng.chance(200));
-        let session = self.clients[client].session;
-        let get = GetRequest { key, timestamp, session, linearizable, at };
+        let (read_at, linearizable) = (ReadAt::Version(at), self.rng.chance(200));
+        let session = Some(self.clients[client].session);
+        let get = GetRequest { key, read_at, session, linearizable };
         self.begin(client, None, Question::Get(get));
     }
 
@@ -157,27 +157,16 @@ impl World {
             6..8 => PageOf::Keys { keys: self.any_keys(KEYS) },
             _ => PageOf::Versions { key: self.any_key(KEYS) },
         };
-        let at = match self.rng.chance(300) {
-            true => self.any_version(client),
-            false => Timestamp::ZERO,
-        };
+        let at = self.rng.chance(300).then(|| self.any_version(client));
         let linearizable = self.rng.chance(300);
-        self.begin_pages(client, of, at, Timestamp::ZERO, linearizable);
+        let session = Some(self.clients[client].session);
+        self.begin_pages(client, of, PageView::First { at, session, linearizable });
     }
 
-    fn begin_pages(
-        &mut self,
-        client: usize,
-        of: PageOf,
-        at: Timestamp,
-        seen: Timestamp,
-        linearizable: bool,
-    ) {
-        let session = self.clients[client].session;
+    fn begin_pages(&mut self, client: usize, of: PageOf, view: PageView) {
         let rows_max = self.rng.range(0..=4) as u32;
         let keys_only = self.rng.chance(200);
-        let page =
-            PageRequest { of: of.clone(), at, seen, session, linearizable, rows_max, keys_only };
+        let page = PageRequest { of: of.clone(), view, rows_max, keys_only };
         let operation = self.plan(client, None, Question::Page(page));
         self.operations[operation].longer = Some(Longer { of, shows: None, rows: Vec::new() });
         self.send_attempt(operation);
@@ -195,9 +184,9 @@ impl World {
             }
             _ => return,
         };
-        let before = Timestamp(written.0 - 1);
+        let before = ReadView::before(written);
         if self.clients[client].memory == Memory::Session && self.rng.chance(700) {
-            self.begin_pages(client, of, before, before, false);
+            self.begin_pages(client, of, PageView::Next(before));
         }
     }
 }

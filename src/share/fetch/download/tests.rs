@@ -96,7 +96,7 @@ impl Scene {
             let address = self.source(*id).address;
             assert!(self.others.contains(&DownloadAction::Connect(*id, address)));
             self.download.connected(*id);
-            self.message(*id, greeting::welcome(PeerId(1 + id.0 as u64)));
+            self.message(*id, greeting::welcome(Some(PeerId(1 + id.0 as u64))));
             let runs = vec![(0, self.manifest.chunks().len() as u64)];
             self.answer(*id, "watch", PeerReply::Have { runs });
         }
@@ -308,7 +308,7 @@ fn a_source_that_sends_an_unrequested_reply_is_dropped() {
             scene.download.message(FIRST, answer(first), scene.now);
             scene.act();
         }),
-        ("a second greeting", |scene| scene.message(FIRST, greeting::welcome(PeerId(1)))),
+        ("a second greeting", |scene| scene.message(FIRST, greeting::welcome(Some(PeerId(1))))),
         ("an answer to no ping", |scene| scene.message(FIRST, Message::Pong { nonce: 0 })),
         ("no message", |scene| {
             scene.download.undecodable(FIRST);

@@ -40,7 +40,7 @@ fn receive(stream: &mut TcpStream) -> Option<Message> {
 /// Answers on one connection until the other side ends it.
 fn answer(stream: &mut TcpStream, trick: Trick, manifest: &Manifest, bytes: &[u8]) -> Option<()> {
     receive(stream)?;
-    stream.write_all(&greeting::frame(&greeting::welcome(PeerId(1))).unwrap()).ok()?;
+    stream.write_all(&greeting::frame(&greeting::welcome(Some(PeerId(1)))).unwrap()).ok()?;
     loop {
         let Message::Share { id, body } = receive(stream)? else { return None };
         let (body, raw) = match (body, trick) {

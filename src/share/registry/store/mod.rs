@@ -54,7 +54,7 @@ use super::directory::{DirectoryError, PeerDirectory};
 use crate::Client;
 use crate::client::{Condition, ReadOptions};
 use crate::limits;
-use crate::model::{ContentId, FileEntry, FileName, PeerId};
+use crate::model::{ContentId, FileEntry, FileName, PeerId, Version};
 use crate::net::RunClock;
 use crate::share::index::{
     IndexError, IndexLimits, Member, PeerEndpoint, most_offered_first, summaries, whole_first,
@@ -113,8 +113,9 @@ impl<S: RowStore> StoreDirectory<S> {
         for row in self.store.range(from, &end(PEERS), options)? {
             let row = row?;
             let peer = rest(&row, PEERS).and_then(peer_of);
-            let stored = value(row.value.as_ref());
-            let stored = stored.map(|value| StoredPeer { row: value, version: row.timestamp });
+            let stored = value(row.value());
+            let stored = row.timestamp().zip(stored);
+            let stored = stored.map(|(version, row)| StoredPeer { row, version });
             peers.extend(peer.zip(stored));
         }
         Ok(peers)
@@ -126,7 +127,7 @@ impl<S: RowStore> StoreDirectory<S> {
         let mut offered = HashMap::new();
         let keys = peers.iter().map(|peer| peer_key(*peer));
         for (peer, row) in peers.iter().zip(self.store.get_all(keys)?) {
-            let row: Option<PeerRow> = value(row.value.as_ref());
+            let row: Option<PeerRow> = value(row.value());
             offered.extend(row.filter(|row| row.offered).map(|row| (*peer, row)));
         }
         Ok(offered)
@@ -180,7 +181,7 @@ impl<S: RowStore> StoreDirectory<S> {
         let (peer, PeerEndpoint { address, origin, key }) = (member.peer, place);
         for _ in 0..TAKE_OVER_ATTEMPTS_MAX {
             let found = self.store.get(&peer_key(peer))?;
-            let known: Option<PeerRow> = value(found.as_ref().map(|(_, value)| value));
+            let known: Option<PeerRow> = value(found.as_ref().map(|found| &found.value[..]));
             if let Some(row) = known
                 && row.registry != self.id
                 && row.key != key
@@ -208,7 +209,8 @@ impl<S: RowStore> StoreDirectory<S> {
             };
             let now = self.now();
             self.state().begin_join(member, origin, now);
-            let condition = found.map_or(Condition::Absent, |(at, _)| Condition::Version(at));
+            let version = |found: Version| Condition::Version(found.timestamp);
+            let condition = found.map_or(Condition::Absent, version);
             match self.put_peer(peer, condition, row) {
                 Ok(Some(taken)) => return Ok((before, taken)),
                 Ok(None) => drop(self.state().forget(member)),
@@ -369,7 +371,7 @@ impl<S: RowStore> PeerDirectory for StoreDirectory<S> {
         for row in self.store.range(&prefix, &end(&prefix), NEWEST)? {
             let row = row?;
             let peer = rest(&row, &prefix).and_then(peer_of);
-            found.extend(peer.zip(value(row.value.as_ref())));
+            found.extend(peer.zip(value(row.value())));
         }
         let peers: Vec<PeerId> = found.iter().map(|(peer, _)| *peer).collect();
         let offered = self.offered(&peers)?;
@@ -387,7 +389,7 @@ impl<S: RowStore> PeerDirectory for StoreDirectory<S> {
             let row = row?;
             let place = rest(&row, &prefix).and_then(|rest| rest.split_once('/'));
             let place = place.and_then(|(peer, name)| Some((peer_of(peer)?, !name.is_empty())));
-            let holding: Option<ContentRow> = value(row.value.as_ref());
+            let holding: Option<ContentRow> = value(row.value());
             if let Some(((peer, is_whole), ContentRow { size })) = place.zip(holding) {
                 found.entry(peer).or_insert((is_whole, size)).0 |= is_whole;
             }
@@ -429,7 +431,7 @@ impl<S: RowStore> PeerDirectory for StoreDirectory<S> {
             let row = row?;
             let of = rest(&row, NAMES).and_then(|rest| rest.split_once('\0'));
             let of = of.and_then(|(name, _)| FileName::new(name).ok());
-            let Some((of, FileRow { size, content })) = of.zip(value(row.value.as_ref())) else {
+            let Some((of, FileRow { size, content })) = of.zip(value(row.value())) else {
                 continue;
             };
             if name.as_ref() != Some(&of) {

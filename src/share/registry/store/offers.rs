@@ -151,5 +151,5 @@ fn differing<'a>(a: &'a FileRows, b: &FileRows) -> Vec<(&'a FileName, FileRow)> 
 
 fn file(row: &Row, prefix: &str) -> Option<(FileName, FileRow)> {
     let name = rest(row, prefix).and_then(|name| FileName::new(name).ok());
-    name.zip(value(row.value.as_ref()))
+    name.zip(value(row.value()))
 }

@@ -3,22 +3,20 @@
 //! [`Client`] is the store of a registry. Tests have one in memory, in which they decide what other
 //! registries do between two calls.
 
-use bytes::Bytes;
-
 use crate::Client;
 use crate::client::{Condition, ReadOptions};
-use crate::model::{Row, Timestamp};
+use crate::model::{Row, Timestamp, Version};
 use crate::share::registry::directory::DirectoryError;
 
 pub(super) type Result<T> = std::result::Result<T, DirectoryError>;
 
 /// Rows of the store. What is read is never older than what this store has read or written before.
 pub trait RowStore: Send + Sync {
-    /// The newest version of a key and its value; `None` if it has none.
+    /// The newest version of a key; `None` if it has none.
     ///
     /// # Errors
     /// The store does not answer.
-    fn get(&self, key: &str) -> Result<Option<(Timestamp, Bytes)>>;
+    fn get(&self, key: &str) -> Result<Option<Version>>;
 
     /// One row for each key, in this order.
     ///
@@ -64,9 +62,8 @@ pub trait RowStore: Send + Sync {
 }
 
 impl RowStore for Client {
-    fn get(&self, key: &str) -> Result<Option<(Timestamp, Bytes)>> {
-        let got = Client::get(self, key)?;
-        Ok(got.value.map(|value| (got.timestamp, value)))
+    fn get(&self, key: &str) -> Result<Option<Version>> {
+        Ok(Client::get(self, key)?.found)
     }
 
     fn get_all(&self, keys: impl Iterator<Item = String>) -> Result<Vec<Row>> {

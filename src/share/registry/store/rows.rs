@@ -17,7 +17,6 @@
 
 use std::net::SocketAddr;
 
-use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -150,7 +149,7 @@ fn id_of(hex: &str) -> Option<u64> {
 }
 
 /// Decodes a row's value; `None` for one of another form.
-pub(super) fn value<T: DeserializeOwned>(value: Option<&Bytes>) -> Option<T> {
+pub(super) fn value<T: DeserializeOwned>(value: Option<&[u8]>) -> Option<T> {
     rmp_serde::from_slice(value?).ok()
 }
 

@@ -51,10 +51,11 @@ impl<S: RowStore> StoreDirectory<S> {
         for row in self.store.range(REGISTRIES, &end(REGISTRIES), ReadOptions::default())? {
             let row = row?;
             let registry = rest(&row, REGISTRIES).and_then(registry_of);
-            let value: Option<RegistryRow> = value(row.value.as_ref());
-            registries.extend(registry.zip(value).map(|(registry, value)| RegistryHeartbeat {
+            let value: Option<RegistryRow> = value(row.value());
+            let heartbeat = registry.zip(row.timestamp()).zip(value);
+            registries.extend(heartbeat.map(|((registry, version), value)| RegistryHeartbeat {
                 registry,
-                version: row.timestamp,
+                version,
                 timeout: Duration::from_millis(value.silence_timeout_ms),
             }));
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::client::ClientError;
-use crate::model::{Row, Timestamp};
+use crate::model::{Row, Timestamp, Version};
 
 /// The versions of each key, oldest first.
 type Versions = BTreeMap<String, Vec<(Timestamp, Bytes)>>;
@@ -51,9 +51,12 @@ impl MapStore {
     }
 }
 
+fn version((timestamp, value): &(Timestamp, Bytes)) -> Version {
+    Version { timestamp: *timestamp, value: value.clone() }
+}
+
 fn row(key: String, newest: Option<&(Timestamp, Bytes)>) -> Row {
-    let (timestamp, value) = newest.cloned().unzip();
-    Row { key: key.into(), value, timestamp: timestamp.unwrap_or(Timestamp::ZERO) }
+    Row { key: key.into(), found: newest.map(version) }
 }
 
 fn write_if(
@@ -82,8 +85,8 @@ fn write(versions: &mut Versions, puts: Vec<(String, Vec<u8>)>, removes: Vec<Str
 }
 
 impl RowStore for MapStore {
-    fn get(&self, key: &str) -> Result<Option<(Timestamp, Bytes)>> {
-        Ok(self.called().get(key).and_then(|versions| versions.last()).cloned())
+    fn get(&self, key: &str) -> Result<Option<Version>> {
+        Ok(self.called().get(key).and_then(|versions| versions.last()).map(version))
     }
 
     fn get_all(&self, keys: impl Iterator<Item = String>) -> Result<Vec<Row>> {
@@ -186,7 +189,7 @@ fn scan(registry: &Registry) -> Result<()> {
 /// the peer's row.
 fn settled(versions: &Versions) -> Option<Vec<u8>> {
     let rows = |prefix: &str| MapStore::rows(versions, prefix.as_bytes(), &end(prefix));
-    let decoded = |row: &Row| value::<FileRow>(row.value.as_ref()).unwrap();
+    let decoded = |row: &Row| value::<FileRow>(row.value()).unwrap();
     let by_peer: Vec<FileRow> = rows("share/file/").iter().map(decoded).collect();
     let by_name: Vec<FileRow> = rows(NAMES).iter().map(decoded).collect();
     let parts = rows("share/part/").len();
@@ -200,7 +203,7 @@ fn settled(versions: &Versions) -> Option<Vec<u8>> {
         assert!(by_peer.is_empty() && parts == 0, "rows of no peer: {versions:?}");
         return None;
     };
-    let peer: PeerRow = value(peer.value.as_ref()).unwrap();
+    let peer: PeerRow = value(peer.value()).unwrap();
     assert_eq!(peer.files, by_peer.len() as u64, "{peer:?}");
     assert_eq!(peer.bytes, by_peer.iter().map(|file| file.size).sum::<u64>(), "{peer:?}");
     assert!(peer.offered, "{peer:?}");
@@ -328,7 +331,7 @@ fn a_write_whose_answer_is_lost_leaves_nothing_behind() {
 fn a_registry_that_goes_on_keeps_its_row_from_those_who_believed_it_dead() {
     let (versions, owner, other) = joined();
     let key = registry_key(owner.id);
-    let dead = other.store.get(&key).unwrap().unwrap().0;
+    let dead = other.store.get(&key).unwrap().unwrap().timestamp;
     owner.write_heartbeat().unwrap();
     let remove = other.store.write_if(&key, Condition::Version(dead), vec![], vec![key.clone()]);
     assert_eq!(remove.unwrap(), None);
