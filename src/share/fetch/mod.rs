@@ -20,6 +20,7 @@
 //! order of a file's chunks.
 
 mod api;
+mod dialogue;
 mod disk;
 mod download;
 mod driver;

@@ -16,8 +16,7 @@
 //! half of the threads are left for others.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -27,14 +26,11 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use rand::seq::SliceRandom;
 
 use super::api::{FetchError, KeptPart};
+use super::dialogue::{DialogueError, PeerDialogue};
 use crate::limits;
 use crate::model::{ChunkHash, ContentId, FileName};
 use crate::net::origin_of;
 use crate::share::content::{chunk_count, chunk_offset, hash_chunk, root_of, subtree_hash};
-use crate::share::greeting;
-use crate::text::sentence;
-use crate::wire::codec;
-use crate::wire::message::Message;
 use crate::wire::share::{PeerReply, PeerRequest, Source};
 
 /// Where several sizes of a content are told, sources that are asked at once to prove one, each on
@@ -63,26 +59,6 @@ pub struct SizeOptions {
     pub patience: Duration,
     /// Ends the search when set.
     pub stop: Arc<AtomicBool>,
-}
-
-/// Why a source has not proved the size.
-#[derive(Debug, thiserror::Error)]
-enum ProofFailure {
-    #[error("it does not answer: {0}")]
-    Lost(#[from] io::Error),
-    #[error("it does not answer in time")]
-    Late,
-    #[error("{}", sentence(.0))]
-    Denied(String),
-    /// What it sends is false: it is not asked again.
-    #[error("{0}")]
-    Lie(String),
-}
-
-impl ProofFailure {
-    fn lie(what: &str) -> ProofFailure {
-        ProofFailure::Lie(what.to_owned())
-    }
 }
 
 /// Returns the first source that proves the size, with that size. `more` is called now and then, on
@@ -264,7 +240,7 @@ impl Inquiry {
             log::info!("source {why}");
             let mut state = self.state();
             state.last = why;
-            if !matches!(failure, ProofFailure::Lie(_)) {
+            if !matches!(failure, DialogueError::Lie(_)) {
                 attempt.from = begun + limits::SOURCE_REDIAL_MIN;
                 attempt.time = attempt.time.saturating_mul(2);
                 state.waiting.push_back(attempt);
@@ -273,19 +249,17 @@ impl Inquiry {
     }
 
     /// Asks a source for its proof within the time of the attempt.
-    fn ask(&self, attempt: &Attempt) -> Result<u64, ProofFailure> {
+    fn ask(&self, attempt: &Attempt) -> Result<u64, DialogueError> {
         let now = Instant::now();
         let left = self.deadline.saturating_duration_since(now);
         if left.is_zero() {
-            return Err(ProofFailure::Late);
+            return Err(DialogueError::Late);
         }
-        let time = attempt.time.min(left);
-        let stream = TcpStream::connect_timeout(&attempt.source.address, time)?;
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(time))?;
-        let mut dialogue =
-            SourceDialogue { inquiry: self, stream, deadline: now + time, last_id: 0 };
-        dialogue.greet()?;
+        let (time, is_over) = (attempt.time.min(left), || self.is_over());
+        let silence_max = limits::SOURCE_SILENCE_MAX;
+        let peer = PeerDialogue::open(attempt.source.address, time, silence_max, &is_over)?;
+        let mut dialogue = SizeDialogue { inquiry: self, peer };
+        dialogue.peer.greet()?;
         let (count, last) = dialogue.list()?;
         let is_patient = {
             let mut state = self.state();
@@ -294,7 +268,7 @@ impl Inquiry {
             may
         };
         if is_patient {
-            dialogue.deadline = self.deadline;
+            dialogue.peer.deadline = self.deadline;
         }
         let size = dialogue.last_chunk(count, last);
         self.state().patient -= usize::from(is_patient);
@@ -303,7 +277,7 @@ impl Inquiry {
 
     /// Waits until a last chunk may be requested, and returns how long that took. They are
     /// requested one after the other, so that not every source that has one sends it.
-    fn await_chunk_turn(&self) -> Result<Duration, ProofFailure> {
+    fn await_chunk_turn(&self) -> Result<Duration, DialogueError> {
         let now = Instant::now();
         let attempt = {
             let mut state = self.state();
@@ -312,123 +286,59 @@ impl Inquiry {
             attempt
         };
         if !self.pause_until(attempt) {
-            return Err(ProofFailure::Late);
+            return Err(DialogueError::Late);
         }
         Ok(now.elapsed())
     }
 }
 
-struct SourceDialogue<'a> {
+struct SizeDialogue<'a> {
     inquiry: &'a Inquiry,
-    stream: TcpStream,
-    deadline: Instant,
-    last_id: u64,
+    peer: PeerDialogue<'a>,
 }
 
-impl SourceDialogue<'_> {
-    fn send(&mut self, message: &Message) -> Result<(), ProofFailure> {
-        let frame =
-            greeting::frame(message).map_err(|error| ProofFailure::Denied(error.to_string()))?;
-        Ok(self.stream.write_all(&frame)?)
-    }
-
-    /// Receives exactly as many bytes as fit. Fails if nothing comes for a while.
-    fn receive(&mut self, bytes: &mut [u8]) -> Result<(), ProofFailure> {
-        let (mut filled, mut silent_since) = (0, Instant::now());
-        while filled < bytes.len() {
-            let until = self.deadline.min(silent_since + limits::SOURCE_SILENCE_MAX);
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.inquiry.is_over() {
-                return Err(ProofFailure::Late);
-            }
-            self.stream.set_read_timeout(Some(left.min(limits::STOP_LOOK_INTERVAL)))?;
-            match self.stream.read(&mut bytes[filled..]) {
-                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                Ok(received) => (filled, silent_since) = (filled + received, Instant::now()),
-                Err(error) => match error.kind() {
-                    io::ErrorKind::Interrupted
-                    | io::ErrorKind::WouldBlock
-                    | io::ErrorKind::TimedOut => {}
-                    _ => return Err(error.into()),
-                },
-            }
-        }
-        Ok(())
-    }
-
-    fn message(&mut self) -> Result<Message, ProofFailure> {
-        let no_peer = || ProofFailure::lie("it does not answer like a peer");
-        let mut header = [0; limits::FRAME_HEADER_BYTES];
-        self.receive(&mut header)?;
-        let length = u32::from_be_bytes(header) as usize;
-        if length == 0 || length > limits::SHARE_FRAME_BYTES_MAX {
-            return Err(no_peer());
-        }
-        let mut body = vec![0; length];
-        self.receive(&mut body)?;
-        match codec::decode(&body) {
-            Ok(Message::Refused { reason }) => Err(ProofFailure::Denied(reason)),
-            Ok(message) => Ok(message),
-            Err(_) => Err(no_peer()),
-        }
-    }
-
-    fn greet(&mut self) -> Result<(), ProofFailure> {
-        self.send(&greeting::hello())?;
-        match self.message()? {
-            Message::ShareWelcome { peer, .. } => {
-                greeting::peer_in_welcome(peer).map(drop).map_err(ProofFailure::Lie)
-            }
-            _ => Err(ProofFailure::lie("it does not greet like a peer")),
-        }
-    }
-
-    fn ask(&mut self, body: PeerRequest) -> Result<PeerReply, ProofFailure> {
-        self.last_id += 1;
-        self.send(&Message::Share { id: self.last_id, body })?;
-        match self.message()? {
-            Message::ShareReply { id, body } if id == self.last_id => match body {
-                PeerReply::Denied { message, .. } => Err(ProofFailure::Denied(message)),
-                body => Ok(body),
-            },
-            _ => Err(ProofFailure::lie("it answers what it was not asked")),
+impl SizeDialogue<'_> {
+    fn ask(&mut self, body: PeerRequest) -> Result<PeerReply, DialogueError> {
+        match self.peer.ask(body)? {
+            PeerReply::Denied { message, .. } => Err(DialogueError::Denied(message)),
+            body => Ok(body),
         }
     }
 
     /// Fetches the list of hashes. Returns the number of chunks and the last chunk's hash.
-    fn list(&mut self) -> Result<(u64, ChunkHash), ProofFailure> {
+    fn list(&mut self) -> Result<(u64, ChunkHash), DialogueError> {
         let content = self.inquiry.content;
         let (mut list, mut first) = (ListProof::new(content), 0);
         loop {
             let PeerReply::Hashes { hashes } = self.ask(PeerRequest::Hashes { content, first })?
             else {
-                return Err(ProofFailure::lie("it answers what it was not asked"));
+                return Err(DialogueError::lie("it answers what it was not asked"));
             };
             match list.take(&hashes) {
                 PageVerdict::More(next) => first = next,
                 PageVerdict::Whole(count, last) => return Ok((count, last)),
-                PageVerdict::Wrong => return Err(ProofFailure::lie("its chunk hashes are false")),
+                PageVerdict::Wrong => return Err(DialogueError::lie("its chunk hashes are false")),
             }
         }
     }
 
     /// Fetches the last of `count` chunks, and returns the size that it proves.
-    fn last_chunk(&mut self, count: u64, last: ChunkHash) -> Result<u64, ProofFailure> {
-        self.deadline += self.inquiry.await_chunk_turn()?;
+    fn last_chunk(&mut self, count: u64, last: ChunkHash) -> Result<u64, DialogueError> {
+        self.peer.deadline += self.inquiry.await_chunk_turn()?;
         let (content, index) = (self.inquiry.content, count - 1);
         let PeerReply::Chunk { length } = self.ask(PeerRequest::Chunk { content, index })? else {
-            return Err(ProofFailure::lie("it answers what it was not asked"));
+            return Err(DialogueError::lie("it answers what it was not asked"));
         };
         if length == 0 || length as usize > limits::CHUNK_BYTES {
-            return Err(ProofFailure::lie("its last chunk has a false length"));
+            return Err(DialogueError::lie("its last chunk has a false length"));
         }
         let mut bytes = vec![0; length as usize];
-        self.receive(&mut bytes)?;
+        self.peer.receive(&mut bytes)?;
         let size = chunk_offset(index) + u64::from(length);
         if hash_chunk(index, size, &bytes) == Some(last) {
             Ok(size)
         } else {
-            Err(ProofFailure::lie("its last chunk is false"))
+            Err(DialogueError::lie("its last chunk is false"))
         }
     }
 }

@@ -176,10 +176,12 @@ impl LongJobs {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::super::work::RegistryWork;
     use super::*;
     use crate::model::PeerId;
-    use crate::share::index::Member;
+    use crate::share::index::{Member, PeerEndpoint};
 
     fn origin(last: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, last])
@@ -229,11 +231,13 @@ mod tests {
     #[test]
     fn a_request_whose_connection_has_closed_is_dropped() {
         let mut jobs = LongJobs::default();
+        let member = Member { peer: PeerId(1), session: 1 };
+        let address = SocketAddr::from(([10, 0, 0, 1], 1));
+        let place = PeerEndpoint { address, origin: address.ip(), key: 1 };
         let request = |number| RegistryJob::Request {
             connection: ConnectionId::from_u64(number),
             id: 1,
-            member: None,
-            work: RegistryWork::Peers(None),
+            work: RegistryWork::Join { member, place, files: Vec::new(), shares: false },
             held: 10,
         };
         (1..=3).for_each(|number| assert!(jobs.push(request(number), origin(number as u8 % 2))));

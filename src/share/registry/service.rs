@@ -201,12 +201,8 @@ impl RegistryService {
         let Some(caller) = self.connections.get(connection) else {
             return net.release(connection, held);
         };
-        let member = match &work {
-            RegistryWork::Join { .. } => None,
-            _ => caller.member(),
-        };
         let origin = origin_of(caller.address.ip());
-        let job = RegistryJob::Request { connection, id, member, work, held };
+        let job = RegistryJob::Request { connection, id, work, held };
         let why = match self.jobs.submit(job, origin) {
             Ok(()) => return,
             Err(SubmitError::Full(_)) => "too many requests wait at this registry",
@@ -356,40 +352,16 @@ impl RegistryService {
             };
             return self.join_part(net, connection, partial, last).map(Some);
         }
-        let work = self.short_work(connection, body);
-        if work.is_err() {
+        let Some(caller) = self.connections.get(connection) else {
             net.release(connection, held);
+            return Ok(None);
+        };
+        let (member, asker) = (caller.member(), caller.serving_address());
+        if member.is_none() && is_of_member(&body) {
+            net.release(connection, held);
+            return Err(RegistryReply::NotJoined);
         }
-        Ok(work?.map(|work| (work, held)))
-    }
-
-    fn short_work(
-        &mut self,
-        connection: ConnectionId,
-        body: RegistryRequest,
-    ) -> Result<Option<RegistryWork>, RegistryReply> {
-        let Some(caller) = self.connections.get(connection) else { return Ok(None) };
-        let member = || caller.member().ok_or(RegistryReply::NotJoined);
-        Ok(Some(match body {
-            RegistryRequest::Join { .. } => return Ok(None),
-            RegistryRequest::Search { name } => {
-                RegistryWork::Search { asker: caller.serving_address(), name }
-            }
-            RegistryRequest::SearchContent { content } => RegistryWork::SearchContent(content),
-            RegistryRequest::Update { added, removed } => {
-                RegistryWork::Update { member: member()?, added, removed }
-            }
-            RegistryRequest::Fetching { content, size } => {
-                RegistryWork::Fetching { member: member()?, content, size }
-            }
-            RegistryRequest::Fetched { content } => {
-                RegistryWork::Fetched { member: member()?, content }
-            }
-            RegistryRequest::KeepAlive => member().map(|_| RegistryWork::KeepAlive)?,
-            RegistryRequest::Leave => RegistryWork::Leave(member()?),
-            RegistryRequest::Peers { after } => RegistryWork::Peers(after),
-            RegistryRequest::Files { after } => RegistryWork::Files(after),
-        }))
+        Ok(Some((RegistryWork::Other { member, asker, body }, held)))
     }
 
     /// Adds a part of a JOIN to the earlier ones. The last part completes the JOIN.
@@ -619,6 +591,18 @@ fn encode(message: &Message, out: &mut Vec<u8>) {
     if let Err(error) = codec::encode(message, limits::REGISTRY_FRAME_BYTES_MAX, out) {
         log::error!("cannot send a message: {error}");
     }
+}
+
+/// Whether a request is about the peer as which its connection has joined.
+fn is_of_member(body: &RegistryRequest) -> bool {
+    matches!(
+        body,
+        RegistryRequest::Update { .. }
+            | RegistryRequest::Fetching { .. }
+            | RegistryRequest::Fetched { .. }
+            | RegistryRequest::KeepAlive
+            | RegistryRequest::Leave
+    )
 }
 
 /// The memory that a request holds while it is under way, approximately.

@@ -11,13 +11,13 @@ use super::directory::{DirectoryError, PeerDirectory};
 use super::interface::RegistryEvent;
 use crate::console::Console;
 use crate::limits;
-use crate::model::{ContentId, FileEntry, FileName, PeerId};
+use crate::model::{FileEntry, FileName, PeerId};
 use crate::net::ConnectionId;
 use crate::share::index::{Member, PeerEndpoint};
 use crate::text::counted;
 use crate::wire::codec;
 use crate::wire::message::Message;
-use crate::wire::share::RegistryReply;
+use crate::wire::share::{RegistryReply, RegistryRequest};
 
 /// A JOIN or UPDATE of more files than this is long. Long requests run one at a time, so that other
 /// threads are free for searches.
@@ -26,30 +26,23 @@ const REGISTRY_LONG_FILES_MIN: usize = 128;
 /// What a complete request asks for.
 #[derive(Debug)]
 pub(super) enum RegistryWork {
+    /// All parts of a JOIN.
     Join { member: Member, place: PeerEndpoint, files: Vec<FileEntry>, shares: bool },
-    Update { member: Member, added: Vec<FileEntry>, removed: Vec<FileName> },
-    Fetching { member: Member, content: ContentId, size: u64 },
-    Fetched { member: Member, content: ContentId },
-    KeepAlive,
-    Leave(Member),
-    Search { asker: SocketAddr, name: FileName },
-    SearchContent(ContentId),
-    Peers(Option<PeerId>),
-    Files(Option<FileName>),
+    /// Any other request, as it was sent.
+    Other {
+        /// The peer as which its connection has joined.
+        member: Option<Member>,
+        /// The address at which that peer serves, or the one that the connection comes from.
+        asker: SocketAddr,
+        body: RegistryRequest,
+    },
 }
 
 /// A job for a worker.
 #[derive(Debug)]
 pub(super) enum RegistryJob {
-    /// A request that holds `held` bytes of memory. `member` is the peer as which the connection
-    /// has joined; `None` for a JOIN.
-    Request {
-        connection: ConnectionId,
-        id: u64,
-        member: Option<Member>,
-        work: RegistryWork,
-        held: usize,
-    },
+    /// A request that holds `held` bytes of memory.
+    Request { connection: ConnectionId, id: u64, work: RegistryWork, held: usize },
     /// Remove a member whose connection has ended.
     Gone(Member),
     /// Find members that have been silent for too long.
@@ -74,8 +67,10 @@ impl RegistryWork {
     fn files(&self) -> usize {
         match self {
             RegistryWork::Join { files, .. } => files.len(),
-            RegistryWork::Update { added, removed, .. } => added.len() + removed.len(),
-            _ => 0,
+            RegistryWork::Other { body: RegistryRequest::Update { added, removed }, .. } => {
+                added.len() + removed.len()
+            }
+            RegistryWork::Other { .. } => 0,
         }
     }
 }
@@ -119,8 +114,8 @@ impl RegistryWorker {
     pub fn run(&self, job: RegistryJob) -> RegistryCompletion {
         let was_long = job.is_long();
         match job {
-            RegistryJob::Request { connection, id, member, work, held } => {
-                let (reply, effect) = self.answer(member, work).unwrap_or_else(|error| {
+            RegistryJob::Request { connection, id, work, held } => {
+                let (reply, effect) = self.answer(work).unwrap_or_else(|error| {
                     let reply = match error {
                         DirectoryError::JoinedElsewhere => {
                             let retry_after_ms = limits::JOINED_ELSEWHERE_RETRY_AFTER_MS;
@@ -162,9 +157,14 @@ impl RegistryWorker {
 
     fn answer(
         &self,
-        member: Option<Member>,
         work: RegistryWork,
     ) -> Result<(RegistryReply, MembershipChange), DirectoryError> {
+        let (member, asker, body) = match work {
+            RegistryWork::Join { member, place, files, shares } => {
+                return self.join(member, place, files, shares);
+            }
+            RegistryWork::Other { member, asker, body } => (member, asker, body),
+        };
         // Any request of a member is a sign of life. A peer that searches all the time sends no
         // KEEP_ALIVE.
         if let Some(member) = member
@@ -172,22 +172,8 @@ impl RegistryWorker {
         {
             return Ok((RegistryReply::NotJoined, MembershipChange::Out));
         }
-        let reply = match work {
-            RegistryWork::Join { member, place, files, shares } => {
-                let address = place.address;
-                // The console line is for peers that share files. A peer that only downloads has
-                // its own line when it searches.
-                let names = (shares && self.console.is_on()).then(|| names(&files));
-                let files_count = files.len();
-                self.directory.join(member, place, files)?;
-                let files = counted(files_count as u64, "file", "files");
-                log::info!("peer {} at {address} has joined with {files}", member.peer);
-                if let Some(names) = names {
-                    self.console.show(RegistryEvent::Joined { address, names });
-                }
-                return Ok((RegistryReply::JoinOk, MembershipChange::Joined(member, address)));
-            }
-            RegistryWork::Update { member, added, removed } => {
+        let reply = match (body, member) {
+            (RegistryRequest::Update { added, removed }, Some(member)) => {
                 let (new, gone) = (added.len(), removed.len());
                 let known = self.directory.update(member, added, &removed)?;
                 if known {
@@ -196,21 +182,21 @@ impl RegistryWorker {
                 }
                 return Ok(if_known(known, RegistryReply::UpdateOk));
             }
-            RegistryWork::Fetching { member, content, size } => {
+            (RegistryRequest::Fetching { content, size }, Some(member)) => {
                 let known = self.directory.fetching(member, content, size)?;
                 return Ok(if_known(known, RegistryReply::UpdateOk));
             }
-            RegistryWork::Fetched { member, content } => {
+            (RegistryRequest::Fetched { content }, Some(member)) => {
                 let known = self.directory.fetched(member, content)?;
                 return Ok(if_known(known, RegistryReply::UpdateOk));
             }
-            RegistryWork::KeepAlive => RegistryReply::AliveOk,
-            RegistryWork::Leave(member) => {
+            (RegistryRequest::KeepAlive, Some(_)) => RegistryReply::AliveOk,
+            (RegistryRequest::Leave, Some(member)) => {
                 self.directory.leave(member)?;
                 log::info!("peer {} has left", member.peer);
                 return Ok((RegistryReply::LeaveOk, MembershipChange::Out));
             }
-            RegistryWork::Search { asker, name } => {
+            (RegistryRequest::Search { name }, _) => {
                 let mut sources = Vec::new();
                 for name in name.spellings() {
                     sources = self.directory.search(&name)?;
@@ -223,19 +209,44 @@ impl RegistryWorker {
                 }
                 RegistryReply::Sources(sources)
             }
-            RegistryWork::SearchContent(content) => {
+            (RegistryRequest::SearchContent { content }, _) => {
                 RegistryReply::Sources(self.directory.sources_of(content)?)
             }
-            RegistryWork::Peers(after) => {
+            (RegistryRequest::Peers { after }, _) => {
                 let (peers, more) = self.directory.peers(after)?;
                 RegistryReply::Peers { peers, more }
             }
-            RegistryWork::Files(after) => {
+            (RegistryRequest::Files { after }, _) => {
                 let (files, more) = self.directory.files(after.as_ref())?;
                 RegistryReply::Files { files, more }
             }
+            // The event loop puts JOINs together, and asks for nothing in the name of no member.
+            (body @ RegistryRequest::Join { .. }, _) | (body, None) => {
+                panic!("{body:?} of {member:?} is no work for a thread")
+            }
         };
         Ok((reply, MembershipChange::None))
+    }
+
+    fn join(
+        &self,
+        member: Member,
+        place: PeerEndpoint,
+        files: Vec<FileEntry>,
+        shares: bool,
+    ) -> Result<(RegistryReply, MembershipChange), DirectoryError> {
+        let address = place.address;
+        // The console line is for peers that share files. A peer that only downloads has its own
+        // line when it searches.
+        let names = (shares && self.console.is_on()).then(|| names(&files));
+        let files_count = files.len();
+        self.directory.join(member, place, files)?;
+        let files = counted(files_count as u64, "file", "files");
+        log::info!("peer {} at {address} has joined with {files}", member.peer);
+        if let Some(names) = names {
+            self.console.show(RegistryEvent::Joined { address, names });
+        }
+        Ok((RegistryReply::JoinOk, MembershipChange::Joined(member, address)))
     }
 }
 

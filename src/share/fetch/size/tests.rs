@@ -1,11 +1,15 @@
 //! Proofs of a size by sources that lie in every way.
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::limits::{CHUNK_BYTES, HASHES_PER_FRAME_MAX};
 use crate::model::PeerId;
 use crate::share::content::Manifest;
+use crate::share::greeting;
+use crate::wire::codec;
+use crate::wire::message::Message;
 
 /// How a source answers when it is asked for a proof.
 #[derive(Clone, Copy, Debug)]
