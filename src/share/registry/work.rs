@@ -55,6 +55,11 @@ impl RegistryJob {
     /// Whether it may take long, because it changes many files.
     pub fn is_long(&self) -> bool {
         match self {
+            // A peer that leaves may have many.
+            RegistryJob::Request {
+                work: RegistryWork::Other { body: RegistryRequest::Leave, .. },
+                ..
+            } => true,
             RegistryJob::Request { work, .. } => work.files() > REGISTRY_LONG_FILES_MIN,
             RegistryJob::Gone(_) | RegistryJob::RemoveSilent(_) => true,
             RegistryJob::Expire => false,

@@ -311,7 +311,9 @@ impl LocalPeers {
         self.peers.retain(|peer, local| {
             // The row of one that has joined since the scan began may be newer than the scan.
             let is_due = local.joined.is_some_and(|joined| joined < began);
-            let is_ours = |row: &&PeerRow| (row.registry, row.session) == (own, local.session);
+            // Whoever removes a peer hides it first, and may get no further.
+            let is_ours =
+                |row: &&PeerRow| row.offered && (row.registry, row.session) == (own, local.session);
             let stays = !is_due || by_peer.get(peer).is_some_and(is_ours);
             if !stays {
                 taken_over.push(*peer);
@@ -413,6 +415,18 @@ mod tests {
             assert_eq!(verdict.taken_over, [PeerId(7)], "{there:?}");
             assert_eq!(state.with_peer(member(7), at(2), |_| ()), None);
         }
+    }
+
+    /// Another registry that believed this one dead has begun to remove the peer, and got no
+    /// further.
+    #[test]
+    fn a_peer_that_was_hidden_is_to_join_again() {
+        let (mut state, at) = state_with_peer(7);
+        let (peer, StoredPeer { row, version }) = row(7, OWN);
+        let hidden = StoredPeer { row: PeerRow { offered: false, ..row }, version };
+        let rows = ScannedRows { peers: vec![(peer, hidden)], registries: vec![] };
+        assert_eq!(state.scanned(&rows, at(1), at(1)).taken_over, [peer]);
+        assert_eq!(state.scanned(&rows, at(2), at(2)).orphaned, [(peer, hidden)]);
     }
 
     #[test]
