@@ -69,7 +69,7 @@ pub const FRAME_HEADER_BYTES: usize = 4;
 pub const HELLO_FRAME_BYTES_MAX: usize = 1024;
 /// Bytes of a frame between servers; a longer one closes the connection. Room for the longest entry
 /// behind a full message of others.
-pub const PEER_FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub const SERVER_FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Clients connected to a server at once. One more gets the place of one of the origin that has the
 /// most, if its own has fewer (`net::crowd`); otherwise it is sent `REFUSED` and closed.
 pub const CONNECTIONS_MAX: usize = 4096;
@@ -113,10 +113,10 @@ pub const BUDGET_CONNECTION_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// to it are dropped (and resent later by the consensus protocol). What is under way to a server is
 /// bounded by [`APPENDS_IN_FLIGHT_MAX`] and [`FORWARD_BYTES_MAX`]: this is met only with a backlog
 /// of very long entries.
-pub const PEER_SEND_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const SERVER_SEND_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of a frame on the connection between servers for what must not wait; a longer one closes
 /// it.
-pub const PEER_CONTROL_FRAME_BYTES_MAX: usize = 4 * 1024;
+pub const SERVER_CONTROL_FRAME_BYTES_MAX: usize = 4 * 1024;
 /// From accept (or dial) to a whole greeting; then the connection is closed.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// From a frame's first byte to its last, the time in which this side does not read apart; then the
@@ -134,18 +134,18 @@ pub const FRAME_BUFFER_BYTES_MIN: usize = 4 * 1024;
 /// after large ones.
 pub const FRAME_BUFFER_BYTES_KEEP: usize = 64 * 1024;
 /// How often a server sends PING to another one, on the connections that it has dialled.
-pub const PEER_PING_INTERVAL: Duration = Duration::from_millis(200);
+pub const SERVER_PING_INTERVAL: Duration = Duration::from_millis(200);
 /// Without an answer for this long, stalls of this server's loop not counted, the connection to
 /// another server is given up and dialled again. Consensus notices silence sooner and by itself;
 /// this limit is there because the system tries a cut connection again at ever longer intervals,
 /// and a new one gets through at once.
-pub const PEER_SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
+pub const SERVER_SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection from another server on which nothing at all comes for this long is closed. Long,
 /// because the server that dialled it closes it much sooner, and replaces it.
-pub const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const SERVER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Another server that is dialled is to accept the connection within this time; then it is dialled
 /// again. It is an election time-out: servers further apart cannot follow each other anyway.
-pub const PEER_DIAL_TIMEOUT: Duration = Duration::from_millis(300);
+pub const SERVER_DIAL_TIMEOUT: Duration = Duration::from_millis(300);
 /// First wait before dialling a server again.
 pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(20);
 /// Longest wait before dialling a server again.
@@ -662,7 +662,7 @@ const _: () = {
         client_frame_bytes_max(VALUE_BYTES_MAX)
             + MESSAGE_OVERHEAD_BYTES_MAX
             + APPEND_BYTES_MAX as usize
-            <= PEER_FRAME_BYTES_MAX
+            <= SERVER_FRAME_BYTES_MAX
     );
     assert!((VALUE_BYTES_MAX + KEY_BYTES_MAX) as u64 <= LOG_SEGMENT_BYTES / 2);
     assert!(SNAPSHOT_RETRY_MIN.as_millis() <= SNAPSHOT_RETRY_MAX.as_millis());
@@ -673,24 +673,24 @@ const _: () = {
     assert!(
         APPENDS_IN_FLIGHT_MAX * APPEND_BYTES_MAX as usize
             + FORWARD_BYTES_MAX
-            + PEER_FRAME_BYTES_MAX
-            <= PEER_SEND_BYTES_MAX
+            + SERVER_FRAME_BYTES_MAX
+            <= SERVER_SEND_BYTES_MAX
     );
-    assert!(PEER_CONTROL_FRAME_BYTES_MAX < LARGE_FRAME_BYTES);
+    assert!(SERVER_CONTROL_FRAME_BYTES_MAX < LARGE_FRAME_BYTES);
     // The consensus library counts eight bytes and more for an entry that is not empty.
     assert!(APPEND_ENTRIES_MAX * 8 >= APPEND_BYTES_MAX as usize);
     assert!(UNCOMMITTED_BYTES_MAX as usize <= UNAPPLIED_BYTES_MAX);
     assert!(ELECTION_TICKS > 2 * HEARTBEAT_TICKS);
-    assert!(PEER_PING_INTERVAL.as_millis() * 3 < PEER_SILENCE_TIMEOUT.as_millis());
+    assert!(SERVER_PING_INTERVAL.as_millis() * 3 < SERVER_SILENCE_TIMEOUT.as_millis());
     // Another server is asked before the connection to a silent one is given up.
     assert!(
         CLIENT_HEDGE_DELAY.as_millis() * (CLIENT_CONSOLE_HEDGE_FACTOR as u128)
             < CLIENT_CONNECT_TIMEOUT.as_millis()
     );
     assert!(CLIENT_CONNECT_TIMEOUT.as_millis() < CLIENT_SILENCE_TIMEOUT.as_millis());
-    assert!(PEER_SILENCE_TIMEOUT.as_millis() < PEER_IDLE_TIMEOUT.as_millis());
-    assert!(PEER_PING_INTERVAL.as_millis() >= TICK.as_millis());
-    assert!(PEER_DIAL_TIMEOUT.as_millis() >= ELECTION_TICKS as u128 * TICK.as_millis());
+    assert!(SERVER_SILENCE_TIMEOUT.as_millis() < SERVER_IDLE_TIMEOUT.as_millis());
+    assert!(SERVER_PING_INTERVAL.as_millis() >= TICK.as_millis());
+    assert!(SERVER_DIAL_TIMEOUT.as_millis() >= ELECTION_TICKS as u128 * TICK.as_millis());
     assert!(CLIENT_PING_INTERVAL.as_millis() * 2 < CLIENT_SILENCE_TIMEOUT.as_millis());
     assert!(2 * STALL_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());
     assert!(BOOTSTRAP_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());

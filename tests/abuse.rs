@@ -26,8 +26,8 @@ use acervo::model::{
 };
 use acervo::process::exit_status;
 use acervo::wire::message::{
-    Channel, ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, RaftBody,
-    RaftMessage, Reply, Request, Role, ServerStatus, Welcome, WriteRequest,
+    Channel, ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, RaftBody, RaftMessage, Reply,
+    Request, Role, ServerMessage, ServerStatus, Welcome, WriteRequest,
 };
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -99,7 +99,7 @@ fn messages_out_of_place_are_refused_in_a_sentence() {
     let client_says = "a client sends REQUEST and PING only";
     let out_of_place = [
         Message::Reply { id: 1, body: done(1) },
-        Message::Peer(PeerMessage::ReadIndex { id: 1 }),
+        Message::Server(ServerMessage::ReadIndex { id: 1 }),
         hello(HelloRole::CLIENT),
         Message::Refused { reason: "no".into() },
     ];
@@ -503,7 +503,7 @@ fn forged_messages_between_servers_cost_the_forger_its_connection_at_most() {
                 let message =
                     RaftMessage { from: NodeId(3), to: NodeId(at as u64 + 1), term, body };
                 let mut forger = Raw::third_server(address, cluster);
-                forger.send(&Message::Peer(PeerMessage::Raft(message)));
+                forger.send(&Message::Server(ServerMessage::Raft(message)));
                 forger.send(&Message::Ping { nonce: 5 });
                 let mut heard = forger.receive();
                 if heard == Some(Message::Pong { nonce: 5 }) {
@@ -544,7 +544,7 @@ fn forged_messages_between_servers_cost_the_forger_its_connection_at_most() {
     };
     let to = NodeId(leader as u64 + 1);
     let message = |from, body| {
-        Message::Peer(PeerMessage::Raft(RaftMessage { from, to, term: standing.term, body }))
+        Message::Server(ServerMessage::Raft(RaftMessage { from, to, term: standing.term, body }))
     };
     let mut forger = Raw::third_server(address, cluster);
     forger.send(&message(NodeId(3), body));
@@ -558,7 +558,7 @@ fn forged_messages_between_servers_cost_the_forger_its_connection_at_most() {
 
     let mut confused = Raw::third_server(address, cluster);
     confused.send(&Message::Request { id: 1, body: Request::Status });
-    assert_eq!(confused.refusal(), "a server sends PEER and PING only");
+    assert_eq!(confused.refusal(), "a server sends SERVER and PING only");
     for at in 0..2 {
         assert!(!group.log(at).contains("panicked"), "{}", group.log(at));
     }
@@ -631,23 +631,23 @@ impl Liar {
                     say(&mut raw, Message::Pong { nonce })?;
                     continue;
                 }
-                Message::Peer(PeerMessage::StateHashAt { id, .. }) => {
-                    PeerMessage::StateHashOk { id, hash: Some(5) }
+                Message::Server(ServerMessage::StateHashAt { id, .. }) => {
+                    ServerMessage::StateHashOk { id, hash: Some(5) }
                 }
-                Message::Peer(PeerMessage::LogTerm { id, .. }) => {
-                    PeerMessage::LogTermOk { id, term: Some(1 << 40) }
+                Message::Server(ServerMessage::LogTerm { id, .. }) => {
+                    ServerMessage::LogTermOk { id, term: Some(1 << 40) }
                 }
-                Message::Peer(PeerMessage::ReadIndex { id }) => {
-                    PeerMessage::ReadIndexOk { id, index: u64::MAX }
+                Message::Server(ServerMessage::ReadIndex { id }) => {
+                    ServerMessage::ReadIndexOk { id, index: u64::MAX }
                 }
-                Message::Peer(PeerMessage::Forward { id, .. }) => {
-                    PeerMessage::Forwarded { id, reply: None }
+                Message::Server(ServerMessage::Forward { id, .. }) => {
+                    ServerMessage::Forwarded { id, reply: None }
                 }
                 _ => continue,
             };
             asked.fetch_add(1, Ordering::Relaxed);
             let mut link = Raw::third_server(addresses[node.0 as usize - 1], cluster);
-            say(&mut link, Message::Peer(lie));
+            say(&mut link, Message::Server(lie));
         }
     }
 
@@ -659,7 +659,7 @@ impl Liar {
             let to = NodeId(at as u64 + 1);
             let mut lies = Vec::new();
             let mut raft = |term, body| {
-                lies.push(PeerMessage::Raft(RaftMessage { from: NodeId(3), to, term, body }));
+                lies.push(ServerMessage::Raft(RaftMessage { from: NodeId(3), to, term, body }));
             };
             let ahead = term + (1 << 32);
             for _ in 0..4 {
@@ -707,20 +707,20 @@ impl Liar {
             append(last_index, term, last_of_all);
             append(0, 0, Bytes::new());
             lies.extend([
-                PeerMessage::StateHashOk { id: 1, hash: Some(5) },
-                PeerMessage::LogTermOk { id: 1, term: Some(ahead) },
-                PeerMessage::ReadIndexOk { id: 1, index: u64::MAX },
-                PeerMessage::Forwarded { id: 1, reply: Some(done(i64::MAX)) },
-                PeerMessage::About { wall_us: i64::MAX, level: u32::MAX },
-                PeerMessage::Disk { full: true },
+                ServerMessage::StateHashOk { id: 1, hash: Some(5) },
+                ServerMessage::LogTermOk { id: 1, term: Some(ahead) },
+                ServerMessage::ReadIndexOk { id: 1, index: u64::MAX },
+                ServerMessage::Forwarded { id: 1, reply: Some(done(i64::MAX)) },
+                ServerMessage::About { wall_us: i64::MAX, level: u32::MAX },
+                ServerMessage::Disk { full: true },
             ]);
             // Among them those at which states are compared: the first entry of each term.
             lies.extend(
-                (1..=last_index.min(30)).map(|index| PeerMessage::StateHash { index, hash: 5 }),
+                (1..=last_index.min(30)).map(|index| ServerMessage::StateHash { index, hash: 5 }),
             );
             for lie in lies {
                 let mut link = Raw::third_server(*address, self.cluster);
-                link.send(&Message::Peer(lie));
+                link.send(&Message::Server(lie));
                 link.send(&Message::Ping { nonce: 5 });
                 // It has been heard then, or has cost the connection.
                 let _ = link.receive();
@@ -806,7 +806,7 @@ fn a_server_that_asks_for_the_read_index_without_end_costs_nobody_anything() {
     assert!(QUESTIONS > 100 * limits::READ_INDEX_REQUESTS_MAX as u64);
     let mut piece = Vec::new();
     for id in 0..QUESTIONS {
-        piece.extend_from_slice(&frame_of(&Message::Peer(PeerMessage::ReadIndex { id })));
+        piece.extend_from_slice(&frame_of(&Message::Server(ServerMessage::ReadIndex { id })));
         if piece.len() > 256 * 1024 {
             greedy.bytes(&piece);
             piece.clear();

@@ -122,7 +122,7 @@ fn somebody_who_says_it_is_a_server_gets_no_more_room() {
     let cluster = support::raw::status(address).cluster;
     let role =
         HelloRole::Server { cluster, node: NodeId(3), incarnation: 7, channel: Channel::Bulk };
-    let bytes = unfinished(limits::PEER_FRAME_BYTES_MAX, sized(8, 16) * MIB - 1);
+    let bytes = unfinished(limits::SERVER_FRAME_BYTES_MAX, sized(8, 16) * MIB - 1);
     // Each takes the place of the one before.
     let held: Vec<TcpStream> = (0..sized(8, 100))
         .map(|_| {

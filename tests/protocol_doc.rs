@@ -260,7 +260,7 @@ fn examples() -> Vec<(&'static str, Message)> {
         ),
         (
             "forward",
-            Message::Peer(PeerMessage::Forward {
+            Message::Server(ServerMessage::Forward {
                 id: 9,
                 client: "127.0.0.1:50000".parse().expect("an address"),
                 write: EncodedWrite::new(put.request, put.op),
@@ -268,7 +268,7 @@ fn examples() -> Vec<(&'static str, Message)> {
         ),
         (
             "replication",
-            Message::Peer(PeerMessage::Raft(RaftMessage {
+            Message::Server(ServerMessage::Raft(RaftMessage {
                 from: NodeId(1),
                 to: NodeId(2),
                 term: 3,
@@ -339,7 +339,7 @@ fn the_documents_limits_are_the_codes() {
         ("value", limits::VALUE_BYTES_MAX_DEFAULT),
         ("frame before the greeting", limits::HELLO_FRAME_BYTES_MAX),
         ("frame from a client", limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX)),
-        ("frame between servers", limits::PEER_FRAME_BYTES_MAX),
+        ("frame between servers", limits::SERVER_FRAME_BYTES_MAX),
         ("requests under way", limits::REQUESTS_PER_CONNECTION_MAX),
         ("requests under way in all", limits::REQUESTS_MAX),
         ("clients of a server", limits::CONNECTIONS_MAX),

@@ -134,7 +134,7 @@ impl Raw {
 
 fn frame(message: &Message) -> Vec<u8> {
     let mut frame = Vec::new();
-    codec::encode(message, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
+    codec::encode(message, limits::SERVER_FRAME_BYTES_MAX, &mut frame).unwrap();
     frame
 }
 

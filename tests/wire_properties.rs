@@ -6,7 +6,7 @@
 use std::hash::{BuildHasher, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
-use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, PEER_FRAME_BYTES_MAX};
+use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, SERVER_FRAME_BYTES_MAX};
 use acervo::model::{
     Barrier, ChunkHash, ClientId, ClusterId, Condition, ContentId, Del, DelAll, DelRange, Effect,
     EncodedWrite, FileEntry, FileName, History, LogEntry, NodeId, OpResult, PageNext, PageOf,
@@ -282,43 +282,43 @@ fn history(number: u64) -> Option<History> {
     })
 }
 
-fn peer_message() -> impl Strategy<Value = PeerMessage> {
+fn peer_message() -> impl Strategy<Value = ServerMessage> {
     prop_oneof![
         (node(), node(), any::<u64>(), raft_body()).prop_map(|(from, to, term, body)| {
-            PeerMessage::Raft(RaftMessage { from, to, term, body })
+            ServerMessage::Raft(RaftMessage { from, to, term, body })
         }),
         (any::<u64>(), address(), write_request()).prop_map(|(id, client, write)| {
             let write = EncodedWrite::new(write.request, write.op);
-            PeerMessage::Forward { id, client, write }
+            ServerMessage::Forward { id, client, write }
         }),
         (any::<u64>(), option::of(reply()))
-            .prop_map(|(id, reply)| PeerMessage::Forwarded { id, reply }),
-        any::<u64>().prop_map(|id| PeerMessage::ReadIndex { id }),
-        any::<[u64; 2]>().prop_map(|[id, index]| PeerMessage::ReadIndexOk { id, index }),
-        any::<[u64; 2]>().prop_map(|[index, hash]| PeerMessage::StateHash { index, hash }),
-        any::<[u64; 2]>().prop_map(|[id, index]| PeerMessage::StateHashAt { id, index }),
+            .prop_map(|(id, reply)| ServerMessage::Forwarded { id, reply }),
+        any::<u64>().prop_map(|id| ServerMessage::ReadIndex { id }),
+        any::<[u64; 2]>().prop_map(|[id, index]| ServerMessage::ReadIndexOk { id, index }),
+        any::<[u64; 2]>().prop_map(|[index, hash]| ServerMessage::StateHash { index, hash }),
+        any::<[u64; 2]>().prop_map(|[id, index]| ServerMessage::StateHashAt { id, index }),
         (any::<u64>(), any::<Option<u64>>())
-            .prop_map(|(id, hash)| PeerMessage::StateHashOk { id, hash }),
-        any::<[u64; 2]>().prop_map(|[id, index]| PeerMessage::LogTerm { id, index }),
+            .prop_map(|(id, hash)| ServerMessage::StateHashOk { id, hash }),
+        any::<[u64; 2]>().prop_map(|[id, index]| ServerMessage::LogTerm { id, index }),
         (any::<u64>(), any::<Option<u64>>())
-            .prop_map(|(id, term)| PeerMessage::LogTermOk { id, term }),
+            .prop_map(|(id, term)| ServerMessage::LogTermOk { id, term }),
         (any::<i64>(), any::<u32>())
-            .prop_map(|(wall_us, level)| PeerMessage::About { wall_us, level }),
-        any::<bool>().prop_map(|full| PeerMessage::Disk { full }),
+            .prop_map(|(wall_us, level)| ServerMessage::About { wall_us, level }),
+        any::<bool>().prop_map(|full| ServerMessage::Disk { full }),
         (any::<[u64; 5]>(), any::<Option<u64>>(), any::<i64>()).prop_map(
             |([id, leader_term, index, term, hash], key, at)| {
                 let snapshot = SnapshotId { leader_term, index, term };
-                PeerMessage::Snapshot { id, key, snapshot, timestamp: Timestamp(at), hash }
+                ServerMessage::Snapshot { id, key, snapshot, timestamp: Timestamp(at), hash }
             },
         ),
         (any::<[u64; 2]>(), blob()).prop_map(|([id, sequence], data)| {
-            PeerMessage::SnapshotChunk { id, sequence, data }
+            ServerMessage::SnapshotChunk { id, sequence, data }
         }),
-        any::<[u64; 2]>().prop_map(|[id, chunks]| PeerMessage::SnapshotEnd { id, chunks }),
+        any::<[u64; 2]>().prop_map(|[id, chunks]| ServerMessage::SnapshotEnd { id, chunks }),
         (any::<[u64; 3]>(), 0..4usize).prop_map(|([id, stored, key], outcome)| {
             use SnapshotOutcome::*;
             let outcome = [Receiving, Complete, Failed, Key(key)][outcome];
-            PeerMessage::SnapshotAnswer { id, stored, outcome }
+            ServerMessage::SnapshotAnswer { id, stored, outcome }
         }),
     ]
 }
@@ -481,7 +481,7 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u64>(), reply()).prop_map(|(id, body)| Message::Reply { id, body }),
         any::<u64>().prop_map(|nonce| Message::Ping { nonce }),
         any::<u64>().prop_map(|nonce| Message::Pong { nonce }),
-        peer_message().prop_map(Message::Peer),
+        peer_message().prop_map(Message::Server),
         share_message(),
         share_message(),
         share_message(),
@@ -492,7 +492,7 @@ fn message() -> impl Strategy<Value = Message> {
 
 fn encoded(message: &Message) -> Vec<u8> {
     let mut frame = Vec::new();
-    codec::encode(message, PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
+    codec::encode(message, SERVER_FRAME_BYTES_MAX, &mut frame).unwrap();
     frame
 }
 
@@ -520,7 +520,7 @@ fn any_split_of_a_stream_gives_the_same_messages() {
         cuts.extend([0, stream.len()]);
         cuts.sort_unstable();
 
-        let mut deframer = Deframer::new(PEER_FRAME_BYTES_MAX);
+        let mut deframer = Deframer::new(SERVER_FRAME_BYTES_MAX);
         let mut received = Vec::new();
         for piece in cuts.windows(2) {
             deframer.push(&stream[piece[0]..piece[1]]);
@@ -575,7 +575,7 @@ fn any_split_of_a_long_stream_gives_the_same_frames() {
 #[test]
 fn a_stream_fed_a_byte_at_a_time_gives_the_same_messages() {
     check(vec(message(), 1..4), |messages| {
-        let mut deframer = Deframer::new(PEER_FRAME_BYTES_MAX);
+        let mut deframer = Deframer::new(SERVER_FRAME_BYTES_MAX);
         let mut received = Vec::new();
         for byte in messages.iter().flat_map(encoded) {
             deframer.push(&[byte]);
@@ -592,7 +592,7 @@ fn a_stream_fed_a_byte_at_a_time_gives_the_same_messages() {
 fn frames_left_unread_are_still_whole() {
     check((vec(message(), 1..12), 1..600usize), |(messages, step)| {
         let stream: Vec<u8> = messages.iter().flat_map(encoded).collect();
-        let mut deframer = Deframer::new(PEER_FRAME_BYTES_MAX);
+        let mut deframer = Deframer::new(SERVER_FRAME_BYTES_MAX);
         let mut received = Vec::new();
         // At most one frame is taken a push, so that several wait and the buffer is moved.
         for piece in stream.chunks(step) {
@@ -661,7 +661,7 @@ fn a_truncated_message_is_an_error() {
 
 #[test]
 fn a_length_over_the_cap_is_rejected_before_anything_is_allocated_for_it() {
-    check((1..=PEER_FRAME_BYTES_MAX, any::<u32>()), |(cap, announced)| {
+    check((1..=SERVER_FRAME_BYTES_MAX, any::<u32>()), |(cap, announced)| {
         let mut deframer = Deframer::new(cap);
         deframer.push(&announced.to_be_bytes());
         let announced = announced as usize;
@@ -704,13 +704,13 @@ fn deep_nesting_is_an_error_even_on_a_small_stack() {
     let map = |depth: usize| [0x81, 0xa1, b'x'].repeat(depth);
     let mut bodies = vec![array(100_000), map(100_000)];
     // Where a number, a string, bytes or a structure is expected.
-    for prefix in ["PING", "REFUSED", "HELLO", "REQUEST", "PEER"] {
+    for prefix in ["PING", "REFUSED", "HELLO", "REQUEST", "SERVER"] {
         bodies.push([opening(prefix), array(100_000)].concat());
         bodies.push([opening(prefix), map(100_000)].concat());
     }
     // In place of a log entry's bytes, at the deepest spot a message has.
     let entries = [
-        &opening("PEER")[..],
+        &opening("SERVER")[..],
         &opening("RAFT"),
         &[0x94, 1, 1, 1],
         &opening("REPLICATION"),
@@ -734,7 +734,7 @@ fn deep_nesting_is_an_error_even_on_a_small_stack() {
 fn announced_sizes_without_the_bytes_are_errors() {
     const HUGE: [u8; 4] = [0x80, 0, 0, 0];
     let entries = [
-        &opening("PEER")[..],
+        &opening("SERVER")[..],
         &opening("RAFT"),
         &[0x94, 1, 1, 1],
         &opening("REPLICATION"),
@@ -779,7 +779,7 @@ fn lists(count: u32, element: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     };
     let keys = [&opening("PAGE")[..], &[0x96], &opening("KEYS"), &[0x91]].concat();
     let append = [
-        &opening("PEER")[..],
+        &opening("SERVER")[..],
         &opening("RAFT"),
         &[0x94, 1, 1, 1],
         &opening("REPLICATION"),
@@ -875,7 +875,7 @@ fn bytes_travel_as_bin() {
     let entry = LogEntry { term: 1, index: 1, data: Bytes::from(vec![0xab; 300]) };
     let append =
         RaftBody::Append { previous_index: 0, previous_term: 0, commit: 0, entries: vec![entry] };
-    let message = Message::Peer(PeerMessage::Raft(RaftMessage {
+    let message = Message::Server(ServerMessage::Raft(RaftMessage {
         from: NodeId(1),
         to: NodeId(2),
         term: 1,

@@ -410,7 +410,7 @@ impl Consensus {
         let commit = self.commit();
         let store = self.raw.mut_store();
         store.committed_bytes(commit) > max
-            || store.unapplied_bytes() > 2 * max + limits::PEER_FRAME_BYTES_MAX
+            || store.unapplied_bytes() > 2 * max + limits::SERVER_FRAME_BYTES_MAX
     }
 
     /// The commit index, if the entry there is of this term.

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{Notice, Output};
 use crate::model::{AppliedPoint, LogIndex, NodeId};
-use crate::wire::message::PeerMessage;
+use crate::wire::message::ServerMessage;
 
 /// Number of indices whose hashes are kept. A replica that is further behind is compared at a later
 /// index.
@@ -103,13 +103,13 @@ impl ConsistencyCheck {
 
     /// Notes the point up to which entries are applied. If replicas compare their states there,
     /// returns the message with the hash of this server's.
-    pub fn applied(&mut self, point: AppliedPoint) -> Option<PeerMessage> {
+    pub fn applied(&mut self, point: AppliedPoint) -> Option<ServerMessage> {
         let AppliedPoint { index, hash, .. } = point;
         let is_compared = self.compared_at.contains(&index);
         self.compared_at = self.compared_at.split_off(&(index + 1));
         is_compared.then(|| {
             self.hashes.note_ours(index, hash);
-            PeerMessage::StateHash { index, hash }
+            ServerMessage::StateHash { index, hash }
         })
     }
 
@@ -125,9 +125,9 @@ impl ConsistencyCheck {
     }
 
     /// If a question about the states is due, begins one and returns the message for all others.
-    pub fn question_about_states(&mut self, now_us: u64) -> Option<PeerMessage> {
+    pub fn question_about_states(&mut self, now_us: u64) -> Option<ServerMessage> {
         let index = self.hashes.question_due(self.next_question, now_us)?;
-        Some(PeerMessage::StateHashAt { id: self.take_number(), index })
+        Some(ServerMessage::StateHashAt { id: self.take_number(), index })
     }
 
     /// Whether the states are disputed, so that replicas are to compare them at a later index, too.
@@ -201,13 +201,13 @@ impl ConsistencyCheck {
 
     /// If a question about a contradiction is due, begins one and returns the message for all
     /// others.
-    pub fn question_about_log(&mut self, now_us: u64) -> Option<PeerMessage> {
+    pub fn question_about_log(&mut self, now_us: u64) -> Option<ServerMessage> {
         let contradiction = self.contradiction.as_mut()?;
         let index = contradiction.index;
         let asked_us = &mut self.contradiction_asked_us;
         contradiction
             .is_question_due(self.next_question, asked_us, now_us)
-            .then(|| PeerMessage::LogTerm { id: self.take_number(), index })
+            .then(|| ServerMessage::LogTerm { id: self.take_number(), index })
     }
 
     /// The index at which a contradiction is in question.

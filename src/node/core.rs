@@ -43,7 +43,7 @@ use crate::model::{
     AppliedPoint, AppliedWrite, Command, Effect, FeatureLevel, GroupRules, LogIndex, NodeId,
     Recovered, StateLimits, Term, WriteFate,
 };
-use crate::wire::message::{ErrorCode, PeerMessage, RaftMessage, Role};
+use crate::wire::message::{ErrorCode, RaftMessage, Role, ServerMessage};
 
 /// A read-index request is repeated if none was made for this long: longer than a round of
 /// heartbeats on a loaded machine takes. An answer may take longer, and still counts.
@@ -430,7 +430,7 @@ impl Node {
             && self.reachability.links().contains(&leader)
         {
             let id = self.reads.begin_request(now.monotonic_us);
-            let message = PeerMessage::ReadIndex { id };
+            let message = ServerMessage::ReadIndex { id };
             out.push(Output::Send { to: leader, message });
         }
     }
@@ -463,7 +463,7 @@ impl Node {
     }
 
     /// Sends a message to every server that this node has a link to.
-    fn send_to_all(&self, message: &PeerMessage, out: &mut Vec<Output>) {
+    fn send_to_all(&self, message: &ServerMessage, out: &mut Vec<Output>) {
         let send = |to: &NodeId| Output::Send { to: *to, message: message.clone() };
         out.extend(self.reachability.links().iter().map(send));
     }
@@ -484,7 +484,7 @@ impl Node {
     fn compare_clocks(&mut self, now: Now, out: &mut Vec<Output>) {
         if self.server_clocks.is_due(now.monotonic_us) {
             let level = self.config.release.level.level;
-            let message = PeerMessage::About { wall_us: now.wall_us, level };
+            let message = ServerMessage::About { wall_us: now.wall_us, level };
             self.send_to_all(&message, out);
         }
         if self.consensus.role() == Role::Leader

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 
 use super::replies::error;
 use crate::model::{DiskSpace, NodeId};
-use crate::wire::message::{ErrorCode, PeerMessage, RaftBody, RaftMessage, Reply};
+use crate::wire::message::{ErrorCode, RaftBody, RaftMessage, Reply, ServerMessage};
 
 /// Ticks after which a server sends the state of its disk again: half a second, so that a lost
 /// message delays a refusal no longer than that.
@@ -68,14 +68,14 @@ impl Disks {
     }
 
     /// The message with the state of this server's disk, to be sent to all others.
-    pub fn announce(&mut self) -> PeerMessage {
+    pub fn announce(&mut self) -> ServerMessage {
         self.ticks_since_sent = 0;
         self.message()
     }
 
     /// The message with the state of this server's disk.
-    pub fn message(&self) -> PeerMessage {
-        PeerMessage::Disk { full: self.own.is_full() }
+    pub fn message(&self) -> ServerMessage {
+        ServerMessage::Disk { full: self.own.is_full() }
     }
 
     /// Whether the disk of another server is not known to be full.

@@ -41,7 +41,7 @@ use crate::model::{
     Action, AppliedPoint, AppliedWrite, Command, DiskSpace, EncodedWrite, FeatureLevel, LogBatch,
     LogEntry, LogIndex, MachineSummary, NodeId, SnapshotId, Term, Timestamp,
 };
-use crate::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply};
+use crate::wire::message::{RaftBody, RaftMessage, Reply, ServerMessage};
 
 pub use self::notice::{Notice, clock_apart};
 pub use self::replies::not_to_be_read;
@@ -189,7 +189,7 @@ pub enum ReadCondition {
 /// makes it where it decodes.
 #[derive(Clone, Debug)]
 pub struct CheckedMessage {
-    message: PeerMessage,
+    message: ServerMessage,
     /// The highest feature level that its entries raise the group to.
     level: Option<FeatureLevel>,
 }
@@ -199,9 +199,9 @@ impl CheckedMessage {
     ///
     /// # Errors
     /// One sentence that says why the link is to be closed.
-    pub fn new(message: PeerMessage) -> Result<CheckedMessage, String> {
+    pub fn new(message: ServerMessage) -> Result<CheckedMessage, String> {
         let mut level: Option<FeatureLevel> = None;
-        if let PeerMessage::Raft(RaftMessage { body: RaftBody::Append { entries, .. }, .. }) =
+        if let ServerMessage::Raft(RaftMessage { body: RaftBody::Append { entries, .. }, .. }) =
             &message
         {
             for entry in entries {
@@ -222,14 +222,14 @@ impl CheckedMessage {
     pub fn is_about_a_snapshot(&self) -> bool {
         matches!(
             self.message,
-            PeerMessage::Snapshot { .. }
-                | PeerMessage::SnapshotChunk { .. }
-                | PeerMessage::SnapshotEnd { .. }
-                | PeerMessage::SnapshotAnswer { .. }
+            ServerMessage::Snapshot { .. }
+                | ServerMessage::SnapshotChunk { .. }
+                | ServerMessage::SnapshotEnd { .. }
+                | ServerMessage::SnapshotAnswer { .. }
         )
     }
 
-    pub fn into_inner(self) -> PeerMessage {
+    pub fn into_inner(self) -> ServerMessage {
         self.message
     }
 }
@@ -241,7 +241,7 @@ pub enum Output {
     Send {
         to: NodeId,
         /// The message to send.
-        message: PeerMessage,
+        message: ServerMessage,
     },
     /// Reply to a client of this server.
     Reply { token: RequestToken, reply: Reply },

@@ -29,8 +29,8 @@ pub(super) struct ServerClocks {
 impl ServerClocks {
     /// Notes the time that another server has sent, which came when this server's clock said
     /// `wall_us`.
-    pub fn heard(&mut self, server: NodeId, peer_wall_us: i64, wall_us: i64) {
-        self.ahead_us.insert(server, peer_wall_us.saturating_sub(wall_us));
+    pub fn heard(&mut self, server: NodeId, server_wall_us: i64, wall_us: i64) {
+        self.ahead_us.insert(server, server_wall_us.saturating_sub(wall_us));
     }
 
     /// The link to a server is down: its clock is not known any more.

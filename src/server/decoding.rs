@@ -16,7 +16,7 @@ pub(super) enum DecodedFrame {
     /// A client's write, encoded for the log.
     Write { id: u64, write: EncodedWrite },
     /// A message of another server, checked.
-    Peer(CheckedMessage),
+    Server(CheckedMessage),
     /// Any other message, as it was decoded.
     Message(Message),
 }
@@ -39,8 +39,8 @@ pub(super) fn decode(body: &[u8]) -> Result<DecodedFrame, Undecodable> {
             let WriteRequest { request, op } = write;
             Ok(DecodedFrame::Write { id, write: EncodedWrite::new(request, op) })
         }
-        Ok(Message::Peer(message)) => CheckedMessage::new(message)
-            .map(DecodedFrame::Peer)
+        Ok(Message::Server(message)) => CheckedMessage::new(message)
+            .map(DecodedFrame::Server)
             .map_err(|reason| Undecodable { reason, request: None }),
         Ok(message) => Ok(DecodedFrame::Message(message)),
         Err(error) => {

@@ -77,11 +77,11 @@ impl DialledConnection {
     fn tick(&mut self) -> Option<&'static str> {
         self.quiet_ticks = self.quiet_ticks.saturating_add(1);
         let (patience, why) = match self.stage {
-            DialStage::Dialling => (limits::PEER_DIAL_TIMEOUT, "it cannot be reached"),
+            DialStage::Dialling => (limits::SERVER_DIAL_TIMEOUT, "it cannot be reached"),
             DialStage::Greeting => {
-                (limits::PEER_SILENCE_TIMEOUT, "it does not answer the greeting")
+                (limits::SERVER_SILENCE_TIMEOUT, "it does not answer the greeting")
             }
-            DialStage::Welcomed => (limits::PEER_SILENCE_TIMEOUT, "it is silent"),
+            DialStage::Welcomed => (limits::SERVER_SILENCE_TIMEOUT, "it is silent"),
         };
         (self.quiet_ticks >= ticks(patience)).then_some(why)
     }
@@ -239,10 +239,11 @@ impl ServerLink {
         given_up
     }
 
-    /// Whether a ping is due. The next one is due after [`limits::PEER_PING_INTERVAL`].
+    /// Whether a ping is due. The next one is due after [`limits::SERVER_PING_INTERVAL`].
     pub fn take_ping(&mut self) -> bool {
         let due = self.ping_ticks == 0;
-        self.ping_ticks = if due { ticks(limits::PEER_PING_INTERVAL) } else { self.ping_ticks } - 1;
+        self.ping_ticks =
+            if due { ticks(limits::SERVER_PING_INTERVAL) } else { self.ping_ticks } - 1;
         due
     }
 
@@ -338,7 +339,7 @@ mod tests {
         for number in [1, 2] {
             link.line_mut(connection(number)).unwrap().welcomed();
         }
-        for _ in 1..ticks(limits::PEER_SILENCE_TIMEOUT) {
+        for _ in 1..ticks(limits::SERVER_SILENCE_TIMEOUT) {
             assert_eq!(link.tick(), None);
             link.line_mut(connection(1)).unwrap().heard();
         }

@@ -4,8 +4,8 @@
 //! something breaks.
 //!
 //! - `service`: the event loop's callbacks; below it `outputs` of the core and completions of
-//!   threads, `requests` of clients, `peering` (greetings, and how links come up and go down), and
-//!   `conditions` such as a full disk or damage.
+//!   threads, `requests` of clients, `greetings` (greetings, and how links come up and go down),
+//!   and `conditions` such as a full disk or damage.
 //! - `clients`, `get`: the accounts of clients, and the rules for reads.
 //! - `driver`, `lifecycle`, `links`: the core and its time, whether the server goes on and how it
 //!   ends, the state of the links to the other servers.

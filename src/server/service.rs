@@ -5,8 +5,8 @@
 //! into frames and work, and knows what each connection is.
 
 mod conditions;
+mod greetings;
 mod outputs;
-mod peering;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -36,12 +36,13 @@ use crate::storage::reads::Store;
 use crate::text::sentence;
 use crate::wire::codec;
 use crate::wire::message::{
-    Channel, ErrorCode, ErrorReply, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply,
+    Channel, ErrorCode, ErrorReply, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply,
+    ServerMessage,
 };
 
 /// Bytes queued for one server on the connection for what must not wait, which is thousands of
 /// heartbeats. Beyond, messages are dropped that consensus sends again.
-const PEER_CONTROL_SEND_BYTES_MAX: usize = 1024 * 1024;
+const SERVER_CONTROL_SEND_BYTES_MAX: usize = 1024 * 1024;
 
 /// The role of a connection, which its greeting tells.
 #[derive(Clone, Copy, Debug)]
@@ -164,11 +165,11 @@ impl StoreService {
         net.close_after_flush(connection);
     }
 
-    fn send_to_peer(&mut self, net: &mut Net, to: NodeId, message: PeerMessage) {
+    fn send_to_server(&mut self, net: &mut Net, to: NodeId, message: ServerMessage) {
         let channel = Channel::of(&message);
         let Some(connection) = self.link_mut(to).and_then(|link| link.up(channel)) else { return };
-        let resent_by_protocol = matches!(message, PeerMessage::Raft(_));
-        let message = Message::Peer(message);
+        let resent_by_protocol = matches!(message, ServerMessage::Raft(_));
+        let message = Message::Server(message);
         // A full queue drops what the protocol sends again, as a lossy network would, and closes
         // the link where the other side must know that something is lost.
         if message.shared_parts().is_empty() {
@@ -179,7 +180,7 @@ impl StoreService {
             }
             return;
         }
-        match codec::encode_shared(&message, limits::PEER_FRAME_BYTES_MAX) {
+        match codec::encode_shared(&message, limits::SERVER_FRAME_BYTES_MAX) {
             Ok(pieces) if resent_by_protocol => {
                 let _ = net.try_send_pieces(connection, pieces);
             }
@@ -224,11 +225,11 @@ impl StoreService {
         let Some(kind) = self.connections.get(&connection).copied() else { return };
         let incoming = match (incoming, kind) {
             (Ok(incoming), _) => incoming,
-            (Err(error), ConnectionRole::Outbound(peer)) => {
-                return self.give_up_outbound(net, connection, peer, &error.reason);
+            (Err(error), ConnectionRole::Outbound(server)) => {
+                return self.give_up_outbound(net, connection, server, &error.reason);
             }
-            (Err(error), ConnectionRole::Inbound(peer)) => {
-                return self.disconnect(net, peer, &error.reason);
+            (Err(error), ConnectionRole::Inbound(server)) => {
+                return self.disconnect(net, server, &error.reason);
             }
             (Err(error), ConnectionRole::Client | ConnectionRole::Unknown) => {
                 return self.undecodable(net, connection, error);
@@ -245,26 +246,28 @@ impl StoreService {
             (ConnectionRole::Client, DecodedFrame::Message(message)) => {
                 self.client_message(net, connection, message);
             }
-            (ConnectionRole::Client, DecodedFrame::Peer(_)) => {
+            (ConnectionRole::Client, DecodedFrame::Server(_)) => {
                 self.refuse(net, connection, NOT_OF_A_CLIENT.into());
             }
-            (ConnectionRole::Inbound(from), DecodedFrame::Peer(message)) => {
-                self.peer_message(net, from, message)
+            (ConnectionRole::Inbound(from), DecodedFrame::Server(message)) => {
+                self.server_message(net, from, message)
             }
             (ConnectionRole::Inbound(_), DecodedFrame::Message(Message::Ping { nonce })) => {
                 self.send(net, connection, &Message::Pong { nonce });
             }
             (ConnectionRole::Inbound(_), _) => {
-                self.refuse(net, connection, "a server sends PEER and PING only".into());
+                self.refuse(net, connection, "a server sends SERVER and PING only".into());
             }
-            (ConnectionRole::Outbound(peer), DecodedFrame::Message(message)) => {
-                self.answer_of_peer(net, connection, peer, message);
+            (ConnectionRole::Outbound(server), DecodedFrame::Message(message)) => {
+                self.answer_of_server(net, connection, server, message);
             }
-            (ConnectionRole::Outbound(peer), _) => self.unexpected_of_peer(net, connection, peer),
+            (ConnectionRole::Outbound(server), _) => {
+                self.unexpected_of_server(net, connection, server)
+            }
         }
     }
 
-    fn peer_message(&mut self, net: &mut Net, from: NodeId, message: CheckedMessage) {
+    fn server_message(&mut self, net: &mut Net, from: NodeId, message: CheckedMessage) {
         if !message.is_about_a_snapshot() {
             return self.input(net, Input::Message { from, message });
         }
@@ -279,7 +282,7 @@ impl StoreService {
 /// Appends one frame. Messages made here fit their caps by construction (see the relations checked
 /// in `limits`); one that did not would be lost, not sent in half.
 fn encode(message: &Message, out: &mut Vec<u8>) {
-    if let Err(error) = codec::encode(message, limits::PEER_FRAME_BYTES_MAX, out) {
+    if let Err(error) = codec::encode(message, limits::SERVER_FRAME_BYTES_MAX, out) {
         log::error!("cannot send a message: {error}");
     }
 }
@@ -304,27 +307,28 @@ impl Service for StoreService {
         self.dial_due_links(net);
     }
 
-    fn on_accepted(&mut self, _net: &mut Net, connection: ConnectionId, _peer: SocketAddr) {
+    fn on_accepted(&mut self, _net: &mut Net, connection: ConnectionId, _address: SocketAddr) {
         self.connections.insert(connection, ConnectionRole::Unknown);
     }
 
     fn on_connected(&mut self, net: &mut Net, connection: ConnectionId) {
-        let Some(ConnectionRole::Outbound(peer)) = self.connections.get(&connection).copied()
+        let Some(ConnectionRole::Outbound(server)) = self.connections.get(&connection).copied()
         else {
             return;
         };
-        let Some(channel) = self.link_mut(peer).and_then(|link| link.channel_of(connection)) else {
+        let Some(channel) = self.link_mut(server).and_then(|link| link.channel_of(connection))
+        else {
             return;
         };
-        if let Some(line) = self.link_mut(peer).and_then(|link| link.line_mut(connection)) {
+        if let Some(line) = self.link_mut(server).and_then(|link| link.line_mut(connection)) {
             line.connected();
         }
         let (cluster, node, incarnation) = (self.cluster, self.me, self.parts.incarnation);
         let role = HelloRole::Server { cluster, node, incarnation, channel };
         let hello = Hello { protocol: PROTOCOL_VERSION, role };
         let max_bytes = match channel {
-            Channel::Control => PEER_CONTROL_SEND_BYTES_MAX,
-            Channel::Bulk => limits::PEER_SEND_BYTES_MAX,
+            Channel::Control => SERVER_CONTROL_SEND_BYTES_MAX,
+            Channel::Bulk => limits::SERVER_SEND_BYTES_MAX,
         };
         net.set_send_limits(connection, SendLimits { pause_bytes: max_bytes, max_bytes });
         if channel == Channel::Control {
@@ -334,8 +338,8 @@ impl Service for StoreService {
     }
 
     fn on_dial_failed(&mut self, net: &mut Net, connection: ConnectionId, error: &io::Error) {
-        if let Some(ConnectionRole::Outbound(peer)) = self.connections.remove(&connection) {
-            self.lost_outbound(net, connection, peer, &error.to_string());
+        if let Some(ConnectionRole::Outbound(server)) = self.connections.remove(&connection) {
+            self.lost_outbound(net, connection, server, &error.to_string());
         }
     }
 
@@ -363,10 +367,10 @@ impl Service for StoreService {
 
     fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
         match self.connections.remove(&connection) {
-            Some(ConnectionRole::Outbound(peer)) => {
-                self.lost_outbound(net, connection, peer, &reason.to_string());
+            Some(ConnectionRole::Outbound(server)) => {
+                self.lost_outbound(net, connection, server, &reason.to_string());
             }
-            Some(ConnectionRole::Inbound(peer)) => self.inbound_closed(net, connection, peer),
+            Some(ConnectionRole::Inbound(server)) => self.inbound_closed(net, connection, server),
             Some(ConnectionRole::Client) => {
                 if let Some(address) = self.clients.remove(net, connection) {
                     let level =
@@ -409,7 +413,7 @@ impl Service for StoreService {
         self.log_conditions(net);
         let now_us = self.now(net).monotonic_us;
         let node = self.core.node();
-        let steps = self.transfers.tick(now_us, &node.status(), |peer| node.matched(peer));
+        let steps = self.transfers.tick(now_us, &node.status(), |server| node.matched(server));
         self.take_steps(net, steps);
         self.keep_links_alive(net);
         self.dial_due_links(net);
@@ -455,7 +459,7 @@ impl Service for StoreService {
         refused(reason)
     }
 
-    fn refusal(&mut self, _peer: SocketAddr) -> Vec<u8> {
+    fn refusal(&mut self, _address: SocketAddr) -> Vec<u8> {
         refused(NO_ROOM.to_owned())
     }
 }

@@ -58,8 +58,8 @@ pub enum Message {
     #[serde(rename = "PONG")]
     Pong { nonce: u64 },
     /// What servers of a group send to each other, and nobody else.
-    #[serde(rename = "PEER")]
-    Peer(PeerMessage),
+    #[serde(rename = "SERVER")]
+    Server(ServerMessage),
     /// To a registry of a share.
     #[serde(rename = "REGISTRY")]
     Registry {
@@ -87,12 +87,12 @@ impl Message {
     /// which they are encoded.
     pub fn shared_parts(&self) -> Vec<&Bytes> {
         let parts: Vec<&Bytes> = match self {
-            Message::Peer(PeerMessage::Raft(RaftMessage {
+            Message::Server(ServerMessage::Raft(RaftMessage {
                 body: RaftBody::Append { entries, .. },
                 ..
             })) => entries.iter().map(|entry| &entry.data).collect(),
-            Message::Peer(PeerMessage::Forward { write, .. }) => vec![write.data()],
-            Message::Peer(PeerMessage::SnapshotChunk { data, .. }) => vec![data],
+            Message::Server(ServerMessage::Forward { write, .. }) => vec![write.data()],
+            Message::Server(ServerMessage::SnapshotChunk { data, .. }) => vec![data],
             _ => Vec::new(),
         };
         parts.into_iter().filter(|part| part.len() >= SHARED_BYTES_MIN).collect()
@@ -120,7 +120,7 @@ pub enum HelloRole {
         /// The group meant; nil for whichever the server belongs to.
         cluster: Option<ClusterId>,
     },
-    /// Another server of the group: the connection carries `PEER` messages from it.
+    /// Another server of the group: the connection carries `SERVER` messages from it.
     #[serde(rename = "SERVER")]
     Server {
         /// The group that both belong to.
@@ -159,28 +159,28 @@ impl Channel {
     pub const ALL: [Channel; 2] = [Channel::Control, Channel::Bulk];
 
     /// The connection on which a message is sent. Receivers take any message on either.
-    pub fn of(message: &PeerMessage) -> Channel {
+    pub fn of(message: &ServerMessage) -> Channel {
         match message {
             // A REPLICATION without entries, too, must not overtake those that it counts on. An
             // answer to a client comes behind the entry it is about, which the client may want to
             // read next.
-            PeerMessage::Raft(RaftMessage { body: RaftBody::Append { .. }, .. })
-            | PeerMessage::Forward { .. }
-            | PeerMessage::Forwarded { .. }
-            | PeerMessage::Snapshot { .. }
-            | PeerMessage::SnapshotChunk { .. }
-            | PeerMessage::SnapshotEnd { .. } => Channel::Bulk,
-            PeerMessage::Raft(_)
-            | PeerMessage::ReadIndex { .. }
-            | PeerMessage::ReadIndexOk { .. }
-            | PeerMessage::SnapshotAnswer { .. }
-            | PeerMessage::LogTerm { .. }
-            | PeerMessage::LogTermOk { .. }
-            | PeerMessage::About { .. }
-            | PeerMessage::Disk { .. }
-            | PeerMessage::StateHash { .. }
-            | PeerMessage::StateHashAt { .. }
-            | PeerMessage::StateHashOk { .. } => Channel::Control,
+            ServerMessage::Raft(RaftMessage { body: RaftBody::Append { .. }, .. })
+            | ServerMessage::Forward { .. }
+            | ServerMessage::Forwarded { .. }
+            | ServerMessage::Snapshot { .. }
+            | ServerMessage::SnapshotChunk { .. }
+            | ServerMessage::SnapshotEnd { .. } => Channel::Bulk,
+            ServerMessage::Raft(_)
+            | ServerMessage::ReadIndex { .. }
+            | ServerMessage::ReadIndexOk { .. }
+            | ServerMessage::SnapshotAnswer { .. }
+            | ServerMessage::LogTerm { .. }
+            | ServerMessage::LogTermOk { .. }
+            | ServerMessage::About { .. }
+            | ServerMessage::Disk { .. }
+            | ServerMessage::StateHash { .. }
+            | ServerMessage::StateHashAt { .. }
+            | ServerMessage::StateHashOk { .. } => Channel::Control,
         }
     }
 }
@@ -501,7 +501,7 @@ pub enum Role {
 
 /// What one server tells another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PeerMessage {
+pub enum ServerMessage {
     /// A message of the Raft protocol.
     #[serde(rename = "RAFT")]
     Raft(RaftMessage),

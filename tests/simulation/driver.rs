@@ -16,7 +16,7 @@ use acervo::server::snapshots::{TransferLimits, TransferStep, Transfers};
 use acervo::server::work::{LogWork, ReadWork, SnapshotReport, SnapshotWork, StoreWork, Work};
 use acervo::storage::log::compaction::{self, NeededByOthers, RetentionReasons};
 use acervo::storage::snapshot::SnapshotSource;
-use acervo::wire::message::{PeerMessage, Reply, Role};
+use acervo::wire::message::{Reply, Role, ServerMessage};
 
 use crate::checker::{Verdict, Violation, ensure};
 use crate::machine::{Machine, Saved};
@@ -99,10 +99,11 @@ impl World {
             self.trace.note(self.now_us, || format!("{} -> {output:?}", server + 1));
             match output {
                 Output::Send { to, message } => {
-                    if let PeerMessage::Forwarded { reply: Some(reply), .. } = &message {
+                    if let ServerMessage::Forwarded { reply: Some(reply), .. } = &message {
                         self.check_acknowledgement(server, reply)?;
                     }
-                    let vouches = matches!(message, PeerMessage::StateHashOk { hash: Some(_), .. });
+                    let vouches =
+                        matches!(message, ServerMessage::StateHashOk { hash: Some(_), .. });
                     ensure!(
                         !(vouches && self.servers[server].refuted),
                         "{} vouches for a state that was refuted",

@@ -11,7 +11,7 @@ use acervo::model::{
     ReleaseVersion, RequestId, SnapshotId, Timestamp, WriteAnswer, WriteOp,
 };
 use acervo::node::{CheckedMessage, Input};
-use acervo::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role, SnapshotOutcome};
+use acervo::wire::message::{RaftBody, RaftMessage, Reply, Role, ServerMessage, SnapshotOutcome};
 use bytes::Bytes;
 
 use crate::campaign::{describe, make_peace};
@@ -55,12 +55,12 @@ fn besieged(setup: Setup) -> Result<World, Violation> {
     Ok(world)
 }
 
-fn attack(world: &mut World, victim: usize, message: PeerMessage) -> Verdict {
+fn attack(world: &mut World, victim: usize, message: ServerMessage) -> Verdict {
     attack_as(world, ATTACKER, victim, message)
 }
 
 /// The attacker speaks in the name of any server.
-fn attack_as(world: &mut World, name: usize, victim: usize, message: PeerMessage) -> Verdict {
+fn attack_as(world: &mut World, name: usize, victim: usize, message: ServerMessage) -> Verdict {
     // As it would come from the wire.
     let frame = rmp_serde::to_vec(&message).map_err(|error| Violation(error.to_string()))?;
     let message = rmp_serde::from_slice(&frame).map_err(|error| Violation(error.to_string()))?;
@@ -70,9 +70,9 @@ fn attack_as(world: &mut World, name: usize, victim: usize, message: PeerMessage
     }
 }
 
-fn raft(victim: usize, term: u64, body: RaftBody) -> PeerMessage {
+fn raft(victim: usize, term: u64, body: RaftBody) -> ServerMessage {
     let (from, to) = (node_id(ATTACKER), node_id(victim));
-    PeerMessage::Raft(RaftMessage { from, to, term, body })
+    ServerMessage::Raft(RaftMessage { from, to, term, body })
 }
 
 /// A number that is near something that matters, or far from everything.
@@ -100,7 +100,7 @@ fn command(rng: &mut Rng) -> Command {
     Command::write(Timestamp(timestamp), request, op)
 }
 
-fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
+fn random_message(rng: &mut Rng, world: &World, victim: usize) -> ServerMessage {
     let status = world.servers[victim].process.as_ref().map(|process| process.status.clone());
     let (term, last, commit) =
         status.map_or((1, 1, 1), |status| (status.term, status.last_index, status.commit));
@@ -164,31 +164,31 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
     }
     let id = rng.below(40);
     match rng.below(30) {
-        26 => PeerMessage::Snapshot {
+        26 => ServerMessage::Snapshot {
             id,
             key: rng.chance(500).then(|| rng.next_u64()),
             snapshot: SnapshotId { leader_term: number(rng, term_near), index: any_index, term: 1 },
             timestamp: Timestamp(rng.next_u64() as i64),
             hash: rng.below(2),
         },
-        27 => PeerMessage::SnapshotChunk { id, sequence: rng.below(3), data: Bytes::new() },
-        28 => PeerMessage::SnapshotEnd { id, chunks: rng.below(3) },
+        27 => ServerMessage::SnapshotChunk { id, sequence: rng.below(3), data: Bytes::new() },
+        28 => ServerMessage::SnapshotEnd { id, chunks: rng.below(3) },
         29 => {
             use SnapshotOutcome::{Complete, Failed, Key, Receiving};
             let outcome = [Receiving, Complete, Failed, Key(id)][rng.index(4)];
-            PeerMessage::SnapshotAnswer { id, stored: number(rng, 3), outcome }
+            ServerMessage::SnapshotAnswer { id, stored: number(rng, 3), outcome }
         }
-        20 => PeerMessage::LogTerm { id, index: any_index },
-        21 => PeerMessage::LogTermOk { id, term: rng.chance(700).then_some(id) },
-        22 => PeerMessage::About { wall_us: rng.next_u64() as i64, level: number(rng, 1) as u32 },
-        23 => PeerMessage::StateHashAt { id, index: any_index },
-        24 => PeerMessage::StateHashOk { id, hash: rng.chance(700).then(|| rng.next_u64()) },
-        25 => PeerMessage::Disk { full: rng.chance(500) },
-        0 => PeerMessage::ReadIndex { id },
-        1 => PeerMessage::ReadIndexOk { id, index: any_index },
-        2 => PeerMessage::StateHash { index: any_index, hash: rng.next_u64() },
-        3 => PeerMessage::Forwarded { id, reply: rng.chance(500).then_some(anything_done()) },
-        4 => PeerMessage::Forward {
+        20 => ServerMessage::LogTerm { id, index: any_index },
+        21 => ServerMessage::LogTermOk { id, term: rng.chance(700).then_some(id) },
+        22 => ServerMessage::About { wall_us: rng.next_u64() as i64, level: number(rng, 1) as u32 },
+        23 => ServerMessage::StateHashAt { id, index: any_index },
+        24 => ServerMessage::StateHashOk { id, hash: rng.chance(700).then(|| rng.next_u64()) },
+        25 => ServerMessage::Disk { full: rng.chance(500) },
+        0 => ServerMessage::ReadIndex { id },
+        1 => ServerMessage::ReadIndexOk { id, index: any_index },
+        2 => ServerMessage::StateHash { index: any_index, hash: rng.next_u64() },
+        3 => ServerMessage::Forwarded { id, reply: rng.chance(500).then_some(anything_done()) },
+        4 => ServerMessage::Forward {
             id,
             client: ([127, 0, 0, 1], 1).into(),
             write: EncodedWrite::new(
@@ -204,7 +204,7 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
                 }),
             ),
         },
-        _ => PeerMessage::Raft(message),
+        _ => ServerMessage::Raft(message),
     }
 }
 
@@ -255,7 +255,7 @@ fn random_messages_never_bring_a_server_down_nor_stop_the_others() {
 
 /// Plays one trick on both servers, again and again, and checks that the group keeps its promises
 /// meanwhile and afterwards. Answers how often the attacker was accused.
-fn play(trick: impl Fn(&World, usize) -> PeerMessage) -> usize {
+fn play(trick: impl Fn(&World, usize) -> ServerMessage) -> usize {
     let play = || -> Result<usize, Violation> {
         let mut world = besieged(Setup::calm(1))?;
         let client = world.add_client(Memory::Session, 16, 10 * SECOND);
@@ -383,7 +383,7 @@ fn a_message_in_another_servers_name_is_refused() {
             let (term, ..) = standing(world, victim);
             let body = RaftBody::Heartbeat { commit: 0, context: Bytes::new() };
             let (from, to) = (node_id(1 - victim), node_id(victim));
-            PeerMessage::Raft(RaftMessage { from, to, term, body })
+            ServerMessage::Raft(RaftMessage { from, to, term, body })
         }) > 0
     );
 }
@@ -406,10 +406,10 @@ fn rehearsals_of_votes_depose_nobody() {
 
 #[test]
 fn answers_to_questions_that_nobody_asked_are_ignored() {
-    play(|_, _| PeerMessage::ReadIndexOk { id: 1, index: u64::MAX });
+    play(|_, _| ServerMessage::ReadIndexOk { id: 1, index: u64::MAX });
     play(|_, _| {
         let reply = Some(anything_done());
-        PeerMessage::Forwarded { id: 1, reply }
+        ServerMessage::Forwarded { id: 1, reply }
     });
 }
 
@@ -516,7 +516,7 @@ fn forger_speaks_beside(seed: u64, trick: usize, name: usize, victim: usize) -> 
         let (term, last_index, _) = standing(&world, victim);
         let (_, term, body) = forgeries(term, last_index).swap_remove(trick);
         let (from, to) = (node_id(name), node_id(victim));
-        let message = PeerMessage::Raft(RaftMessage { from, to, term, body });
+        let message = ServerMessage::Raft(RaftMessage { from, to, term, body });
         world.setup.honest = false;
         attack_as(&mut world, name, victim, message)?;
         world.flush(victim)?;
@@ -550,7 +550,7 @@ fn nothing_a_forger_says_beside_a_server_that_is_up_outlasts_its_leaving() {
 /// What a forger says in the leader's name to a follower, in one segment.
 fn in_the_leaders_name(
     seed: u64,
-    messages: impl Fn(NodeId, NodeId, u64, u64) -> Vec<PeerMessage>,
+    messages: impl Fn(NodeId, NodeId, u64, u64) -> Vec<ServerMessage>,
 ) -> Result<(World, usize), Violation> {
     let mut world = whole(Setup::calm(seed))?;
     world.run_for(SECOND)?;
@@ -580,7 +580,7 @@ fn a_vote_that_comes_with_the_order_to_campaign_counts_for_nothing() {
         };
         let vote = RaftBody::VoteReply { pre: false, reject: false, commit: 0, commit_term: 0 };
         let bodies = [(term, append), (term, RaftBody::TimeoutNow), (term + 1, vote)];
-        let message = |(term, body)| PeerMessage::Raft(RaftMessage { from, to, term, body });
+        let message = |(term, body)| ServerMessage::Raft(RaftMessage { from, to, term, body });
         bodies.into_iter().map(message).collect()
     };
     let (world, victim) =
@@ -598,9 +598,9 @@ fn a_snapshot_is_taken_from_nobody_who_does_not_know_the_receivers_key() {
             let snapshot = SnapshotId { leader_term: term, index, term };
             let timestamp = Timestamp(i64::MAX / 2);
             vec![
-                PeerMessage::Snapshot { id: 9, key, snapshot, timestamp, hash: 0 },
-                PeerMessage::SnapshotChunk { id: 9, sequence: 0, data: Bytes::new() },
-                PeerMessage::SnapshotEnd { id: 9, chunks: 1 },
+                ServerMessage::Snapshot { id: 9, key, snapshot, timestamp, hash: 0 },
+                ServerMessage::SnapshotChunk { id: 9, sequence: 0, data: Bytes::new() },
+                ServerMessage::SnapshotEnd { id: 9, chunks: 1 },
             ]
         }
     };
@@ -729,7 +729,7 @@ fn forged_full_disks_keep_nobody_from_writing() {
         for victim in 0..3 {
             for from in (0..3).filter(|from| *from != victim) {
                 let message =
-                    CheckedMessage::new(PeerMessage::Disk { full: true }).map_err(Violation)?;
+                    CheckedMessage::new(ServerMessage::Disk { full: true }).map_err(Violation)?;
                 world.input(victim, Input::Message { from: node_id(from), message })?;
             }
         }
@@ -758,7 +758,7 @@ fn forged_hashes_keep_no_server_from_being_read() {
             let index = world.checker.last_index() / 8 * 8;
             ensure!(index > 0, "too little was written");
             for from in (0..3).filter(|from| *from != victim) {
-                let message = PeerMessage::StateHash { index, hash: 5 };
+                let message = ServerMessage::StateHash { index, hash: 5 };
                 let message = CheckedMessage::new(message).map_err(Violation)?;
                 world.input(victim, Input::Message { from: node_id(from), message })?;
             }

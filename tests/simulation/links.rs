@@ -2,7 +2,7 @@
 
 use acervo::limits;
 use acervo::node::{CheckedMessage, Input};
-use acervo::wire::message::{Channel, PeerMessage};
+use acervo::wire::message::{Channel, ServerMessage};
 
 use crate::checker::{Verdict, Violation};
 use crate::network::LinkState;
@@ -11,13 +11,13 @@ use crate::world::{Event, MILLISECOND, SECOND, World};
 
 impl World {
     /// Sends a message as the wire carries it, or loses it.
-    pub fn send(&mut self, from: usize, to: usize, message: &PeerMessage) -> Verdict {
+    pub fn send(&mut self, from: usize, to: usize, message: &ServerMessage) -> Verdict {
         let link = self.network.link(from, to);
         let epoch = link.epoch;
         let mut times = link.deliveries(Channel::of(message), self.now_us, &mut self.rng);
         // No connection brings a message twice. Most are taken so all the same, but of two copies
         // of a write the first may be refused as not done.
-        if matches!(message, PeerMessage::Forward { .. }) {
+        if matches!(message, ServerMessage::Forward { .. }) {
             times.truncate(1);
         }
         if times.is_empty() {
@@ -32,7 +32,7 @@ impl World {
     }
 
     /// Sends a message that the real link delivers in order, or breaks.
-    pub fn send_in_order(&mut self, from: usize, to: usize, message: &PeerMessage) -> Verdict {
+    pub fn send_in_order(&mut self, from: usize, to: usize, message: &ServerMessage) -> Verdict {
         let frame = rmp_serde::to_vec(message)
             .map_err(|error| Violation(format!("{message:?} cannot be encoded: {error}")))?;
         let link = self.network.link(from, to);
@@ -122,7 +122,8 @@ impl World {
         if !reachable {
             // An attempt into a hole takes a while to fail.
             let parted = self.network.parted(from, to);
-            let patience_us = if parted { limits::PEER_DIAL_TIMEOUT.as_micros() as u64 } else { 0 };
+            let patience_us =
+                if parted { limits::SERVER_DIAL_TIMEOUT.as_micros() as u64 } else { 0 };
             self.redial(from, to, patience_us + limits::DIAL_BACKOFF_MAX.as_micros() as u64);
             return Ok(());
         }

@@ -340,7 +340,7 @@ impl World {
         // A ping, or its answer, is lost either way.
         for (from, to) in [(from, to), (to, from)] {
             let session = self.network.link(from, to).session;
-            let silence_us = limits::PEER_SILENCE_TIMEOUT.as_micros() as u64;
+            let silence_us = limits::SERVER_SILENCE_TIMEOUT.as_micros() as u64;
             let notice_us = self.rng.range(silence_us..=silence_us * 5 / 4);
             self.after(notice_us, Event::LinkSilent { from, to, session });
         }

@@ -10,7 +10,7 @@ use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::node::{CheckedMessage, ConsoleEvent, Input, NoLeader, Notice};
 use acervo::server::snapshots::TransferLimits;
 use acervo::storage::reads::PageLimits;
-use acervo::wire::message::{ErrorCode, PeerMessage, Role};
+use acervo::wire::message::{ErrorCode, Role, ServerMessage};
 use bytes::Bytes;
 
 use crate::campaign::make_peace;
@@ -1201,7 +1201,7 @@ fn full_disks_are_told_again_and_again_until_there_is_room() {
     run_for(&mut world, 100 * MILLISECOND);
     refused(&mut world, leader, "two of three are full");
     for follower in &followers {
-        let message = CheckedMessage::new(PeerMessage::Disk { full: false }).unwrap();
+        let message = CheckedMessage::new(ServerMessage::Disk { full: false }).unwrap();
         let from = node_id(*follower);
         world.input(leader, Input::Message { from, message }).unwrap();
     }

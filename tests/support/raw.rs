@@ -173,7 +173,7 @@ pub fn frame(body: &[u8]) -> Vec<u8> {
 
 pub fn frame_of(message: &Message) -> Vec<u8> {
     let mut frame = Vec::new();
-    codec::encode(message, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
+    codec::encode(message, limits::SERVER_FRAME_BYTES_MAX, &mut frame).unwrap();
     frame
 }
 

@@ -752,7 +752,7 @@ impl Core {
             | Message::Welcome(_)
             | Message::ShareWelcome { .. }
             | Message::Request { .. }
-            | Message::Peer(_)
+            | Message::Server(_)
             | Message::Registry { .. }
             | Message::RegistryReply { .. }
             | Message::Share { .. }

@@ -7,7 +7,7 @@ use super::super::{Notice, Now, Output, compares_states};
 use super::Node;
 use crate::consensus::InstallRequest;
 use crate::model::{LogEntry, LogIndex};
-use crate::wire::message::{PeerMessage, RaftBody, Role};
+use crate::wire::message::{RaftBody, Role, ServerMessage};
 
 impl Node {
     /// Runs consensus, and collects what the driver is to do for it.
@@ -21,7 +21,7 @@ impl Node {
             {
                 leadership.commit_sent(to, *commit, now);
             }
-            out.push(Output::Send { to, message: PeerMessage::Raft(message) });
+            out.push(Output::Send { to, message: ServerMessage::Raft(message) });
         }
         let install = effects.install.take();
         let before = |number| install.is_none_or(|i: InstallRequest| number < i.number);
@@ -77,7 +77,7 @@ impl Node {
         }
         for (request, index) in std::mem::take(&mut self.effects.reads) {
             for (to, id) in self.reads.confirm(request, index) {
-                let message = PeerMessage::ReadIndexOk { id, index };
+                let message = ServerMessage::ReadIndexOk { id, index };
                 out.push(Output::Send { to, message });
             }
         }

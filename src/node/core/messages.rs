@@ -17,7 +17,7 @@ use crate::consensus::RaftMessageFault;
 use crate::limits;
 use crate::model::{Command, Effect, EncodedWrite, LogEntry, LogIndex, NodeId, Term};
 use crate::wire::message::{
-    ErrorCode, ErrorReply, PeerMessage, RaftBody, RaftMessage, Reply, Role,
+    ErrorCode, ErrorReply, RaftBody, RaftMessage, Reply, Role, ServerMessage,
 };
 
 /// A write that a server has not accepted because it does not lead is forwarded again after this
@@ -30,15 +30,15 @@ impl Node {
         &mut self,
         now: Now,
         from: NodeId,
-        message: PeerMessage,
+        message: ServerMessage,
         out: &mut Vec<Output>,
     ) {
         match message {
-            PeerMessage::Raft(message) => self.raft_message(now, from, message, out),
-            PeerMessage::Forward { id, client, write } => {
+            ServerMessage::Raft(message) => self.raft_message(now, from, message, out),
+            ServerMessage::Forward { id, client, write } => {
                 self.forwarded_to_us(now, from, id, client, write, out);
             }
-            PeerMessage::Forwarded { id, reply } => {
+            ServerMessage::Forwarded { id, reply } => {
                 let Some(key) = self.writes.take_answered(id, from) else { return };
                 match reply {
                     Some(reply) => {
@@ -61,57 +61,57 @@ impl Node {
                     }
                 }
             }
-            PeerMessage::ReadIndex { id } => {
+            ServerMessage::ReadIndex { id } => {
                 // A server that does not lead does not answer: the other one repeats its request.
                 if self.consensus.role() == Role::Leader {
                     self.long_writes.something_else_is_asked();
                     self.reads.add_server(from, id);
                 }
             }
-            PeerMessage::ReadIndexOk { id, index } => {
+            ServerMessage::ReadIndexOk { id, index } => {
                 // The sender was confirmed as leader after the request, so the index is valid even
                 // if it does not lead any more.
                 self.reads.confirm(id, index);
             }
             // Handled by the driver.
-            PeerMessage::Snapshot { .. }
-            | PeerMessage::SnapshotChunk { .. }
-            | PeerMessage::SnapshotEnd { .. }
-            | PeerMessage::SnapshotAnswer { .. } => {}
-            PeerMessage::About { wall_us, level } => {
+            ServerMessage::Snapshot { .. }
+            | ServerMessage::SnapshotChunk { .. }
+            | ServerMessage::SnapshotEnd { .. }
+            | ServerMessage::SnapshotAnswer { .. } => {}
+            ServerMessage::About { wall_us, level } => {
                 self.server_clocks.heard(from, wall_us, now.wall_us);
                 if let Some(leadership) = &mut self.leadership {
                     leadership.level_heard(from, level, now);
                 }
             }
-            PeerMessage::Disk { full } => self.disks.set(from, full),
-            PeerMessage::StateHash { index, hash } => {
+            ServerMessage::Disk { full } => self.disks.set(from, full),
+            ServerMessage::StateHash { index, hash } => {
                 // An index beyond this log cannot be compared soon, and must not displace others.
                 if index <= self.consensus.last_index() {
                     self.consistency.note_unasked(from, index, hash);
                     self.ask_about_states(now, out);
                 }
             }
-            PeerMessage::StateHashAt { id, index } => {
+            ServerMessage::StateHashAt { id, index } => {
                 let hash = self.consistency.hash_at(index);
                 if hash.is_none() {
                     self.compare_anew(now);
                 }
-                let message = PeerMessage::StateHashOk { id, hash };
+                let message = ServerMessage::StateHashOk { id, hash };
                 out.push(Output::Send { to: from, message });
             }
-            PeerMessage::StateHashOk { id, hash } => {
+            ServerMessage::StateHashOk { id, hash } => {
                 if let Some(hash) = hash {
                     self.consistency.hash_answered(from, id, hash, now.monotonic_us, out);
                 }
             }
-            PeerMessage::LogTerm { id, index } => {
+            ServerMessage::LogTerm { id, index } => {
                 let committed = index <= self.consensus.commit() && !self.consistency.is_refuted();
                 let term = self.consensus.term_at(index).filter(|_| committed);
-                let message = PeerMessage::LogTermOk { id, term };
+                let message = ServerMessage::LogTermOk { id, term };
                 out.push(Output::Send { to: from, message });
             }
-            PeerMessage::LogTermOk { id, term } => self.log_term_answered(from, id, term, out),
+            ServerMessage::LogTermOk { id, term } => self.log_term_answered(from, id, term, out),
         }
     }
 

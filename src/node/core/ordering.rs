@@ -20,7 +20,7 @@ use crate::model::{
     Action, ClientId, Command, Effect, EncodedWrite, FeatureLevel, GroupRules, LogIndex, NodeId,
     WriteAnswer, WriteOutcome,
 };
-use crate::wire::message::{ErrorCode, PeerMessage, Reply};
+use crate::wire::message::{ErrorCode, Reply, ServerMessage};
 
 impl Node {
     pub(super) fn write(
@@ -314,7 +314,7 @@ impl Node {
             }
             let (client, write) = (pending.client, pending.write.clone());
             let id = self.writes.forward(key, leader);
-            let message = PeerMessage::Forward { id, client, write };
+            let message = ServerMessage::Forward { id, client, write };
             out.push(Output::Send { to: leader, message });
         }
     }
@@ -453,6 +453,6 @@ impl Node {
         reply: Option<Reply>,
         out: &mut Vec<Output>,
     ) {
-        out.push(Output::Send { to, message: PeerMessage::Forwarded { id, reply } });
+        out.push(Output::Send { to, message: ServerMessage::Forwarded { id, reply } });
     }
 }

@@ -783,7 +783,7 @@ fn no_write_goes_past_one_of_its_client_that_is_to_be_forwarded_again() {
     group.settle();
     // Whatever its number is: each server's begin behind a thousand of its own.
     for id in 0..2_000 {
-        let message = CheckedMessage::new(PeerMessage::Forwarded { id, reply: None }).unwrap();
+        let message = CheckedMessage::new(ServerMessage::Forwarded { id, reply: None }).unwrap();
         group.inbox.push_back((0, Input::Message { from: NodeId(3), message }));
     }
     group.settle();
@@ -919,7 +919,7 @@ fn a_follower_without_room_takes_no_entries_and_catches_up_when_there_is_some() 
 }
 
 /// Says it to the first server in another's name.
-fn forge(group: &mut Group, from: u64, message: PeerMessage) {
+fn forge(group: &mut Group, from: u64, message: ServerMessage) {
     let message = CheckedMessage::new(message).unwrap();
     group.inbox.push_back((0, Input::Message { from: NodeId(from), message }));
 }
@@ -936,7 +936,7 @@ fn what_forgers_say_of_states_and_logs_outlasts_nothing_and_refutes_nobody() {
     group.accusations = Some(Vec::new());
     let term = group.nodes[0].status().term;
     for from in [2, 3] {
-        forge(&mut group, from, PeerMessage::StateHash { index: 4, hash: 7 });
+        forge(&mut group, from, ServerMessage::StateHash { index: 4, hash: 7 });
         let entry = LogEntry { term: term + 1, index: 2, data: Bytes::new() };
         let body = RaftBody::Append {
             previous_index: 1,
@@ -946,12 +946,12 @@ fn what_forgers_say_of_states_and_logs_outlasts_nothing_and_refutes_nobody() {
         };
         let (to, term) = (NodeId(1), term + 1);
         let raft = RaftMessage { from: NodeId(from), to, term, body };
-        forge(&mut group, from, PeerMessage::Raft(raft));
+        forge(&mut group, from, ServerMessage::Raft(raft));
     }
     // As who does not see the questions would guess.
     for (from, id) in [2, 3].into_iter().flat_map(|from| (0..9).map(move |id| (from, id))) {
-        forge(&mut group, from, PeerMessage::StateHashOk { id, hash: Some(7) });
-        forge(&mut group, from, PeerMessage::LogTermOk { id, term: Some(term + 1) });
+        forge(&mut group, from, ServerMessage::StateHashOk { id, hash: Some(7) });
+        forge(&mut group, from, ServerMessage::LogTermOk { id, term: Some(term + 1) });
     }
     // Nothing that throws something away was asked for, or this would have panicked.
     group.settle();
@@ -978,7 +978,7 @@ fn a_condition_that_failed_is_never_reported_as_done() {
     group.cut = true;
     let body = RaftBody::Heartbeat { commit: 0, context: Bytes::new() };
     let (from, to, term) = (NodeId(3), NodeId(1), group.nodes[0].status().term + 1);
-    forge(&mut group, 3, PeerMessage::Raft(RaftMessage { from, to, term, body }));
+    forge(&mut group, 3, ServerMessage::Raft(RaftMessage { from, to, term, body }));
     group.settle();
     assert_eq!(group.nodes[0].status().role, Role::Follower);
     (0..1_000).for_each(|_| group.tick_of(0..1));
@@ -1053,7 +1053,7 @@ fn what_is_not_stored_does_not_move_the_clock() {
         };
         let (from, to) = (NodeId((leader as u64 + 1) % 3 + 1), NodeId(leader as u64 + 1));
         let raft = RaftMessage { from, to, term, body };
-        let message = CheckedMessage::new(PeerMessage::Raft(raft)).unwrap();
+        let message = CheckedMessage::new(ServerMessage::Raft(raft)).unwrap();
         group.accusations = Some(Vec::new());
         group.inbox.push_back((leader, Input::Message { from, message }));
         group.settle();
@@ -1080,7 +1080,7 @@ fn a_level_is_proposed_when_all_have_told_it_and_only_then() {
     let settled = limits::LEVEL_SETTLED.as_millis() as u64 / 20;
     for round in 0..4 * settled {
         if round % (settled / 2) == 0 {
-            let message = PeerMessage::About { wall_us: 0, level: 1 };
+            let message = ServerMessage::About { wall_us: 0, level: 1 };
             let message = CheckedMessage::new(message).unwrap();
             group.inbox.push_back((2, Input::Message { from: NodeId(1), message }));
         }

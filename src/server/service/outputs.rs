@@ -16,7 +16,7 @@ impl StoreService {
     pub(super) fn carry_out(&mut self, net: &mut Net, mut outputs: Vec<Output>) {
         for output in outputs.drain(..) {
             match output {
-                Output::Send { to, message } => self.send_to_peer(net, to, message),
+                Output::Send { to, message } => self.send_to_server(net, to, message),
                 Output::Reply { token, reply } => {
                     self.clients.take_waiting(token);
                     self.reply(net, token, reply);
@@ -143,7 +143,7 @@ impl StoreService {
     pub(super) fn take_steps(&mut self, net: &mut Net, steps: Vec<TransferStep>) {
         for step in steps {
             match step {
-                TransferStep::Send { to, message } => self.send_to_peer(net, to, message),
+                TransferStep::Send { to, message } => self.send_to_server(net, to, message),
                 TransferStep::Work(Work::Log(work)) => self.parts.threads.write(work),
                 TransferStep::Work(Work::Store(work)) => self.parts.threads.apply(work),
                 TransferStep::Work(Work::Read(work)) => self.hand_to_worker(net, work),

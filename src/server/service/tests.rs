@@ -40,7 +40,7 @@ fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
 
 fn send(stream: &mut TcpStream, message: &Message) {
     let mut frame = Vec::new();
-    codec::encode(message, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
+    codec::encode(message, limits::SERVER_FRAME_BYTES_MAX, &mut frame).unwrap();
     stream.write_all(&frame).unwrap();
 }
 
@@ -173,7 +173,7 @@ fn a_read_that_is_running_when_the_state_is_refuted_is_not_answered_from_it() {
         let body = Reply::GetOk { found, as_of: timestamp };
         let mut frame = Vec::new();
         let reply = Message::Reply { id: charge.token.request, body };
-        codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
+        codec::encode(&reply, limits::SERVER_FRAME_BYTES_MAX, &mut frame).unwrap();
         Completion::Answered { charge, frame }
     });
     let accuse = accuser(&server);

@@ -23,7 +23,7 @@ use super::work::{ReadWork, SnapshotReport};
 use crate::model::{DiskSpace, LogIndex, NodeId, SnapshotId, Term};
 use crate::node::config::{Distrust, NodeStatus};
 use crate::node::{CheckedMessage, InstallRequest};
-use crate::wire::message::{PeerMessage, Role};
+use crate::wire::message::{Role, ServerMessage};
 
 /// All transfers of a server.
 #[derive(Debug)]
@@ -87,17 +87,17 @@ impl Transfers {
         wanted: impl FnOnce(NodeId, SnapshotId) -> bool,
     ) -> Vec<TransferStep> {
         match message.into_inner() {
-            PeerMessage::Snapshot { id, key, snapshot, timestamp, hash } => {
+            ServerMessage::Snapshot { id, key, snapshot, timestamp, hash } => {
                 let offer = SnapshotOffer { id, snapshot, timestamp, hash };
                 self.receiving.offered(now_us, from, key, offer, wanted(from, snapshot))
             }
-            PeerMessage::SnapshotChunk { id, sequence, data } => {
+            ServerMessage::SnapshotChunk { id, sequence, data } => {
                 self.receiving.chunk(now_us, (from, id), sequence, data)
             }
-            PeerMessage::SnapshotEnd { id, chunks } => {
+            ServerMessage::SnapshotEnd { id, chunks } => {
                 self.receiving.ended(now_us, (from, id), chunks)
             }
-            PeerMessage::SnapshotAnswer { id, stored, outcome } => {
+            ServerMessage::SnapshotAnswer { id, stored, outcome } => {
                 self.sending.answered(now_us, (from, id), stored, outcome)
             }
             other => unreachable!("{other:?} is about no snapshot"),

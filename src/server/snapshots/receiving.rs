@@ -21,7 +21,7 @@ use crate::model::{AppliedPoint, LogIndex, MachineSummary, NodeId, SnapshotId, T
 use crate::node::{Input, InstallRequest};
 use crate::server::work::{LogWork, SnapshotWork, StoreWork, Work};
 use crate::storage::snapshot::SnapshotChunk;
-use crate::wire::message::{PeerMessage, SnapshotOutcome};
+use crate::wire::message::{ServerMessage, SnapshotOutcome};
 
 /// How far the arriving snapshot has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -270,7 +270,7 @@ fn store(work: SnapshotWork) -> TransferStep {
 }
 
 fn answer(to: NodeId, id: u64, stored: u64, outcome: SnapshotOutcome) -> TransferStep {
-    TransferStep::Send { to, message: PeerMessage::SnapshotAnswer { id, stored, outcome } }
+    TransferStep::Send { to, message: ServerMessage::SnapshotAnswer { id, stored, outcome } }
 }
 
 #[cfg(test)]
@@ -302,9 +302,9 @@ mod tests {
     /// How the sender is answered, if it is.
     fn outcome(steps: &[TransferStep]) -> Option<SnapshotOutcome> {
         steps.iter().find_map(|step| match step {
-            TransferStep::Send { message: PeerMessage::SnapshotAnswer { outcome, .. }, .. } => {
-                Some(*outcome)
-            }
+            TransferStep::Send {
+                message: ServerMessage::SnapshotAnswer { outcome, .. }, ..
+            } => Some(*outcome),
             _ => None,
         })
     }

@@ -18,7 +18,7 @@ use crate::model::{AppliedPoint, LogIndex, NodeId, SnapshotId, Term};
 use crate::node::Input;
 use crate::server::work::{ReadWork, SnapshotWork, StoreWork, Work};
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
-use crate::wire::message::{PeerMessage, SnapshotOutcome};
+use crate::wire::message::{ServerMessage, SnapshotOutcome};
 
 /// A transfer to another server.
 #[derive(Debug)]
@@ -178,13 +178,13 @@ impl Sending {
                 assert_eq!(sequence, *sent, "chunks are read in order, each once");
                 *sent += 1;
                 *source = Some(view);
-                let message = PeerMessage::SnapshotChunk { id, sequence, data };
+                let message = ServerMessage::SnapshotChunk { id, sequence, data };
                 let chunk = TransferStep::Send { to, message };
                 [chunk].into_iter().chain(self.read_on(to, id)).collect()
             }
             Ok(None) => {
                 *ended = true;
-                let message = PeerMessage::SnapshotEnd { id, chunks: *sent };
+                let message = ServerMessage::SnapshotEnd { id, chunks: *sent };
                 let index = *index;
                 self.claims.sent_whole(now_us, to, index);
                 vec![TransferStep::Send { to, message }]

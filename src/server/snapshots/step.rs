@@ -6,7 +6,7 @@ use super::super::work::Work;
 use crate::limits;
 use crate::model::{NodeId, SnapshotId, Timestamp};
 use crate::node::Input;
-use crate::wire::message::PeerMessage;
+use crate::wire::message::ServerMessage;
 
 /// Bytes of rows in a chunk, which a worker reads in some milliseconds; a larger row is sent alone.
 const SNAPSHOT_CHUNK_BYTES: usize = 512 * 1024;
@@ -53,7 +53,7 @@ pub enum TransferStep {
         /// The server that the message goes to.
         to: NodeId,
         /// A message of a snapshot transfer.
-        message: PeerMessage,
+        message: ServerMessage,
     },
     /// Have a thread do work. When no worker can take a
     /// [`ReadWork::Chunk`](super::super::work::ReadWork::Chunk), give it back with
@@ -76,8 +76,8 @@ pub(super) struct SnapshotOffer {
 
 impl SnapshotOffer {
     /// The offer, at first without the key that the receiver answers it with.
-    pub fn message(self, key: Option<u64>) -> PeerMessage {
+    pub fn message(self, key: Option<u64>) -> ServerMessage {
         let SnapshotOffer { id, snapshot, timestamp, hash } = self;
-        PeerMessage::Snapshot { id, key, snapshot, timestamp, hash }
+        ServerMessage::Snapshot { id, key, snapshot, timestamp, hash }
     }
 }

@@ -48,7 +48,7 @@ impl Decoders {
             })
         };
         let clients = start("acervo-decode", false)?;
-        Ok(Decoders { clients, servers: start("acervo-peers", true)? })
+        Ok(Decoders { clients, servers: start("acervo-server", true)? })
     }
 
     fn of(&mut self, of_server: bool) -> &mut Workers<DecodeJob> {

@@ -85,14 +85,14 @@ impl StoreWorker {
         }
         let mut frame = Vec::with_capacity(value_bytes + REPLY_BYTES_EXPECTED);
         let reply = Message::Reply { id: token.request, body: answered.reply };
-        if let Err(error) = codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame) {
+        if let Err(error) = codec::encode(&reply, limits::SERVER_FRAME_BYTES_MAX, &mut frame) {
             // Values that were stored fit a frame; this one must have been stored by a release
             // with greater limits.
             let message = format!("the value cannot be sent: {error}");
             let code = ErrorCode::Internal;
             let body = Reply::Error(ErrorReply::not_done(code, message));
             let reply = Message::Reply { id: token.request, body };
-            if codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame).is_err() {
+            if codec::encode(&reply, limits::SERVER_FRAME_BYTES_MAX, &mut frame).is_err() {
                 log::error!("cannot even say that a value cannot be sent");
             }
         }

@@ -78,13 +78,13 @@ impl StoreService {
                 self.connections.insert(connection, ConnectionRole::Inbound(node));
                 match channel {
                     Channel::Control => {
-                        net.set_frame_cap(connection, limits::PEER_CONTROL_FRAME_BYTES_MAX);
+                        net.set_frame_cap(connection, limits::SERVER_CONTROL_FRAME_BYTES_MAX);
                         net.set_urgent(connection);
                     }
-                    Channel::Bulk => net.set_frame_cap(connection, limits::PEER_FRAME_BYTES_MAX),
+                    Channel::Bulk => net.set_frame_cap(connection, limits::SERVER_FRAME_BYTES_MAX),
                 }
                 // It pings; see `keep_links_alive`.
-                net.set_idle_timeout(connection, Some(limits::PEER_IDLE_TIMEOUT));
+                net.set_idle_timeout(connection, Some(limits::SERVER_IDLE_TIMEOUT));
                 if was_replaced {
                     self.inbound_down(net, node);
                 }
@@ -103,61 +103,66 @@ impl StoreService {
 
     /// Notes that a connection is closed on which another server sent, unless another one has taken
     /// its place.
-    pub(super) fn inbound_closed(&mut self, net: &mut Net, connection: ConnectionId, peer: NodeId) {
-        if self.link_mut(peer).is_some_and(|link| link.inbound_closed(connection)) {
-            self.inbound_down(net, peer);
+    pub(super) fn inbound_closed(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        server: NodeId,
+    ) {
+        if self.link_mut(server).is_some_and(|link| link.inbound_closed(connection)) {
+            self.inbound_down(net, server);
         }
     }
 
     /// Notes that a connection from another server is gone, and with it perhaps what was sent on it
     /// last.
-    pub(super) fn inbound_down(&mut self, net: &mut Net, peer: NodeId) {
-        self.input(net, Input::InboundDown { server: peer });
+    pub(super) fn inbound_down(&mut self, net: &mut Net, server: NodeId) {
+        self.input(net, Input::InboundDown { server });
         let now_us = self.now(net).monotonic_us;
-        let steps = self.transfers.inbound_down(now_us, peer);
+        let steps = self.transfers.inbound_down(now_us, server);
         self.take_steps(net, steps);
     }
 
     /// Handles a message on a connection that this server has dialled: the answer to the greeting,
     /// then pongs.
-    pub(super) fn answer_of_peer(
+    pub(super) fn answer_of_server(
         &mut self,
         net: &mut Net,
         connection: ConnectionId,
-        peer: NodeId,
+        server: NodeId,
         message: Message,
     ) {
-        let Some(link) = self.link_mut(peer) else { return };
+        let Some(link) = self.link_mut(server) else { return };
         let Some(line) = link.line_mut(connection) else { return };
         let trouble = match message {
             Message::Pong { .. } if line.is_welcomed() => return line.heard(),
             Message::Refused { reason } => format!("it refuses this server: {reason}"),
-            _ if line.is_welcomed() => return self.unexpected_of_peer(net, connection, peer),
+            _ if line.is_welcomed() => return self.unexpected_of_server(net, connection, server),
             Message::Welcome(welcome) if welcome.protocol != PROTOCOL_VERSION => {
                 format!("it speaks protocol version {}", welcome.protocol)
             }
             Message::Welcome(welcome) if welcome.cluster != self.cluster => {
                 format!("it belongs to another cluster, {}", welcome.cluster)
             }
-            Message::Welcome(welcome) if welcome.node != peer => {
+            Message::Welcome(welcome) if welcome.node != server => {
                 format!("it says it is server {}", welcome.node)
             }
             Message::Welcome(welcome) => {
-                return self.welcomed(net, connection, peer, &welcome);
+                return self.welcomed(net, connection, server, &welcome);
             }
             _ => "it does not answer the greeting".to_owned(),
         };
-        self.give_up_outbound(net, connection, peer, &trouble);
+        self.give_up_outbound(net, connection, server, &trouble);
     }
 
     /// Gives up a connection on which a server has sent what answers nothing.
-    pub(super) fn unexpected_of_peer(
+    pub(super) fn unexpected_of_server(
         &mut self,
         net: &mut Net,
         connection: ConnectionId,
-        peer: NodeId,
+        server: NodeId,
     ) {
-        self.give_up_outbound(net, connection, peer, "it sent what no server expects");
+        self.give_up_outbound(net, connection, server, "it sent what no server expects");
     }
 
     /// Notes that a dialled connection is greeted; with the second one the link is up.
@@ -165,36 +170,36 @@ impl StoreService {
         &mut self,
         net: &mut Net,
         connection: ConnectionId,
-        peer: NodeId,
+        server: NodeId,
         welcome: &Welcome,
     ) {
         let Welcome { incarnation, last_index, term, first_leader, .. } = *welcome;
-        let Some(link) = self.link_mut(peer) else { return };
+        let Some(link) = self.link_mut(server) else { return };
         if link.met(incarnation) {
             link.take_inbound().for_each(|old| net.close(old));
             let was_greeted_before = link.lines().iter().any(|line| line.is_welcomed());
-            self.inbound_down(net, peer);
+            self.inbound_down(net, server);
             if was_greeted_before {
                 // The other connection was greeted by the directory before.
                 let why = "its data directory was replaced meanwhile";
-                return self.give_up_outbound(net, connection, peer, why);
+                return self.give_up_outbound(net, connection, server, why);
             }
         }
-        let Some(link) = self.link_mut(peer) else { return };
+        let Some(link) = self.link_mut(server) else { return };
         if let Some(line) = link.line_mut(connection) {
             line.welcomed();
         }
         net.greeted(connection);
         if link.is_up() {
             link.came_up();
-            self.transfers.link_up(peer);
-            self.compare_first_leaders(peer, first_leader);
-            self.input(net, Input::LinkUp { server: peer, last_index, term, first_leader });
+            self.transfers.link_up(server);
+            self.compare_first_leaders(server, first_leader);
+            self.input(net, Input::LinkUp { server, last_index, term, first_leader });
         }
     }
 
     /// Logs it when the servers of a group that has not begun were told different first leaders.
-    fn compare_first_leaders(&self, peer: NodeId, theirs: Option<NodeId>) {
+    fn compare_first_leaders(&self, server: NodeId, theirs: Option<NodeId>) {
         let ours = self.core.node().status().first_leader;
         if let (Some(ours), Some(theirs)) = (ours, theirs)
             && ours != theirs
@@ -204,7 +209,7 @@ impl StoreService {
                  most servers were told leads first; if there is none such, the first of them in \
                  the group's list, when every server is up",
                 self.address(ours),
-                self.address(peer),
+                self.address(server),
                 self.address(theirs)
             );
         }
@@ -215,11 +220,11 @@ impl StoreService {
         &mut self,
         net: &mut Net,
         connection: ConnectionId,
-        peer: NodeId,
+        server: NodeId,
         why: &str,
     ) {
         self.connections.remove(&connection);
-        self.lost_outbound(net, connection, peer, why);
+        self.lost_outbound(net, connection, server, why);
         net.close(connection);
     }
 
@@ -257,9 +262,9 @@ impl StoreService {
                     let _ = net.try_send(connection, ping);
                 }
             }
-            let peer = link.node();
+            let server = link.node();
             if let Some((connection, why)) = link.tick() {
-                self.give_up_outbound(net, connection, peer, why);
+                self.give_up_outbound(net, connection, server, why);
             }
         }
     }
@@ -268,12 +273,12 @@ impl StoreService {
         &mut self,
         net: &mut Net,
         connection: ConnectionId,
-        peer: NodeId,
+        server: NodeId,
         why: &str,
     ) {
         let random = rand::rng().next_u64();
         let now = net.now();
-        let Some(link) = self.link_mut(peer) else { return };
+        let Some(link) = self.link_mut(server) else { return };
         if link.line_mut(connection).is_none() {
             return;
         }
@@ -285,9 +290,9 @@ impl StoreService {
             net.close(other);
         }
         if was_up {
-            self.input(net, Input::LinkDown { server: peer });
+            self.input(net, Input::LinkDown { server });
             let now_us = self.now(net).monotonic_us;
-            let steps = self.transfers.link_down(now_us, peer);
+            let steps = self.transfers.link_down(now_us, server);
             self.take_steps(net, steps);
         }
     }
