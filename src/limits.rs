@@ -162,9 +162,6 @@ pub const LOOP_STAGE_TIME: Duration = Duration::from_millis(2);
 pub const LARGE_FRAME_BYTES: usize = 64 * 1024;
 /// A large frame is received in pieces of at most this length.
 pub const LARGE_FRAME_PIECE_BYTES: usize = 256 * 1024;
-/// Bytes of one entry or value that are at least this many are not copied into the frame they go
-/// out in.
-pub const SHARED_BYTES_MIN: usize = 16 * 1024;
 /// Connections an event loop has dialled and holds at once; one more fails to be dialled.
 pub const DIALLED_CONNECTIONS_MAX: usize = 256;
 /// Connections over the limit that are being refused at once; one more is closed without a reason.

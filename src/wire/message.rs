@@ -10,12 +10,16 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
-use crate::limits::{ELEMENT_OVERHEAD_BYTES, SHARED_BYTES_MIN};
+use crate::limits::ELEMENT_OVERHEAD_BYTES;
 use crate::model::{
     ClusterId, Effect, EncodedWrite, History, LogEntry, LogIndex, NodeId, OpShape, PageNext,
     PageOf, PeerId, ReadView, RequestId, Row, SnapshotId, Term, Timestamp, Version, WriteAnswer,
     WriteOp, bounded,
 };
+
+/// Entries and values of at least this many bytes are not copied into the frame they go out in: of
+/// shorter ones the copy costs less than a piece of its own to write.
+const SHARED_BYTES_MIN: usize = 16 * 1024;
 
 /// Everything that travels, in both directions, on client and on server connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -268,6 +268,7 @@ macro_rules! operations {
     };
 }
 
+// New operations go to the end: decoders take a variant by its position, too.
 operations! {
     Put = "PUT": "Store a new newest version of a key.",
     PutAll = "PUT_ALL": "Store a new newest version of each key, all at one version.",
