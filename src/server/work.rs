@@ -261,10 +261,7 @@ pub enum SnapshotReport {
         chunk: Result<Option<SnapshotChunk>, String>,
     },
     /// A [`SnapshotWork::Begin`] has left the applier's queue.
-    Begun {
-        /// The transfer's number, chosen at random by its sender.
-        id: u64,
-    },
+    Begun,
     /// A chunk of a snapshot has left the applier's queue.
     Stored {
         /// The transfer's number, chosen at random by its sender.

@@ -227,14 +227,6 @@ impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
         self.workers.submit(job)
     }
 
-    /// Submits several jobs, as [`Workers::submit_batch`] does.
-    ///
-    /// # Errors
-    /// The jobs, if too many are outstanding or no worker is left.
-    pub fn submit_batch(&mut self, batch: Vec<J>) -> Result<(), SubmitError<Vec<J>>> {
-        self.workers.submit_batch(batch)
-    }
-
     /// The number of jobs submitted whose completions have not been collected.
     pub fn outstanding(&self) -> usize {
         self.workers.outstanding()
@@ -332,9 +324,9 @@ mod tests {
     fn a_full_pool_gives_jobs_back_until_completions_are_collected() {
         let (mut pool, permits, woken) = gated(1, 3);
         pool.submit(1).unwrap();
-        let refused = pool.submit_batch(vec![7, 8, 9]);
+        let refused = pool.workers.submit_batch(vec![7, 8, 9]);
         assert!(matches!(refused, Err(SubmitError::Full(jobs)) if jobs == [7, 8, 9]));
-        pool.submit_batch(vec![2, 3]).unwrap();
+        pool.workers.submit_batch(vec![2, 3]).unwrap();
         assert!(matches!(pool.submit(4), Err(SubmitError::Full(4))));
         permits.send(()).unwrap();
         woken.recv_timeout(PATIENCE).unwrap();
@@ -350,8 +342,8 @@ mod tests {
     #[test]
     fn shutting_down_finishes_what_was_submitted() {
         let mut pool = Pool::start("p", 2, 100, || {}, |_| |job: u32| job + 1).unwrap();
-        pool.submit_batch((0..60).collect()).unwrap();
-        pool.submit_batch((60..100).collect()).unwrap();
+        pool.workers.submit_batch((0..60).collect()).unwrap();
+        pool.workers.submit_batch((60..100).collect()).unwrap();
         let mut results = pool.shut_down(soon()).unwrap();
         results.sort_unstable();
         assert_eq!(results, (1..=100).collect::<Vec<_>>());
@@ -375,9 +367,9 @@ mod tests {
         let record = Arc::new(Mutex::new(Vec::new()));
         let mut pool =
             Pool::start("reader", 1, 8, || {}, |_| Recorder(Arc::clone(&record))).unwrap();
-        pool.submit_batch(vec![1, 2]).unwrap();
+        pool.workers.submit_batch(vec![1, 2]).unwrap();
         pool.submit(3).unwrap();
-        pool.submit_batch(Vec::new()).unwrap();
+        pool.workers.submit_batch(Vec::new()).unwrap();
         pool.shut_down(soon()).unwrap();
         assert_eq!(
             *record.lock().unwrap(),

@@ -48,10 +48,10 @@ impl<A: StagingArea + Clone + 'static> Intake<A> {
                     Ok(sink) => {
                         let sink = sink.knowing(machine.known_level());
                         self.arriving = Arriving::Open { id, sink, stored: 0 };
-                        vec![SnapshotReport::Begun { id }]
+                        vec![SnapshotReport::Begun]
                     }
                     Err(error) => {
-                        vec![SnapshotReport::Begun { id }, self.refuse(id, error.to_string())]
+                        vec![SnapshotReport::Begun, self.refuse(id, error.to_string())]
                     }
                 }
             }

@@ -119,7 +119,7 @@ impl Transfers {
             SnapshotReport::Read { to, id, source, chunk } => {
                 self.sending.read(now_us, (to, id), source, chunk)
             }
-            SnapshotReport::Begun { .. } => {
+            SnapshotReport::Begun => {
                 self.receiving.begun();
                 Vec::new()
             }
