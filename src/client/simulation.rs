@@ -879,12 +879,12 @@ fn a_connection_that_is_lost_without_a_word_is_given_up_however_short_the_calls_
 #[test]
 fn a_read_is_not_held_up_by_one_slow_server_when_the_others_are_behind_for_a_moment() {
     for mood in [Behind, Busy(5), Busy(300)] {
-        for seed in seeds(20) {
+        for seed in seeds(4) {
             let _named = Named(seed);
-            let (calls, timeout, pause) = (u64::MAX, TIMEOUT, 2 * MS);
+            let (calls, timeout, pause) = (u64::MAX, TIMEOUT, 20 * MS);
             let load = Load {
                 calls,
-                callers: 4,
+                callers: 8,
                 writes: 0,
                 given_up: 0,
                 as_of: 0,
@@ -904,7 +904,7 @@ fn a_read_is_not_held_up_by_one_slow_server_when_the_others_are_behind_for_a_mom
                 world.change(server, mood);
                 world.after(100 * MS, Event::Change { server, mood: Well });
             }
-            world.run(3 * TIMEOUT);
+            world.run(2 * second + TIMEOUT);
             assert_eq!(world.calls_failed, 0);
             assert!(world.longest < second, "{mood:?}: a read took {:?}", world.longest);
         }
