@@ -75,8 +75,10 @@ pub(super) struct Early {
 
 pub(super) struct Link {
     phase: Phase,
-    /// Requests that have left, by their ids.
-    waiting: BTreeMap<u64, Waiter>,
+    /// Requests that have left, by their ids, and about how many bytes each has.
+    waiting: BTreeMap<u64, (Waiter, usize)>,
+    /// The sum of their bytes.
+    waiting_bytes: usize,
     /// Requests that leave when the server has greeted and takes what is queued for it.
     early: VecDeque<Early>,
     /// Bytes that wait to be sent, as far as is known.
@@ -86,7 +88,8 @@ pub(super) struct Link {
     first_id: u64,
     /// Since when something has been asked, or has waited to be, without a sign of life.
     unheard_since: Option<Duration>,
-    /// About how many bytes have been sent since.
+    /// About how many bytes may be on the line: those of requests that were not answered when
+    /// something last came, and what has been sent since.
     unheard_bytes: usize,
     /// When the first request left after which no reply has come, to whichever request.
     unanswered_since: Option<Duration>,
@@ -101,6 +104,7 @@ impl Link {
         Link {
             phase: Phase::Closed,
             waiting: BTreeMap::new(),
+            waiting_bytes: 0,
             early: VecDeque::new(),
             queued_bytes: 0,
             next_id: 1,
@@ -161,12 +165,17 @@ impl Link {
         self.queued_bytes < CLIENT_QUEUED_BYTES_PAUSE
     }
 
-    /// Something came, or the server took more of what waits to be sent than it had taken before.
+    /// Notes that a whole message came.
     pub(super) fn hear(&mut self, now: Duration) {
+        self.moves(now);
+        self.unheard_bytes = self.waiting_bytes;
+    }
+
+    /// Something came, or the server took more of what waits to be sent than it had taken before.
+    pub(super) fn moves(&mut self, now: Duration) {
         if self.is_open() {
             self.heard = self.heard.max(Some(now));
             self.unheard_since = self.is_asked().then_some(now);
-            self.unheard_bytes = 0;
         }
     }
 
@@ -207,7 +216,7 @@ impl Link {
 
     /// Whether the server owes the answer to a probe.
     pub(super) fn is_probed(&self) -> bool {
-        self.waiting.values().any(|waiter| *waiter == Waiter::Probe)
+        self.waiting.values().any(|(waiter, _)| *waiter == Waiter::Probe)
     }
 
     /// The id of a request of about so many bytes that leaves now.
@@ -215,10 +224,11 @@ impl Link {
         assert!(self.is_open(), "{waiter:?} leaves before the greeting");
         self.unheard_since.get_or_insert(now);
         self.unheard_bytes += bytes;
+        self.waiting_bytes += bytes;
         self.unanswered_since.get_or_insert(now);
         let id = self.next_id;
         self.next_id += 1;
-        self.waiting.insert(id, waiter);
+        self.waiting.insert(id, (waiter, bytes));
         id
     }
 
@@ -230,17 +240,24 @@ impl Link {
         if !(self.first_id..self.next_id).contains(&id) {
             return Err(());
         }
-        let waiter = self.waiting.remove(&id);
+        let waiter = self.take_waiting(id);
         self.unanswered_since = None;
+        self.unheard_bytes = self.waiting_bytes;
         if !self.is_asked() {
             self.unheard_since = None;
         }
         Ok(waiter)
     }
 
+    fn take_waiting(&mut self, id: u64) -> Option<Waiter> {
+        let (waiter, bytes) = self.waiting.remove(&id)?;
+        self.waiting_bytes -= bytes;
+        Some(waiter)
+    }
+
     /// Nobody waits for this answer any more.
     pub(super) fn forget(&mut self, id: u64) {
-        self.waiting.remove(&id);
+        self.take_waiting(id);
     }
 
     /// A request that has not left is not wanted any more.
@@ -252,7 +269,9 @@ impl Link {
     pub(super) fn close(&mut self) -> Vec<(Waiter, bool)> {
         (self.phase, self.heard, self.queued_bytes) = (Phase::Closed, None, 0);
         (self.unheard_since, self.unheard_bytes, self.unanswered_since) = (None, 0, None);
-        let left = std::mem::take(&mut self.waiting).into_values().map(|waiter| (waiter, true));
+        self.waiting_bytes = 0;
+        let left = std::mem::take(&mut self.waiting).into_values();
+        let left = left.map(|(waiter, _)| (waiter, true));
         let early = std::mem::take(&mut self.early).into_iter().map(|early| (early.waiter, false));
         left.chain(early).collect()
     }
@@ -311,7 +330,7 @@ impl Link {
     #[cfg(test)]
     pub(super) fn waiting_calls(&self) -> usize {
         let early = self.early.iter().map(|early| &early.waiter);
-        let all = self.waiting.values().chain(early);
+        let all = self.waiting.values().map(|(waiter, _)| waiter).chain(early);
         all.filter(|waiter| matches!(waiter, Waiter::Call { .. })).count()
     }
 }

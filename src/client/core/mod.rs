@@ -314,7 +314,7 @@ impl Core {
 
     /// Something came of the server, or it took more of what waits to be sent.
     pub(super) fn heard(&mut self, now: Duration, server: usize) {
-        self.links[server].hear(now);
+        self.links[server].moves(now);
     }
 
     /// So many bytes wait to be sent to the server.

@@ -276,6 +276,8 @@ fn a_long_request_has_the_time_that_it_takes_on_a_slow_line() {
     assert_eq!(world.take_requests().len(), 1);
     world.pass(SECOND, |_| None);
     assert_eq!(world.take_requests(), [], "no second copy goes over the same line");
+    // The system takes what it has room for, which says nothing of the line.
+    world.core.heard(world.now, 0);
     // Then it goes to the others, too, and nobody's connection is given up.
     world.pass(8 * SECOND, |_| None);
     assert!(world.take_requests().len() >= 2, "beside probes");
