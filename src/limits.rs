@@ -216,11 +216,13 @@ pub const FORWARD_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const PROPOSE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// … or so many writes: the rest waits until the event loop has looked at its sockets.
 pub const PROPOSE_WRITES_MAX: usize = 2048;
-/// A write of more keys than this is long: applying it takes several times a disk's sync …
-pub const SHORT_WRITE_KEYS_MAX: usize = 512;
-/// … and so many keys of long writes in a leader's log may wait to be applied, which is a tenth of
-/// a second's work; one longer write still comes alone.
-pub const LONG_WRITE_KEYS_MAX: usize = 16 * 1024;
+/// A write is long if applying it looks at more rows than this, one for each of its keys or as many
+/// as a removal may scan: that takes several times a disk's sync …
+pub const SHORT_WRITE_ROWS_MAX: usize = 512;
+/// … and so many rows of long writes in a leader's log may wait to be applied, which is a tenth of
+/// a second's work; one longer write still comes alone. As many rows of shorter writes of several
+/// keys may wait besides.
+pub const LONG_WRITE_ROWS_MAX: usize = 16 * 1024;
 /// After a long write that took this long to be applied, which is as much as a disk's slow sync …
 pub const LONG_WRITE_REST_FROM: Duration = Duration::from_millis(20);
 /// … the next one rests for so many times as long, if others ask for something: they find the way
@@ -330,10 +332,10 @@ pub struct NodeLimits {
     pub propose_bytes_max: usize,
     /// By default [`PROPOSE_WRITES_MAX`], where the bound is explained.
     pub propose_writes_max: usize,
-    /// By default [`SHORT_WRITE_KEYS_MAX`], where the bound is explained.
-    pub short_write_keys_max: usize,
-    /// By default [`LONG_WRITE_KEYS_MAX`], where the bound is explained.
-    pub long_write_keys_max: usize,
+    /// By default [`SHORT_WRITE_ROWS_MAX`], where the bound is explained.
+    pub short_write_rows_max: usize,
+    /// By default [`LONG_WRITE_ROWS_MAX`], where the bound is explained.
+    pub long_write_rows_max: usize,
 }
 
 impl Default for NodeLimits {
@@ -356,8 +358,8 @@ impl Default for NodeLimits {
             forward_bytes_max: FORWARD_BYTES_MAX,
             propose_bytes_max: PROPOSE_BYTES_MAX,
             propose_writes_max: PROPOSE_WRITES_MAX,
-            short_write_keys_max: SHORT_WRITE_KEYS_MAX,
-            long_write_keys_max: LONG_WRITE_KEYS_MAX,
+            short_write_rows_max: SHORT_WRITE_ROWS_MAX,
+            long_write_rows_max: LONG_WRITE_ROWS_MAX,
         }
     }
 }

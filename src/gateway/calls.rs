@@ -40,7 +40,7 @@ impl Calls {
 
     /// The client of a call's write of so many keys; of a range nobody knows how many it has.
     pub(super) fn writer(&self, call: &CallLimits, keys: Option<usize>) -> AsyncClient {
-        let is_short = keys.is_some_and(|keys| keys <= limits::SHORT_WRITE_KEYS_MAX);
+        let is_short = keys.is_some_and(|keys| keys <= limits::SHORT_WRITE_ROWS_MAX);
         within(if is_short { &self.client } else { &self.long_writes }, call)
     }
 

@@ -149,7 +149,7 @@ impl Node {
             consensus.set_may_lead(false);
             consensus.set_store_lost(true);
         }
-        let writes = Writes::new(config.first_question, config.limits.short_write_keys_max);
+        let writes = Writes::new(config.first_question, config.limits.short_write_rows_max);
         let reads = PendingReads::new(config.first_question);
         let last_role = (consensus.role(), consensus.leader(), consensus.term());
         let mut node = Node {

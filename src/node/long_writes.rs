@@ -1,7 +1,7 @@
 //! Long writes take turns, so that short ones do not wait for all of them.
 //!
 //! Entries are applied in order, and one of a hundred thousand keys takes a good part of a second,
-//! in which nothing behind it is applied. So the log of a leader holds only so many keys of long
+//! in which nothing behind it is applied. So the log of a leader holds only so many rows of long
 //! writes that are not applied. The next long write waits for its turn, and short ones of other
 //! clients go past it: the writes of one client are proposed in the order in which they came.
 //!
@@ -15,50 +15,82 @@
 //! asked for something meanwhile: else one client that sends one long write after another would
 //! leave the others nothing.
 //!
+//! A write of several keys that is not long is short work, but many of them are as much as a long
+//! one. So what they look at is counted, too, with a bound of the same size, and beyond it they
+//! wait for each other, in order. They neither wait for long ones nor rest: what may be before them
+//! is a tenth of a second's work.
+//!
+//! The measure of a write is the number of rows that applying it looks at: its keys, and for the
+//! removal of a range as many as it may scan, though it names two. Writes of one row are not
+//! counted; their number has a bound.
+//!
 //! What an earlier leader has proposed is not counted.
 
 use std::collections::{HashSet, VecDeque};
 
 use super::clock::micros;
-use super::writes::Writes;
+use super::writes::{WriteLength, Writes};
 use crate::limits::{self, NodeLimits};
 use crate::model::LogIndex;
 
-/// The long writes in this leader's log.
+/// Writes in a leader's log that are not applied, and the rows that they look at.
+#[derive(Debug, Default)]
+struct Unapplied {
+    writes: VecDeque<(LogIndex, usize)>,
+    rows: usize,
+}
+
+impl Unapplied {
+    fn push(&mut self, index: LogIndex, rows: usize) {
+        self.writes.push_back((index, rows));
+        self.rows += rows;
+    }
+
+    /// Everything up to `index` is applied; whether that takes any away.
+    fn applied(&mut self, index: LogIndex) -> bool {
+        let before = self.writes.len();
+        while let Some((_, rows)) = self.writes.pop_front_if(|(first, _)| *first <= index) {
+            self.rows -= rows;
+        }
+        self.writes.len() < before
+    }
+}
+
+/// The writes in this leader's log that take turns.
 #[derive(Debug, Default)]
 pub(super) struct LongWrites {
-    unapplied: VecDeque<(LogIndex, usize)>,
-    unapplied_keys: usize,
-    /// Since when the first of them, and nothing long before it, waits to be applied.
+    long: Unapplied,
+    several: Unapplied,
+    /// Since when the first long one, and nothing long before it, waits to be applied.
     began_us: u64,
     /// Somebody has asked for something else since then.
     is_awaited: bool,
-    /// No further one is proposed before this.
+    /// No further long one is proposed before this.
     rest_until_us: u64,
-    /// One waits for that.
-    is_held: bool,
+    /// One waits for nothing but that.
+    is_resting: bool,
 }
 
 impl LongWrites {
-    /// A write of so many keys was proposed at `index`.
-    pub fn proposed(&mut self, index: LogIndex, keys: usize, writes: &Writes, now_us: u64) {
-        if writes.is_long(keys) {
-            if self.unapplied.is_empty() {
-                self.began_us = now_us;
-                self.is_awaited = false;
+    /// A write that looks at so many rows was proposed at `index`.
+    pub fn proposed(&mut self, index: LogIndex, rows: usize, length: WriteLength, now_us: u64) {
+        match length {
+            WriteLength::Single => {}
+            WriteLength::Several => self.several.push(index, rows),
+            WriteLength::Long => {
+                if self.long.writes.is_empty() {
+                    self.began_us = now_us;
+                    self.is_awaited = false;
+                }
+                self.long.push(index, rows);
             }
-            self.unapplied.push_back((index, keys));
-            self.unapplied_keys += keys;
         }
     }
 
     /// Everything up to `index` is applied.
     pub fn applied(&mut self, index: LogIndex, now_us: u64) {
-        let before = self.unapplied.len();
-        while let Some((_, keys)) = self.unapplied.pop_front_if(|(first, _)| *first <= index) {
-            self.unapplied_keys -= keys;
-        }
-        if self.unapplied.len() == before {
+        self.several.applied(index);
+        if !self.long.applied(index) {
             return;
         }
         let took_us = now_us.saturating_sub(self.began_us);
@@ -75,15 +107,15 @@ impl LongWrites {
         self.is_awaited = true;
     }
 
-    /// When one that was held back may go, if one was and only the time is in its way.
+    /// When a long one that was held back may go, if only the time is in its way.
     pub fn due_us(&self) -> Option<u64> {
-        (self.is_held && self.unapplied.is_empty()).then_some(self.rest_until_us)
+        self.is_resting.then_some(self.rest_until_us)
     }
 
     /// What was held back is looked at: whether anything still is, [`hold_back`](Self::hold_back)
     /// says.
     pub fn look(&mut self) {
-        self.is_held = false;
+        self.is_resting = false;
     }
 
     /// Takes those out of `waiting` that have to wait for their turn, in order.
@@ -95,31 +127,41 @@ impl LongWrites {
         now_us: u64,
     ) -> VecDeque<usize> {
         let mut held = VecDeque::new();
+        let rows_max = limits.long_write_rows_max;
         // As on most days, when there may be many waiting ones to look through.
-        if !writes.may_have_long_ones() {
+        if !writes.may_have_long_ones() && self.several.rows + writes.work_rows() <= rows_max {
             return held;
         }
         let mut clients = HashSet::new();
-        let mut unapplied_keys = self.unapplied_keys;
+        let (mut long_rows, mut several_rows) = (self.long.rows, self.several.rows);
+        let (mut is_long_held, mut is_several_held) = (false, false);
         waiting.retain(|key| {
             let write = &writes.get(*key).write;
-            let (client, keys) = (write.request.client, write.shape.keys);
-            let is_long = writes.is_long(keys);
+            let (client, rows) = (write.request.client, write.shape.work_rows);
             // One may always be there, however long it is. None goes past another one.
-            let fits = unapplied_keys == 0 || unapplied_keys + keys <= limits.long_write_keys_max;
-            let fits = fits && now_us >= self.rest_until_us;
-            let goes = !clients.contains(&client) && (!is_long || fits && clients.is_empty());
-            match goes {
-                true if is_long => unapplied_keys += keys,
-                true => {}
-                false => {
-                    clients.insert(client);
-                    held.push_back(*key);
+            let fits = |before: usize| before == 0 || before + rows <= rows_max;
+            let has_turn = match writes.length(&write.shape) {
+                WriteLength::Single => true,
+                WriteLength::Several => !is_several_held && fits(several_rows),
+                WriteLength::Long => {
+                    !is_long_held && fits(long_rows) && now_us >= self.rest_until_us
                 }
+            };
+            let goes = has_turn && !clients.contains(&client);
+            if !goes {
+                clients.insert(client);
+                held.push_back(*key);
+            }
+            match writes.length(&write.shape) {
+                WriteLength::Single => {}
+                WriteLength::Several if goes => several_rows += rows,
+                WriteLength::Several => is_several_held = true,
+                WriteLength::Long if goes => long_rows += rows,
+                WriteLength::Long => is_long_held = true,
             }
             goes
         });
-        self.is_held = !held.is_empty();
+        self.is_resting = is_long_held && long_rows == 0 && now_us < self.rest_until_us;
         held
     }
 }

@@ -21,8 +21,8 @@ use slab::Slab;
 
 use super::RequestToken;
 use crate::model::{
-    ClientId, Effect, EncodedWrite, LogIndex, NodeId, OpResult, RequestId, Term, Timestamp,
-    WriteAnswer, WriteOutcome,
+    ClientId, Effect, EncodedWrite, LogIndex, NodeId, OpResult, OpShape, RequestId, Term,
+    Timestamp, WriteAnswer, WriteOutcome,
 };
 
 /// Who gets the answer.
@@ -121,8 +121,15 @@ impl Answered {
     }
 }
 
-fn further_keys(pending: &PendingWrite) -> usize {
-    pending.write.shape.keys.saturating_sub(1)
+/// How much work it is to apply a write, by which it takes turns (see `long_writes`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WriteLength {
+    /// It looks at one row.
+    Single,
+    /// It looks at some more, of which many such writes make much.
+    Several,
+    /// It is much by itself.
+    Long,
 }
 
 /// The writes of clients that are not answered yet.
@@ -148,17 +155,17 @@ pub(super) struct Writes {
     last_forward: u64,
     bytes: usize,
     long_bytes: usize,
-    /// A write of more keys is long.
-    short_keys_max: usize,
-    /// Keys in them besides the first of each.
-    further_keys: usize,
+    /// A write of more rows is long.
+    short_rows_max: usize,
+    /// Rows that those of them look at which are not single.
+    work_rows: usize,
 }
 
 impl Writes {
-    /// None yet; forwards are numbered from after `last_forward`, and a write of more than
-    /// `short_keys_max` keys is long.
-    pub fn new(last_forward: u64, short_keys_max: usize) -> Writes {
-        Writes { last_forward, short_keys_max, ..Writes::default() }
+    /// None yet; forwards are numbered from after `last_forward`, and a write that looks at more
+    /// than `short_rows_max` rows is long.
+    pub fn new(last_forward: u64, short_rows_max: usize) -> Writes {
+        Writes { last_forward, short_rows_max, ..Writes::default() }
     }
 
     /// Writes and copies of them that are to be answered.
@@ -176,14 +183,36 @@ impl Writes {
         self.long_bytes
     }
 
-    /// Whether a write of so many keys is long: such ones take turns (see `long_writes`).
-    pub fn is_long(&self, keys: usize) -> bool {
-        keys > self.short_keys_max
+    /// How long a write of this shape is.
+    pub fn length(&self, shape: &OpShape) -> WriteLength {
+        match shape.work_rows {
+            rows if rows > self.short_rows_max => WriteLength::Long,
+            0..=1 => WriteLength::Single,
+            _ => WriteLength::Several,
+        }
+    }
+
+    /// Whether a write of this shape is long: such ones take turns (see `long_writes`).
+    pub fn is_long(&self, shape: &OpShape) -> bool {
+        self.length(shape) == WriteLength::Long
+    }
+
+    /// Rows that all of them look at which are not single.
+    pub fn work_rows(&self) -> usize {
+        self.work_rows
     }
 
     /// Whether any of them may be long.
     pub fn may_have_long_ones(&self) -> bool {
-        self.further_keys >= self.short_keys_max
+        self.work_rows > self.short_rows_max
+    }
+
+    /// Rows of a write that count in [`work_rows`](Writes::work_rows).
+    fn counted_rows(&self, shape: &OpShape) -> usize {
+        match self.length(shape) {
+            WriteLength::Single => 0,
+            WriteLength::Several | WriteLength::Long => shape.work_rows,
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -223,12 +252,12 @@ impl Writes {
     pub fn add(&mut self, pending: PendingWrite) {
         assert!(!pending.origins.is_empty(), "nobody waits for {:?}", pending.write.request);
         self.bytes += pending.write.memory_bytes();
-        if self.is_long(pending.write.shape.keys) {
+        if self.is_long(&pending.write.shape) {
             self.long_bytes += pending.write.memory_bytes();
         }
         self.origins += pending.origins.len();
         let identity = identity(&pending.write.request);
-        self.further_keys += further_keys(&pending);
+        self.work_rows += self.counted_rows(&pending.write.shape);
         let key = self.all.insert(pending);
         self.by_identity.insert(identity, key);
         let done = self.answered.writes.get(&identity);
@@ -295,7 +324,7 @@ impl Writes {
         let (bytes, all_bytes) = (pending.write.memory_bytes(), self.bytes);
         assert!(bytes <= all_bytes, "a write of {bytes} bytes among {all_bytes} of all writes");
         self.bytes -= bytes;
-        if self.is_long(pending.write.shape.keys) {
+        if self.is_long(&pending.write.shape) {
             self.long_bytes -= pending.write.memory_bytes();
         }
         self.origins -= pending.origins.len();
@@ -303,7 +332,9 @@ impl Writes {
         if self.by_identity.get(&identity) == Some(&key) {
             self.by_identity.remove(&identity);
         }
-        self.further_keys -= further_keys(&pending);
+        let (rows, all_rows) = (self.counted_rows(&pending.write.shape), self.work_rows);
+        assert!(rows <= all_rows, "a write of {rows} rows among {all_rows} of all writes");
+        self.work_rows -= rows;
         pending
     }
 
@@ -354,7 +385,7 @@ impl Writes {
     /// however many bytes it has.
     pub fn may_forward(&self, key: usize, bytes_max: usize) -> bool {
         let shape = &self.all[key].write.shape;
-        if self.is_long(shape.keys) {
+        if self.is_long(shape) {
             return self.forwarded_long == 0;
         }
         let (_, short_ones, short_bytes) = self.forwarded();
@@ -364,7 +395,7 @@ impl Writes {
     /// A write is not in another server's hands any more.
     fn came_back(&mut self, key: usize) {
         let shape = &self.all[key].write.shape;
-        if self.is_long(shape.keys) {
+        if self.is_long(shape) {
             assert!(self.forwarded_long > 0, "a long write came back, and none was forwarded");
             self.forwarded_long -= 1;
         } else {
@@ -384,7 +415,7 @@ impl Writes {
     /// Puts a write in another server's hands; returns the forward's number.
     pub fn forward(&mut self, key: usize, to: NodeId) -> u64 {
         let shape = &self.all[key].write.shape;
-        if self.is_long(shape.keys) {
+        if self.is_long(shape) {
             self.forwarded_long += 1;
         } else {
             self.forwarded_bytes += shape.bytes;

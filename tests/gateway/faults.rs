@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use acervo::limits::SHORT_WRITE_KEYS_MAX;
+use acervo::limits::SHORT_WRITE_ROWS_MAX;
 use acervo::wire::message::{ErrorCode, Request};
 use futures_util::stream;
 use rand::rngs::StdRng;
@@ -60,7 +60,7 @@ fn long_writes_have_a_session_of_their_own() {
     });
     let dir = tempfile::tempdir().unwrap();
     let gateway = Gateway::start(&dir, &server.address.to_string(), &[]);
-    let most = SHORT_WRITE_KEYS_MAX;
+    let most = SHORT_WRITE_ROWS_MAX;
     let pairs = |count: usize| stream::iter((0..count).map(|at| pair(&format!("{at:04}"), "v")));
     let keys = |count: usize| stream::iter((0..count).map(|at| key(&format!("{at:04}"))));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -197,8 +197,8 @@ fn small_limits(rng: &mut Rng, delayed: bool) -> NodeLimits {
         forward_bytes_max: rng.pick(&[1, 20, limits::FORWARD_BYTES_MAX]),
         propose_bytes_max: rng.pick(&[1, 500, limits::PROPOSE_BYTES_MAX]),
         propose_writes_max: rng.pick(&[1, 3, limits::PROPOSE_WRITES_MAX]),
-        short_write_keys_max: rng.pick(&[0, 1, limits::SHORT_WRITE_KEYS_MAX]),
-        long_write_keys_max: rng.pick(&[1, 3, limits::LONG_WRITE_KEYS_MAX]),
+        short_write_rows_max: rng.pick(&[0, 1, limits::SHORT_WRITE_ROWS_MAX]),
+        long_write_rows_max: rng.pick(&[1, 3, limits::LONG_WRITE_ROWS_MAX]),
     }
 }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{Learned, OpApplied, OpResult, Operation, StoreChanges};
+use crate::limits;
 use crate::model::WriteAnswer;
 
 /// Removes every version of every key from `from` to `to`, both included; of a range the wrong way
@@ -24,6 +25,10 @@ impl Operation for DelRange {
 
     fn adds_data(&self) -> bool {
         false
+    }
+
+    fn scanned_rows_max(&self) -> usize {
+        limits::REMOVAL_SCAN_ROWS_MAX
     }
 
     fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {

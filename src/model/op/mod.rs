@@ -94,6 +94,12 @@ pub trait Operation {
     /// Whether it stores values, for which there must be room on the disks.
     fn adds_data(&self) -> bool;
 
+    /// Upper bound of the rows of a store that applying it looks through, besides those of the keys
+    /// that it names.
+    fn scanned_rows_max(&self) -> usize {
+        0
+    }
+
     /// Carries it out. Whoever calls has made sure that it is applied for the first time.
     ///
     /// # Errors
@@ -245,6 +251,10 @@ macro_rules! operations {
                 match self { $(WriteOp::$name(op) => op.adds_data(),)+ }
             }
 
+            fn scanned_rows_max(&self) -> usize {
+                match self { $(WriteOp::$name(op) => op.scanned_rows_max(),)+ }
+            }
+
             fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
                 match self { $(WriteOp::$name(op) => op.apply(store),)+ }
             }
@@ -289,6 +299,9 @@ pub struct OpShape {
     kind: Discriminant<WriteOp>,
     /// Number of keys that it names, each as often as it is named.
     pub keys: usize,
+    /// Number of rows that applying it may look at, about: one for each key that it names, and
+    /// [`Operation::scanned_rows_max`].
+    pub work_rows: usize,
     /// Number of values, of which none is longer than `value_bytes_max`.
     pub values: usize,
     /// Bytes of all keys and values.
@@ -311,6 +324,7 @@ impl OpShape {
         let mut shape = OpShape {
             kind: std::mem::discriminant(op),
             keys: 0,
+            work_rows: op.scanned_rows_max(),
             values: 0,
             bytes: 0,
             key_bytes_min: None,
@@ -321,6 +335,7 @@ impl OpShape {
         };
         op.visit(&mut |key, value| {
             shape.keys += 1;
+            shape.work_rows += 1;
             shape.values += usize::from(value.is_some());
             let value_bytes = value.map_or(0, Bytes::len);
             shape.bytes += key.len() + value_bytes;

@@ -62,7 +62,7 @@ impl Node {
             return Err(busy("too many bytes are being written at this server"));
         }
         // Long writes wait for their turn, and leave half of the memory to others meanwhile.
-        let is_long = self.writes.is_long(write.shape.keys);
+        let is_long = self.writes.is_long(&write.shape);
         if is_long && self.writes.long_bytes() >= limits.pending_write_bytes_max / 2 {
             return Err(busy("too many long writes wait for their turn at this server"));
         }
@@ -158,12 +158,9 @@ impl Node {
                         || self.consensus.bytes_in_memory() > limits.apply_lag_bytes_max;
                     for ((key, timestamp), index) in batch.into_iter().zip(first..) {
                         let write = &self.writes.get(key).write;
-                        self.long_writes.proposed(
-                            index,
-                            write.shape.keys,
-                            &self.writes,
-                            now.monotonic_us,
-                        );
+                        let (rows, length) =
+                            (write.shape.work_rows, self.writes.length(&write.shape));
+                        self.long_writes.proposed(index, rows, length, now.monotonic_us);
                         let is_new = self.leadership.as_mut().is_some_and(|leadership| {
                             leadership.write_proposed(&write.request, index, clock_us)
                         });
@@ -279,7 +276,7 @@ impl Node {
                 continue;
             };
             let is_due = self.writes.get(key).not_before_us <= now.monotonic_us;
-            let is_long = self.writes.is_long(self.writes.get(key).write.shape.keys);
+            let is_long = self.writes.is_long(&self.writes.get(key).write.shape);
             let client = self.writes.get(key).write.request.client;
             let held = held_clients.get(&client);
             let (is_behind, is_behind_long) = (held.is_some(), held == Some(&true));

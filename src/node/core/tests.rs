@@ -12,8 +12,8 @@ use super::super::*;
 use super::*;
 use crate::limits;
 use crate::model::{
-    Action, Barrier, ClientId, Command, Condition, Del, DiskSpace, Effect, GroupRules, History,
-    OpResult, Put, PutAll, PutIf, Recovered, Release, RequestId, SetHistory, StateLimits,
+    Action, Barrier, ClientId, Command, Condition, Del, DelRange, DiskSpace, Effect, GroupRules,
+    History, OpResult, Put, PutAll, PutIf, Recovered, Release, RequestId, SetHistory, StateLimits,
     Timestamp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
 };
 use crate::wire::message::{ErrorCode, Role};
@@ -594,8 +594,8 @@ fn a_write_that_an_earlier_leadership_proposed_is_never_said_not_to_be_done() {
 #[test]
 fn long_writes_take_turns_and_short_ones_of_other_clients_go_past_them() {
     let limits = limits::NodeLimits {
-        short_write_keys_max: 1,
-        long_write_keys_max: 3,
+        short_write_rows_max: 1,
+        long_write_rows_max: 3,
         ..Default::default()
     };
     let mut group = Group::within(limits, &[3, 3, 3], 3, AckPolicy::Majority);
@@ -640,13 +640,67 @@ fn long_writes_take_turns_and_short_ones_of_other_clients_go_past_them() {
     }
 }
 
+/// A write of a few hundred keys counted for nothing, nor did the removal of a range, which names
+/// two keys and may scan a thousand: hundreds of them from one client lay before everybody's reads.
+#[test]
+fn writes_that_are_long_together_take_turns_by_what_they_look_at() {
+    let several = |key: &'static str| {
+        let pairs = (0..3u8).map(|number| (Bytes::from(format!("{key}{number}")), Bytes::new()));
+        WriteOp::PutAll(PutAll { pairs: pairs.collect() })
+    };
+    let range = |key: &'static str| {
+        WriteOp::DelRange(DelRange { from: Bytes::from(key), to: Bytes::from(key) })
+    };
+    let ops: [&dyn Fn(&'static str) -> WriteOp; 2] = [&several, &range];
+    let rows_max = [(10, 7), (10_000, 2 * (2 + limits::REMOVAL_SCAN_ROWS_MAX) + 1)];
+    for (op, (short_write_rows_max, long_write_rows_max)) in ops.into_iter().zip(rows_max) {
+        // The same if each of them is long by itself.
+        for short_write_rows_max in [short_write_rows_max, 2] {
+            let limits = limits::NodeLimits {
+                short_write_rows_max,
+                long_write_rows_max,
+                ..Default::default()
+            };
+            let mut group = Group::within(limits, &[3, 3, 3], 3, AckPolicy::Majority);
+            group.tick();
+            (0..3).for_each(|at| _ = group.put(at, 1));
+            group.settle();
+            let proposed = |group: &Group| group.nodes[2].status().last_index;
+            let before = proposed(&group);
+            group.withheld = Some(Vec::new());
+            let mut made = Vec::new();
+            for (client, key) in (10..).zip(["a", "b", "c", "d"]) {
+                made.push(group.write_of(client, 2, (1, 1), op(key)));
+            }
+            let behind = group.write_of(13, 2, (2, 2), WriteOp::Barrier(Barrier {}));
+            let other = group.write_of(14, 2, (1, 1), WriteOp::Barrier(Barrier {}));
+            group.settle();
+            assert_eq!(proposed(&group), before + 3, "two of four, and the short one of another");
+            let withheld = group.withheld.take().unwrap();
+            group.inbox.extend(withheld);
+            group.settle();
+            assert_eq!(proposed(&group), before + 6, "the others, and what is behind one of them");
+            let timestamps: Vec<Timestamp> = made
+                .iter()
+                .chain([&behind])
+                .map(|token| match &group.replies[token] {
+                    Reply::WriteOk(WriteAnswer { timestamp, .. }) => *timestamp,
+                    other => panic!("not written but {other:?}"),
+                })
+                .collect();
+            assert!(timestamps.is_sorted(), "in the order in which they came: {timestamps:?}");
+            assert!(group.replies.contains_key(&other));
+        }
+    }
+}
+
 /// One client that sent one long write after another left the others nothing: reads of the newest
 /// state, and writes of new sessions, wait until what is before them is applied.
 #[test]
 fn after_a_long_write_others_find_the_way_free_for_a_while() {
     let limits = limits::NodeLimits {
-        short_write_keys_max: 1,
-        long_write_keys_max: 3,
+        short_write_rows_max: 1,
+        long_write_rows_max: 3,
         ..Default::default()
     };
     let mut group = Group::within(limits, &[3, 3, 3], 3, AckPolicy::Majority);
@@ -686,8 +740,8 @@ fn after_a_long_write_others_find_the_way_free_for_a_while() {
 #[test]
 fn a_long_write_that_waits_for_its_turn_keeps_no_other_client_of_a_follower_waiting() {
     let limits = limits::NodeLimits {
-        short_write_keys_max: 1,
-        long_write_keys_max: 3,
+        short_write_rows_max: 1,
+        long_write_rows_max: 3,
         forward_bytes_max: 8,
         ..Default::default()
     };
@@ -735,8 +789,8 @@ fn a_long_write_that_waits_for_its_turn_keeps_no_other_client_of_a_follower_wait
 #[test]
 fn what_waits_at_a_follower_behind_a_long_write_of_its_client_has_as_long_as_that() {
     let limits = limits::NodeLimits {
-        short_write_keys_max: 1,
-        long_write_keys_max: 3,
+        short_write_rows_max: 1,
+        long_write_rows_max: 3,
         ..Default::default()
     };
     let mut group = Group::within(limits, &[3, 3, 3], 3, AckPolicy::Majority);
