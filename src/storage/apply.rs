@@ -236,6 +236,7 @@ impl StateMachine {
         release: impl Into<Release>,
     ) -> Result<StateMachine, ApplyError> {
         let Release { level: known_level, limits } = release.into();
+        check_format(&*engine)?;
         let level = stored_level(&*engine, known_level)?;
         let point = stored_point(&*engine)?;
         let rules = stored_rules(&*engine)?;
@@ -570,6 +571,7 @@ impl StateMachine {
         }
         self.guarded(|machine| {
             let engine = staged.promote()?;
+            check_format(&*engine)?;
             machine.level = stored_level(&*engine, machine.known_level)?;
             let point = stored_point(&*engine)?;
             if point != found {
@@ -639,14 +641,20 @@ impl Left {
     }
 }
 
+/// Refuses the rows of another release. Asked before anything else: what else is in rows of another
+/// format is not known, and what cannot be read there is not damage.
+fn check_format(engine: &dyn Engine) -> Result<(), ApplyError> {
+    match read_meta(engine, META_FORMAT, "the format of the store")?.map(u32::from_le_bytes) {
+        Some(other) if other != STATE_FORMAT_VERSION => Err(ApplyError::OtherFormat(other)),
+        _ => Ok(()),
+    }
+}
+
 /// Where the state that an engine holds durably stands.
 pub(super) fn stored_point(engine: &dyn Engine) -> Result<AppliedPoint, ApplyError> {
-    let format = read_meta::<4>(engine, META_FORMAT)?.map(u32::from_le_bytes);
-    let point = read_meta::<POINT_BYTES>(engine, META_APPLIED)?.map(decode_point);
-    if let Some(other) = format.filter(|format| *format != STATE_FORMAT_VERSION) {
-        return Err(ApplyError::OtherFormat(other));
-    }
-    Ok(point.unwrap_or_default())
+    check_format(engine)?;
+    let point = read_meta(engine, META_APPLIED, "the applied index")?;
+    Ok(point.map(decode_point).unwrap_or_default())
 }
 
 /// What a row about the store itself says.
@@ -706,8 +714,8 @@ fn stored_rules(engine: &dyn Engine) -> Result<Option<GroupRules>, ApplyError> {
     Ok(Some(rules))
 }
 
-/// The group's feature level, if it is one of those up to `known`. Asked before anything else: of a
-/// level that is not known nothing else need be readable.
+/// The group's feature level, if it is one of those up to `known`. Asked right after the format: of
+/// a level that is not known nothing else need be readable.
 fn stored_level(engine: &dyn Engine, known: FeatureLevel) -> Result<FeatureLevel, ApplyError> {
     let Some(stored) = engine.get(&keys::meta(META_LEVEL))? else {
         return Ok(FeatureLevel::FIRST);
@@ -733,12 +741,14 @@ fn stored_clock(
     LogClock::decode(&stored, timestamp, grace_us).ok_or(ApplyError::Damaged("the log's clock"))
 }
 
+/// Reads a fact of `N` bytes; `what` is it called where it has another length.
 fn read_meta<const N: usize>(
     engine: &dyn Engine,
     name: &str,
+    what: &'static str,
 ) -> Result<Option<[u8; N]>, ApplyError> {
     let Some(value) = engine.get(&keys::meta(name))? else { return Ok(None) };
-    let value = value[..].try_into().map_err(|_| ApplyError::Damaged("the applied index"))?;
+    let value = value[..].try_into().map_err(|_| ApplyError::Damaged(what))?;
     Ok(Some(value))
 }
 

@@ -440,16 +440,26 @@ fn a_checkpoint_is_due_by_entries_by_bytes_and_by_time() {
     assert!(machine.needs_checkpoint(0, limits::CHECKPOINT_BYTES));
 }
 
+/// Rows that another format has otherwise were taken for damage: the store of a newer release would
+/// have been set aside and rebuilt.
 #[test]
-fn a_state_of_another_format_is_refused() {
-    let engine = Arc::new(MemoryEngine::new());
-    let mut batch = WriteBatch::default();
-    batch.put(keys::meta(META_FORMAT), Bytes::copy_from_slice(&9u32.to_le_bytes()));
-    engine.write(&batch, Durability::Durable).unwrap();
-    assert!(matches!(
-        StateMachine::open(engine, StateLimits::default()),
-        Err(ApplyError::OtherFormat(9))
-    ));
+fn a_state_of_another_format_is_refused_whatever_its_other_rows_are() {
+    let other = Bytes::from_static(b"as a later release has it");
+    for (name, value) in [
+        (META_FORMAT, Bytes::copy_from_slice(&9u32.to_le_bytes())),
+        (META_APPLIED, other.clone()),
+        (META_LEVEL, other.clone()),
+        (META_CLOCK, other),
+    ] {
+        let engine = Arc::new(MemoryEngine::new());
+        let mut batch = WriteBatch::default();
+        batch.put(keys::meta(META_FORMAT), Bytes::copy_from_slice(&9u32.to_le_bytes()));
+        batch.put(keys::meta(name), value);
+        engine.write(&batch, Durability::Durable).unwrap();
+        assert!(matches!(stored_point(&*engine), Err(ApplyError::OtherFormat(9))), "{name}");
+        let opened = StateMachine::open(engine, StateLimits::default());
+        assert!(matches!(opened, Err(ApplyError::OtherFormat(9))), "{name}");
+    }
 }
 
 /// One step of a random history, over few keys and few clients, so that they meet.
