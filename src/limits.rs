@@ -29,9 +29,8 @@ pub const PAGE_ROWS_MAX: usize = 4096;
 pub const PAGE_BYTES_MAX: usize = 512 * 1024;
 /// Rows of the store looked at for one page; after that many it ends, however few it holds.
 pub const PAGE_VISITS_MAX: usize = 64 * 1024;
-/// Bytes of the store looked at for one page. The engine reads a value with its key, so that a page
-/// of keys alone, or one that finds only versions that are too new, would otherwise read any number
-/// of long values.
+/// Bytes of the store looked at for one page: keys, and values that it shows. A page whose rows do
+/// not fit together, or that finds only versions that are too new, still ends.
 pub const PAGE_SCAN_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Versions of a key that are stepped over before the next key is looked up instead.
 pub const VERSIONS_STEPPED_MAX: usize = 8;

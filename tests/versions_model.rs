@@ -6,6 +6,7 @@
 //! background, and has to say the same for every pair of times, in one page or in many, before and
 //! after a crash, and after a snapshot has carried its state to another engine.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use acervo::model::{
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::{
-    Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
+    Direction, Durability, Engine, EngineError, EngineView, RowValue, RowVisitor, Scrubbed,
+    WriteBatch,
 };
 use acervo::storage::keys::{self as rows, RowRange};
 use acervo::storage::memory::MemoryEngine;
@@ -814,7 +816,7 @@ fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     assert!(matches!(whole, Err(PageError::Expired)), "what began whole does not go on in part");
 }
 
-/// An engine that counts the rows that are read, and the bytes of their values.
+/// An engine that counts the rows that are looked at, and the bytes of their values that are read.
 #[derive(Default)]
 struct Counting {
     engine: MemoryEngine,
@@ -829,16 +831,25 @@ struct CountingView {
 }
 
 impl EngineView for CountingView {
-    fn scan(
+    fn scan_rows(
         &self,
         range: &RowRange,
         direction: Direction,
-        visit: &mut Visitor<'_>,
+        visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError> {
-        self.view.scan(range, direction, &mut |key, value| {
+        self.view.scan_rows(range, direction, &mut |key, value| {
             self.rows.fetch_add(1, Ordering::Relaxed);
-            self.bytes.fetch_add(value.len() as u64, Ordering::Relaxed);
-            visit(key, value)
+            let bytes = value.bytes();
+            let count = || self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+            if let RowValue::Inline(_) = value {
+                count();
+                return visit(key, value);
+            }
+            let read = || {
+                count();
+                value.read().map(Cow::into_owned)
+            };
+            visit(key, RowValue::OutOfLine { bytes, read: &read })
         })
     }
 }
@@ -846,15 +857,6 @@ impl EngineView for CountingView {
 impl Engine for Counting {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         self.engine.get(key)
-    }
-
-    fn scan(
-        &self,
-        range: &RowRange,
-        direction: Direction,
-        visit: &mut Visitor<'_>,
-    ) -> Result<(), EngineError> {
-        self.view()?.scan(range, direction, visit)
     }
 
     fn view(&self) -> Result<Box<dyn EngineView>, EngineError> {

@@ -4,7 +4,7 @@
 //! grow old by the log's clock, which stands in the commands. The same log gives the same rows, the
 //! same outcomes and the same hash.
 //!
-//! Every [`apply`](StateMachine::apply) is one lazy engine batch. A
+//! An [`apply`](StateMachine::apply) is one lazy engine batch, or a few if there is much to do. A
 //! [`checkpoint`](StateMachine::checkpoint) is a durable one, which also holds the applied point,
 //! and the sessions as of it: nobody reads these rows before. After a crash the engine stands at
 //! its last checkpoint, versions and sessions together, and the log from
@@ -19,7 +19,7 @@
 
 mod op_writer;
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::{Buf, BufMut, Bytes};
@@ -33,13 +33,13 @@ use super::garbage_collection::{
     self, Budget, META_COMPACTED_AS_OF, META_COMPACTION, META_REMOVED_UP_TO,
 };
 use super::hash::StateHash;
+use super::keys;
 use super::log_clock::{ClockSamples, LogClock};
 use super::reads::Store;
+use super::removals::{self, KnownRemovals, PendingRemovals, RangeRemoval};
 use super::rows::{Rows, ViewRows};
 use super::sessions::{DedupVerdict, META_KNOWN_SINCE, Sessions, decode_known_since};
 use super::snapshot::{SnapshotSource, StagedSnapshot};
-use super::versions::Pending;
-use super::{keys, removals};
 use crate::limits::{self, ShrinkLimits};
 use crate::model::{
     Action, AppliedPoint, AppliedWrite, Command, EntryError, FeatureLevel, GarbageCollection,
@@ -57,6 +57,10 @@ const META_CLOCK: &str = "clock";
 const META_RULES: &str = "rules";
 const META_LEVEL: &str = "level";
 const POINT_BYTES: usize = 24;
+/// Rows looked at or changed in one batch, after which the next entry begins another: a fraction of
+/// a second's work, and some tens of megabytes of changes in memory. Small entries can ask for
+/// much, and a follower that lags may have thousands of them at once.
+const BATCH_ROWS_MAX: u64 = 64 * 1024;
 
 /// Why the state machine stopped. All of these are final for the process.
 #[derive(Debug, thiserror::Error)]
@@ -126,32 +130,25 @@ pub(super) struct Shared {
     limits: RwLock<StateLimits>,
     /// When timestamps were given out, by the log's clock.
     samples: RwLock<Arc<ClockSamples>>,
-    /// Whether there may be removals of keys, and of ranges, in what a reader sees: set before a
-    /// batch with one becomes visible, and cleared after the batch with which the last one left.
-    removals: [AtomicBool; 2],
+    /// The removals in what a reader sees: changing while a batch that changes them is written.
+    removals: RwLock<Arc<KnownRemovals>>,
 }
 
 impl Shared {
-    fn pending(&self) -> Pending {
-        let [keys, ranges] = self.removals.each_ref().map(|flag| flag.load(Ordering::SeqCst));
-        Pending { keys, ranges }
+    fn set_removals(&self, removals: KnownRemovals) {
+        *self.removals.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(removals);
     }
 
-    fn set_pending(&self, pending: Pending) {
-        let [keys, ranges] = &self.removals;
-        keys.store(pending.keys, Ordering::SeqCst);
-        ranges.store(pending.ranges, Ordering::SeqCst);
-    }
-
-    /// A view, and what to look for in it.
-    pub(super) fn view(&self) -> Result<(Box<dyn EngineView>, Pending), EngineError> {
-        // Asked before and after: of a view taken while the last removal leaves, or while the first
-        // comes, one of the two tells.
-        let before = self.pending();
-        let view = self.engine().view()?;
-        let after = self.pending();
-        let keys = before.keys || after.keys;
-        Ok((view, Pending { keys, ranges: before.ranges || after.ranges }))
+    /// A view, and the removals in it.
+    pub(super) fn view(&self) -> Result<(Box<dyn EngineView>, PendingRemovals), EngineError> {
+        let (view, removals) = {
+            // The view is taken before the lock is given back, and so while these removals are
+            // known. The state machine waits for that, and holds no lock of the engine meanwhile.
+            let removals = self.removals.read().unwrap_or_else(PoisonError::into_inner);
+            (self.engine().view()?, removals.clone())
+        };
+        let pending = removals.of(&*view)?;
+        Ok((view, pending))
     }
 
     pub(super) fn limits(&self) -> StateLimits {
@@ -243,7 +240,7 @@ impl StateMachine {
         let limits = rules.map_or(limits, |rules| rules.limits);
         let sessions = Sessions::load(&*engine, limits)?;
         let clock = stored_clock(&*engine, point.timestamp, limits)?;
-        let left = Left::read(&ViewRows(&*engine.view()?))?;
+        let left = Left::stored(&*engine, point)?;
         let shared = Shared {
             engine: RwLock::new(engine.clone()),
             applied: RwLock::new(point),
@@ -251,7 +248,7 @@ impl StateMachine {
             steps: Steps::default(),
             limits: RwLock::new(limits),
             samples: RwLock::new(Arc::new(clock.samples().clone())),
-            removals: [AtomicBool::new(left.pending.keys), AtomicBool::new(left.pending.ranges)],
+            removals: RwLock::new(Arc::new(KnownRemovals::Settled(left.pending.clone()))),
         };
         Ok(StateMachine {
             shared: Arc::new(shared),
@@ -302,14 +299,14 @@ impl StateMachine {
         }
     }
 
-    /// Applies entries, in order, as one atomic batch.
+    /// Applies entries, in order, in atomic batches of one or more entries.
     ///
     /// # Errors
     ///
-    /// Any; then nothing of the batch is visible, and every later call fails with
+    /// Any; then nothing of the batch that failed is visible, and every later call fails with
     /// [`ApplyError::Poisoned`].
     pub fn apply(&mut self, entries: &[LogEntry]) -> Result<Applied, ApplyError> {
-        self.guarded(|machine| machine.apply_batch(entries, false))
+        self.guarded(|machine| machine.apply_all(entries, false))
     }
 
     /// The same where somebody waits for answers: what keys had before is looked up for the writes
@@ -319,22 +316,45 @@ impl StateMachine {
     ///
     /// As [`apply`](StateMachine::apply).
     pub fn apply_answering(&mut self, entries: &[LogEntry]) -> Result<Applied, ApplyError> {
-        self.guarded(|machine| machine.apply_batch(entries, true))
+        self.guarded(|machine| machine.apply_all(entries, true))
     }
 
+    fn apply_all(
+        &mut self,
+        mut entries: &[LogEntry],
+        answering: bool,
+    ) -> Result<Applied, ApplyError> {
+        let mut applied = Applied::default();
+        while !entries.is_empty() {
+            let count = self.apply_batch(entries, answering, &mut applied.writes)?;
+            entries = &entries[count..];
+        }
+        applied.summary = self.summary();
+        Ok(applied)
+    }
+
+    /// Applies the first entries, at least one, and returns how many.
     fn apply_batch(
         &mut self,
         entries: &[LogEntry],
         answering: bool,
-    ) -> Result<Applied, ApplyError> {
-        let mut applied = Applied::default();
+        writes: &mut Vec<AppliedWrite>,
+    ) -> Result<usize, ApplyError> {
         let view = self.engine.view()?;
         let mut point = self.point;
         let mut clock = self.clock.clone();
         let mut is_marked = false;
-        let mut changes = Changes::new(&*view, StateHash(point.hash), self.shared.steps.clone());
+        let ranges = self.left.pending.ranges.clone();
+        let steps = self.shared.steps.clone();
+        let steps_before = steps.count();
+        let mut changes = Changes::new(&*view, StateHash(point.hash), ranges, steps.clone());
         let mut left_touched = false;
+        let mut count = 0;
         for entry in entries {
+            if count > 0 && steps.count() - steps_before >= BATCH_ROWS_MAX {
+                break;
+            }
+            count += 1;
             let expected = point.index + 1;
             if entry.index != expected {
                 return Err(ApplyError::OutOfOrder { expected, found: entry.index });
@@ -362,7 +382,7 @@ impl StateMachine {
                     left_touched |= removes;
                     let newest_sequence = self.sessions.newest_sequence(request.client);
                     let (index, term) = (entry.index, entry.term);
-                    applied.writes.push(AppliedWrite { index, term, fate, newest_sequence });
+                    writes.push(AppliedWrite { index, term, fate, newest_sequence });
                 }
                 Action::GarbageCollection(GarbageCollection::Removed {
                     before_us,
@@ -421,30 +441,30 @@ impl StateMachine {
             }
             is_marked |= clock.advance(clock_us, timestamp);
         }
-        if !entries.is_empty() {
-            if left_touched {
-                self.left = Left::read(&changes.rows())?;
-            }
-            point.hash = changes.hash.0;
-            let batch = changes.into_batch();
-            drop(view);
-            let before = self.shared.pending();
-            self.shared.set_pending(Pending {
-                keys: before.keys || self.left.pending.keys,
-                ranges: before.ranges || self.left.pending.ranges,
-            });
-            if is_marked {
-                self.shared.set_samples(&clock);
-            }
-            self.shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
-            self.engine.write(&batch, Durability::Lazy)?;
-            self.point = point;
-            self.clock = clock;
-            *self.shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
-            self.shared.set_pending(self.left.pending);
+        let before = self.left.pending.clone();
+        if left_touched {
+            self.left = Left::read(&changes.rows(), changes.ranges())?;
         }
-        applied.summary = self.summary();
-        Ok(applied)
+        point.hash = changes.hash.0;
+        let batch = changes.into_batch();
+        drop(view);
+        let after = self.left.pending.clone();
+        let is_same = before == after;
+        if !is_same {
+            self.shared.set_removals(KnownRemovals::changing(before, after.clone()));
+        }
+        if is_marked {
+            self.shared.set_samples(&clock);
+        }
+        self.shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
+        self.engine.write(&batch, Durability::Lazy)?;
+        self.point = point;
+        self.clock = clock;
+        *self.shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
+        if !is_same {
+            self.shared.set_removals(KnownRemovals::Settled(after));
+        }
+        Ok(count)
     }
 
     /// What becomes of a client's write. `answering`: whoever waits for it may be told what was
@@ -583,16 +603,16 @@ impl StateMachine {
             machine.shared.set_limits(limits);
             machine.sessions = Sessions::load(&*engine, limits)?;
             machine.clock = stored_clock(&*engine, point.timestamp, limits)?;
-            let left = Left::read(&ViewRows(&*engine.view()?))?;
-            let unknown = Pending { keys: true, ranges: true };
-            machine.shared.set_pending(unknown);
+            let left = Left::stored(&*engine, point)?;
+            let (before, after) = (machine.left.pending.clone(), left.pending.clone());
+            machine.shared.set_removals(KnownRemovals::changing(before, after.clone()));
             // In the same order as around a batch.
             let shared = &machine.shared;
             shared.set_samples(&machine.clock);
             shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
             *shared.engine.write().unwrap_or_else(PoisonError::into_inner) = engine.clone();
             *shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
-            shared.set_pending(left.pending);
+            shared.set_removals(KnownRemovals::Settled(after));
             machine.left = left;
             machine.engine = engine;
             (machine.point, machine.durable_index) = (point, point.index);
@@ -622,7 +642,7 @@ impl StateMachine {
 /// What is left to do in the background.
 struct Left {
     /// Removals that are not off the disk yet.
-    pending: Pending,
+    pending: PendingRemovals,
     /// The time of the oldest of them.
     oldest_removal: Option<Timestamp>,
     /// The earliest time as of which compaction of the history has something to do.
@@ -630,14 +650,22 @@ struct Left {
 }
 
 impl Left {
-    fn read(rows: &dyn Rows) -> Result<Left, ApplyError> {
-        let keys = rows.first(&keys::queue())?.is_some();
-        let ranges = rows.first(&keys::ranges())?.is_some();
+    /// Of a state with these removals of ranges.
+    fn read(rows: &dyn Rows, ranges: &Arc<Vec<RangeRemoval>>) -> Result<Left, ApplyError> {
+        let keys = rows.has_any(&keys::queue())?;
         Ok(Left {
-            pending: Pending { keys, ranges },
-            oldest_removal: removals::oldest(rows)?,
+            pending: PendingRemovals { keys, ranges: ranges.clone() },
+            oldest_removal: removals::oldest(rows, ranges)?,
             history_due: garbage_collection::history_due(rows)?,
         })
+    }
+
+    /// Of the state at `point` that an engine holds durably.
+    fn stored(engine: &dyn Engine, point: AppliedPoint) -> Result<Left, ApplyError> {
+        let view = engine.view()?;
+        let rows = ViewRows(&*view);
+        let ranges = removals::read_ranges(&rows, point.timestamp)?;
+        Left::read(&rows, &Arc::new(ranges))
     }
 }
 

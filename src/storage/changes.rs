@@ -1,10 +1,15 @@
-//! The changes of entries that are being applied: a batch, the read view below it, and the hash of
-//! the state, which is updated with each change.
+//! The changes of entries that are being applied: a batch, the read view below it, the hash of the
+//! state, and the removals of ranges that are pending. Hash and removals are updated with each
+//! change.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::engine::{EngineView, Steps, WriteBatch};
 use super::hash::{StateHash, row_hash};
+use super::keys;
+use super::removals::RangeRemoval;
 use super::rows::Overlay;
 
 /// A batch under construction.
@@ -12,19 +17,54 @@ pub(super) struct Changes<'a> {
     view: &'a dyn EngineView,
     batch: WriteBatch,
     pub hash: StateHash,
+    ranges: Arc<Vec<RangeRemoval>>,
     steps: Steps,
 }
 
 impl<'a> Changes<'a> {
-    /// No changes yet, to the state of `view`, whose hash is `hash`. Each change counts as a step,
-    /// and again when the engine takes it.
-    pub fn new(view: &'a dyn EngineView, hash: StateHash, steps: Steps) -> Changes<'a> {
-        Changes { view, batch: WriteBatch::counted(steps.clone()), hash, steps }
+    /// No changes yet, to the state of `view`, whose hash is `hash` and which has the rows of
+    /// `ranges`. Each change counts as a step, and again when the engine takes it; so does each row
+    /// that is looked at.
+    pub fn new(
+        view: &'a dyn EngineView,
+        hash: StateHash,
+        ranges: Arc<Vec<RangeRemoval>>,
+        steps: Steps,
+    ) -> Changes<'a> {
+        Changes { view, batch: WriteBatch::counted(steps.clone()), hash, ranges, steps }
     }
 
     /// The rows as they would be with the changes so far.
     pub fn rows(&self) -> Overlay<'_> {
-        Overlay { view: self.view, batch: &self.batch }
+        Overlay { view: self.view, batch: &self.batch, steps: &self.steps }
+    }
+
+    /// The removals of ranges as they would be with the changes so far.
+    pub fn ranges(&self) -> &Arc<Vec<RangeRemoval>> {
+        &self.ranges
+    }
+
+    /// Adds the removal of a range, which must be later than all others.
+    pub fn add_range(&mut self, range: RangeRemoval) {
+        let last = self.ranges.last().map(|last| last.at);
+        assert!(last < Some(range.at), "a range is removed at {} after {last:?}", range.at);
+        self.put(keys::range(range.at), range.encode());
+        Arc::make_mut(&mut self.ranges).push(range);
+    }
+
+    /// Replaces the removal of a range, which must exist, by that of what is left of the range, or
+    /// by none.
+    pub fn replace_range(&mut self, range: &RangeRemoval, rest: Option<RangeRemoval>) {
+        let found = self.ranges.iter().position(|pending| pending == range);
+        let Some(position) = found else { panic!("{range:?} is not pending") };
+        self.delete(keys::range(range.at), &range.encode());
+        let ranges = Arc::make_mut(&mut self.ranges);
+        ranges.remove(position);
+        if let Some(rest) = rest {
+            assert!(rest.at == range.at, "{rest:?} is no part of {range:?}");
+            ranges.insert(position, rest.clone());
+            self.put(keys::range(rest.at), rest.encode());
+        }
     }
 
     /// Adds a row, which must not exist.

@@ -31,7 +31,8 @@ use redb::{
 
 use super::checked_file::{Backend, CheckedFile, Damage, Reading};
 use super::engine::{
-    Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
+    Direction, Durability, Engine, EngineError, EngineView, RowValue, RowVisitor, Scrubbed,
+    WriteBatch, with_values,
 };
 use super::files::{self, Directory, DiskFile};
 use super::keys::RowRange;
@@ -270,19 +271,18 @@ impl DiskEngine {
         let Some(next) = copy.next.take() else { return Ok(()) };
         let mut batch = WriteBatch::default();
         let mut bytes = 0;
-        self.file().view()?.scan_from(
-            (Bound::Included(&next), Bound::Unbounded),
-            Direction::Forward,
-            &mut |key, value| {
-                if bytes >= limits.step_bytes {
-                    copy.next = Some(Bytes::copy_from_slice(key));
-                    return ControlFlow::Break(());
-                }
-                bytes += key.len() + value.len();
-                batch.put(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
-                ControlFlow::Continue(())
-            },
-        )?;
+        let view = self.file().view()?;
+        let rest = (Bound::Included(&next[..]), Bound::Unbounded);
+        let mut visit = |key: &[u8], value: &[u8]| {
+            if bytes >= limits.step_bytes {
+                copy.next = Some(Bytes::copy_from_slice(key));
+                return ControlFlow::Break(());
+            }
+            bytes += key.len() + value.len();
+            batch.put(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+            ControlFlow::Continue(())
+        };
+        with_values(&mut visit, |visit| view.scan_from(rest, Direction::Forward, visit))?;
         copy.unsynced_bytes += bytes;
         let durability = match copy.unsynced_bytes >= limits.sync_bytes {
             true => Durability::Durable,
@@ -529,16 +529,7 @@ impl Engine for DiskEngine {
         let _reading = Reading::begin();
         let found = view.rows.get(key).map_err(|error| view.file.faults.read(error))?;
         let Some(stored) = found else { return Ok(None) };
-        view.value(stored.value(), Bytes::copy_from_slice).map(Some)
-    }
-
-    fn scan(
-        &self,
-        range: &RowRange,
-        direction: Direction,
-        visit: &mut Visitor<'_>,
-    ) -> Result<(), EngineError> {
-        self.file().view()?.scan(range, direction, visit)
+        view.with_value(stored.value(), |value| Ok(Some(value.read()?.into_owned().into())))?
     }
 
     fn view(&self) -> Result<Box<dyn EngineView>, EngineError> {
@@ -651,19 +642,23 @@ struct DiskView {
 
 impl DiskView {
     /// Passes the value that a row contains or refers to on to `take`.
-    fn value<T>(&self, stored: &[u8], take: impl FnOnce(&[u8]) -> T) -> Result<T, EngineError> {
+    fn with_value<T>(
+        &self,
+        stored: &[u8],
+        take: impl FnOnce(RowValue<'_>) -> T,
+    ) -> Result<T, EngineError> {
         let failed = |error| self.file.faults.read(error);
-        match StoredValue::decode(stored).ok_or_else(|| failed(not_a_row()))? {
-            StoredValue::Short(value) => Ok(take(value)),
+        Ok(match StoredValue::decode(stored).ok_or_else(|| failed(not_a_row()))? {
+            StoredValue::Short(value) => take(RowValue::Inline(value)),
             StoredValue::Long { id, len } => {
-                let value = self.long_value(id, len).map_err(failed)?;
-                Ok(take(&value))
+                let read = || self.long_value(id, len).map_err(failed);
+                take(RowValue::OutOfLine { bytes: len, read: &read })
             }
-        }
+        })
     }
 
     fn long_value(&self, id: u64, len: usize) -> Result<Vec<u8>, redb::Error> {
-        let mut value = Vec::new();
+        let mut value = Vec::with_capacity(len);
         let mut table: Option<(usize, ReadOnlyTable<u64, Row>)> = None;
         for piece in pieces::layout(len) {
             let open = match table.take() {
@@ -684,7 +679,7 @@ impl DiskView {
         &self,
         bounds: (Bound<&[u8]>, Bound<&[u8]>),
         direction: Direction,
-        visit: &mut Visitor<'_>,
+        visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError> {
         let _reading = Reading::begin();
         let failed = |error| self.file.faults.read(error);
@@ -696,7 +691,8 @@ impl DiskView {
             };
             let Some(row) = row else { return Ok(()) };
             let (key, stored) = row.map_err(failed)?;
-            if self.value(stored.value(), |value| visit(key.value(), value))?.is_break() {
+            let flow = self.with_value(stored.value(), |value| visit(key.value(), value))?;
+            if flow.is_break() {
                 return Ok(());
             }
         }
@@ -704,11 +700,11 @@ impl DiskView {
 }
 
 impl EngineView for DiskView {
-    fn scan(
+    fn scan_rows(
         &self,
         range: &RowRange,
         direction: Direction,
-        visit: &mut Visitor<'_>,
+        visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError> {
         self.file.check_sound()?;
         if range.start >= range.end {

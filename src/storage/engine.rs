@@ -3,6 +3,7 @@
 //! It is small on purpose, so that engines can be exchanged and compared: the one on disk is
 //! [`disk`](super::disk), the one for tests [`memory`](super::memory).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
@@ -32,13 +33,13 @@ pub enum Direction {
     Reverse,
 }
 
-/// Counts the rows that have been handled, so that long work can be told from work that is stuck.
-/// Clones share one count.
+/// Counts the rows that have been looked at or changed, so that long work can be told from work
+/// that is stuck. Clones share one count.
 #[derive(Clone, Debug, Default)]
 pub struct Steps(Arc<AtomicU64>);
 
 impl Steps {
-    /// Counts a row that was added to a batch, or taken from it by the engine.
+    /// Counts a row that was looked at, added to a batch, or taken from it by the engine.
     pub fn step(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -137,8 +138,62 @@ pub struct Scrubbed {
     pub next_block: Option<u64>,
 }
 
-/// Called for each row with its key and value, until it breaks.
+/// The value of a row that a scan has come to.
+#[derive(Clone, Copy)]
+pub enum RowValue<'a> {
+    /// The value lies beside the row's key, and was read with it.
+    Inline(&'a [u8]),
+    /// The value is stored elsewhere: reading it costs as much as it is long.
+    OutOfLine {
+        /// The length of the value.
+        bytes: usize,
+        read: &'a dyn Fn() -> Result<Vec<u8>, EngineError>,
+    },
+}
+
+impl<'a> RowValue<'a> {
+    /// The length of the value, known without reading it.
+    pub fn bytes(&self) -> usize {
+        match self {
+            RowValue::Inline(value) => value.len(),
+            RowValue::OutOfLine { bytes, .. } => *bytes,
+        }
+    }
+
+    /// The whole value.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Read`].
+    pub fn read(&self) -> Result<Cow<'a, [u8]>, EngineError> {
+        match self {
+            RowValue::Inline(value) => Ok(Cow::Borrowed(value)),
+            RowValue::OutOfLine { read, .. } => read().map(Cow::Owned),
+        }
+    }
+}
+
+/// Called for each row with its key and its value, which it may leave unread, until it breaks.
+pub type RowVisitor<'a> = dyn FnMut(&[u8], RowValue<'_>) -> ControlFlow<()> + 'a;
+
+/// Called for each row with its key and its whole value, until it breaks.
 pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+/// Has `scan` visit rows, of each of which the whole value is read and shown to `visit`.
+pub(super) fn with_values(
+    visit: &mut Visitor<'_>,
+    scan: impl FnOnce(&mut RowVisitor<'_>) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    let mut failed = None;
+    scan(&mut |key, value| match value.read() {
+        Ok(value) => visit(key, &value),
+        Err(error) => {
+            failed = Some(error);
+            ControlFlow::Break(())
+        }
+    })?;
+    failed.map_or(Ok(()), Err)
+}
 
 /// An ordered key-value engine. Reads may come from any thread, at any time; each read sees the
 /// state between two batches, never a part of a batch.
@@ -161,7 +216,9 @@ pub trait Engine: Send + Sync {
         range: &RowRange,
         direction: Direction,
         visit: &mut Visitor<'_>,
-    ) -> Result<(), EngineError>;
+    ) -> Result<(), EngineError> {
+        self.view()?.scan(range, direction, visit)
+    }
 
     /// A read view of the current rows.
     ///
@@ -214,8 +271,20 @@ pub trait Engine: Send + Sync {
 /// A read view: the rows as of one state, whatever is written meanwhile. It keeps what it needs of
 /// the engine, which may be dropped before it.
 pub trait EngineView: Send {
-    /// Visits the rows of a range until the visitor breaks. A range that ends before it begins is
-    /// empty.
+    /// Visits the rows of a range until the visitor breaks, and reads of long values only those
+    /// that the visitor reads. A range that ends before it begins is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Read`].
+    fn scan_rows(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut RowVisitor<'_>,
+    ) -> Result<(), EngineError>;
+
+    /// Visits the same rows with their whole values.
     ///
     /// # Errors
     ///
@@ -225,5 +294,7 @@ pub trait EngineView: Send {
         range: &RowRange,
         direction: Direction,
         visit: &mut Visitor<'_>,
-    ) -> Result<(), EngineError>;
+    ) -> Result<(), EngineError> {
+        with_values(visit, |visit| self.scan_rows(range, direction, visit))
+    }
 }

@@ -43,7 +43,7 @@ use super::apply::{ApplyError, decode_fact, encode_fact};
 use super::changes::{Changes, state_row_hash};
 use super::engine::Direction;
 use super::keys;
-use super::removals::{self, RangeRemoval, Removal};
+use super::removals::{RangeRemoval, Removal};
 use super::rows::Rows;
 use super::versions::StoredVersion;
 use crate::model::{History, ReadView, Timestamp};
@@ -182,7 +182,8 @@ pub(super) fn delete_removed(
         reached = reached.max(at);
         delete_removed_of_key(changes, row, (at, key), superseding, &mut gone, &mut budget)?;
     }
-    for range in removals::ranges(&changes.rows())? {
+    let ranges = changes.ranges().clone();
+    for range in ranges.iter() {
         if range.at > before {
             break;
         }
@@ -213,8 +214,8 @@ fn first_row(
     budget: &mut Budget,
 ) -> Result<Option<Bytes>, ApplyError> {
     let mut found = None;
-    rows.visit(range, &mut |row, stored| {
-        budget.read(stored.len());
+    rows.scan_rows(range, Direction::Forward, &mut |row, stored| {
+        budget.read(stored.bytes());
         found = Some(Bytes::copy_from_slice(row));
         ControlFlow::Break(())
     })?;
@@ -293,11 +294,10 @@ fn delete_removed_of_key<'k>(
 /// and covers the keys that are left until then.
 fn delete_removed_of_range(
     changes: &mut Changes<'_>,
-    range: RangeRemoval,
+    range: &RangeRemoval,
     superseding: Option<Timestamp>,
     budget: &mut Budget,
 ) -> Result<(), ApplyError> {
-    let stored = range.encode();
     let mut from = range.from.clone();
     let next = loop {
         let versions = keys::versions_between(&from, &range.to);
@@ -314,11 +314,8 @@ fn delete_removed_of_range(
         key.push(0);
         from = key.into();
     };
-    changes.delete(keys::range(range.at), &stored);
-    if let Some(from) = next {
-        let rest = RangeRemoval { from: from.into(), ..range };
-        changes.put(keys::range(rest.at), rest.encode());
-    }
+    let rest = next.map(|from| RangeRemoval { from: from.into(), ..range.clone() });
+    changes.replace_range(range, rest);
     Ok(())
 }
 

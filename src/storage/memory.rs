@@ -1,4 +1,5 @@
-//! An engine in memory, for tests and simulations, with the effect that a crash has on one on disk.
+//! An engine in memory, for tests and simulations, with the effect that a crash has on one on disk,
+//! and with values out of line where that has them.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -7,9 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::engine::{
-    Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
+    Direction, Durability, Engine, EngineError, EngineView, RowValue, RowVisitor, Scrubbed,
+    WriteBatch,
 };
 use super::keys::RowRange;
+use super::pieces;
 
 type Rows = Arc<BTreeMap<Bytes, Bytes>>;
 
@@ -50,16 +53,6 @@ impl Engine for MemoryEngine {
         Ok(self.state().visible.get(key).cloned())
     }
 
-    fn scan(
-        &self,
-        range: &RowRange,
-        direction: Direction,
-        visit: &mut Visitor<'_>,
-    ) -> Result<(), EngineError> {
-        let view = MemoryView { rows: self.state().visible.clone() };
-        view.scan(range, direction, visit)
-    }
-
     fn view(&self) -> Result<Box<dyn EngineView>, EngineError> {
         Ok(Box::new(MemoryView { rows: self.state().visible.clone() }))
     }
@@ -93,18 +86,24 @@ struct MemoryView {
 }
 
 impl EngineView for MemoryView {
-    fn scan(
+    fn scan_rows(
         &self,
         range: &RowRange,
         direction: Direction,
-        visit: &mut Visitor<'_>,
+        visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError> {
         if range.start >= range.end {
             return Ok(());
         }
         let bounds = (Bound::Included(&range.start), Bound::Excluded(&range.end));
         let rows = self.rows.range::<Bytes, _>(bounds);
-        let mut visit = |(key, value): (&Bytes, &Bytes)| visit(key, value);
+        let mut visit = |(key, value): (&Bytes, &Bytes)| {
+            if !pieces::is_long(key.len(), value.len()) {
+                return visit(key, RowValue::Inline(value));
+            }
+            let read = || Ok(value.to_vec());
+            visit(key, RowValue::OutOfLine { bytes: value.len(), read: &read })
+        };
         let _: ControlFlow<()> = match direction {
             Direction::Forward => rows.into_iter().try_for_each(&mut visit),
             Direction::Reverse => rows.rev().try_for_each(&mut visit),

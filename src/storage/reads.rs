@@ -9,9 +9,10 @@ use super::apply::{ApplyError, Shared};
 use super::engine::Direction;
 use super::garbage_collection::Horizon;
 use super::keys::{self, RowRange};
+use super::removals::PendingRemovals;
 use super::rows::{Rows, ViewRows};
 pub use super::versions::PageLimits;
-use super::versions::{Pending, Reader};
+use super::versions::Reader;
 use crate::model::{AppliedPoint, PageNext, PageOf, ReadView, Row, Timestamp, Version};
 
 /// A handle that reads the store: cheap to clone, for any thread.
@@ -67,7 +68,7 @@ impl Store {
     pub fn get_at(&self, key: &[u8], at: Timestamp) -> Result<Option<Version>, ApplyError> {
         let (view, pending) = self.shared.view()?;
         let read_view = ReadView { at, removals_up_to: Timestamp(i64::MAX) };
-        Reader::new(&ViewRows(&*view), read_view, pending)?.get(key)
+        Reader::new(&ViewRows(&*view), read_view, pending).get(key)
     }
 
     /// The first page of a longer read: what is in the store in this read view, of which nobody has
@@ -115,12 +116,12 @@ impl Store {
     fn page_in(
         &self,
         rows: &dyn Rows,
-        pending: Pending,
+        pending: PendingRemovals,
         of: &PageOf,
         read_view: ReadView,
         most: PageLimits,
     ) -> Result<Page, ApplyError> {
-        let reader = Reader::new(rows, read_view, pending)?
+        let reader = Reader::new(rows, read_view, pending)
             .stepping(self.shared.limits().versions_stepped_max);
         match of {
             PageOf::Range { from, to } => {
@@ -197,14 +198,19 @@ fn keys_page(reader: &Reader<'_>, keys: &[Bytes], limits: PageLimits) -> Result<
     let mut rows = Vec::new();
     let (mut bytes, mut scanned) = (0, 0);
     for key in keys {
-        let is_enough = rows.len() >= limits.rows || scanned > limits.scan_bytes;
+        let mut is_full = rows.len() >= limits.rows || scanned > limits.scan_bytes;
+        bytes += key.len();
         let found = reader.get_with(key, |value| {
-            scanned += value.len();
-            Bytes::copy_from_slice(limits.shown(value))
+            bytes += limits.shown_bytes(value);
+            is_full |= bytes > limits.bytes;
+            if is_full && !rows.is_empty() {
+                return Ok(Bytes::new());
+            }
+            scanned += limits.shown_bytes(value);
+            limits.shown(value)
         })?;
         let found = found.map(|(timestamp, value)| Version { timestamp, value });
-        bytes += key.len() + found.as_ref().map_or(0, |version| version.value.len());
-        if !rows.is_empty() && (is_enough || bytes > limits.bytes) {
+        if !rows.is_empty() && (is_full || bytes > limits.bytes) {
             // The number of rows is bounded by the keys in a frame, so the cast is exact.
             return Ok(Page { next: Some(PageNext::Skip(rows.len() as u32)), rows });
         }

@@ -17,7 +17,8 @@
 //! - a row by key, for reads as of a time *before* the removal, which find an older version first;
 //! - a row by time, so that the oldest removals are found;
 //! - for a range that is too long to read at once, only one row with its ends: at most
-//!   [`StateLimits::range_removals_max`] of them, which every read takes into account.
+//!   [`StateLimits::range_removals_max`] of them, which every read takes into account. They are
+//!   kept in memory as well ([`PendingRemovals`]), so that a read finds no row of them.
 //!
 //! The versions are deleted from disk in the background (`garbage_collection`), a bounded piece in
 //! each log entry, not before [`StateLimits::removal_grace_us`] has passed. Between any two pieces
@@ -25,15 +26,22 @@
 //! which are deleted last and together.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes};
 
 use super::apply::ApplyError;
 use super::changes::Changes;
+use super::engine::{EngineError, EngineView};
 use super::keys;
-use super::rows::Rows;
+use super::rows::{Rows, ViewRows};
 use super::versions::{PageLimits, Reader, StoredVersion};
 use crate::model::{StateLimits, Timestamp};
+
+/// Bytes of the keys of rows that the removal of a range looks at, for each row that it may look
+/// at: all keys but unusually long ones are shorter. It is a part of what entries mean, like
+/// [`StateLimits`]: only the lengths of keys count, which are the same on all replicas.
+const REMOVAL_SCAN_BYTES_PER_ROW: usize = 256;
 
 /// The versions that a removal of a key reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,24 +115,93 @@ impl RangeRemoval {
     }
 }
 
-/// The removals of ranges whose versions are not all deleted from disk, oldest first.
-pub(super) fn ranges(rows: &dyn Rows) -> Result<Vec<RangeRemoval>, ApplyError> {
+/// Reads the removals of ranges whose versions are not all deleted from disk, oldest first, of a
+/// state whose last write is `newest`.
+pub(super) fn read_ranges(
+    rows: &dyn Rows,
+    newest: Timestamp,
+) -> Result<Vec<RangeRemoval>, ApplyError> {
     let mut found = Vec::new();
     rows.visit(&keys::ranges(), &mut |row, value| {
         found.push(RangeRemoval::decode(row, value));
         ControlFlow::Continue(())
     })?;
-    found.into_iter().collect()
+    let ranges = found.into_iter().collect::<Result<Vec<RangeRemoval>, _>>()?;
+    match ranges.last() {
+        Some(last) if last.at > newest => Err(ApplyError::Damaged("the removal of a range")),
+        _ => Ok(ranges),
+    }
 }
 
-/// The time of the oldest removal whose versions are not all deleted from disk.
-pub(super) fn oldest(rows: &dyn Rows) -> Result<Option<Timestamp>, ApplyError> {
-    let damaged = |_| ApplyError::Damaged("a removal");
+/// The time of the oldest removal whose versions are not all deleted from disk; those of ranges are
+/// `ranges`.
+pub(super) fn oldest(
+    rows: &dyn Rows,
+    ranges: &[RangeRemoval],
+) -> Result<Option<Timestamp>, ApplyError> {
     let key = rows.first(&keys::queue())?;
     let key = key.map(|(row, _)| keys::decode_queued(&row).map(|(at, _)| at)).transpose();
-    let range = rows.first(&keys::ranges())?.map(|(row, _)| keys::decode_range(&row)).transpose();
-    let (key, range) = (key.map_err(damaged)?, range.map_err(damaged)?);
-    Ok(key.into_iter().chain(range).min())
+    let key = key.map_err(|_| ApplyError::Damaged("a removal"))?;
+    Ok(key.into_iter().chain(ranges.first().map(|range| range.at)).min())
+}
+
+/// The removals that a reader must take into account.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PendingRemovals {
+    /// There may be removals of single keys. If there are none, a read saves a seek.
+    pub keys: bool,
+    /// The removals of ranges, oldest first.
+    pub ranges: Arc<Vec<RangeRemoval>>,
+}
+
+/// The removals of which readers know while a batch is written: their views are of the state before
+/// it or of that after it.
+pub(super) enum KnownRemovals {
+    /// All views have these.
+    Settled(PendingRemovals),
+    Changing {
+        before: PendingRemovals,
+        after: PendingRemovals,
+        /// A removal of a range that only one of the two has, and whether it is `after`; `None` if
+        /// both have the same.
+        telling: Option<(RangeRemoval, bool)>,
+    },
+}
+
+impl KnownRemovals {
+    /// While the state changes from one to another.
+    pub fn changing(before: PendingRemovals, after: PendingRemovals) -> KnownRemovals {
+        let only_in = |one: &PendingRemovals, other: &PendingRemovals| {
+            one.ranges.iter().find(|range| !other.ranges.contains(range)).cloned()
+        };
+        let telling = only_in(&after, &before)
+            .map(|range| (range, true))
+            .or_else(|| only_in(&before, &after).map(|range| (range, false)));
+        KnownRemovals::Changing { before, after, telling }
+    }
+
+    /// The removals of a view that was taken while these are known.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Read`].
+    pub fn of(&self, view: &dyn EngineView) -> Result<PendingRemovals, EngineError> {
+        let (before, after, telling) = match self {
+            KnownRemovals::Settled(pending) => return Ok(pending.clone()),
+            KnownRemovals::Changing { before, after, telling } => (before, after, telling),
+        };
+        let keys = before.keys || after.keys;
+        let is_after = match telling {
+            None => true,
+            // A batch is visible as a whole, so that one row tells.
+            Some((range, only_after)) => {
+                let row = ViewRows(view).first(&keys::only(&keys::range(range.at)))?;
+                row.is_some_and(|(_, value)| value == range.encode()) == *only_after
+            }
+        };
+        let ranges = if is_after { &after.ranges } else { &before.ranges };
+        Ok(PendingRemovals { keys, ranges: ranges.clone() })
+    }
 }
 
 /// Removes every version of a key.
@@ -133,16 +210,23 @@ pub(super) fn delete(
     now: Timestamp,
     key: &[u8],
 ) -> Result<(), ApplyError> {
-    if Reader::newest(&changes.rows())?.get(key)?.is_none() {
-        return Ok(());
+    if Reader::newest(&changes.rows(), changes.ranges()).version(key)?.is_some() {
+        delete_present(changes, now, key);
     }
+    Ok(())
+}
+
+/// Removes every version of a key that has a value.
+fn delete_present(changes: &mut Changes<'_>, now: Timestamp, key: &[u8]) {
     changes.put(keys::version(key, now), StoredVersion::Removed.encode());
     record(changes, now, key, Removal::All);
-    Ok(())
 }
 
 /// Removes every version of the keys of a range, both ends included. Returns false, and does
 /// nothing, if the range is too long and too many such removals are recorded already.
+///
+/// Whether a range is short is found by looking at its rows, also when no other long one may be
+/// recorded: short ones are removed all the same, whoever has filled the places.
 pub(super) fn delete_range(
     changes: &mut Changes<'_>,
     now: Timestamp,
@@ -150,21 +234,20 @@ pub(super) fn delete_range(
     to: &[u8],
     limits: &StateLimits,
 ) -> Result<bool, ApplyError> {
-    let most = PageLimits::visits(limits.removal_scan_rows_max as usize);
+    let visits = limits.removal_scan_rows_max as usize;
+    let most = PageLimits::keys_of(visits, visits.saturating_mul(REMOVAL_SCAN_BYTES_PER_ROW));
     let rows = changes.rows();
-    let reader = Reader::newest(&rows)?.stepping(limits.versions_stepped_max);
+    let reader = Reader::newest(&rows, changes.ranges()).stepping(limits.versions_stepped_max);
     let found = reader.keys(from, to, most)?;
     if found.next.is_none() {
-        for key in found.keys {
-            delete(changes, now, &key)?;
-        }
+        found.keys.iter().for_each(|key| delete_present(changes, now, key));
         return Ok(true);
     }
-    if ranges(&changes.rows())?.len() >= limits.range_removals_max as usize {
+    if changes.ranges().len() >= limits.range_removals_max as usize {
         return Ok(false);
     }
     let (from, to) = (Bytes::copy_from_slice(from), Bytes::copy_from_slice(to));
-    changes.put(keys::range(now), RangeRemoval { at: now, from, to }.encode());
+    changes.add_range(RangeRemoval { at: now, from, to });
     Ok(true)
 }
 
@@ -174,10 +257,10 @@ pub(super) fn trim(
     now: Timestamp,
     key: &[u8],
 ) -> Result<(), ApplyError> {
-    let found = Reader::newest(&changes.rows())?.get_with(key, |_| ())?;
-    let Some((newest, ())) = found else { return Ok(()) };
+    let newest = Reader::newest(&changes.rows(), changes.ranges()).version(key)?;
+    let Some(newest) = newest else { return Ok(()) };
     let below = Timestamp(newest.0.saturating_sub(1));
-    if changes.rows().first(&keys::versions_up_to(key, below))?.is_some() {
+    if changes.rows().has_any(&keys::versions_up_to(key, below))? {
         record(changes, now, key, Removal::Below(newest));
     }
     Ok(())

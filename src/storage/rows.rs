@@ -5,21 +5,34 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use super::engine::{Direction, EngineError, EngineView, Visitor, WriteBatch};
+use super::engine::{
+    Direction, EngineError, EngineView, RowValue, RowVisitor, Steps, Visitor, WriteBatch,
+    with_values,
+};
 use super::keys::RowRange;
 
 /// Rows that can be scanned in key order.
 pub(super) trait Rows {
-    /// Visits the rows of a range until the visitor breaks. A range that ends before it begins is
-    /// empty.
+    /// Visits the rows of a range until the visitor breaks, and reads of long values only those
+    /// that the visitor reads. A range that ends before it begins is empty.
+    fn scan_rows(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut RowVisitor<'_>,
+    ) -> Result<(), EngineError>;
+
+    /// Visits the same rows with their whole values.
     fn scan(
         &self,
         range: &RowRange,
         direction: Direction,
         visit: &mut Visitor<'_>,
-    ) -> Result<(), EngineError>;
+    ) -> Result<(), EngineError> {
+        with_values(visit, |visit| self.scan_rows(range, direction, visit))
+    }
 
-    /// Visits the rows of a range in ascending order.
+    /// Visits the rows of a range in ascending order, with their whole values.
     fn visit(&self, range: &RowRange, visit: &mut Visitor<'_>) -> Result<(), EngineError> {
         self.scan(range, Direction::Forward, visit)
     }
@@ -33,36 +46,49 @@ pub(super) trait Rows {
         })?;
         Ok(found)
     }
+
+    /// Whether a range has any row, whose value is not read.
+    fn has_any(&self, range: &RowRange) -> Result<bool, EngineError> {
+        let mut found = false;
+        self.scan_rows(range, Direction::Forward, &mut |_, _| {
+            found = true;
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
+    }
 }
 
 /// The rows of a view.
 pub(super) struct ViewRows<'a>(pub &'a dyn EngineView);
 
 impl Rows for ViewRows<'_> {
-    fn scan(
+    fn scan_rows(
         &self,
         range: &RowRange,
         direction: Direction,
-        visit: &mut Visitor<'_>,
+        visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError> {
-        self.0.scan(range, direction, visit)
+        self.0.scan_rows(range, direction, visit)
     }
 }
 
-/// The rows of a view with the changes of a batch.
+/// The rows of a view with the changes of a batch. Each scan and each row that it comes to count as
+/// steps: an operation that only looks is at work, too.
 pub(super) struct Overlay<'a> {
     pub view: &'a dyn EngineView,
     pub batch: &'a WriteBatch,
+    pub steps: &'a Steps,
 }
 
 impl Rows for Overlay<'_> {
-    fn scan(
+    fn scan_rows(
         &self,
         range: &RowRange,
         direction: Direction,
-        visit: &mut Visitor<'_>,
+        visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError> {
-        let mut changes = self.batch.range(range);
+        self.steps.step();
+        let mut changes = self.batch.range(range).inspect(|_| self.steps.step());
         let next = || match direction {
             Direction::Forward => changes.next(),
             Direction::Reverse => changes.next_back(),
@@ -73,11 +99,13 @@ impl Rows for Overlay<'_> {
             Direction::Reverse => key >= row,
         };
         let mut over = false;
-        self.view.scan(range, direction, &mut |row, value| {
+        self.view.scan_rows(range, direction, &mut |row, value| {
+            self.steps.step();
             // The batch's rows before this one, or instead of it, are visited first.
             while let Some((key, new)) = changed.next_if(|(key, _)| comes_first(key, row)) {
                 let replaces = key[..] == *row;
-                let flow = new.map_or(ControlFlow::Continue(()), |new| visit(key, new));
+                let flow =
+                    new.map_or(ControlFlow::Continue(()), |new| visit(key, RowValue::Inline(new)));
                 over = flow.is_break();
                 if over || replaces {
                     return flow;
@@ -92,7 +120,7 @@ impl Rows for Overlay<'_> {
         }
         for (key, new) in changed {
             if let Some(new) = new
-                && visit(key, new).is_break()
+                && visit(key, RowValue::Inline(new)).is_break()
             {
                 break;
             }
@@ -153,7 +181,8 @@ mod tests {
             let (view, batch) = (engine.view().unwrap(), batch(&changes));
             let mut found = Vec::new();
             let range = RowRange { start: vec![start].into(), end: vec![end].into() };
-            let overlay = Overlay { view: &*view, batch: &batch };
+            let steps = Steps::default();
+            let overlay = Overlay { view: &*view, batch: &batch, steps: &steps };
             overlay.scan(&range, direction, &mut |key, value| {
                 found.push((key[0], value[0]));
                 match found.len() == stop_after {
@@ -162,6 +191,7 @@ mod tests {
                 }
             }).unwrap();
             prop_assert_eq!(&found, &expected);
+            prop_assert!(steps.count() > found.len() as u64, "a scan that finds nothing is work");
             let first = overlay.first(&range).unwrap().map(|(key, value)| (key[0], value[0]));
             prop_assert_eq!(first, first_expected);
         }

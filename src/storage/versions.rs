@@ -1,13 +1,15 @@
 //! The versions of keys: one row each, newest first, and the reads of them.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::apply::ApplyError;
-use super::engine::Direction;
+use super::engine::{Direction, RowValue};
 use super::keys::{self, RowRange};
-use super::removals::{self, RangeRemoval, Removal};
+use super::removals::{PendingRemovals, RangeRemoval, Removal};
 use super::rows::Rows;
 use crate::limits;
 use crate::model::{ReadView, Row, Timestamp, Version};
@@ -44,14 +46,38 @@ impl<'a> StoredVersion<'a> {
     }
 }
 
-/// The kinds of removals that a read must take into account. A kind of which there is none costs a
-/// seek a read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pending {
-    /// There may be removals of single keys.
-    pub keys: bool,
-    /// There may be removals of ranges.
-    pub ranges: bool,
+/// The value of a version that a read has come to, which is read when it is asked for.
+#[derive(Clone, Copy)]
+pub(super) struct VersionValue<'a>(RowValue<'a>);
+
+impl<'a> VersionValue<'a> {
+    /// The value in the row of a version; `None` for a tombstone.
+    fn of(stored: RowValue<'a>) -> Result<Option<VersionValue<'a>>, ApplyError> {
+        match stored {
+            RowValue::Inline(bytes) => Ok(match StoredVersion::decode(bytes)? {
+                StoredVersion::Removed => None,
+                StoredVersion::Value(_) => Some(VersionValue(stored)),
+            }),
+            // A tombstone is one byte, which no engine stores elsewhere.
+            RowValue::OutOfLine { .. } => Ok(Some(VersionValue(stored))),
+        }
+    }
+
+    /// The length of the value.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes().saturating_sub(1)
+    }
+
+    pub fn read(&self) -> Result<Bytes, ApplyError> {
+        let stored = self.0.read()?;
+        let StoredVersion::Value(value) = StoredVersion::decode(&stored)? else {
+            return Err(damaged());
+        };
+        Ok(match stored {
+            Cow::Borrowed(_) => Bytes::copy_from_slice(value),
+            Cow::Owned(stored) => Bytes::from(stored).slice(1..),
+        })
+    }
 }
 
 /// Approximate number of rows that can be read in the time of one seek, by which
@@ -67,10 +93,11 @@ pub struct PageLimits {
     pub bytes: usize,
     /// Approximate number of rows of the store that may be read; at least one key is handled.
     pub visits: usize,
-    /// Approximate number of bytes of these rows; at least one key is handled.
+    /// Approximate number of bytes of these rows, of values only those that are read; at least one
+    /// key is handled.
     pub scan_bytes: usize,
-    /// Whether values are left out and an empty one stands for each, which takes no room in the
-    /// page.
+    /// Whether values are left out, and not read; an empty one stands for each, which takes no room
+    /// in the page.
     pub keys_only: bool,
 }
 
@@ -88,15 +115,20 @@ impl Default for PageLimits {
 }
 
 impl PageLimits {
-    /// No other bound than the number of rows of the store that may be read.
-    pub(super) fn visits(visits: usize) -> PageLimits {
-        let (rows, bytes, scan_bytes) = (usize::MAX, usize::MAX, usize::MAX);
+    /// No other bounds than of the rows of the store that may be read, without their values.
+    pub(super) fn keys_of(visits: usize, scan_bytes: usize) -> PageLimits {
+        let (rows, bytes) = (usize::MAX, usize::MAX);
         PageLimits { rows, bytes, visits, scan_bytes, keys_only: true }
     }
 
-    /// The part of a value that a page shows.
-    pub(super) fn shown<'a>(&self, value: &'a [u8]) -> &'a [u8] {
-        if self.keys_only { &[] } else { value }
+    /// Number of bytes of a value that a page shows, and that are read for it.
+    pub(super) fn shown_bytes(&self, value: VersionValue<'_>) -> usize {
+        if self.keys_only { 0 } else { value.bytes() }
+    }
+
+    /// Reads the part of a value that a page shows.
+    pub(super) fn shown(&self, value: VersionValue<'_>) -> Result<Bytes, ApplyError> {
+        if self.keys_only { Ok(Bytes::new()) } else { value.read() }
     }
 }
 
@@ -124,29 +156,30 @@ enum Step {
     Stop,
 }
 
-/// Called with the row of a version, its timestamp and its contents.
+/// Called with the row of a version, its timestamp and its value, if it is no tombstone.
 type ShowVersion<'a> =
-    dyn FnMut(&[u8], Timestamp, StoredVersion<'_>) -> Result<Step, ApplyError> + 'a;
+    dyn FnMut(&[u8], Timestamp, Option<VersionValue<'_>>) -> Result<Step, ApplyError> + 'a;
 
 /// Called with a key, the version of it that is shown, and its value.
-type ShowValue<'a> = dyn FnMut(Vec<u8>, Timestamp, &[u8]) -> Step + 'a;
+type ShowValue<'a> =
+    dyn FnMut(Vec<u8>, Timestamp, VersionValue<'_>) -> Result<Step, ApplyError> + 'a;
 
-/// Reads versions in one read view. The rule is in [`removals`].
+/// Reads versions in one read view. The rule is in [`removals`](super::removals).
 pub(super) struct Reader<'a> {
     rows: &'a dyn Rows,
     at: Timestamp,
     removals_up_to: Timestamp,
-    pending: Pending,
-    ranges: Vec<RangeRemoval>,
+    pending: PendingRemovals,
     /// Versions that are stepped over before a seek skips the rest of the key.
     stepped_max: usize,
 }
 
 impl<'a> Reader<'a> {
-    /// A reader of the newest state of `rows`, for an operation that changes it.
-    pub fn newest(rows: &'a dyn Rows) -> Result<Reader<'a>, ApplyError> {
+    /// A reader of the newest state of `rows`, in which `ranges` are removed, for an operation that
+    /// changes it.
+    pub fn newest(rows: &'a dyn Rows, ranges: &Arc<Vec<RangeRemoval>>) -> Reader<'a> {
         let read_view = ReadView::as_of(Timestamp(i64::MAX));
-        Reader::new(rows, read_view, Pending { keys: true, ranges: true })
+        Reader::new(rows, read_view, PendingRemovals { keys: true, ranges: ranges.clone() })
     }
 
     /// Sets how many versions a scan steps over before it seeks.
@@ -154,53 +187,49 @@ impl<'a> Reader<'a> {
         Reader { stepped_max: stepped_max as usize, ..self }
     }
 
-    /// A reader of the state that a read view shows.
-    pub fn new(
-        rows: &'a dyn Rows,
-        read_view: ReadView,
-        pending: Pending,
-    ) -> Result<Reader<'a>, ApplyError> {
+    /// A reader of the state that a read view shows, where these removals are pending.
+    pub fn new(rows: &'a dyn Rows, read_view: ReadView, pending: PendingRemovals) -> Reader<'a> {
         let ReadView { at, removals_up_to } = read_view;
-        let ranges = if pending.ranges {
-            let mut ranges = removals::ranges(rows)?;
-            ranges.retain(|range| range.at <= removals_up_to);
-            ranges
-        } else {
-            Vec::new()
-        };
         let stepped_max = limits::VERSIONS_STEPPED_MAX;
-        Ok(Reader { rows, at, removals_up_to, pending, ranges, stepped_max })
+        Reader { rows, at, removals_up_to, pending, stepped_max }
     }
 
     /// The version of a key, with its value.
     pub fn get(&self, key: &[u8]) -> Result<Option<Version>, ApplyError> {
-        let found = self.get_with(key, Bytes::copy_from_slice)?;
+        let found = self.get_with(key, |value| value.read())?;
         Ok(found.map(|(timestamp, value)| Version { timestamp, value }))
     }
 
-    /// The version of a key and the result of `show` for its value, which is not copied.
+    /// The version of a key, whose value is not read.
+    pub fn version(&self, key: &[u8]) -> Result<Option<Timestamp>, ApplyError> {
+        let found = self.get_with(key, |_| Ok(()))?;
+        Ok(found.map(|(timestamp, ())| timestamp))
+    }
+
+    /// The version of a key that is shown, and the result of `show` for its value.
     pub fn get_with<T>(
         &self,
         key: &[u8],
-        mut show: impl FnMut(&[u8]) -> T,
+        mut show: impl FnMut(VersionValue<'_>) -> Result<T, ApplyError>,
     ) -> Result<Option<(Timestamp, T)>, ApplyError> {
         let mut found = Ok(None);
-        self.rows.visit(&keys::versions_up_to(key, self.at), &mut |row, stored| {
-            found = decode(row, stored).map(|(timestamp, version)| match version {
-                StoredVersion::Removed => None,
-                StoredVersion::Value(value) => Some((timestamp, show(value))),
+        let versions = keys::versions_up_to(key, self.at);
+        self.rows.scan_rows(&versions, Direction::Forward, &mut |row, stored| {
+            found = decode(row, stored).and_then(|(timestamp, value)| match value {
+                Some(value) if timestamp >= self.floor(key, self.at)? => {
+                    Ok(Some((timestamp, show(value)?)))
+                }
+                _ => Ok(None),
             });
             ControlFlow::Break(())
         })?;
-        match found? {
-            Some((timestamp, _)) if timestamp < self.floor(key, self.at)? => Ok(None),
-            found => Ok(found),
-        }
+        found
     }
 
     /// The floor of a key: its versions below this are removed by removals later than `after`.
     fn floor(&self, key: &[u8], after: Timestamp) -> Result<Timestamp, ApplyError> {
-        let covering = self.ranges.iter().filter(|range| range.covers(key));
+        let ranges = self.pending.ranges.iter().filter(|range| range.at <= self.removals_up_to);
+        let covering = ranges.filter(|range| range.covers(key));
         let mut floor = covering.map(|range| range.at).max().unwrap_or(Timestamp(i64::MIN));
         if !self.pending.keys || self.removals_up_to <= after {
             return Ok(floor);
@@ -232,14 +261,13 @@ impl<'a> Reader<'a> {
         let mut found = FoundRows::default();
         let mut bytes = 0;
         found.next = self.scan(from, to, limits, &mut |key, timestamp, value| {
-            let value = limits.shown(value);
-            bytes += key.len() + value.len();
+            bytes += key.len() + limits.shown_bytes(value);
             if !found.rows.is_empty() && (found.rows.len() >= limits.rows || bytes > limits.bytes) {
-                return Step::Stop;
+                return Ok(Step::Stop);
             }
-            let version = Version { timestamp, value: Bytes::copy_from_slice(value) };
+            let version = Version { timestamp, value: limits.shown(value)? };
             found.rows.push(Row { key: key.into(), found: Some(version) });
-            Step::NextKey
+            Ok(Step::NextKey)
         })?;
         Ok(found)
     }
@@ -260,8 +288,8 @@ impl<'a> Reader<'a> {
         let mut range = keys::versions_between(from, to);
         loop {
             let mut last = None;
-            self.rows.scan(&range, Direction::Reverse, &mut |row, stored| {
-                scanned += row.len() + stored.len();
+            self.rows.scan_rows(&range, Direction::Reverse, &mut |row, _| {
+                scanned += row.len();
                 last = Some(Bytes::copy_from_slice(row));
                 ControlFlow::Break(())
             })?;
@@ -273,17 +301,20 @@ impl<'a> Reader<'a> {
                 found.next = Some(key.into());
                 return Ok(found);
             }
-            let show = |value: &[u8]| {
-                scanned += value.len();
-                Bytes::copy_from_slice(limits.shown(value))
-            };
-            if let Some((timestamp, value)) = self.get_with(&key, show)? {
-                bytes += key.len() + value.len();
+            let shown = self.get_with(&key, |value| {
+                bytes += key.len() + limits.shown_bytes(value);
                 let is_full = found.rows.len() >= limits.rows || bytes > limits.bytes;
                 if is_full && !found.rows.is_empty() {
+                    return Ok(None);
+                }
+                scanned += limits.shown_bytes(value);
+                limits.shown(value).map(Some)
+            })?;
+            if let Some((timestamp, value)) = shown {
+                let Some(value) = value else {
                     found.next = Some(key.into());
                     return Ok(found);
-                }
+                };
                 found.rows.push(Row { key: key.into(), found: Some(Version { timestamp, value }) });
             }
             // The rows of this key and of greater ones begin like this or are later.
@@ -301,7 +332,7 @@ impl<'a> Reader<'a> {
         let mut keys = Vec::new();
         let next = self.scan(from, to, limits, &mut |key, _, _| {
             keys.push(key.into());
-            Step::NextKey
+            Ok(Step::NextKey)
         })?;
         Ok(FoundKeys { keys, next })
     }
@@ -314,13 +345,11 @@ impl<'a> Reader<'a> {
         show: &mut ShowValue<'_>,
     ) -> Result<Option<Bytes>, ApplyError> {
         let range = keys::versions_between(from, to);
-        let PageLimits { visits, scan_bytes, .. } = limits;
-        let pace = Pace { visits, scan_bytes, stepped_max: self.stepped_max };
-        walk(self.rows, range, self.at, pace, &mut |row, timestamp, version| {
-            let StoredVersion::Value(value) = version else { return Ok(Step::NextKey) };
+        walk(self.rows, range, self.at, (limits, self.stepped_max), &mut |row, timestamp, value| {
+            let Some(value) = value else { return Ok(Step::NextKey) };
             let (key, _) = keys::decode_version(row).map_err(|_| damaged())?;
             let removed = timestamp < self.floor(&key, self.at)?;
-            Ok(if removed { Step::NextKey } else { show(key, timestamp, value) })
+            if removed { Ok(Step::NextKey) } else { show(key, timestamp, value) }
         })
     }
 
@@ -334,11 +363,10 @@ impl<'a> Reader<'a> {
         let (mut rows, mut bytes, mut scanned, mut next) = (Vec::new(), 0, 0, None);
         let key = Bytes::copy_from_slice(key);
         let mut failed = None;
-        self.rows.visit(&keys::versions_up_to(&key, self.at), &mut |row, stored| {
+        let versions = keys::versions_up_to(&key, self.at);
+        self.rows.scan_rows(&versions, Direction::Forward, &mut |row, stored| {
             let (timestamp, value) = match decode(row, stored) {
-                Ok((timestamp, StoredVersion::Value(value))) if timestamp >= floor => {
-                    (timestamp, value)
-                }
+                Ok((timestamp, Some(value))) if timestamp >= floor => (timestamp, value),
                 // All versions before a tombstone, or below the floor, are removed.
                 Ok(_) => return ControlFlow::Break(()),
                 Err(error) => {
@@ -347,14 +375,20 @@ impl<'a> Reader<'a> {
                 }
             };
             let is_enough = rows.len() >= limits.rows || scanned > limits.scan_bytes;
-            scanned += row.len() + stored.len();
-            let value = limits.shown(value);
-            bytes += key.len() + value.len();
+            scanned += row.len() + limits.shown_bytes(value);
+            bytes += key.len() + limits.shown_bytes(value);
             if !rows.is_empty() && (is_enough || bytes > limits.bytes) {
                 next = Some(timestamp);
                 return ControlFlow::Break(());
             }
-            let version = Version { timestamp, value: Bytes::copy_from_slice(value) };
+            let value = match limits.shown(value) {
+                Ok(value) => value,
+                Err(error) => {
+                    failed = Some(error);
+                    return ControlFlow::Break(());
+                }
+            };
+            let version = Version { timestamp, value };
             rows.push(Row { key: key.clone(), found: Some(version) });
             ControlFlow::Continue(())
         })?;
@@ -366,30 +400,30 @@ fn damaged() -> ApplyError {
     ApplyError::Damaged("a version")
 }
 
-fn decode<'a>(row: &[u8], stored: &'a [u8]) -> Result<(Timestamp, StoredVersion<'a>), ApplyError> {
+/// The timestamp of a version's row, and its value, if it is no tombstone.
+fn decode<'a>(
+    row: &[u8],
+    stored: RowValue<'a>,
+) -> Result<(Timestamp, Option<VersionValue<'a>>), ApplyError> {
     let timestamp = keys::version_timestamp(row).map_err(|_| damaged())?;
-    Ok((timestamp, StoredVersion::decode(stored)?))
-}
-
-/// The bounds of a walk.
-#[derive(Clone, Copy)]
-struct Pace {
-    visits: usize,
-    scan_bytes: usize,
-    stepped_max: usize,
+    Ok((timestamp, VersionValue::of(stored)?))
 }
 
 /// Shows the newest version not newer than `at` of each key in `range`, until it is stopped or
-/// about `visits` rows, or `scan_bytes` bytes of them, were read, and at least one key. Returns the
-/// key to continue at, unless the range is at its end.
+/// about as many rows, or bytes of them, were read as the limits say, and at least one key. Returns
+/// the key to continue at, unless the range is at its end.
 ///
-/// Versions that are not shown are stepped over; if there are many, a seek skips them: the rows of
-/// a range are close together, and a seek costs as much as a few steps.
+/// Versions that are not shown are stepped over, and their values are not read; if there are more
+/// than `stepped_max`, a seek skips them: the rows of a range are close together, and a seek costs
+/// as much as a few steps.
+///
+/// Where it ends may depend on the lengths of keys and of values that are read, and on nothing that
+/// only an engine knows: replicas apply removals of ranges by it.
 fn walk(
     rows: &dyn Rows,
     range: RowRange,
     at: Timestamp,
-    pace: Pace,
+    (limits, stepped_max): (PageLimits, usize),
     show: &mut ShowVersion<'_>,
 ) -> Result<Option<Bytes>, ApplyError> {
     let RowRange { mut start, end } = range;
@@ -401,10 +435,11 @@ fn walk(
         let mut stepped = 0;
         let mut jump = None;
         let mut outcome = Ok(None);
-        rows.visit(&RowRange { start, end: end.clone() }, &mut |row, stored| {
-            let is_enough = visited >= pace.visits || scanned > pace.scan_bytes;
+        let rest = RowRange { start, end: end.clone() };
+        rows.scan_rows(&rest, Direction::Forward, &mut |row, stored| {
+            let is_enough = visited >= limits.visits || scanned > limits.scan_bytes;
             visited += 1;
-            scanned += row.len() + stored.len();
+            scanned += row.len();
             let prefix = keys::version_prefix(row);
             let is_done = prefix == done;
             let is_first = first.get_or_insert_with(|| prefix.to_vec()) == prefix;
@@ -412,7 +447,7 @@ fn walk(
                 outcome = begin_at(row, is_done).map(Some);
                 return ControlFlow::Break(());
             }
-            let (timestamp, version) = match decode(row, stored) {
+            let (timestamp, value) = match decode(row, stored) {
                 Ok(decoded) => decoded,
                 Err(error) => {
                     outcome = Err(error);
@@ -421,7 +456,7 @@ fn walk(
             };
             if is_done || timestamp > at {
                 stepped += 1;
-                if stepped > pace.stepped_max {
+                if stepped > stepped_max {
                     jump = Some(if is_done {
                         keys::after_version(row)
                     } else {
@@ -431,7 +466,8 @@ fn walk(
                 }
                 return ControlFlow::Continue(());
             }
-            match show(row, timestamp, version) {
+            scanned += value.map_or(0, |value| limits.shown_bytes(value));
+            match show(row, timestamp, value) {
                 Ok(Step::NextKey) => {
                     stepped = 0;
                     done.clear();

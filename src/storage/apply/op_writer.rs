@@ -7,11 +7,12 @@
 use bytes::Bytes;
 
 use super::{ApplyError, META_RULES, StateMachine, encode_fact};
-use crate::model::{GroupRules, History, Previous, ReadView, StoreChanges, Timestamp, Version};
+use crate::model::{GroupRules, History, Previous, ReadView, StoreChanges, Timestamp};
 use crate::storage::changes::Changes;
 use crate::storage::garbage_collection::{self, Horizon};
-use crate::storage::versions::{Pending, Reader, StoredVersion};
-use crate::storage::{keys, removals};
+use crate::storage::keys;
+use crate::storage::removals::{self, PendingRemovals};
+use crate::storage::versions::{Reader, StoredVersion};
 
 /// One operation's hands in the store.
 pub(super) struct OpWriter<'m, 'c, 'v> {
@@ -43,8 +44,7 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
     type Error = ApplyError;
 
     fn newest(&self, key: &[u8]) -> Result<Option<Timestamp>, ApplyError> {
-        let found = Reader::newest(&self.changes.rows())?.get_with(key, |_| ())?;
-        let newest = found.map(|(timestamp, ())| timestamp);
+        let newest = Reader::newest(&self.changes.rows(), self.changes.ranges()).version(key)?;
         // Entries are stamped in their order, so that only a damaged row can say that.
         match newest < Some(self.timestamp) {
             true => Ok(newest),
@@ -105,13 +105,15 @@ pub(super) fn previous(
     if Horizon::read(&rows)?.is_past(before, false) {
         return Ok(None);
     }
-    let pending = Pending { keys: true, ranges: true };
-    let found = Reader::new(&rows, before, pending)?.get(key)?;
-    let Some(Version { timestamp, value }) = found else { return Ok(Some(Previous::Absent)) };
+    let pending = PendingRemovals { keys: true, ranges: changes.ranges().clone() };
+    let found = Reader::new(&rows, before, pending).get_with(key, |value| {
+        let is_small = value.bytes() <= crate::limits::READ_SMALL_BYTES_MAX;
+        is_small.then(|| value.read()).transpose()
+    })?;
+    let Some((timestamp, value)) = found else { return Ok(Some(Previous::Absent)) };
     assert!(
         timestamp <= before.at,
         "a version of {timestamp} is not before the write of {written}"
     );
-    let value = (value.len() <= crate::limits::READ_SMALL_BYTES_MAX).then_some(value);
     Ok(Some(Previous::Value { timestamp, value }))
 }

@@ -1,5 +1,7 @@
 //! The state machine: a log applied in any pieces leaves the same state, and sessions apply once.
 
+mod costs;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
