@@ -361,8 +361,10 @@ impl StateHashes {
             return None;
         }
         // Servers that have sent their hash of an index can answer for it. That states are the same
-        // settles what was said of earlier ones, and nothing of later ones.
-        let ours = self.known.iter().filter(|(index, _)| Some(*index) >= suspected);
+        // settles what was said of earlier ones, and nothing of later ones: so the question is
+        // about an index of which another hash was sent, or one behind all of these.
+        let ours = self.known.iter();
+        let ours = ours.filter(|(index, at)| Some(*index) >= suspected || at.is_suspected());
         let ours = ours.filter_map(|(index, known)| Some((*index, known, known.ours?)));
         let (index, _, ours) =
             ours.max_by_key(|(index, known, _)| (known.unasked.len(), *index))?;

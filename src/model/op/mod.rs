@@ -316,6 +316,9 @@ pub struct OpShape {
     pub adds_data: bool,
     /// What can be answered before the operation is applied: [`Operation::known_at_commit`].
     pub known_at_commit: Option<OpResult>,
+    /// Whether what it comes to depends on the state: it may come to something else than
+    /// [`OpResult::Done`].
+    pub depends_on_state: bool,
 }
 
 impl OpShape {
@@ -332,6 +335,9 @@ impl OpShape {
             value_bytes_max: 0,
             adds_data: op.adds_data(),
             known_at_commit: op.known_at_commit(),
+            depends_on_state: [None, Some(Timestamp(1))]
+                .into_iter()
+                .any(|newest| op.may_come_to(OpResult::ConditionFailed { newest })),
         };
         op.visit(&mut |key, value| {
             shape.keys += 1;

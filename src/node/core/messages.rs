@@ -153,7 +153,13 @@ impl Node {
             .filter(after)
             .filter_map(|entry| Command::peek_timestamp(&entry.data))
             .any(|stamp| std::mem::replace(&mut newest, stamp) >= stamp);
-        if falls && message.term >= self.consensus.term() {
+        // Logs that contradict each other are compared, whatever the stamps are.
+        let (commit, term_at) = (self.consensus.commit(), |index| self.consensus.term_at(index));
+        let contradicts = |entry: &LogEntry| {
+            entry.index <= commit && term_at(entry.index).is_some_and(|term| term != entry.term)
+        };
+        let follows = message.term >= self.consensus.term() && !entries.iter().any(contradicts);
+        if falls && follows {
             let reason = "the timestamps of a REPLICATION do not rise".to_owned();
             return out.push(Output::Disconnect { server: from, reason });
         }

@@ -371,15 +371,21 @@ impl Node {
         };
         let distrust = self.distrust();
         for (index, (key, mut answer)) in self.writes.take_stored(stored) {
-            let pending = self.writes.remove(key);
-            // What such a write came to is read from the state, like any read. The client asks
-            // again, and a server whose state is not in doubt tells what it came to.
+            // What such a write came to is read from the state, like any read. It waits until the
+            // doubt is settled, or another server leads; copies of it wait with it.
+            let pending = self.writes.get(key);
             if let Some(distrust) = distrust
-                && pending.write.shape.known_at_commit.is_none()
+                && pending.write.shape.depends_on_state
             {
-                self.answer(&pending, &result_in_doubt(distrust), out);
+                if now.monotonic_us < pending.deadline_us {
+                    self.writes.wait_for_stored(key, index, answer);
+                } else {
+                    let pending = self.writes.remove(key);
+                    self.answer(&pending, &result_in_doubt(distrust), out);
+                }
                 continue;
             }
+            let pending = self.writes.remove(key);
             // A previous value from a state that is in doubt is not told: the client reads it at
             // another server.
             answer.previous.take_if(|_| distrust.is_some());
