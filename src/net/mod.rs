@@ -76,6 +76,7 @@ pub use clock::RunClock;
 pub use config::LoopConfig;
 pub use connection::{CloseReason, SendLimits};
 pub use connections::ConnectionId;
+#[cfg(feature = "grpc")]
 pub use crowd::Crowd;
 pub use event_loop::{EventLoop, LoopError};
 pub use handle::Net;
