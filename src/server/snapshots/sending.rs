@@ -40,8 +40,9 @@ enum SendingStage {
     /// Chunks are on their way.
     Sending {
         index: LogIndex,
-        /// Until the receiver has given its key, without which it takes nothing in.
-        offer: Option<SnapshotOffer>,
+        /// Until the receiver has given its key, without which it takes nothing in; and when it
+        /// was offered last.
+        offer: Option<(SnapshotOffer, u64)>,
         /// The view, while no worker is reading from it.
         source: Option<SnapshotSource>,
         sent: u64,
@@ -145,7 +146,7 @@ impl Sending {
         let offer = SnapshotOffer { id, snapshot, timestamp, hash };
         out.stage = SendingStage::Sending {
             index,
-            offer: Some(offer),
+            offer: Some((offer, now_us)),
             source: Some(source),
             sent: 0,
             stored: 0,
@@ -237,7 +238,7 @@ impl Sending {
         match outcome {
             SnapshotOutcome::Key(key) => {
                 // A second answer says nothing new.
-                let Some(offer) = offer.take() else { return Vec::new() };
+                let Some((offer, _)) = offer.take() else { return Vec::new() };
                 out.progress_us = now_us;
                 let begin = TransferStep::Send { to: from, message: offer.message(Some(key)) };
                 [begin].into_iter().chain(self.read_on(from, id)).collect()
@@ -313,6 +314,9 @@ impl Sending {
     /// Begins what is due, and gives up what makes no progress or belongs to another term than
     /// `led`, in which this server leads. `matched` is how far the leader knows a server's log to
     /// reach.
+    ///
+    /// An offer without an answer is repeated: the receiver may not have had a link yet on which to
+    /// give its key.
     pub fn tick(
         &mut self,
         now_us: u64,
@@ -340,9 +344,26 @@ impl Sending {
             steps.extend(self.give_up(now_us, to));
         }
         steps.extend(self.pin_due(now_us));
+        steps.extend(self.offer_again(now_us));
         let outgoing: Vec<_> = self.outgoing.iter().map(|out| (out.to, out.id)).collect();
         steps.extend(outgoing.into_iter().filter_map(|(to, id)| self.read_on(to, id)));
         steps
+    }
+
+    fn offer_again(&mut self, now_us: u64) -> Vec<TransferStep> {
+        let interval_us = self.limits.retry_us_min;
+        let again = |out: &mut OutgoingTransfer| {
+            let SendingStage::Sending { offer: Some((offer, offered_us)), .. } = &mut out.stage
+            else {
+                return None;
+            };
+            let due = now_us.saturating_sub(*offered_us) >= interval_us;
+            due.then(|| {
+                *offered_us = now_us;
+                TransferStep::Send { to: out.to, message: offer.message(None) }
+            })
+        };
+        self.outgoing.iter_mut().filter_map(again).collect()
     }
 }
 

@@ -135,6 +135,13 @@ impl World {
                 self.retry_if_current(operation, attempt, 50 * MILLISECOND);
                 return Ok(());
             }
+            // A leader that does not trust its own state cannot say what such a write came to.
+            (ErrorCode::Internal, Question::Write(write)) if depends_on_state(&write.op) => {
+                ensure!(effect == Effect::MayBeDone, "{write:?} may well be done");
+                ensure!(self.leader_in_doubt, "{write:?} at a leader in no doubt");
+                self.retry_if_current(operation, attempt, 50 * MILLISECOND);
+                return Ok(());
+            }
             // A server that does not trust its own state: another one answers.
             (ErrorCode::Internal, Question::Get(_) | Question::Page(_)) => {
                 self.retry_if_current(operation, attempt, 50 * MILLISECOND);
@@ -279,6 +286,7 @@ impl World {
             let state = &mut self.clients[asked.client];
             if newest {
                 asked.versions.push((get.key.clone(), version));
+                state.session = state.session.max(as_of);
                 match timestamp {
                     Some(timestamp) => state.learn(&get.key, timestamp, as_of),
                     None => state.saw_nothing(&get.key, as_of),
@@ -434,4 +442,9 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// Whether what a write comes to is not known before it is applied.
+fn depends_on_state(op: &WriteOp) -> bool {
+    matches!(op, WriteOp::PutIf(_) | WriteOp::WriteIf(_) | WriteOp::DelRange(_))
 }
