@@ -160,7 +160,9 @@ impl<'a> RowValue<'a> {
         }
     }
 
-    /// The whole value.
+    /// The whole value. One that is out of line is put together from its pieces in memory, so that
+    /// it costs as much as it is long, in time and bytes: whoever needs only the length asks
+    /// `bytes`.
     ///
     /// # Errors
     ///

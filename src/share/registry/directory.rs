@@ -103,7 +103,8 @@ pub trait PeerDirectory: Send + Sync {
     /// The directory does not answer.
     fn heartbeat(&self, member: Member) -> Result<bool, DirectoryError>;
 
-    /// Removes a peer.
+    /// Removes a peer that says that it leaves, with all that it offers. For one that is not here,
+    /// or has joined again elsewhere, nothing is done.
     ///
     /// # Errors
     /// The directory does not answer.
