@@ -2,7 +2,7 @@
 //! a disk or memory of its own.
 //!
 //! This file has its own `main`, because its tests start the same binary again as the processes
-//! that they need. Left out: what two sides in one process can show (`share_transfer`).
+//! that they need. Left out: what two sides in one process can show (`tests/share/transfer.rs`).
 
 mod share_support;
 

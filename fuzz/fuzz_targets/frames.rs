@@ -1,8 +1,8 @@
-//! The target `frames` of `tests/fuzz/targets.rs`.
+//! The target `frames` of `tests/wire/fuzz/targets.rs`.
 #![no_main]
 
 #[allow(dead_code, reason = "the other targets are other programs")]
-#[path = "../../tests/fuzz/targets.rs"]
+#[path = "../../tests/wire/fuzz/targets.rs"]
 mod targets;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::frames(data));

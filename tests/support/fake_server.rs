@@ -3,10 +3,7 @@
 //! The script is a closure called with each request, in order of arrival, and a [`Link`] to answer
 //! on, now or later, in any order. Everything received is kept for assertions.
 
-#![allow(
-    dead_code,
-    reason = "each test file is a crate of its own and uses its own part of what is shared"
-)]
+#![allow(dead_code, reason = "each test binary uses its own part of what is shared")]
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

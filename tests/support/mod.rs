@@ -1,10 +1,7 @@
 //! What the tests with real processes share: a group of servers in a temporary folder, and waiting
 //! for a condition with a deadline.
 
-#![allow(
-    dead_code,
-    reason = "each test file is a crate of its own and uses its own part of what is shared"
-)]
+#![allow(dead_code, reason = "each test binary uses its own part of what is shared")]
 
 #[cfg(feature = "grpc")]
 pub mod gateway;
@@ -52,8 +49,9 @@ pub fn free_addresses(count: usize) -> Vec<SocketAddr> {
     loop {
         let group = GROUPS.fetch_add(1, Ordering::Relaxed);
         let process = std::process::id();
+        let part = |number: u32| (1 + number % 250) as u8;
         let ip: std::net::IpAddr =
-            [127, 1 + (process % 250) as u8, (process / 250 % 250) as u8, 1 + group as u8].into();
+            [127, part(process), part(process / 250 + group / 250), part(group)].into();
         let bound: Vec<TcpListener> =
             (0..count).map_while(|_| TcpListener::bind((ip, 0)).ok()).collect();
         if bound.len() == count {
@@ -62,7 +60,7 @@ pub fn free_addresses(count: usize) -> Vec<SocketAddr> {
             addresses.sort();
             return addresses;
         }
-        assert!(group < 200, "no loopback address is free");
+        assert!(group < 10_000, "no loopback address is free");
     }
 }
 

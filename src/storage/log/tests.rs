@@ -1,4 +1,4 @@
-//! The log on a real directory. `tests/crash.rs` runs it on a simulated disk.
+//! The log on a real directory. `tests/store/crash.rs` runs it on a simulated disk.
 
 use bytes::Bytes;
 use tempfile::TempDir;
