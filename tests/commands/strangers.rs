@@ -109,20 +109,16 @@ fn a_service_of_another_kind_is_named_by_every_command() {
     let of_store: [&[&str]; 4] = [&["get", "k"], &["put", "k", "v"], &["health"], &["status"]];
     let of_share: [&[&str]; 2] = [&["files"], &["fetch", "film"]];
     thread::scope(|scope| {
+        // All at the same time, because each waits for a silent service.
         for (who, address, [at_store, at_share]) in &table {
-            // At the same time, because the silent services are waited for.
-            scope.spawn(move || {
-                if !at_store.is_empty() {
-                    for command in of_store {
-                        check(who, command, &["--servers", address], at_store);
-                    }
+            let kinds =
+                [("--servers", &of_store[..], at_store), ("--registry", &of_share[..], at_share)];
+            for (flag, commands, named) in kinds {
+                // A command and a service that belong together have nothing to be told.
+                for command in commands.iter().filter(|_| !named.is_empty()) {
+                    scope.spawn(move || check(who, command, &[flag, address], named));
                 }
-                if !at_share.is_empty() {
-                    for command in of_share {
-                        check(who, command, &["--registry", address], at_share);
-                    }
-                }
-            });
+            }
         }
     });
 }
