@@ -19,7 +19,7 @@ use acervo::model::{
 use acervo::wire::message::{ErrorCode, ErrorReply, GetRequest, Message, ReadAt, Reply, Request};
 
 use crate::fake_server::{
-    FakeServer, Heard, Link, busy, error, missing, nobody, put_ok, value, write_ok,
+    FakeOptions, FakeServer, Heard, Link, busy, error, missing, nobody, put_ok, value, write_ok,
 };
 
 /// Seeds under which a client of two servers is certain to have started with each of them.
@@ -47,7 +47,7 @@ fn brisk() -> Timing {
 
 /// Greets, and never says another word.
 fn silent_server() -> FakeServer {
-    FakeServer::configured(|_, _, _| {}, false, 7)
+    FakeServer::start_silent(|_, _, _| {})
 }
 
 fn close(link: &Link) {
@@ -328,7 +328,7 @@ fn a_server_that_froze_after_it_greeted_is_asked_by_the_calls_under_way_and_no_l
         }
     }
     let kinds: [fn() -> FakeServer; 2] =
-        [silent_server, || FakeServer::configured(in_the_middle, false, 7)];
+        [silent_server, || FakeServer::start_silent(in_the_middle)];
     for (seed, start) in (0..3).flat_map(|seed| kinds.map(|start| (seed, start))) {
         println!("seed {seed}");
         let frozen = start();
@@ -711,8 +711,10 @@ fn a_kept_connection_that_ended_is_opened_again_without_a_word() {
 
 #[test]
 fn a_server_of_another_group_is_not_believed() {
-    let ours = FakeServer::configured(|id, _, link| link.reply(id, put_ok(1)), true, 7);
-    let theirs = FakeServer::configured(|id, _, link| link.reply(id, put_ok(2)), true, 8);
+    let [ours, theirs] = [(7, 1), (8, 2)].map(|(cluster, timestamp)| {
+        let options = FakeOptions { cluster, ..Default::default() };
+        FakeServer::start_with(options, move |id, _, link| link.reply(id, put_ok(timestamp)))
+    });
     let client = client_of([ours.address, theirs.address]).seed(3).build().unwrap();
     let first = client.put("k", "v").unwrap().server;
     assert!((0..16).all(|_| client.put("k", "v").unwrap().server == first));
@@ -945,15 +947,11 @@ fn a_connection_whose_other_end_has_gone_is_given_up_although_each_call_is_short
     let connections_made = Arc::new(AtomicUsize::new(0));
     let asked = Arc::clone(&connections_made);
     // What comes first on the first connection, and all that follows there, is never answered.
-    let server = FakeServer::configured(
-        move |id, _, link| {
-            if asked.load(Ordering::SeqCst) > 1 {
-                link.reply(id, missing(2));
-            }
-        },
-        false,
-        7,
-    );
+    let server = FakeServer::start_silent(move |id, _, link| {
+        if asked.load(Ordering::SeqCst) > 1 {
+            link.reply(id, missing(2));
+        }
+    });
     let timing = Timing { silence_timeout: Duration::from_millis(500), ..brisk() };
     let client = Client::builder([server.address]).timing(timing);
     let client = client.request_timeout(Duration::from_millis(100)).build().unwrap();

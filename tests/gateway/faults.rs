@@ -98,7 +98,7 @@ fn one_frozen_server_of_three_is_not_asked_by_every_third_call() {
         _ => link.reply(id, busy("asked for something else", 0)),
     };
     // Greets, and says nothing more.
-    let frozen = FakeServer::configured(|_, _, _| {}, false, 7);
+    let frozen = FakeServer::start_silent(|_, _, _| {});
     let good = [FakeServer::start(answer), FakeServer::start(answer)];
     let servers = [good[0].address, frozen.address, good[1].address].map(|at| at.to_string());
     let dir = tempfile::tempdir().unwrap();

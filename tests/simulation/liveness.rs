@@ -14,6 +14,7 @@ use acervo::node::config::AckPolicy;
 use crate::campaign::{describe, make_peace};
 use crate::checker::{Verdict, Violation, ensure};
 use crate::clients::{Memory, Outcome};
+use crate::nemesis::HungFiles;
 use crate::rng::Rng;
 use crate::server::{node_id, position};
 use crate::trace::Trace;
@@ -55,9 +56,9 @@ const TROUBLES: [Trouble; 8] = [
 
 fn befall(world: &mut World, server: usize, trouble: Trouble, duration_us: u64) -> Verdict {
     match trouble {
-        Trouble::HungLog => world.hang_disk(server, duration_us, true, false),
-        Trouble::HungStore => world.hang_disk(server, duration_us, false, true),
-        Trouble::HungDisk => world.hang_disk(server, duration_us, true, true),
+        Trouble::HungLog => world.hang_disk(server, HungFiles::Log, duration_us),
+        Trouble::HungStore => world.hang_disk(server, HungFiles::Store, duration_us),
+        Trouble::HungDisk => world.hang_disk(server, HungFiles::Both, duration_us),
         Trouble::SlowDisk => world.servers[server].sync_us_max = SECOND,
         Trouble::Frozen => world.pause(server, duration_us),
         Trouble::CutOff => world.isolate(server),

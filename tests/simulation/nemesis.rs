@@ -77,6 +77,18 @@ impl Fault {
     ];
 }
 
+/// Which of a server's files are on the disk that hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HungFiles {
+    Both,
+    Log,
+    Store,
+}
+
+impl HungFiles {
+    const ALL: [HungFiles; 3] = [HungFiles::Both, HungFiles::Log, HungFiles::Store];
+}
+
 /// The end of a fault.
 #[derive(Clone, Copy, Debug)]
 pub enum Mend {
@@ -179,8 +191,8 @@ impl World {
             }
             Fault::HungDisk => {
                 let duration_us = self.rng.range(100 * MILLISECOND..=8 * SECOND);
-                let (log, store) = self.rng.pick(&[(true, true), (true, false), (false, true)]);
-                self.hang_disk(victim, duration_us, log, store);
+                let files = self.rng.pick(&HungFiles::ALL);
+                self.hang_disk(victim, files, duration_us);
                 Ok(())
             }
             Fault::SlowStore => {
@@ -247,13 +259,13 @@ impl World {
     }
 
     /// A disk does not answer for a while.
-    pub fn hang_disk(&mut self, server: usize, duration_us: u64, log: bool, store: bool) {
+    pub fn hang_disk(&mut self, server: usize, files: HungFiles, duration_us: u64) {
         let until_us = self.now_us + duration_us;
         let state = &mut self.servers[server];
-        if log {
+        if files != HungFiles::Store {
             state.log_hung_until_us = state.log_hung_until_us.max(until_us);
         }
-        if store {
+        if files != HungFiles::Log {
             state.store_hung_until_us = state.store_hung_until_us.max(until_us);
         }
     }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use crate::campaign::make_peace;
 use crate::checker::Violation;
 use crate::clients::{Memory, Outcome};
-use crate::nemesis::Fault;
+use crate::nemesis::{Fault, HungFiles};
 use crate::network::Quality;
 use crate::server::node_id;
 use crate::trace::Trace;
@@ -715,11 +715,11 @@ fn led_by_another(world: &mut World, than: usize, limit_us: u64) -> usize {
 #[test]
 fn a_leader_whose_disk_hangs_hands_over_and_stays_away_until_it_answers() {
     let stall_us = limits::STALL_TIMEOUT.as_micros() as u64;
-    for (seed, log, store) in [(30, true, false), (31, false, true), (32, true, true)] {
+    for (seed, files) in [(30, HungFiles::Log), (31, HungFiles::Store), (32, HungFiles::Both)] {
         for ack in [AckPolicy::All, AckPolicy::Majority] {
             let mut world = group(Setup { ack, ..Setup::calm(seed) });
             run_for(&mut world, SECOND);
-            world.hang_disk(0, 60 * SECOND, log, store);
+            world.hang_disk(0, files, 60 * SECOND);
             let began_us = world.now_us;
             let writes: Vec<usize> =
                 (0..20).map(|n| put(&mut world, n % 3, &n.to_string())).collect();
@@ -814,7 +814,7 @@ fn a_stall_of_every_disk_at_once_deposes_nobody() {
     run_for(&mut world, SECOND);
     let stall_us = limits::STALL_TIMEOUT.as_micros() as u64;
     for server in 0..3 {
-        world.hang_disk(server, stall_us * 3 / 2, true, true);
+        world.hang_disk(server, HungFiles::Both, stall_us * 3 / 2);
     }
     let write = put(&mut world, 1, "v");
     answered_within(&mut world, write, 2 * stall_us);
@@ -848,7 +848,7 @@ fn after_a_change_of_leader_in_sync_is_what_was_confirmed_in_its_term() {
     // 3 is blank, and its disk hangs: it answers, and can store nothing.
     world.wipe(2).unwrap();
     world.start(2).unwrap();
-    world.hang_disk(2, 60 * SECOND, true, true);
+    world.hang_disk(2, HungFiles::Both, 60 * SECOND);
     run_for(&mut world, 300 * MILLISECOND);
     let write = put(&mut world, 0, "before");
     answered_within(&mut world, write, SECOND);
@@ -880,7 +880,7 @@ fn under_ack_all_no_write_waits_without_a_bound_for_the_leaders_own_disk() {
     // A client's first write waits to be applied, and that waits for the log.
     let write = put(&mut world, 0, "first");
     answered_within(&mut world, write, SECOND);
-    world.hang_disk(0, 60 * SECOND, true, false);
+    world.hang_disk(0, HungFiles::Log, 60 * SECOND);
     let write = put(&mut world, 0, "second");
     let timeout_us = limits::IN_SYNC_TIMEOUT_DEFAULT.as_micros() as u64;
     answered_within(&mut world, write, timeout_us + 100 * MILLISECOND);

@@ -22,6 +22,19 @@ pub struct FakeServer {
     pub shared: Arc<Shared>,
 }
 
+/// What a server does by itself.
+pub struct FakeOptions {
+    pub answers_pings: bool,
+    /// The group that it says to belong to.
+    pub cluster: u64,
+}
+
+impl Default for FakeOptions {
+    fn default() -> FakeOptions {
+        FakeOptions { answers_pings: true, cluster: 7 }
+    }
+}
+
 type Script = dyn Fn(u64, Request, &Link) + Send + Sync;
 
 pub struct Shared {
@@ -29,8 +42,7 @@ pub struct Shared {
     pub heard: Mutex<Heard>,
     /// Notified of everything that is heard.
     pub changed: Condvar,
-    answers_pings: bool,
-    cluster: u64,
+    options: FakeOptions,
     port: u16,
     stopped: AtomicBool,
 }
@@ -63,13 +75,19 @@ impl Link {
 
 impl FakeServer {
     pub fn start(script: impl Fn(u64, Request, &Link) + Send + Sync + 'static) -> FakeServer {
-        FakeServer::configured(script, true, 7)
+        FakeServer::start_with(FakeOptions::default(), script)
     }
 
-    pub fn configured(
+    /// Answers what the script answers, and no PING.
+    pub fn start_silent(
         script: impl Fn(u64, Request, &Link) + Send + Sync + 'static,
-        answers_pings: bool,
-        cluster: u64,
+    ) -> FakeServer {
+        FakeServer::start_with(FakeOptions { answers_pings: false, ..Default::default() }, script)
+    }
+
+    pub fn start_with(
+        options: FakeOptions,
+        script: impl Fn(u64, Request, &Link) + Send + Sync + 'static,
     ) -> FakeServer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -77,8 +95,7 @@ impl FakeServer {
             script: Box::new(script),
             heard: Mutex::default(),
             changed: Condvar::new(),
-            answers_pings,
-            cluster,
+            options,
             port: address.port(),
             stopped: AtomicBool::new(false),
         });
@@ -132,7 +149,7 @@ impl Shared {
                     assert_eq!(hello.protocol, PROTOCOL_VERSION);
                     link.send(&Message::Welcome(Welcome {
                         protocol: PROTOCOL_VERSION,
-                        cluster: ClusterId(self.cluster),
+                        cluster: ClusterId(self.options.cluster),
                         node: NodeId(1),
                         incarnation: 1,
                         last_index: 0,
@@ -149,7 +166,7 @@ impl Shared {
                 Message::Ping { nonce } => {
                     self.heard.lock().unwrap().pings += 1;
                     self.changed.notify_all();
-                    if self.answers_pings {
+                    if self.options.answers_pings {
                         link.send(&Message::Pong { nonce });
                     }
                 }
