@@ -18,7 +18,9 @@ use super::logging;
 use super::ready::{Effects, Fetches, Pipeline};
 use super::voter_eligibility::VoterEligibility;
 use crate::limits;
-use crate::model::{HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp};
+use crate::model::{
+    AppliedPoint, Command, HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp,
+};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
 
 /// By how much other servers may raise this server's term with each tick of its run, in all; what
@@ -51,7 +53,7 @@ pub struct Consensus {
 }
 
 impl Consensus {
-    /// Starts on a recovered log, whose `entries` are all those after `applied`.
+    /// Starts on a recovered log, whose `entries` are all those after `applied.index`.
     ///
     /// # Errors
     /// The recovered state contradicts itself, or the library refuses its configuration.
@@ -59,8 +61,9 @@ impl Consensus {
         config: ConsensusConfig,
         hard_state: HardState,
         log: InitialLog,
-        applied: LogIndex,
+        point: AppliedPoint,
     ) -> Result<Consensus, ConsensusError> {
+        let applied = point.index;
         log.check(hard_state.commit, applied).map_err(ConsensusError::Inconsistent)?;
         let log_is_empty = log.last_index == 0;
         let library = Config {
@@ -83,7 +86,7 @@ impl Consensus {
             max_committed_size_per_ready: config.limits.apply_bytes_max,
             ..Config::default()
         };
-        let store = LogStore::new(&config.nodes, hard_state, log, applied, config.limits);
+        let store = LogStore::new(&config.nodes, hard_state, log, point, config.limits);
         let raw = RawNode::new(&library, store, &logging::logger())?;
         let greeted = GreetedServers::new(config.node, &config.nodes);
         let voter_eligibility = VoterEligibility::new(hard_state.admitted, config.nodes.len());
@@ -321,6 +324,7 @@ impl Consensus {
             commit: self.commit(),
             last_index: self.last_index(),
             term_at: &|index| log.term(index).ok().filter(|term| *term > 0),
+            timestamp_up_to: &|index| self.timestamp_up_to(index),
             all_durable: self.pipeline.is_all_durable(&self.raw),
         };
         let GuardVerdict::Step(mut message) = guard::check(&local, link, message)? else {
@@ -399,6 +403,23 @@ impl Consensus {
         });
         self.eligibility_unsaved |= voted || caught_up;
         Ok(())
+    }
+
+    /// The greatest timestamp in the log up to `index`, which is in the log and not below the commit
+    /// index.
+    fn timestamp_up_to(&self, index: LogIndex) -> Timestamp {
+        // What the library holds itself is what came since this server last worked out what follows
+        // from its messages.
+        let unstable = &self.raw.raft.raft_log.unstable;
+        let held = index.checked_sub(unstable.offset);
+        let held = held.and_then(|last| unstable.entries.get(..=last as usize)).unwrap_or_default();
+        let stamp = |entry: &Entry| Command::peek_timestamp(&entry.data);
+        match (held.iter().rev().find_map(stamp), self.pipeline.expected_timestamp()) {
+            (Some(timestamp), _) | (None, Some(timestamp)) => timestamp,
+            (None, None) => {
+                self.raw.store().timestamp_up_to(index.min(unstable.offset.saturating_sub(1)))
+            }
+        }
     }
 
     /// Whether new entries are to be dropped, so that memory is bounded. Committed entries leave
@@ -539,9 +560,9 @@ impl Consensus {
         }
     }
 
-    /// Takes over a snapshot that `from` has sent. If it is of use, and this is its sender's term,
-    /// [`Effects::install`] follows; otherwise returns false.
-    pub fn restore(&mut self, from: NodeId, snapshot: SnapshotId) -> bool {
+    /// Takes over a snapshot that `from` has sent, which reaches to `timestamp`. If it is of use,
+    /// and this is its sender's term, [`Effects::install`] follows; otherwise returns false.
+    pub fn restore(&mut self, from: NodeId, snapshot: SnapshotId, timestamp: Timestamp) -> bool {
         let SnapshotId { leader_term, index, term } = snapshot;
         let of_use = leader_term == self.term()
             && self.leader().is_none_or(|leader| leader == from)
@@ -564,7 +585,7 @@ impl Consensus {
         let _ = self.raw.step(message);
         let taken = self.raw.snap().is_some();
         if taken {
-            self.pipeline.expect_snapshot(snapshot);
+            self.pipeline.expect_snapshot(snapshot, timestamp);
         }
         taken
     }

@@ -15,7 +15,7 @@
 //!   and not refused for good: a leader whose term is far ahead is followed once the credit
 //!   suffices.
 
-use crate::model::{LogIndex, NodeId, Term};
+use crate::model::{Command, LogEntry, LogIndex, NodeId, Term, Timestamp};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
 
 /// Greater terms are no servers' but a forger's.
@@ -43,6 +43,19 @@ pub enum RaftMessageFault {
     BrokenEntries {
         /// The index that the entries claim to follow.
         previous_index: LogIndex,
+    },
+    /// An entry has a timestamp that is not past those before it, in this log and the message: no
+    /// state machine could apply it.
+    #[error(
+        "the timestamps of a REPLICATION do not rise: entry {index} has {found}, not past {last} \
+         before it"
+    )]
+    TimestampOrder {
+        /// The index of the entry.
+        index: LogIndex,
+        found: Timestamp,
+        /// The timestamp that it should be past.
+        last: Timestamp,
     },
     /// An entry contradicts one that is committed here.
     #[error("a REPLICATION contradicts the committed entry at index {index}")]
@@ -81,6 +94,8 @@ pub(super) struct LocalState<'a> {
     pub last_index: LogIndex,
     /// The term of the entry at an index; `None` beyond the log's end and where it is compacted.
     pub term_at: &'a dyn Fn(LogIndex) -> Option<Term>,
+    /// The greatest timestamp in the log up to an index that is not below the commit index.
+    pub timestamp_up_to: &'a dyn Fn(LogIndex) -> Timestamp,
     /// Whether everything that this server has sent is durable, so that answers to it can have
     /// come.
     pub all_durable: bool,
@@ -215,7 +230,7 @@ fn check_entries(
     term: Term,
     previous_index: LogIndex,
     previous_term: Term,
-    entries: &[crate::model::LogEntry],
+    entries: &[LogEntry],
 ) -> Result<(), RaftMessageFault> {
     let broken = RaftMessageFault::BrokenEntries { previous_index };
     if previous_term > term || previous_index > u64::MAX / 2 {
@@ -227,6 +242,8 @@ fn check_entries(
     }
     let mut index = previous_index;
     let mut entry_term = previous_term;
+    // The last of the entries that this log has, as far as their terms say.
+    let mut last_known = previous_index;
     for entry in entries {
         index += 1;
         let rises = entry.term >= entry_term.max(1) && entry.term <= term;
@@ -238,6 +255,113 @@ fn check_entries(
         if entry.index <= local.commit && known_term.is_some_and(|term| term != entry.term) {
             return Err(RaftMessageFault::ContradictsCommitted { index });
         }
+        if last_known + 1 == index && known_term == Some(entry.term) {
+            last_known = index;
+        }
+    }
+    // Otherwise the library answers and stores nothing: what a leader believes this log to hold may
+    // have been replaced since, by entries with lower timestamps than those that are here.
+    let follows = previous_index == 0 || (local.term_at)(previous_index) == Some(previous_term);
+    if follows && previous_index >= local.commit {
+        check_timestamps(local, last_known, &entries[(last_known - previous_index) as usize..])?;
     }
     Ok(())
+}
+
+/// Checks the timestamps of entries that are to follow index `last_known`. The comparison begins
+/// with this log's own timestamps, also of entries that are not committed: the library keeps an
+/// entry that it has in the term of the message, whatever that says of it.
+fn check_timestamps(
+    local: &LocalState<'_>,
+    last_known: LogIndex,
+    entries: &[LogEntry],
+) -> Result<(), RaftMessageFault> {
+    let stamped = entries
+        .iter()
+        .filter_map(|entry| Some((entry.index, Command::peek_timestamp(&entry.data)?)));
+    let mut last = None;
+    for (index, found) in stamped {
+        let before = last.unwrap_or_else(|| (local.timestamp_up_to)(last_known));
+        if found <= before {
+            return Err(RaftMessageFault::TimestampOrder { index, found, last: before });
+        }
+        last = Some(found);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ClientId, Del, RequestId, WriteOp};
+    use bytes::Bytes;
+
+    fn entry(index: LogIndex, term: Term, timestamp: Option<i64>) -> LogEntry {
+        let request = RequestId {
+            client: ClientId(1),
+            sequence: index,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
+        let op = || WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
+        let data = |at| Command::write(Timestamp(at), request, op()).encode();
+        LogEntry { term, index, data: timestamp.map_or_else(Bytes::new, data) }
+    }
+
+    /// What becomes of a REPLICATION after index `previous` at a follower in term 3, in whose log
+    /// the entries 1 to 4 have the terms 1, 1, 2 and 3 and the first two are committed; their
+    /// timestamps are 10, 20, none, and one far ahead.
+    fn replicated(
+        previous: (LogIndex, Term),
+        entries: Vec<LogEntry>,
+    ) -> Result<GuardVerdict, RaftMessageFault> {
+        let terms = [1, 1, 2, 3];
+        let local = LocalState {
+            me: NodeId(2),
+            term: 3,
+            term_credit: 10,
+            role: Role::Follower,
+            is_pre_candidate: false,
+            leader: None,
+            commit: 2,
+            last_index: 4,
+            term_at: &|index| terms.get((index as usize).checked_sub(1)?).copied(),
+            timestamp_up_to: &|index| Timestamp([0, 10, 20, 20, 9000][index as usize]),
+            all_durable: true,
+        };
+        let (previous_index, previous_term) = previous;
+        let body = RaftBody::Append { previous_index, previous_term, commit: 0, entries };
+        check(&local, NodeId(1), RaftMessage { from: NodeId(1), to: NodeId(2), term: 4, body })
+    }
+
+    #[test]
+    fn timestamps_must_rise_from_those_of_the_log_that_they_follow() {
+        let order = |index, found, last| {
+            let (found, last) = (Timestamp(found), Timestamp(last));
+            Err(RaftMessageFault::TimestampOrder { index, found, last })
+        };
+        let first = |outcome: Result<GuardVerdict, RaftMessageFault>| outcome.map(|_| ());
+        let cases = [
+            ("after the forged entry", (4, 3), vec![entry(5, 4, Some(30))], order(5, 30, 9000)),
+            (
+                "the forged one is known by its term, whatever this one says of it",
+                (3, 2),
+                vec![entry(4, 3, Some(30)), entry(5, 4, Some(40))],
+                order(5, 40, 9000),
+            ),
+            ("in the place of the forged one", (3, 2), vec![entry(4, 4, Some(30))], Ok(())),
+            ("no later than its own", (3, 2), vec![entry(4, 4, Some(20))], order(4, 20, 20)),
+            (
+                "one without a timestamp between them",
+                (4, 3),
+                vec![entry(5, 4, Some(9001)), entry(6, 4, None), entry(7, 4, Some(9001))],
+                order(7, 9001, 9001),
+            ),
+            ("after what this log does not have", (4, 2), vec![entry(5, 4, Some(1))], Ok(())),
+            ("before what is committed", (1, 1), vec![entry(2, 1, Some(1))], Ok(())),
+        ];
+        for (name, previous, entries, expected) in cases {
+            assert_eq!(first(replicated(previous, entries)), expected, "{name}");
+        }
+    }
 }

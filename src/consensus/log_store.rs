@@ -4,7 +4,8 @@
 //! - `term_runs` describes every index from `first_index` to `last_index`, `previous_term` the one
 //!   before; terms never decrease along the log;
 //! - `tail` holds exactly the indices `tail_first..=last_index`, and every entry not yet applied;
-//! - nothing below the applied index is ever replaced (consensus guarantees it).
+//! - nothing below the applied index is ever replaced (consensus guarantees it);
+//! - `timestamps` describes the entries of `tail`, one by one.
 //!
 //! Entries before the tail are on disk. The library needs them only for a follower that is behind.
 //! It is then answered "temporarily unavailable", a fetch is noted, and it asks again when the
@@ -20,7 +21,7 @@ use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use super::InitialLog;
 use super::convert::entry_to_raft;
 use crate::limits::NodeLimits;
-use crate::model::{HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
+use crate::model::{AppliedPoint, Command, HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
 
 /// Entries that the library needs from disk: `low` to `high`, exclusive, and its context for the
 /// answer.
@@ -41,6 +42,11 @@ pub(super) struct LogStore {
     last_index: LogIndex,
     tail_first: LogIndex,
     tail: VecDeque<Entry>,
+    /// For each entry of the tail the greatest timestamp in the log up to it: an entry without one
+    /// has that of the entry before.
+    timestamps: VecDeque<Timestamp>,
+    /// The greatest timestamp before the tail.
+    timestamp_before_tail: Timestamp,
     tail_bytes: usize,
     /// The part of `tail_bytes` that is not applied.
     unapplied_bytes: usize,
@@ -60,18 +66,30 @@ pub(super) fn entry_bytes(entry: &Entry) -> usize {
     entry.data.len() + 64
 }
 
+/// The greatest timestamp up to `entry`, if `newest` is that of those before it.
+fn newest_with(newest: Timestamp, entry: &Entry) -> Timestamp {
+    newest.max(Command::peek_timestamp(&entry.data).unwrap_or(newest))
+}
+
 impl LogStore {
     /// Builds the log from what recovery found; `log.entries` are all that follow `applied`.
     pub fn new(
         nodes: &[NodeId],
         hard_state: HardState,
         log: InitialLog,
-        applied: LogIndex,
+        applied: AppliedPoint,
         limits: NodeLimits,
     ) -> LogStore {
+        let AppliedPoint { index: applied, timestamp, .. } = applied;
         let tail: VecDeque<Entry> = log.entries.into_iter().map(entry_to_raft).collect();
         let tail_bytes = tail.iter().map(entry_bytes).sum();
+        let newest = tail.iter().scan(timestamp, |newest, entry| {
+            *newest = newest_with(*newest, entry);
+            Some(*newest)
+        });
         LogStore {
+            timestamps: newest.collect(),
+            timestamp_before_tail: timestamp,
             hard_state,
             voters: nodes.iter().map(|n| n.0).collect(),
             first_index: log.first_index,
@@ -112,6 +130,8 @@ impl LogStore {
             self.last_index = entry.index;
             self.tail_bytes += entry_bytes(entry);
             self.unapplied_bytes += entry_bytes(entry);
+            let newest = self.timestamps.back().copied().unwrap_or(self.timestamp_before_tail);
+            self.timestamps.push_back(newest_with(newest, entry));
             self.tail.push_back(entry.clone());
         }
     }
@@ -122,6 +142,7 @@ impl LogStore {
         }
         while self.last_index >= from && self.last_index >= self.tail_first {
             if let Some(entry) = self.tail.pop_back() {
+                self.timestamps.pop_back();
                 self.tail_bytes -= entry_bytes(&entry);
                 // Applied entries are never replaced, so this one counts as unapplied.
                 self.unapplied_bytes -= entry_bytes(&entry);
@@ -171,8 +192,28 @@ impl LogStore {
         while self.tail_bytes > self.limits.log_cache_bytes_max && self.tail_first <= applied {
             self.tail_bytes -= self.bytes_at(self.tail_first);
             self.tail.pop_front();
+            self.drop_first_timestamp();
             self.tail_first += 1;
         }
+    }
+
+    /// The first entry has left the tail.
+    fn drop_first_timestamp(&mut self) {
+        self.timestamp_before_tail =
+            self.timestamps.pop_front().unwrap_or(self.timestamp_before_tail);
+    }
+
+    /// The greatest timestamp in the log up to `index`, which is not below the applied index.
+    pub fn timestamp_up_to(&self, index: LogIndex) -> Timestamp {
+        assert!(
+            (self.applied..=self.last_index).contains(&index),
+            "index {index} is not between {} applied and the log's end at {}",
+            self.applied,
+            self.last_index
+        );
+        let place = index.checked_sub(self.tail_first);
+        let in_tail = place.and_then(|place| self.timestamps.get(place as usize));
+        in_tail.copied().unwrap_or(self.timestamp_before_tail)
     }
 
     /// The bytes of an entry that is in memory, as every entry is that is not applied.
@@ -208,13 +249,15 @@ impl LogStore {
             && let Some(entry) = self.tail.pop_front()
         {
             self.tail_bytes -= entry_bytes(&entry);
+            self.drop_first_timestamp();
             self.tail_first += 1;
         }
         self.tail_first = self.tail_first.max(first_index);
     }
 
-    /// Replaces the log by a snapshot that reaches to `index`: it begins anew after it.
-    pub fn restore(&mut self, index: LogIndex, term: Term) {
+    /// Replaces the log by a snapshot that reaches to `index` and to `timestamp`: it begins anew
+    /// after it.
+    pub fn restore(&mut self, index: LogIndex, term: Term, timestamp: Timestamp) {
         assert!(index >= self.applied, "a snapshot of {index} replaces {} applied", self.applied);
         self.first_index = index + 1;
         self.previous_term = term;
@@ -222,6 +265,8 @@ impl LogStore {
         self.last_index = index;
         self.tail_first = index + 1;
         self.tail.clear();
+        self.timestamps.clear();
+        self.timestamp_before_tail = timestamp;
         self.tail_bytes = 0;
         self.unapplied_bytes = 0;
         (self.committed, self.committed_bytes) = (index, 0);
@@ -425,7 +470,8 @@ mod tests {
 
     fn store() -> LogStore {
         let log = InitialLog { first_index: 1, ..InitialLog::default() };
-        LogStore::new(&[NodeId(1)], HardState::default(), log, 0, NodeLimits::default())
+        let applied = AppliedPoint::default();
+        LogStore::new(&[NodeId(1)], HardState::default(), log, applied, NodeLimits::default())
     }
 
     #[test]
@@ -513,7 +559,8 @@ mod tests {
             log.entries(3, 5, None, GetEntriesContext::empty(true)),
             Err(raft::Error::Store(StorageError::Compacted))
         ));
-        log.restore(9, 6);
+        log.restore(9, 6, Timestamp(50));
+        assert_eq!(log.timestamp_up_to(9), Timestamp(50));
         assert_eq!(log.last_index().unwrap(), 9);
         assert_eq!([8, 9, 10].map(|at| log.term_at(at)), [None, Some(6), None]);
         log.append(&[entry(10, 7, 0)]);

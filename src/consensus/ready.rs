@@ -24,7 +24,7 @@ use raft::{GetEntriesContext, RawNode};
 
 use super::convert::{entry_from_raft, message_from_raft};
 use super::log_store::LogStore;
-use crate::model::{HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term};
+use crate::model::{HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp};
 use crate::wire::message::RaftMessage;
 
 /// What is to be done for consensus, in the order of the fields.
@@ -96,8 +96,9 @@ pub(super) struct Pipeline {
     last_vote: (Term, Option<NodeId>),
     last_vote_batch: u64,
     first_entry: FirstEntry,
-    /// A snapshot that the library has accepted and no `Ready` has carried yet.
-    expected: Option<SnapshotId>,
+    /// A snapshot that the library has accepted and no `Ready` has carried yet, and the timestamp
+    /// that it reaches to.
+    expected: Option<(SnapshotId, Timestamp)>,
     /// The last index that was handed out for application, in an entry or a snapshot.
     last_handed_out: LogIndex,
     /// The index of a snapshot that was handed out and is not applied yet.
@@ -133,10 +134,15 @@ impl Pipeline {
         self.expected.is_none() && self.installing.is_none()
     }
 
-    /// The library has accepted this snapshot.
-    pub fn expect_snapshot(&mut self, snapshot: SnapshotId) {
+    /// The library has accepted this snapshot, which reaches to `timestamp`.
+    pub fn expect_snapshot(&mut self, snapshot: SnapshotId, timestamp: Timestamp) {
         assert!(self.can_install(), "two snapshots are accepted at once, the second {snapshot:?}");
-        self.expected = Some(snapshot);
+        self.expected = Some((snapshot, timestamp));
+    }
+
+    /// The timestamp of a snapshot that is to replace the log with the next `Ready`.
+    pub fn expected_timestamp(&self) -> Option<Timestamp> {
+        self.expected.map(|(_, timestamp)| timestamp)
     }
 
     /// Whether a snapshot has replaced entries of the log and is not applied yet.
@@ -224,11 +230,12 @@ impl Pipeline {
 
             if !ready.snapshot().is_empty() {
                 let index = ready.snapshot().get_metadata().index;
-                let Some(snapshot) = self.expected.take_if(|expected| expected.index == index)
+                let Some((snapshot, timestamp)) =
+                    self.expected.take_if(|(expected, _)| expected.index == index)
                 else {
                     panic!("a snapshot of index {index} was not accepted here");
                 };
-                raw.mut_store().restore(snapshot.index, snapshot.term);
+                raw.mut_store().restore(snapshot.index, snapshot.term, timestamp);
                 self.installing = Some(snapshot.index);
                 self.last_handed_out = snapshot.index;
                 let (number, hard_state) = self.next_batch(raw, eligible);

@@ -139,7 +139,7 @@ impl Node {
             last_index,
             entries,
         };
-        let mut consensus = Consensus::new(setup, hard_state, log, applied.index)?;
+        let mut consensus = Consensus::new(setup, hard_state, log, applied)?;
         let mut eligibility = Eligibility::new(ticks(config.stall_timeout), applied.index);
         if recovered.data_lost {
             consensus.set_data_lost();
@@ -253,8 +253,8 @@ impl Node {
             }
             Input::Fetched { fetch, entries } => self.consensus.fetched(fetch, entries),
             Input::SnapshotSent { to, reached } => self.consensus.snapshot_sent(to, reached),
-            Input::SnapshotReceived { from, snapshot } => {
-                if !self.consensus.restore(from, snapshot) {
+            Input::SnapshotReceived { from, snapshot, timestamp } => {
+                if !self.consensus.restore(from, snapshot, timestamp) {
                     out.push(Output::DiscardSnapshot);
                 }
             }

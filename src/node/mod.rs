@@ -150,6 +150,8 @@ pub enum Input {
         from: NodeId,
         /// The index and the term that it reaches to, and the term of its sender.
         snapshot: SnapshotId,
+        /// The timestamp that it reaches to, as its rows have it.
+        timestamp: Timestamp,
     },
     /// The log was compacted.
     Compacted {

@@ -83,7 +83,11 @@ pub enum ApplyError {
     #[error("log entry {found} was to be applied where entry {expected} should follow")]
     OutOfOrder { expected: LogIndex, found: LogIndex },
     /// A command's timestamp is not past the one before: versions would change their order.
-    #[error("log entry {index} has timestamp {found}, not past {last} of the entry before")]
+    #[error(
+        "log entry {index} has timestamp {found}, not past {last} before it: no leader has made \
+         it; move the data directory away and start on an empty one, so that the group can bring \
+         this server up to date"
+    )]
     TimestampOrder {
         index: LogIndex,
         found: Timestamp,

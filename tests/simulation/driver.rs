@@ -387,7 +387,9 @@ impl World {
         let mut reports = None;
         match process.applying.pop_front() {
             Some(Piece::Entries { entries, .. }) if !self.setup.honest => {
-                outcomes.extend(entries.iter().filter_map(|entry| process.machine.believe(entry)));
+                for entry in &entries {
+                    outcomes.extend(process.machine.believe(entry)?);
+                }
             }
             Some(Piece::Entries { entries, answering }) => {
                 let size = if one_by_one { 1 } else { entries.len().max(1) };

@@ -96,7 +96,7 @@ fn command(rng: &mut Rng) -> Command {
     };
     let op = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
     // Now and then beyond what any clock says.
-    let timestamp = if rng.chance(100) { rng.next_u64() as i64 } else { rng.below(1 << 50) as i64 };
+    let timestamp = if rng.chance(100) { rng.next_u64() as i64 } else { rng.below(1 << 51) as i64 };
     Command::write(Timestamp(timestamp), request, op)
 }
 
@@ -678,6 +678,44 @@ fn replicated_timestamps_that_do_not_rise_are_refused() {
         raft(victim, term + 1, body)
     });
     assert!(accused > 0);
+}
+
+/// An entry that nobody commits, in the leader's name and far ahead of all clocks. Whatever the
+/// true leader sends after it has lower timestamps, and a follower that stored that stopped when
+/// it was to apply it, at every start again.
+#[test]
+fn nothing_is_stored_that_could_not_be_applied_after_a_forged_timestamp() {
+    let forged = |from, to, term, last: u64| {
+        let request = RequestId {
+            client: ClientId(1),
+            sequence: 1,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
+        let op = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
+        // Ten years after the simulated servers' clocks.
+        let data = Command::write(Timestamp(2_000_000_000_000_000), request, op).encode();
+        let entries = vec![LogEntry { term, index: last + 1, data }];
+        let body =
+            RaftBody::Append { previous_index: last, previous_term: term, commit: 0, entries };
+        vec![ServerMessage::Raft(RaftMessage { from, to, term, body })]
+    };
+    let run = || -> Verdict {
+        let (mut world, victim) = in_the_leaders_name(5, forged)?;
+        let client = world.add_client(Memory::Session, 16, 10 * SECOND);
+        let others: Vec<usize> = (0..3).filter(|server| *server != victim).collect();
+        for round in 0..20 {
+            let write = world.put(client, Some(others[round % 2]), "k", &round.to_string());
+            let ended = world.run_until(10 * SECOND, |world| world.ended(write))?;
+            ensure!(ended, "the others do not go on: {:?}", world.operations[write].errors);
+        }
+        let told = |(accuser, _, why): &(usize, usize, String)| {
+            *accuser == victim && why.contains("timestamps of a REPLICATION do not rise")
+        };
+        ensure!(world.accusations.iter().any(told), "accused: {:?}", world.accusations);
+        Ok(())
+    };
+    run().unwrap_or_else(|Violation(reason)| panic!("{reason}"));
 }
 
 /// It would stand still for ever, and nothing would grow old any more.

@@ -127,14 +127,21 @@ impl Machine {
     }
 
     /// Takes an entry that a hostile server may have made, without a look at what it says: the real
-    /// machine would stop its server. What it does to the core is the question.
-    pub fn believe(&mut self, entry: &LogEntry) -> Option<AppliedWrite> {
+    /// machine may come to another state by it than others. What it does to the core is the
+    /// question. But the real machine stops at a timestamp that does not rise, and so does this.
+    pub fn believe(&mut self, entry: &LogEntry) -> Result<Option<AppliedWrite>, String> {
         let point = self.believed.get_or_insert(self.machine.applied());
         point.index = entry.index;
-        let Command { timestamp, action, .. } = Command::decode(&entry.data).ok()??;
+        let Ok(Some(Command { timestamp, action, .. })) = Command::decode(&entry.data) else {
+            return Ok(None);
+        };
+        if timestamp <= point.timestamp {
+            let before = point.timestamp;
+            return Err(format!("entry {} has {timestamp} after {before}", entry.index));
+        }
         point.timestamp = timestamp;
-        let Action::Write { request, .. } = action else { return None };
-        Some(AppliedWrite {
+        let Action::Write { request, .. } = action else { return Ok(None) };
+        Ok(Some(AppliedWrite {
             index: entry.index,
             term: entry.term,
             fate: WriteFate::Answered(WriteAnswer {
@@ -143,7 +150,7 @@ impl Machine {
                 previous: None,
             }),
             newest_sequence: request.sequence,
-        })
+        }))
     }
 
     /// Every row there is, sessions and removals included.

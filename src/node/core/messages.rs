@@ -144,25 +144,6 @@ impl Node {
             let reason = format!("a REPLICATION holds {ahead} more than 100 years ahead");
             return out.push(Output::Disconnect { server: from, reason });
         }
-        // Such an entry could not be applied, by this server or any other. What a deposed leader
-        // still sends follows other entries than those that are applied here.
-        let mut newest = self.applied.timestamp;
-        let after = |entry: &&LogEntry| entry.index > self.applied.index;
-        let falls = entries
-            .iter()
-            .filter(after)
-            .filter_map(|entry| Command::peek_timestamp(&entry.data))
-            .any(|stamp| std::mem::replace(&mut newest, stamp) >= stamp);
-        // Logs that contradict each other are compared, whatever the stamps are.
-        let (commit, term_at) = (self.consensus.commit(), |index| self.consensus.term_at(index));
-        let contradicts = |entry: &LogEntry| {
-            entry.index <= commit && term_at(entry.index).is_some_and(|term| term != entry.term)
-        };
-        let follows = message.term >= self.consensus.term() && !entries.iter().any(contradicts);
-        if falls && follows {
-            let reason = "the timestamps of a REPLICATION do not rise".to_owned();
-            return out.push(Output::Disconnect { server: from, reason });
-        }
         self.show_replication(entries, out);
         let delay_us = micros(self.config.replication_delay);
         let holds_writes = entries.iter().any(|e| !e.data.is_empty());

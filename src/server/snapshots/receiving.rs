@@ -17,7 +17,7 @@ use std::cmp::Ordering;
 use bytes::Bytes;
 
 use super::step::{SnapshotOffer, TransferLimits, TransferStep};
-use crate::model::{AppliedPoint, LogIndex, MachineSummary, NodeId, SnapshotId, Term};
+use crate::model::{AppliedPoint, LogIndex, MachineSummary, NodeId, SnapshotId, Term, Timestamp};
 use crate::node::{Input, InstallRequest};
 use crate::server::work::{LogWork, SnapshotWork, StoreWork, Work};
 use crate::storage::snapshot::SnapshotChunk;
@@ -42,6 +42,8 @@ struct IncomingTransfer {
     id: u64,
     from: NodeId,
     snapshot: SnapshotId,
+    /// The timestamp that it reaches to: as it was offered, until its rows have been checked.
+    timestamp: Timestamp,
     stage: ReceivingStage,
     received: u64,
     stored: u64,
@@ -112,6 +114,7 @@ impl Receiving {
             id,
             from,
             snapshot,
+            timestamp,
             stage: ReceivingStage::Arriving,
             received: 0,
             stored: 0,
@@ -188,8 +191,9 @@ impl Receiving {
             Some(incoming) if incoming.id == id => {
                 assert_eq!(incoming.stage, ReceivingStage::Staging, "{incoming:?} is staged");
                 incoming.stage = ReceivingStage::Staged;
-                let IncomingTransfer { from, snapshot, .. } = *incoming;
-                vec![TransferStep::Input(Input::SnapshotReceived { from, snapshot })]
+                let IncomingTransfer { from, snapshot, timestamp, .. } = *incoming;
+                let received = Input::SnapshotReceived { from, snapshot, timestamp };
+                vec![TransferStep::Input(received)]
             }
             _ => vec![store(SnapshotWork::Discard)],
         }

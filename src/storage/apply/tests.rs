@@ -410,6 +410,8 @@ fn what_cannot_be_applied_is_a_typed_error_and_final() {
     early.put("k", "v");
     let stale = bad(LogEntry { index: 2, ..early.entries[0].clone() });
     assert!(matches!(stale, ApplyError::TimestampOrder { index: 2, .. }));
+    // It says what to do: the log is read again at every start.
+    assert!(stale.to_string().contains("start on an empty one"), "{stale}");
 }
 
 #[test]
