@@ -17,7 +17,9 @@
 //! Only so many reads are at the workers at once. The others wait here, and origins take turns, and
 //! within an origin its clients: a client that asks for one thing waits for what is being read at
 //! that moment, and not for the thousands of others. A page may take as long as a thousand GETs: as
-//! many are at the workers at once as there are workers, and GETs have turns of their own.
+//! many are at the workers at once as there are workers, and GETs have turns of their own. While a
+//! disk hangs, those that have waited for long are refused; a read that a worker has begun is
+//! counted until it is done, however long that takes.
 //!
 //! What requests hold while they wait, in the core or for a worker, and the budgets of reads, are
 //! charged to the event loop's budget (`net::budget`): a request for which that has no room is
@@ -28,10 +30,11 @@ mod turns;
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use self::turns::ReadTurns;
 use super::get::ReadRequest;
-use super::work::{ReadCharge, ReadJob, ReadWork};
+use super::work::{ReadCharge, ReadJob};
 use crate::limits::{
     self, CLIENT_SEND_BYTES_PAUSE, REQUEST_SMALL_BYTES_MAX, REQUESTS_PER_CONNECTION_MAX,
 };
@@ -45,6 +48,9 @@ const CLIENTS_FEW: usize = 4;
 /// a worker finds the next when it has done one, and no more than a tenth of a second's work when
 /// all values are as long as they may be.
 const READS_HANDED_MAX: usize = 2 * limits::READS_PER_BATCH_MAX;
+/// How long a read waits for a worker while one of them gets on with nothing: as long as a request
+/// waits for the group. Clients take a server for mute that says nothing for much longer.
+const READ_WAIT_MAX: Duration = limits::COMMIT_TIMEOUT;
 
 /// The event loop's accounting of what its connections make the process hold.
 pub(super) trait ConnectionMemory {
@@ -154,6 +160,9 @@ pub(super) struct Clients {
     charged: HashMap<RequestToken, usize>,
     /// Clients with deferred reads, in turns.
     with_deferred: VecDeque<ConnectionId>,
+    /// Ticks of the loop so far.
+    ticks: u64,
+    read_wait_max: Duration,
 }
 
 impl Clients {
@@ -174,7 +183,40 @@ impl Clients {
             value_bytes_max,
             charged: HashMap::new(),
             with_deferred: VecDeque::new(),
+            ticks: 0,
+            read_wait_max: READ_WAIT_MAX,
         }
+    }
+
+    /// A tick of the loop has passed.
+    pub fn tick(&mut self) {
+        self.ticks += 1;
+    }
+
+    /// How long a read waits for a worker while one of them gets on with nothing.
+    pub fn read_wait_max(&self) -> Duration {
+        self.read_wait_max
+    }
+
+    /// Reads that have waited for a worker since this tick have waited for too long.
+    pub fn overdue_since(&self) -> Option<u64> {
+        let ticks = self.read_wait_max.as_millis() / limits::TICK.as_millis();
+        self.ticks.checked_sub(ticks as u64)
+    }
+
+    /// Takes out the reads that have waited here for too long.
+    pub fn take_overdue(&mut self) -> Vec<ReadJob> {
+        let Some(tick) = self.overdue_since() else { return Vec::new() };
+        let mut overdue = self.turns.take_waiting_since(tick);
+        overdue.extend(self.page_turns.take_waiting_since(tick));
+        for client in self.all.values_mut() {
+            let is_due = |deferred: &mut DeferredRead| deferred.read.waits_since <= tick;
+            let due = std::iter::from_fn(|| client.deferred.pop_front_if(is_due));
+            overdue.extend(due.map(|deferred| deferred.read));
+        }
+        let has_deferred = |client: &ClientState| !client.deferred.is_empty();
+        self.with_deferred.retain(|id| self.all.get(id).is_some_and(has_deferred));
+        overdue
     }
 
     pub fn len(&self) -> usize {
@@ -337,7 +379,7 @@ impl Clients {
     /// Takes in a read that may go to a worker when it is its turn.
     pub fn read(&mut self, token: RequestToken, client: SocketAddr, request: ReadRequest) {
         let connection = ConnectionId::from_u64(token.connection);
-        let read = ReadJob { token, client, request, budget_bytes: 0 };
+        let read = ReadJob { token, client, request, budget_bytes: 0, waits_since: self.ticks };
         let turns = if read.is_page() { &mut self.page_turns } else { &mut self.turns };
         turns.push(origin_of(client.ip()), connection, read);
     }
@@ -361,7 +403,8 @@ impl Clients {
     }
 
     /// Defers a read whose value is longer than its budget, until it can be given `bytes`.
-    pub fn defer(&mut self, memory: &mut impl ConnectionMemory, read: ReadJob, bytes: usize) {
+    pub fn defer(&mut self, memory: &mut impl ConnectionMemory, mut read: ReadJob, bytes: usize) {
+        read.waits_since = self.ticks;
         let connection = ConnectionId::from_u64(read.token.connection);
         match self.all.get_mut(&connection) {
             None => return self.forget(memory, read.token),
@@ -380,7 +423,7 @@ impl Clients {
 
     /// Takes the reads that go to the workers now: half of the places for deferred ones and half
     /// for others, as far as there are both.
-    pub fn take_reads(&mut self, memory: &mut impl ConnectionMemory) -> Vec<ReadWork> {
+    pub fn take_reads(&mut self, memory: &mut impl ConnectionMemory) -> Vec<ReadJob> {
         let mut reads = Vec::new();
         let free = self.at_workers_max.saturating_sub(self.at_workers);
         // Of an odd number the one more goes to either in turn: places may become free one by one.
@@ -424,10 +467,10 @@ impl Clients {
         self.pages_at_workers < self.pages_at_workers_max
     }
 
-    fn hand_over(&mut self, read: ReadJob, reads: &mut Vec<ReadWork>) {
+    fn hand_over(&mut self, read: ReadJob, reads: &mut Vec<ReadJob>) {
         self.at_workers += 1;
         self.pages_at_workers += usize::from(read.is_page());
-        reads.push(ReadWork::Answer(read));
+        reads.push(read);
     }
 
     /// Takes up to `most` deferred reads that can be given the budget they need, of each client in
@@ -436,7 +479,7 @@ impl Clients {
         &mut self,
         memory: &mut impl ConnectionMemory,
         mut most: usize,
-        reads: &mut Vec<ReadWork>,
+        reads: &mut Vec<ReadJob>,
     ) {
         let mut refused = 0;
         while most > 0
@@ -451,6 +494,8 @@ impl Clients {
                     client.and_then(|c| c.deferred.pop_front())
                 {
                     read.budget_bytes = bytes;
+                    // Until now it waited for its client to read what it was sent.
+                    read.waits_since = self.ticks;
                     self.hand_over(read, reads);
                     most -= 1;
                 }
@@ -485,6 +530,14 @@ impl Clients {
         }
         client.budget_bytes += bytes;
         true
+    }
+}
+
+#[cfg(test)]
+impl Clients {
+    /// Replaces the time for which a read waits for a worker while one hangs.
+    pub fn set_read_wait_max(&mut self, read_wait_max: Duration) {
+        self.read_wait_max = read_wait_max;
     }
 }
 
@@ -552,12 +605,8 @@ mod tests {
         TestMemory { queued, ..ample() }
     }
 
-    fn budgets(jobs: &[ReadWork]) -> Vec<usize> {
-        let budget = |job: &ReadWork| match job {
-            ReadWork::Answer(read) => read.budget_bytes,
-            other => panic!("nobody asked for {other:?}"),
-        };
-        jobs.iter().map(budget).collect()
+    fn budgets(jobs: &[ReadJob]) -> Vec<usize> {
+        jobs.iter().map(|read| read.budget_bytes).collect()
     }
 
     #[test]
@@ -654,10 +703,7 @@ mod tests {
         assert_eq!(budgets(&jobs), [MIB, MIB, MIB, MIB, 0, 0]);
 
         let mut jobs = jobs.into_iter();
-        let mut next = || match jobs.next() {
-            Some(ReadWork::Answer(read)) => read,
-            other => panic!("{other:?}"),
-        };
+        let mut next = || jobs.next().unwrap();
         // The first four are small after all; the last two have no budget and are long.
         for _ in 0..4 {
             let read = next();
@@ -693,24 +739,19 @@ mod tests {
             let jobs = clients.take_reads(&mut ample());
             assert_eq!(jobs.len(), expected);
             assert!(clients.take_reads(&mut ample()).is_empty(), "the workers have enough");
-            for job in jobs {
-                let ReadWork::Answer(read) = job else { panic!("a read") };
+            for read in jobs {
                 clients.read_done(&mut ample(), read.charge());
                 order.push((read.token.connection, read.token.request));
             }
         }
         assert_eq!(order, [(0, 0), (9, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2), (0, 3)]);
         // What is deferred and what is new go by turns.
-        let numbers = |jobs: Vec<ReadWork>| -> Vec<(u64, u64)> {
-            let number = |job: &ReadWork| match job {
-                ReadWork::Answer(read) => (read.token.connection, read.token.request),
-                other => panic!("{other:?}"),
-            };
-            jobs.iter().map(number).collect()
+        let numbers = |jobs: Vec<ReadJob>| -> Vec<(u64, u64)> {
+            jobs.iter().map(|read| (read.token.connection, read.token.request)).collect()
         };
         let deferred = |n: u64| {
             let (token, client, request) = (token(ids[0], 1000 + n), address(), request());
-            ReadJob { token, client, request, budget_bytes: 0 }
+            ReadJob { token, client, request, budget_bytes: 0, waits_since: 0 }
         };
         (0..5).for_each(|n| clients.defer(&mut ample(), deferred(n), MIB));
         clients.read(token(ids[1], 3), address(), request());
@@ -758,11 +799,7 @@ mod tests {
         (0..10).for_each(|n| clients.read(token(ids[0], n), address(), page()));
         clients.read(token(ids[1], 100), address(), request());
         let take = |clients: &mut Clients| -> Vec<ReadCharge> {
-            let charge = |work| match work {
-                ReadWork::Answer(read) => read.charge(),
-                other => panic!("{other:?}"),
-            };
-            clients.take_reads(&mut ample()).into_iter().map(charge).collect()
+            clients.take_reads(&mut ample()).iter().map(ReadJob::charge).collect()
         };
         let taken = take(&mut clients);
         let numbers: Vec<u64> = taken.iter().map(|read| read.token.request).collect();
@@ -774,12 +811,42 @@ mod tests {
     }
 
     #[test]
+    fn reads_that_have_waited_for_too_long_are_taken_out_wherever_they_wait_here() {
+        let (mut clients, ids) = with_clients(2);
+        clients.set_read_wait_max(2 * limits::TICK);
+        clients.at_workers_max = 1;
+        clients.read(token(ids[0], 1), address(), request());
+        let read = clients.take_reads(&mut ample()).remove(0);
+        (2..4).for_each(|n| clients.read(token(ids[0], n), address(), request()));
+        clients.tick();
+        clients.read_done(&mut ample(), read.charge());
+        clients.defer(&mut ample(), read, MIB);
+        clients.read(token(ids[1], 4), address(), request());
+        let mut overdue = |ticks| {
+            (0..ticks).for_each(|_| clients.tick());
+            let mut requests: Vec<u64> =
+                clients.take_overdue().iter().map(|read| read.token.request).collect();
+            requests.sort_unstable();
+            requests
+        };
+        assert_eq!(overdue(0), [0; 0]);
+        assert_eq!(overdue(1), [2, 3], "the others came a tick later");
+        assert_eq!(overdue(1), [1, 4]);
+        assert_eq!(overdue(9), [0; 0]);
+        // Whoever has lost reads has its turns again.
+        clients.read(token(ids[0], 5), address(), request());
+        clients.read(token(ids[1], 6), address(), request());
+        clients.at_workers_max = 2;
+        let next: Vec<u64> =
+            clients.take_reads(&mut ample()).iter().map(|read| read.token.request).collect();
+        assert_eq!(next, [5, 6]);
+    }
+
+    #[test]
     fn a_value_longer_than_any_room_is_read_when_nothing_else_is() {
         let (mut clients, ids) = with_clients(1);
         clients.read(token(ids[0], 1), address(), request());
-        let Some(ReadWork::Answer(read)) = clients.take_reads(&mut ample()).pop() else {
-            panic!("one read")
-        };
+        let Some(read) = clients.take_reads(&mut ample()).pop() else { panic!("one read") };
         clients.read_done(&mut ample(), read.charge());
         clients.defer(&mut ample(), read, 2 * CLIENT_SEND_BYTES_PAUSE);
         assert!(clients.take_reads(&mut queued(1)).is_empty());
@@ -828,7 +895,7 @@ mod tests {
         assert!(clients.keep_waiting(token(ids[0], 1), request()));
         let deferred = |n, id| {
             let (token, client, request) = (token(id, n), address(), request());
-            ReadJob { token, client, request, budget_bytes: 0 }
+            ReadJob { token, client, request, budget_bytes: 0, waits_since: 0 }
         };
         clients.defer(&mut memory, deferred(2, ids[0]), MIB);
         assert_eq!(memory.left, 6 * MIB);

@@ -411,6 +411,8 @@ impl Service for StoreService {
         }
         self.input(net, Input::Tick);
         self.log_conditions(net);
+        self.clients.tick();
+        self.refuse_overdue_reads(net);
         let now_us = self.now(net).monotonic_us;
         let node = self.core.node();
         let steps = self.transfers.tick(now_us, &node.status(), |server| node.matched(server));

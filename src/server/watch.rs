@@ -17,20 +17,35 @@ pub(super) enum LogNews {
     ClockCaughtUp,
     /// Number of requests that were refused with `BUSY` since the last such line.
     Busy(u64),
+    /// A read has waited for the disk for this long, so that others are refused.
+    ReadsHang(Duration),
+    /// No read hangs any more.
+    ReadsGoOn,
 }
 
-/// What the log has been told of the two conditions.
+/// What the log has been told of these conditions.
 #[derive(Debug, Default)]
 pub(super) struct LogWatch {
     clock_is_behind: bool,
     busy: u64,
     busy_said: Option<Instant>,
+    reads_hang: bool,
 }
 
 impl LogWatch {
     /// Counts a request that was refused with `BUSY`.
     pub fn busy(&mut self) {
         self.busy += 1;
+    }
+
+    /// Takes in for how long a read has hung, if one does.
+    pub fn look_at_reads(&mut self, hang: Option<Duration>) -> Option<LogNews> {
+        let hung_before = std::mem::replace(&mut self.reads_hang, hang.is_some());
+        match hang {
+            Some(hang) if !hung_before => Some(LogNews::ReadsHang(hang)),
+            None if hung_before => Some(LogNews::ReadsGoOn),
+            _ => None,
+        }
     }
 
     /// Compares the machine's clock `wall_us` with the newest version `newest_us`. A condition that
@@ -73,6 +88,16 @@ mod tests {
         assert_eq!(look(HOUR_US + 1), [LogNews::ClockCaughtUp]);
         assert_eq!(look(HOUR_US + 2), []);
         assert_eq!(look(i64::MIN), [LogNews::ClockBehind(Duration::from_micros(i64::MAX as u64))]);
+    }
+
+    #[test]
+    fn a_disk_that_hangs_is_told_once_and_so_is_its_end() {
+        let mut watch = LogWatch::default();
+        assert_eq!(watch.look_at_reads(None), None);
+        let hang = Duration::from_secs(5);
+        assert_eq!(watch.look_at_reads(Some(hang)), Some(LogNews::ReadsHang(hang)));
+        assert_eq!(watch.look_at_reads(Some(2 * hang)), None);
+        assert_eq!(watch.look_at_reads(None), Some(LogNews::ReadsGoOn));
     }
 
     #[test]

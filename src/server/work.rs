@@ -1,14 +1,16 @@
 //! What the event loop has its threads do, and what they tell it: the one vocabulary between them.
 //!
 //! Work is one type for each kind of thread, so that nobody can be handed what is another's to do:
-//! the log writer and the applier do theirs in order, the workers in any order. Whatever came of it
-//! is a [`Completion`], on the one channel from all threads to the loop.
+//! the log writer, the applier and the thread for servers that lag do theirs in order, the workers
+//! in any order. Whatever came of it is a [`Completion`], on the one channel from all threads to
+//! the loop.
 //!
 //! Rules:
 //!
 //! - The loop never waits. The queues of the log writer and the applier are never full, since
 //!   consensus bounds the bytes that are under way and [`LogWork::join`] and [`StoreWork::join`]
-//!   make few pieces of them. The workers' queue may be full, and gives work back.
+//!   make few pieces of them. The queues of the workers and of the thread for servers that lag may
+//!   be full, and give work back.
 //! - Completions are as many as pieces of work, and a few a second besides. What the loop is told
 //!   it takes in the order in which it was said.
 
@@ -32,8 +34,8 @@ pub enum Work {
     Log(LogWork),
     /// For the applier, which does it in order.
     Store(StoreWork),
-    /// For a worker, whichever is free.
-    Read(ReadWork),
+    /// For the thread that reads for servers that lag.
+    CatchUp(CatchUpWork),
 }
 
 /// Work for the log writer.
@@ -97,11 +99,9 @@ pub enum SnapshotWork {
     Discard,
 }
 
-/// Work for the workers.
+/// Work for the thread that reads for servers that lag.
 #[derive(Debug)]
-pub enum ReadWork {
-    /// A GET or a page, to be answered from the store.
-    Answer(ReadJob),
+pub enum CatchUpWork {
     /// Log entries for a server that lags, which are no longer in memory.
     Entries {
         /// The number of the core's request.
@@ -126,7 +126,7 @@ pub enum ReadWork {
     },
 }
 
-/// A read that is to be answered from the store.
+/// Work for a worker: a GET or a page, to be answered from the store.
 #[derive(Debug)]
 pub struct ReadJob {
     /// The request that it is for.
@@ -138,6 +138,9 @@ pub struct ReadJob {
     /// The read budget: how long the value may be, if that is more than a small one (see
     /// `clients`).
     pub budget_bytes: usize,
+    /// When it began to wait for a worker, in ticks of the loop: one that has waited for too long
+    /// is refused.
+    pub waits_since: u64,
 }
 
 /// What a read at the workers is accounted by.
@@ -191,7 +194,7 @@ pub(super) enum Completion {
     },
     /// The store is durable up to this index, so that the log need not reach further back.
     Checkpointed(LogIndex),
-    /// Progress of a snapshot at the applier, or at a worker.
+    /// Progress of a snapshot at the applier, or at the thread that reads for servers that lag.
     Snapshot(SnapshotReport),
     /// A read is answered.
     Answered {
@@ -249,11 +252,11 @@ pub enum SnapshotReport {
         /// The pinned view that the chunks are read from.
         source: SnapshotSource,
     },
-    /// A worker has read the next chunk, and gives the view back.
+    /// The next chunk was read; gives the view back.
     Read {
-        /// The server that it is for, as in [`ReadWork::Chunk`].
+        /// The server that it is for, as in [`CatchUpWork::Chunk`].
         to: NodeId,
-        /// The transfer's number, as in [`ReadWork::Chunk`].
+        /// The transfer's number, as in [`CatchUpWork::Chunk`].
         id: u64,
         /// The view, to read the next chunk from.
         source: SnapshotSource,

@@ -5,11 +5,16 @@
 //! of completions. The one thread that submits and collects counts it. No worker ever waits for
 //! room in the channel.
 //!
+//! A job that no worker has begun may be taken back, also one of a batch whose first job takes
+//! long; it then has no completion and is not outstanding any more.
+//!
 //! [`Workers`] hand their completions to a function, for an owner with one channel for everything;
 //! a [`Pool`] is workers with a channel of their own.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crossbeam_channel as channel;
@@ -58,11 +63,39 @@ enum PoolJob<J> {
     Batch(Vec<J>),
 }
 
+/// What a worker has in hand.
+struct InHand<J> {
+    /// When it began the job that it does.
+    began: Option<Instant>,
+    /// The jobs of its batch that it has not begun.
+    rest: VecDeque<J>,
+}
+
+/// The same, where the thread that submits sees it. Neither holds the lock for longer than it takes
+/// to move jobs.
+struct SharedInHand<J>(Mutex<InHand<J>>);
+
+impl<J> SharedInHand<J> {
+    fn lock(&self) -> MutexGuard<'_, InHand<J>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins the next job of the batch, if there is one.
+    fn begin_next(&self) -> Option<J> {
+        let mut in_hand = self.lock();
+        let job = in_hand.rest.pop_front();
+        in_hand.began = job.is_some().then(Instant::now);
+        job
+    }
+}
+
 /// Threads that do jobs `J`, and hand each completion to a function of their owner. Owned by the
 /// thread that submits, which says when it has taken a completion in.
 pub struct Workers<J> {
     jobs: Sender<PoolJob<J>>,
     threads: Vec<DeadlineThread>,
+    /// What each thread has in hand.
+    in_hand: Vec<Arc<SharedInHand<J>>>,
     outstanding: usize,
     jobs_max: usize,
 }
@@ -84,15 +117,23 @@ impl<J: Send + 'static> Workers<J> {
         mut make_worker: impl FnMut(usize) -> W,
     ) -> io::Result<Workers<J>> {
         let (jobs, jobs_out) = queue::bounded(jobs_max);
-        let threads = (0..threads)
-            .map(|i| {
-                let mut worker = make_worker(i);
+        let in_hand: Vec<_> = (0..threads)
+            .map(|_| {
+                let nothing = InHand { began: None, rest: VecDeque::new() };
+                Arc::new(SharedInHand(Mutex::new(nothing)))
+            })
+            .collect();
+        let threads = in_hand
+            .iter()
+            .enumerate()
+            .map(|(i, in_hand)| {
+                let (mut worker, in_hand) = (make_worker(i), in_hand.clone());
                 let (jobs, complete, wake) = (jobs_out.clone(), complete.clone(), wake.clone());
-                let run = move || run(&mut worker, &jobs, &complete, &wake);
+                let run = move || run(&mut worker, &jobs, &in_hand, &complete, &wake);
                 DeadlineThread::spawn(&format!("{name}-{i}"), run)
             })
             .collect::<io::Result<_>>()?;
-        Ok(Workers { jobs, threads, outstanding: 0, jobs_max })
+        Ok(Workers { jobs, threads, in_hand, outstanding: 0, jobs_max })
     }
 
     /// Submits one job.
@@ -146,6 +187,37 @@ impl<J: Send + 'static> Workers<J> {
     pub fn completed(&mut self) {
         assert!(self.outstanding > 0, "a completion of no job");
         self.outstanding -= 1;
+    }
+
+    /// Takes back the jobs that no worker has begun and that are due, of each batch and of the queue
+    /// from the front.
+    pub fn take_back(&mut self, is_due: impl Fn(&J) -> bool) -> Vec<J> {
+        let is_work_due = |work: &PoolJob<J>| match work {
+            PoolJob::One(job) => is_due(job),
+            PoolJob::Batch(batch) => batch.first().is_some_and(&is_due),
+        };
+        let queued = self.jobs.take_back(is_work_due).into_iter().flat_map(|work| match work {
+            PoolJob::One(job) => vec![job],
+            PoolJob::Batch(batch) => batch,
+        });
+        let mut taken: Vec<J> = queued.collect();
+        for in_hand in &self.in_hand {
+            let mut in_hand = in_hand.lock();
+            taken.extend(std::iter::from_fn(|| in_hand.rest.pop_front_if(|job| is_due(job))));
+        }
+        assert!(
+            taken.len() <= self.outstanding,
+            "{} jobs were taken back, and {} were outstanding",
+            taken.len(),
+            self.outstanding
+        );
+        self.outstanding -= taken.len();
+        taken
+    }
+
+    /// When the worker that has been at one job for longest began it; `None` when all are idle.
+    pub fn busy_since(&self) -> Option<Instant> {
+        self.in_hand.iter().filter_map(|in_hand| in_hand.lock().began).min()
     }
 
     /// Lets the workers finish all jobs submitted, and ends them. Workers that have not ended by
@@ -254,19 +326,20 @@ impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
 fn run<J, C>(
     worker: &mut impl Worker<J, C>,
     jobs: &Receiver<PoolJob<J>>,
+    in_hand: &SharedInHand<J>,
     complete: &impl Fn(C),
     wake: &impl Fn(),
 ) {
     super::lower_thread_priority();
     while let Ok(work) = jobs.recv() {
         worker.batch_begins();
-        match work {
-            PoolJob::One(job) => complete(worker.work(job)),
-            PoolJob::Batch(batch) => {
-                for job in batch {
-                    complete(worker.work(job));
-                }
-            }
+        let batch = match work {
+            PoolJob::One(job) => vec![job],
+            PoolJob::Batch(batch) => batch,
+        };
+        in_hand.lock().rest = batch.into();
+        while let Some(job) = in_hand.begin_next() {
+            complete(worker.work(job));
         }
         worker.batch_ends();
         wake();
@@ -337,6 +410,34 @@ mod tests {
             permits.send(()).unwrap();
         }
         assert_eq!(pool.shut_down(soon()), Ok(vec![4, 6, 8]));
+    }
+
+    /// Whoever waited for a disk that hung waited for as long as it did, whatever was before it.
+    #[test]
+    fn what_no_worker_has_begun_is_taken_back_and_what_one_has_begun_is_counted_on() {
+        let (mut pool, permits, woken) = gated(1, 8);
+        pool.workers.submit_batch(vec![1, 2, 30]).unwrap();
+        pool.submit(4).unwrap();
+        pool.workers.submit_batch(vec![5, 6]).unwrap();
+        pool.submit(70).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while pool.workers.busy_since().is_none() {
+            assert!(Instant::now() < deadline, "nothing is begun");
+            std::thread::yield_now();
+        }
+        let mut taken = pool.workers.take_back(|job| *job < 10);
+        taken.sort_unstable();
+        assert_eq!(taken, [2, 4, 5, 6], "from the front: what came later is not due before");
+        assert_eq!(pool.outstanding(), 3);
+        for _ in 0..3 {
+            permits.send(()).unwrap();
+        }
+        for _ in 0..2 {
+            woken.recv_timeout(PATIENCE).unwrap();
+        }
+        assert_eq!(std::iter::from_fn(|| pool.collect()).collect::<Vec<_>>(), [2, 60, 140]);
+        assert_eq!(pool.workers.busy_since(), None);
+        assert_eq!(pool.shut_down(soon()), Ok(Vec::new()));
     }
 
     #[test]

@@ -137,6 +137,12 @@ impl<T> Sender<T> {
         Ok(())
     }
 
+    /// Takes back items from the front of the queue, as long as `is_due` says so.
+    pub fn take_back(&self, is_due: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut state = self.shared.state();
+        std::iter::from_fn(|| state.items.pop_front_if(|item| is_due(item))).collect()
+    }
+
     /// Ends the lingering of a receiver, or the next one, because a requester waits for an item
     /// that has been sent.
     pub fn hurry(&self) {

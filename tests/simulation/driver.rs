@@ -13,7 +13,7 @@ use acervo::node::core::Node;
 use acervo::node::eligibility::Ineligible;
 use acervo::node::{Input, InstallRequest, Notice, Output, RequestToken};
 use acervo::server::snapshots::{TransferLimits, TransferStep, Transfers};
-use acervo::server::work::{LogWork, ReadWork, SnapshotReport, SnapshotWork, StoreWork, Work};
+use acervo::server::work::{CatchUpWork, LogWork, SnapshotReport, SnapshotWork, StoreWork, Work};
 use acervo::storage::log::compaction::{self, NeededByOthers, RetentionReasons};
 use acervo::storage::snapshot::SnapshotSource;
 use acervo::wire::message::{Reply, Role, ServerMessage};
@@ -511,14 +511,14 @@ impl World {
             Work::Log(LogWork::Compact { durable_index, needed }) => {
                 self.compact(server, durable_index, needed)
             }
-            Work::Read(work) if self.servers[server].workers_busy_until_us > self.now_us => {
+            Work::CatchUp(work) if self.servers[server].workers_busy_until_us > self.now_us => {
                 self.transfers(server, |t| {
                     t.refused(work);
                     Vec::new()
                 });
                 Ok(())
             }
-            Work::Read(ReadWork::Chunk { to, id, source, bytes_max }) => {
+            Work::CatchUp(CatchUpWork::Chunk { to, id, source, bytes_max }) => {
                 let life = self.servers[server].life;
                 let delay_us = self.rng.range(50..=self.setup.piece_us_max);
                 let event = Event::Piece { server, life, to, transfer: id, source, bytes_max };

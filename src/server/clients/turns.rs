@@ -50,6 +50,23 @@ impl ReadTurns {
         None
     }
 
+    /// Takes out the reads that have waited since `tick` or before.
+    pub fn take_waiting_since(&mut self, tick: u64) -> Vec<ReadJob> {
+        let mut taken = Vec::new();
+        for turns in self.origins.values_mut() {
+            for reads in turns.clients.values_mut() {
+                // Those of one client are in the order in which they came.
+                let is_due = |read: &mut ReadJob| read.waits_since <= tick;
+                taken.extend(std::iter::from_fn(|| reads.pop_front_if(is_due)));
+            }
+            turns.clients.retain(|_, reads| !reads.is_empty());
+            turns.order.retain(|connection| turns.clients.contains_key(connection));
+        }
+        self.origins.retain(|_, turns| !turns.clients.is_empty());
+        self.order.retain(|origin| self.origins.contains_key(origin));
+        taken
+    }
+
     /// Takes out all reads of a client.
     pub fn remove(&mut self, origin: IpAddr, connection: ConnectionId) -> VecDeque<ReadJob> {
         let turns = self.origins.get_mut(&origin);

@@ -15,7 +15,8 @@ impl StoreService {
     pub(super) fn log_conditions(&mut self, net: &Net) {
         let Now { wall_us, .. } = self.now(net);
         let newest = self.core.node().newest_timestamp();
-        for news in self.watch.look(net.now(), wall_us, newest.0) {
+        let reads = self.watch.look_at_reads(self.read_hang(net.now()));
+        for news in self.watch.look(net.now(), wall_us, newest.0).into_iter().chain(reads) {
             match news {
                 LogNews::ClockBehind(behind) => log::warn!(
                     "this machine's clock is {behind:.0?} behind the newest version: versions go \
@@ -30,6 +31,12 @@ impl StoreService {
                      server, or the group, can do",
                     counted(count, "request was", "requests were")
                 ),
+                LogNews::ReadsHang(hang) => log::warn!(
+                    "a read has waited for the disk for {hang:.0?}: until it answers, reads that \
+                     no thread has begun are refused with BUSY; check the disk of {}",
+                    self.parts.config.data_dir.display()
+                ),
+                LogNews::ReadsGoOn => log::info!("the disk answers reads again"),
             }
         }
     }

@@ -5,7 +5,7 @@
 //! core.
 
 use super::super::snapshots::TransferStep;
-use super::super::work::{Completion, LogWork, ReadWork, StoreWork, Work};
+use super::super::work::{CatchUpWork, Completion, LogWork, StoreWork, Work};
 use super::StoreService;
 use crate::model::History;
 use crate::net::Net;
@@ -31,7 +31,7 @@ impl StoreService {
                     }
                 }
                 Output::Fetch { fetch, low, high, bytes_max } => {
-                    self.hand_to_worker(net, ReadWork::Entries { fetch, low, high, bytes_max });
+                    self.catch_up(net, CatchUpWork::Entries { fetch, low, high, bytes_max });
                 }
                 Output::SendSnapshot { to, leader_term } => {
                     let now_us = self.now(net).monotonic_us;
@@ -146,19 +146,18 @@ impl StoreService {
                 TransferStep::Send { to, message } => self.send_to_server(net, to, message),
                 TransferStep::Work(Work::Log(work)) => self.parts.threads.write(work),
                 TransferStep::Work(Work::Store(work)) => self.parts.threads.apply(work),
-                TransferStep::Work(Work::Read(work)) => self.hand_to_worker(net, work),
+                TransferStep::Work(Work::CatchUp(work)) => self.catch_up(net, work),
                 TransferStep::Input(input) => self.input(net, input),
             }
         }
     }
 
-    /// Hands over what servers that are late need to have read. Clients' reads may fill the queue
-    /// for a moment.
-    fn hand_to_worker(&mut self, net: &mut Net, work: ReadWork) {
-        match self.parts.threads.read(work) {
+    /// Hands over what servers that lag need to have read.
+    fn catch_up(&mut self, net: &mut Net, work: CatchUpWork) {
+        match self.parts.threads.catch_up(work) {
             None => {}
             // Consensus asks again, as it would if the entries were not there.
-            Some(ReadWork::Entries { fetch, .. }) => {
+            Some(CatchUpWork::Entries { fetch, .. }) => {
                 self.input(net, Input::Fetched { fetch, entries: Vec::new() });
             }
             Some(refused) => self.transfers.refused(refused),

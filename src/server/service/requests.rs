@@ -5,11 +5,12 @@
 //! becomes of a write by the core.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use super::super::decoding::Undecodable;
 use super::super::get::{ReadRequest, answer_from_log};
 use super::super::links::ServerLink;
-use super::super::work::{ReadCharge, ReadWork};
+use super::super::work::{ReadCharge, ReadJob};
 use super::{ConnectionRole, NOT_OF_A_CLIENT, StoreService};
 use crate::limits;
 use crate::model::{DiskSpace, EncodedWrite, NodeId};
@@ -22,6 +23,9 @@ use crate::text::counted;
 use crate::wire::codec;
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, Request, ServerStatus};
 use crate::workers::pool::SubmitError;
+
+/// Why a read is refused that waited for the disk.
+const DISK_HANGS: &str = "the disk does not answer, and reads wait for it";
 
 impl StoreService {
     pub(super) fn client_message(
@@ -210,12 +214,17 @@ impl StoreService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             level: status.level,
             history: status.history,
-            warnings: self.warnings(&status.ineligible, status.no_leader),
+            warnings: self.warnings(net.now(), &status.ineligible, status.no_leader),
         }
     }
 
     /// The warnings of this server's status.
-    fn warnings(&self, ineligible: &[Ineligible], no_leader: Option<NoLeader>) -> Vec<String> {
+    fn warnings(
+        &self,
+        now: Instant,
+        ineligible: &[Ineligible],
+        no_leader: Option<NoLeader>,
+    ) -> Vec<String> {
         let disk = match self.disk_space {
             DiskSpace::Ample => None,
             DiskSpace::Low => Some("its disk is getting full: make room before writes are refused"),
@@ -229,7 +238,11 @@ impl StoreService {
         let distrust = self.distrust().map(|distrust| distrust.to_string());
         let clock = self.core.node().clock_apart_us().map(clock_apart);
         let disk = disk.map(str::to_owned);
-        distrust.into_iter().chain(ineligible).chain(clock).chain(no_leader).chain(disk).collect()
+        let hang = self.read_hang(now).map(|hang| {
+            format!("a read has waited for its disk for {hang:.0?}, and others are refused")
+        });
+        let of_group = distrust.into_iter().chain(ineligible).chain(clock).chain(no_leader);
+        of_group.chain(disk).chain(hang).collect()
     }
 
     /// The address of a server of the group.
@@ -251,9 +264,7 @@ impl StoreService {
             }
             return;
         }
-        let is_page =
-            |work: &mut ReadWork| matches!(work, ReadWork::Answer(read) if read.is_page());
-        let pages: Vec<_> = gets.extract_if(.., is_page).collect();
+        let pages: Vec<_> = gets.extract_if(.., |read| read.is_page()).collect();
         for page in pages {
             self.submit_batch(net, vec![page]);
         }
@@ -264,7 +275,7 @@ impl StoreService {
         }
     }
 
-    fn submit_batch(&mut self, net: &mut Net, batch: Vec<ReadWork>) {
+    fn submit_batch(&mut self, net: &mut Net, batch: Vec<ReadJob>) {
         let (refused, why) = match self.parts.threads.read_batch(batch) {
             Ok(()) => return,
             Err(SubmitError::Full(refused)) => (refused, "too many reads wait"),
@@ -279,9 +290,29 @@ impl StoreService {
         }
     }
 
+    /// For how long a worker has been at one read, if that is so long that the disk hangs.
+    pub(super) fn read_hang(&self, now: Instant) -> Option<Duration> {
+        let hang = now.saturating_duration_since(self.parts.threads.reading_since()?);
+        (hang >= self.clients.read_wait_max()).then_some(hang)
+    }
+
+    /// While the disk hangs, refuses the reads that have waited for it for too long. Those that a
+    /// worker has begun stay counted until they are done.
+    pub(super) fn refuse_overdue_reads(&mut self, net: &mut Net) {
+        if self.read_hang(net.now()).is_none() {
+            return;
+        }
+        let Some(tick) = self.clients.overdue_since() else { return };
+        for read in self.parts.threads.take_back_reads(tick) {
+            self.end_read(net, read, busy(DISK_HANGS));
+        }
+        for read in self.clients.take_overdue() {
+            self.reply(net, read.token, busy(DISK_HANGS));
+        }
+    }
+
     /// Answers a read that no worker does.
-    fn end_read(&mut self, net: &mut Net, work: ReadWork, reply: Reply) {
-        let ReadWork::Answer(read) = work else { return };
+    fn end_read(&mut self, net: &mut Net, read: ReadJob, reply: Reply) {
         self.clients.read_done(net, read.charge());
         self.reply(net, read.token, reply);
     }

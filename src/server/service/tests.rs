@@ -1,4 +1,5 @@
-//! A server whose data are refuted while it runs: what it answers, and when it ends.
+//! A server whose data are refuted while it runs, or whose disk hangs: what it answers, and when it
+//! ends.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -8,14 +9,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::Client;
 use crate::limits;
 use crate::model::{Timestamp, Version};
 use crate::net::Listener;
+use crate::node::RequestToken;
 use crate::process::files;
-use crate::server::work::{Completion, ReadWork};
+use crate::server::get::ReadRequest;
+use crate::server::work::{CatchUpWork, Completion, ReadJob};
 use crate::server::{OpenedServer, Stopper, local};
 use crate::wire::codec;
 use crate::wire::message::{
@@ -154,20 +157,16 @@ fn get(reader: &mut TcpStream, id: u64) {
     send(reader, &Message::Request { id, body: Request::Get(get) });
 }
 
-/// A read that a worker has begun before the verdict, and ends after it.
-#[test]
-fn a_read_that_is_running_when_the_state_is_refuted_is_not_answered_from_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut servers, _stoppers, answer) = open(dir.path(), 1, 10 * DEADLINE);
-    let mut server = servers.remove(0);
-    let address = server.service.parts.config.listen;
+/// Leaves a server one worker, which says when it begins a read, and answers it with another value
+/// than the store's when it is told to.
+fn gate_worker(server: &mut OpenedServer) -> (Receiver<()>, Sender<()>) {
     let (begun, begins) = bounded::<()>(0);
     let (end, ends) = bounded::<()>(0);
-    server.service.parts.threads.set_worker(move |work| {
-        let ReadWork::Answer(read) = work else { panic!("{work:?}") };
+    server.service.parts.threads.set_worker(move |read: ReadJob| {
         let charge = read.charge();
-        begun.send(()).unwrap();
-        ends.recv().unwrap();
+        // Where nobody listens any more the test is over.
+        let _ = begun.send(());
+        let _ = ends.recv();
         let (value, timestamp) = (Bytes::from_static(b"wrong"), Timestamp(1));
         let found = Some(Version { timestamp, value });
         let body = Reply::GetOk { found, as_of: timestamp };
@@ -176,6 +175,17 @@ fn a_read_that_is_running_when_the_state_is_refuted_is_not_answered_from_it() {
         codec::encode(&reply, limits::SERVER_FRAME_BYTES_MAX, &mut frame).unwrap();
         Completion::Answered { charge, frame }
     });
+    (begins, end)
+}
+
+/// A read that a worker has begun before the verdict, and ends after it.
+#[test]
+fn a_read_that_is_running_when_the_state_is_refuted_is_not_answered_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut servers, _stoppers, answer) = open(dir.path(), 1, 10 * DEADLINE);
+    let mut server = servers.remove(0);
+    let address = server.service.parts.config.listen;
+    let (begins, end) = gate_worker(&mut server);
     let accuse = accuser(&server);
     let thread = thread::spawn(move || server.run().map_err(|error| error.to_string()));
     let mut reader = greet(address);
@@ -194,6 +204,78 @@ fn a_read_that_is_running_when_the_state_is_refuted_is_not_answered_from_it() {
     assert_eq!(error.code, ErrorCode::Internal, "{}", error.message);
     drop(answer);
     assert_eq!(thread.join().unwrap(), Ok(true), "it is to start again");
+}
+
+/// A client that asks one server waited for as long as that server's disk hung, and so did the
+/// memory of what it had asked for.
+#[test]
+fn reads_that_wait_for_a_disk_that_hangs_are_refused_and_the_begun_one_is_answered_in_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut servers, stoppers, answer) = open(dir.path(), 1, 10 * DEADLINE);
+    let mut server = servers.remove(0);
+    let address = server.service.parts.config.listen;
+    let (begins, end) = gate_worker(&mut server);
+    server.service.clients.set_read_wait_max(2 * limits::TICK);
+    let thread = thread::spawn(move || server.run().map_err(|error| error.to_string()));
+
+    let mut first = greet(address);
+    get(&mut first, 1);
+    begins.recv_timeout(DEADLINE).unwrap();
+    // More than are handed to the worker.
+    let mut others = greet(address);
+    (0..200).for_each(|id| get(&mut others, id));
+    for _ in 0..200 {
+        let Message::Reply { body: Reply::Error(error), .. } = receive(&mut others) else {
+            panic!("it is answered, and the disk hangs");
+        };
+        assert!(matches!(error.code, ErrorCode::Busy { .. }), "{:?}", error.code);
+        assert!(error.message.contains("the disk does not answer"), "{}", error.message);
+    }
+    send(&mut others, &Message::Request { id: 7, body: Request::Status });
+    let Message::Reply { body: Reply::StatusOk(status), .. } = receive(&mut others) else {
+        panic!("no status");
+    };
+    let tells = |warning: &String| warning.contains("a read has waited for its disk");
+    assert!(status.warnings.iter().any(tells), "{:?}", status.warnings);
+
+    end.send(()).unwrap();
+    assert!(matches!(receive(&mut first), Message::Reply { body: Reply::GetOk { .. }, .. }));
+    get(&mut others, 300);
+    begins.recv_timeout(DEADLINE).unwrap();
+    end.send(()).unwrap();
+    assert!(matches!(receive(&mut others), Message::Reply { body: Reply::GetOk { .. }, .. }));
+    stoppers[0].stop();
+    drop(answer);
+    assert_eq!(thread.join().unwrap(), Ok(false));
+}
+
+/// What a server that lags needs was behind all reads of clients, and behind a disk that held up
+/// the workers: and the group may need that server for its majority.
+#[test]
+fn what_servers_that_lag_need_is_read_while_every_worker_waits_for_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut servers, _stoppers, _answer) = open(dir.path(), 1, 10 * DEADLINE);
+    let (_begins, end) = gate_worker(&mut servers[0]);
+    let threads = &mut servers[0].service.parts.threads;
+    let read = |request| {
+        let (key, read_at) = (Bytes::from_static(b"k"), ReadAt::Newest { seen: None });
+        let get = GetRequest { key, read_at, session: None, linearizable: false };
+        ReadJob {
+            token: RequestToken { connection: 1, request },
+            client: SocketAddr::from(([127, 0, 0, 1], 1)),
+            request: ReadRequest::Get(get),
+            budget_bytes: 0,
+            waits_since: 0,
+        }
+    };
+    threads.read_batch((0..128).map(read).collect()).unwrap();
+    let entries = CatchUpWork::Entries { fetch: 7, low: 1, high: 2, bytes_max: 100 };
+    assert!(threads.catch_up(entries).is_none(), "there is no place for it");
+    eventually("the entries are read", || match threads.collect() {
+        Some(Completion::Entries { fetch: 7, .. }) => Some(()),
+        _ => None,
+    });
+    drop(end);
 }
 
 #[test]

@@ -19,8 +19,8 @@ use self::receiving::Receiving;
 use self::sending::Sending;
 use self::step::SnapshotOffer;
 pub use self::step::{TransferLimits, TransferStep};
-use super::work::{ReadWork, SnapshotReport};
-use crate::model::{DiskSpace, LogIndex, NodeId, SnapshotId, Term};
+use super::work::{CatchUpWork, SnapshotReport};
+use crate::model::{DiskSpace, LogIndex, NodeId, SnapshotId, Term, Timestamp};
 use crate::node::config::{Distrust, NodeStatus};
 use crate::node::{CheckedMessage, InstallRequest};
 use crate::wire::message::{Role, ServerMessage};
@@ -60,10 +60,10 @@ impl Transfers {
         self.sending.start(now_us, to, leader_term)
     }
 
-    /// Takes back work that no worker could take: it is tried again with the next tick.
-    pub fn refused(&mut self, work: ReadWork) {
-        if let ReadWork::Chunk { to, id, source, .. } = work {
-            self.sending.workers_busy((to, id), source);
+    /// Takes back work for which there was no place: it is tried again with the next tick.
+    pub fn refused(&mut self, work: CatchUpWork) {
+        if let CatchUpWork::Chunk { to, id, source, .. } = work {
+            self.sending.not_read((to, id), source);
         }
     }
 

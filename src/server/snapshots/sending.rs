@@ -16,7 +16,7 @@ use super::log_claims::LogClaims;
 use super::step::{SnapshotOffer, TransferLimits, TransferStep};
 use crate::model::{AppliedPoint, LogIndex, NodeId, SnapshotId, Term};
 use crate::node::Input;
-use crate::server::work::{ReadWork, SnapshotWork, StoreWork, Work};
+use crate::server::work::{CatchUpWork, SnapshotWork, StoreWork, Work};
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
 use crate::wire::message::{ServerMessage, SnapshotOutcome};
 
@@ -209,12 +209,13 @@ impl Sending {
             return None;
         }
         let source = source.take()?;
-        let read = ReadWork::Chunk { to, id, source, bytes_max: chunk_bytes_max };
-        Some(TransferStep::Work(Work::Read(read)))
+        let read = CatchUpWork::Chunk { to, id, source, bytes_max: chunk_bytes_max };
+        Some(TransferStep::Work(Work::CatchUp(read)))
     }
 
-    /// Notes that no worker could take a [`ReadWork::Chunk`]: it is tried again with the next tick.
-    pub fn workers_busy(&mut self, (to, id): (NodeId, u64), view: SnapshotSource) {
+    /// Notes that there was no place for a [`CatchUpWork::Chunk`]: it is tried again with the next
+    /// tick.
+    pub fn not_read(&mut self, (to, id): (NodeId, u64), view: SnapshotSource) {
         let out = self.outgoing_mut(to, id);
         if let Some(OutgoingTransfer { stage: SendingStage::Sending { source, .. }, .. }) = out {
             *source = Some(view);

@@ -55,8 +55,8 @@ pub enum TransferStep {
         /// A message of a snapshot transfer.
         message: ServerMessage,
     },
-    /// Have a thread do work. When no worker can take a
-    /// [`ReadWork::Chunk`](super::super::work::ReadWork::Chunk), give it back with
+    /// Have a thread do work. When there is no place for a
+    /// [`CatchUpWork::Chunk`](super::super::work::CatchUpWork::Chunk), give it back with
     /// [`Transfers::refused`](super::Transfers::refused).
     Work(Work),
     /// Hand an input to the core.

@@ -12,6 +12,7 @@
 //! deadline.
 
 mod applier;
+mod catch_up;
 mod completions;
 mod decoders;
 mod disk_watch;
@@ -35,7 +36,7 @@ use self::scrubber::Scrubber;
 use self::workers::StoreWorker;
 use self::writer::WriterThread;
 use super::console::ServerConsole;
-use super::work::{Completion, LogWork, ReadWork, SnapshotReport, StoreWork};
+use super::work::{CatchUpWork, Completion, LogWork, ReadJob, SnapshotReport, StoreWork};
 use crate::limits;
 use crate::net::{ConnectionId, WakeHandle};
 use crate::storage::apply::StateMachine;
@@ -57,7 +58,8 @@ pub(super) struct ThreadsConfig {
 pub(super) struct Threads {
     log: WriterThread<LogWork>,
     applier: WriterThread<StoreWork>,
-    workers: Workers<ReadWork>,
+    workers: Workers<ReadJob>,
+    catch_up: Workers<CatchUpWork>,
     decoders: Decoders,
     scrubber: Scrubber,
     disk_watch: DiskWatch,
@@ -82,14 +84,14 @@ impl Threads {
         let reserve = data_dir.reserve().clone();
         let worker = StoreWorker {
             store: machine.store(),
-            log: log.reader(),
             console: config.console,
             completions: sender.clone(),
         };
         let workers = Threads::start_workers(config.workers, &sender, |_| {
             let worker = worker.clone();
-            move |work| worker.run(work)
+            move |read| worker.answer(read)
         })?;
+        let catch_up = catch_up::start(log.reader(), &sender)?;
         let scrubber = Scrubber::start(machine.store(), config.scrub_interval, sender.clone())?;
         let (staging, interval) = (data_dir.staging(), config.shrink_interval);
         let applier = applier::start(machine, staging, reserve.clone(), interval, sender.clone())?;
@@ -100,6 +102,7 @@ impl Threads {
             log,
             applier,
             workers,
+            catch_up,
             decoders: Decoders::start(&sender)?,
             scrubber,
             disk_watch: disk_watch::start(data_dir, sender.clone())?,
@@ -109,11 +112,11 @@ impl Threads {
         })
     }
 
-    fn start_workers<R: FnMut(ReadWork) -> Completion + Send + 'static>(
+    fn start_workers<R: FnMut(ReadJob) -> Completion + Send + 'static>(
         count: usize,
         completions: &CompletionSender,
         make_worker: impl FnMut(usize) -> R,
-    ) -> io::Result<Workers<ReadWork>> {
+    ) -> io::Result<Workers<ReadJob>> {
         let (sender, waker) = (completions.clone(), completions.clone());
         let complete = move |completion| sender.send(completion);
         let wake = move || waker.wake();
@@ -136,21 +139,31 @@ impl Threads {
         self.applier.hurry();
     }
 
-    /// Hands work to a worker. Gives it back when too much waits for them.
-    pub fn read(&mut self, work: ReadWork) -> Option<ReadWork> {
-        match self.workers.submit(work) {
+    /// Has something read for a server that lags. Gives it back when too much waits for that.
+    pub fn catch_up(&mut self, work: CatchUpWork) -> Option<CatchUpWork> {
+        match self.catch_up.submit(work) {
             Ok(()) => None,
             Err(SubmitError::Full(work)) => Some(work),
             Err(SubmitError::Stopped(work)) => {
-                log::error!("no thread is left to read with");
+                log::error!("no thread is left to read for servers that lag");
                 Some(work)
             }
         }
     }
 
-    /// Hands several pieces of work to one worker, or gives all of them back.
-    pub fn read_batch(&mut self, batch: Vec<ReadWork>) -> Result<(), SubmitError<Vec<ReadWork>>> {
+    /// Hands several reads to one worker, or gives all of them back.
+    pub fn read_batch(&mut self, batch: Vec<ReadJob>) -> Result<(), SubmitError<Vec<ReadJob>>> {
         self.workers.submit_batch(batch)
+    }
+
+    /// Takes back the reads that no worker has begun and that wait since `tick` or before.
+    pub fn take_back_reads(&mut self, tick: u64) -> Vec<ReadJob> {
+        self.workers.take_back(|read| read.waits_since <= tick)
+    }
+
+    /// When the read was begun that a worker has been at for longest; `None` when none is.
+    pub fn reading_since(&self) -> Option<Instant> {
+        self.workers.busy_since()
     }
 
     /// Has a long frame decoded, or gives it back when too many wait for that.
@@ -183,10 +196,10 @@ impl Threads {
     pub fn collect(&mut self) -> Option<Completion> {
         let completion = self.completions.try_recv().ok()?;
         match &completion {
-            Completion::Answered { .. }
-            | Completion::TooLong { .. }
-            | Completion::Entries { .. }
-            | Completion::Snapshot(SnapshotReport::Read { .. }) => self.workers.completed(),
+            Completion::Answered { .. } | Completion::TooLong { .. } => self.workers.completed(),
+            Completion::Entries { .. } | Completion::Snapshot(SnapshotReport::Read { .. }) => {
+                self.catch_up.completed();
+            }
             Completion::Decoded { of_server, .. } => self.decoders.completed(*of_server),
             _ => {}
         }
@@ -196,7 +209,16 @@ impl Threads {
     /// Ends the threads in order. Returns whether all have ended by `deadline`.
     pub fn finish(self, deadline: Instant) -> bool {
         let Threads {
-            log, applier, workers, decoders, scrubber, disk_watch, judge, reserve, ..
+            log,
+            applier,
+            workers,
+            catch_up,
+            decoders,
+            scrubber,
+            disk_watch,
+            judge,
+            reserve,
+            ..
         } = self;
         drop(disk_watch);
         // Ends the waiting of writes for room on a full disk.
@@ -205,11 +227,12 @@ impl Threads {
         let _ = decoders.finish(deadline);
         let scrubber = scrubber.finish(deadline);
         let workers = has_ended(workers.finish(deadline));
+        let catch_up = has_ended(catch_up.finish(deadline));
         // The log writer hands work to the applier, and so ends before it.
         let log = log.finish(deadline);
         let applier = applier.finish(deadline);
         let judge = judge.finish(deadline);
-        scrubber && workers && log && applier && judge
+        scrubber && workers && catch_up && log && applier && judge
     }
 }
 
@@ -223,7 +246,7 @@ impl Threads {
     /// Replaces the workers by one.
     pub fn set_worker(
         &mut self,
-        worker: impl FnMut(ReadWork) -> Completion + Send + Clone + 'static,
+        worker: impl FnMut(ReadJob) -> Completion + Send + Clone + 'static,
     ) {
         let sender = self.judge.completions();
         self.workers = Threads::start_workers(1, &sender, |_| worker.clone()).unwrap();

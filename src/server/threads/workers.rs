@@ -1,12 +1,10 @@
-//! The workers: they answer reads from the store, and read old log entries and snapshots for
-//! servers that are late.
+//! The workers: they answer the reads of clients from the store.
 
 use super::super::console::ServerConsole;
-use super::super::get::{ReadRequest, StoreFault, answer_get, answer_page};
-use super::super::work::{Completion, ReadJob, ReadWork, SnapshotReport};
+use super::super::get::{ReadRequest, answer_get, answer_page};
+use super::super::work::{Completion, ReadJob};
 use super::completions::CompletionSender;
 use crate::limits;
-use crate::storage::log::LogReader;
 use crate::storage::reads::{PageLimits, Store};
 use crate::wire::codec;
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply};
@@ -18,41 +16,14 @@ const REPLY_BYTES_EXPECTED: usize = 64;
 #[derive(Clone)]
 pub(super) struct StoreWorker {
     pub store: Store,
-    pub log: LogReader,
     pub console: ServerConsole,
-    /// Damage of the store or the log is reported at once, besides in the answer.
+    /// Damage of the store is reported at once, besides in the answer.
     pub completions: CompletionSender,
 }
 
 impl StoreWorker {
     /// Does one job on the calling thread, which a disk may hold up.
-    pub fn run(&self, work: ReadWork) -> Completion {
-        match work {
-            ReadWork::Answer(read) => self.answer(read),
-            ReadWork::Entries { fetch, low, high, bytes_max } => {
-                let entries = self.log.read(low, high, bytes_max).unwrap_or_else(|error| {
-                    if error.is_damage() {
-                        self.completions.send(Completion::LogDamaged(error.to_string()));
-                    } else {
-                        log::error!("cannot read log entries {low} to {high}: {error}");
-                    }
-                    Vec::new()
-                });
-                Completion::Entries { fetch, entries }
-            }
-            ReadWork::Chunk { to, id, mut source, bytes_max } => {
-                let chunk = source.next_chunk(bytes_max);
-                if let Err(error) = &chunk {
-                    let what = || format!("reading a snapshot for server {to}");
-                    self.completions.send(StoreFault::of(error, what).into());
-                }
-                let chunk = chunk.map_err(|error| error.to_string());
-                Completion::Snapshot(SnapshotReport::Read { to, id, source, chunk })
-            }
-        }
-    }
-
-    fn answer(&self, read: ReadJob) -> Completion {
+    pub fn answer(&self, read: ReadJob) -> Completion {
         let allowed = read.value_bytes_max();
         let mut answered = match &read.request {
             ReadRequest::Get(request) => answer_get(&self.store, request),
@@ -114,7 +85,6 @@ mod tests {
         Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
     };
     use crate::storage::keys::RowRange;
-    use crate::storage::log::{DiskLog, LogOptions};
     use crate::storage::memory::MemoryEngine;
     use crate::wire::message::{GetRequest, ReadAt};
     use bytes::Bytes;
@@ -179,14 +149,12 @@ mod tests {
 
     #[test]
     fn a_read_that_the_disk_refuses_ends_the_server_and_is_not_reported_as_damage() {
-        let dir = tempfile::tempdir().unwrap();
-        let (log, _) = DiskLog::open(dir.path(), LogOptions::default()).unwrap();
         let engine = Arc::new(Failing::default());
         let machine = StateMachine::open(engine.clone(), StateLimits::default()).unwrap();
         let event_loop = EventLoop::new(LoopConfig::default(), None).unwrap();
         let (completions, completed) = CompletionSender::new(event_loop.wake_handle());
-        let (store, log) = (machine.store(), log.reader());
-        let worker = StoreWorker { store, log, console: ServerConsole::off(), completions };
+        let (store, console) = (machine.store(), ServerConsole::off());
+        let worker = StoreWorker { store, console, completions };
         for state in [SOUND, AWAY, DAMAGED] {
             engine.state.store(state, Ordering::Relaxed);
             let request = GetRequest {
@@ -195,12 +163,13 @@ mod tests {
                 session: None,
                 linearizable: false,
             };
-            worker.run(ReadWork::Answer(ReadJob {
+            worker.answer(ReadJob {
                 token: RequestToken { connection: 1, request: 1 },
                 client: ([127, 0, 0, 1], 1).into(),
                 request: ReadRequest::Get(request),
                 budget_bytes: 1000,
-            }));
+                waits_since: 0,
+            });
             match (state, completed.try_iter().next()) {
                 (SOUND, None) => {}
                 (AWAY, Some(Completion::Failed(failure))) => {
