@@ -568,6 +568,9 @@ impl Consensus {
             && self.leader().is_none_or(|leader| leader == from)
             && self.role() != Role::Leader
             && self.needs_snapshot(index)
+            // The state machine may be further on than is known, but not beyond what is committed;
+            // and it stops at a snapshot that is older than its state.
+            && timestamp >= self.timestamp_up_to(self.commit())
             // The library would drop entries of this log that may have been acknowledged.
             && (!self.store_lost || index >= self.last_index())
             && term <= leader_term

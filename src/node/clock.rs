@@ -30,11 +30,11 @@ impl HybridClock {
         self.last
     }
 
-    /// Issues the next timestamp; `wall_us` is the machine's clock.
-    pub fn next(&mut self, wall_us: i64) -> Timestamp {
-        // At i64::MAX microseconds, some 292,000 years from now, order would end.
-        self.last = Timestamp(wall_us.max(self.last.0.saturating_add(1)));
-        self.last
+    /// Issues the next timestamp; `wall_us` is the machine's clock. `None` at i64::MAX microseconds,
+    /// some 292,000 years from now, where order ends.
+    pub fn next(&mut self, wall_us: i64) -> Option<Timestamp> {
+        self.last = Timestamp(wall_us.max(self.last.0.checked_add(1)?));
+        Some(self.last)
     }
 }
 
@@ -104,10 +104,12 @@ mod tests {
     #[test]
     fn timestamps_rise_whatever_the_clock_does() {
         let mut clock = HybridClock::default();
-        assert!(clock.next(-7) > Timestamp::ZERO, "also before 1970");
+        assert!(clock.next(-7) > Some(Timestamp::ZERO), "also before 1970");
         clock.observe(Timestamp(50));
-        let stamps: Vec<i64> =
-            [100, 100, 40, -7, 101, 200].into_iter().map(|wall| clock.next(wall).0).collect();
+        let walls = [100, 100, 40, -7, 101, 200].into_iter();
+        let stamps: Vec<i64> = walls.map(|wall| clock.next(wall).unwrap().0).collect();
         assert_eq!(stamps, [100, 101, 102, 103, 104, 200]);
+        clock.observe(Timestamp(i64::MAX));
+        assert_eq!(clock.next(300), None, "no timestamp is given twice");
     }
 }

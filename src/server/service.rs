@@ -271,10 +271,11 @@ impl StoreService {
         if !message.is_about_a_snapshot() {
             return self.input(net, Input::Message { from, message });
         }
-        let now_us = self.now(net).monotonic_us;
+        let now = self.now(net);
         let node = self.core.node();
-        let wanted = |from, snapshot| node.wants_snapshot(from, snapshot);
-        let steps = self.transfers.message(now_us, from, message, wanted);
+        let wanted =
+            |from, snapshot, timestamp| node.wants_snapshot(now, from, snapshot, timestamp);
+        let steps = self.transfers.message(now.monotonic_us, from, message, wanted);
         self.take_steps(net, steps);
     }
 }
@@ -410,9 +411,9 @@ impl Service for StoreService {
             self.input(net, Input::ApplierWorks);
         }
         self.input(net, Input::Tick);
-        self.log_conditions(net);
         self.clients.tick();
         self.refuse_overdue_reads(net);
+        self.log_conditions(net);
         let now_us = self.now(net).monotonic_us;
         let node = self.core.node();
         let steps = self.transfers.tick(now_us, &node.status(), |server| node.matched(server));

@@ -596,7 +596,8 @@ fn a_snapshot_is_taken_from_nobody_who_does_not_know_the_receivers_key() {
         move |_, _, term, last_index| {
             let index = last_index + 1_000_000;
             let snapshot = SnapshotId { leader_term: term, index, term };
-            let timestamp = Timestamp(i64::MAX / 2);
+            // One that the receiver might take.
+            let timestamp = Timestamp(2_000_000_000_000_000);
             vec![
                 ServerMessage::Snapshot { id: 9, key, snapshot, timestamp, hash: 0 },
                 ServerMessage::SnapshotChunk { id: 9, sequence: 0, data: Bytes::new() },

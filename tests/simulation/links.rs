@@ -77,14 +77,15 @@ impl World {
 
     /// A message is taken in as the real wiring does it.
     pub fn peer_message(&mut self, from: usize, to: usize, message: CheckedMessage) -> Verdict {
-        let (now_us, from) = (self.now_us, node_id(from));
+        let (now, from) = (self.now_of(to), node_id(from));
         if !message.is_about_a_snapshot() {
             return self.input(to, Input::Message { from, message });
         }
         let Some(process) = &mut self.servers[to].process else { return Ok(()) };
         let node = &process.node;
-        let wanted = |from, snapshot| node.wants_snapshot(from, snapshot);
-        let steps = process.transfers.message(now_us, from, message, wanted);
+        let wanted =
+            |from, snapshot, timestamp| node.wants_snapshot(now, from, snapshot, timestamp);
+        let steps = process.transfers.message(now.monotonic_us, from, message, wanted);
         self.take_steps(to, steps)
     }
 

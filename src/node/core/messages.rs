@@ -15,7 +15,7 @@ use super::super::{ConsoleEvent, Now, Output};
 use super::{Node, Stopping, micros};
 use crate::consensus::RaftMessageFault;
 use crate::limits;
-use crate::model::{Command, Effect, EncodedWrite, LogEntry, LogIndex, NodeId, Term};
+use crate::model::{Command, Effect, EncodedWrite, LogEntry, LogIndex, NodeId, Term, Timestamp};
 use crate::wire::message::{
     ErrorCode, ErrorReply, RaftBody, RaftMessage, Reply, Role, ServerMessage,
 };
@@ -25,7 +25,32 @@ use crate::wire::message::{
 /// reach each other.
 const FORWARD_RETRY: Duration = Duration::from_millis(50);
 
+/// Further ahead of this machine's clock than [`limits::TIMESTAMP_LEAP_MAX`], a timestamp is taken
+/// that is past the last applied one by no more than this, and a time of the log's clock that is
+/// past this server's by no more. Otherwise forged entries that are applied, one after the other,
+/// would bring on the end of all order. There are fewer writes in the log that are not applied than
+/// microseconds in this, and a leader makes timestamps of a microsecond each there.
+const STEP_PAST_LEAP_MAX: Duration = Duration::from_secs(10);
+
 impl Node {
+    /// The latest timestamp that another server's entries or snapshot may have.
+    pub(super) fn latest_timestamp(&self, now: Now) -> Timestamp {
+        let leap_us = now.wall_us.saturating_add(micros(limits::TIMESTAMP_LEAP_MAX) as i64);
+        // By the last applied timestamp and not the newest in the log: entries that are not
+        // committed must not raise the bound with every message.
+        let step_us = self.applied.timestamp.0.saturating_add(micros(STEP_PAST_LEAP_MAX) as i64);
+        Timestamp(leap_us.max(step_us))
+    }
+
+    /// The latest time of the log's clock that another server's entries may have.
+    fn latest_log_us(&self, now: Now) -> u64 {
+        // The log's clock began with the group, and machines' clocks with 1970. One of a blank
+        // server takes over the age of its group at once.
+        let wall_us = u64::try_from(now.wall_us).unwrap_or_default();
+        let leap_us = wall_us.saturating_add(micros(limits::TIMESTAMP_LEAP_MAX));
+        leap_us.max(self.log_time.now_us().saturating_add(micros(STEP_PAST_LEAP_MAX)))
+    }
+
     pub(super) fn server_message(
         &mut self,
         now: Now,
@@ -125,17 +150,11 @@ impl Node {
         let RaftBody::Append { entries, .. } = &message.body else {
             return self.step(now, from, message, out);
         };
-        // By the last applied timestamp and not the newest in the log: entries that are not
-        // committed must not raise the bound with every message.
-        let newest = now.wall_us.max(self.applied.timestamp.0);
-        let latest = newest.saturating_add(micros(limits::TIMESTAMP_LEAP_MAX) as i64);
         let stamps = entries.iter().filter_map(|entry| Command::peek_timestamp(&entry.data));
         let clocks = entries.iter().filter_map(|entry| Command::peek_clock_us(&entry.data));
-        // No group is that old; a blank server takes over the age of its group at once.
-        let oldest_us = self.log_time.now_us().saturating_add(micros(limits::TIMESTAMP_LEAP_MAX));
-        let ahead = if stamps.max().is_some_and(|stamp| stamp.0 > latest) {
+        let ahead = if stamps.max() > Some(self.latest_timestamp(now)) {
             "a timestamp"
-        } else if clocks.max().is_some_and(|clock_us| clock_us > oldest_us) {
+        } else if clocks.max() > Some(self.latest_log_us(now)) {
             "a time of the log's clock"
         } else {
             ""

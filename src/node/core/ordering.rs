@@ -135,7 +135,13 @@ impl Node {
                     self.answer(&pending, &refusal, out);
                     continue;
                 }
-                let timestamp = self.clock.next(now.wall_us);
+                let Some(timestamp) = self.clock.next(now.wall_us) else {
+                    let pending = self.writes.remove(key);
+                    let refusal =
+                        error(ErrorCode::Internal, "there is no timestamp after the last");
+                    self.finish(pending, refusal, out);
+                    continue;
+                };
                 let pending = self.writes.get_mut(key);
                 let command = pending.write.stamp(timestamp, clock_us);
                 self.show_put(key, out);
@@ -224,7 +230,7 @@ impl Node {
 
     /// Proposes a command of the leader's own; returns its index, unless it was refused.
     fn propose_own(&mut self, action: Action, now: Now) -> Option<LogIndex> {
-        let timestamp = self.clock.next(now.wall_us);
+        let timestamp = self.clock.next(now.wall_us)?;
         let command = Command { timestamp, clock_us: self.log_time.now_us(), action };
         self.consensus.propose(vec![command.encode()]).ok()
     }

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 
 use bytes::Bytes;
 
+use super::super::Now;
 use super::super::by_place;
 use super::super::config::{Distrust, NodeStatus};
 use super::super::leadership::Leadership;
@@ -44,8 +45,14 @@ impl Node {
         }
     }
 
-    /// Whether a snapshot that `from` offers is of use.
-    pub fn wants_snapshot(&self, from: NodeId, snapshot: SnapshotId) -> bool {
+    /// Whether a snapshot that `from` offers, which reaches to `timestamp`, is of use.
+    pub fn wants_snapshot(
+        &self,
+        now: Now,
+        from: NodeId,
+        snapshot: SnapshotId,
+        timestamp: Timestamp,
+    ) -> bool {
         // The offer may come before the first message of a new leader, which is sent on another
         // connection. Whether this node follows its sender is checked again when the snapshot is to
         // be installed.
@@ -54,7 +61,8 @@ impl Node {
             Ordering::Equal => self.consensus.leader().is_none_or(|leader| leader == from),
             Ordering::Greater => true,
         };
-        follows && self.consensus.needs_snapshot(snapshot.index)
+        let times = self.applied.timestamp..=self.latest_timestamp(now);
+        follows && times.contains(&timestamp) && self.consensus.needs_snapshot(snapshot.index)
     }
 
     /// The last index that the state machine has applied, with its timestamp and the hash of the

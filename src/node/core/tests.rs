@@ -1122,6 +1122,81 @@ fn what_is_not_stored_does_not_move_the_clock() {
     assert!(timestamp.0 < wall_us + century_us / 2, "{timestamp:?}");
 }
 
+/// An entry that counts as committed raised the bound by a hundred years, and so did the next: after
+/// some three thousand of them there was no timestamp left for any write.
+#[test]
+fn forged_timestamps_that_are_applied_lead_no_further_than_one_leap() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.put(0, 1);
+    group.settle();
+    let leader = group.nodes.iter().position(|node| node.status().role == Role::Leader).unwrap();
+    let victim = (leader + 1) % 3;
+    let leap_us = micros(limits::TIMESTAMP_LEAP_MAX) as i64;
+    let latest_us = group.now.wall_us + leap_us;
+    // What is sent to the victim, and whether it takes it: a leap, a little more as a true leader
+    // adds it to its last timestamp, and another leap.
+    for (ahead_us, clock_us, takes) in [
+        (latest_us - 1000, 0, true),
+        (latest_us + 1_000_000, 0, true),
+        (latest_us + leap_us / 2, 0, false),
+        (latest_us + 2_000_000, latest_us as u64 - 1000, true),
+        (latest_us + 4_000_000, latest_us as u64 + leap_us as u64 / 2, false),
+    ] {
+        let status = group.nodes[victim].status();
+        let (client, begun) = (ClientId(9), Timestamp::ZERO);
+        let request = RequestId { client, sequence: 1, answered_below: 1, begun };
+        let barrier = WriteOp::Barrier(Barrier {});
+        let command = Command::write(Timestamp(ahead_us), request, barrier);
+        let data = Command { clock_us, ..command }.encode();
+        let index = status.last_index + 1;
+        let body = RaftBody::Append {
+            previous_index: status.last_index,
+            previous_term: status.term,
+            commit: index,
+            entries: vec![LogEntry { term: status.term, index, data }],
+        };
+        let (from, to) = (NodeId(leader as u64 + 1), NodeId(victim as u64 + 1));
+        let raft = RaftMessage { from, to, term: status.term, body };
+        let message = CheckedMessage::new(ServerMessage::Raft(raft)).unwrap();
+        group.accusations = Some(Vec::new());
+        // Nothing that it answers reaches the others.
+        group.cut = true;
+        group.inbox.push_back((victim, Input::Message { from, message }));
+        group.settle();
+        let accusations = group.accusations.take().unwrap();
+        assert_eq!(accusations.is_empty(), takes, "{ahead_us} {clock_us}: {accusations:?}");
+        let applied = group.nodes[victim].status().applied;
+        assert_eq!(applied.timestamp == Timestamp(ahead_us), takes, "{applied:?}");
+    }
+}
+
+/// The log had begun anew after it by the time that the store refused it: the server stopped.
+#[test]
+fn a_snapshot_that_is_older_than_the_state_or_of_no_time_is_not_taken() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.put(0, 1);
+    group.settle();
+    (0..5).for_each(|_| group.tick());
+    let leader = group.nodes.iter().position(|node| node.status().role == Role::Leader).unwrap();
+    let (follower, from) = ((leader + 1) % 3, NodeId(leader as u64 + 1));
+    let status = group.nodes[follower].status();
+    let snapshot =
+        SnapshotId { leader_term: status.term, index: status.last_index + 1000, term: status.term };
+    let applied = status.applied.timestamp;
+    let far = Timestamp(group.now.wall_us + 2 * micros(limits::TIMESTAMP_LEAP_MAX) as i64);
+    let now = group.now;
+    let node = &mut group.nodes[follower];
+    for (timestamp, wanted) in [(applied, true), (Timestamp(applied.0 - 1), false), (far, false)] {
+        let found = node.wants_snapshot(now, from, snapshot, timestamp);
+        assert_eq!(found, wanted, "{timestamp:?} beside {applied:?}");
+    }
+    // More may have been applied since it was offered.
+    let mut out = Vec::new();
+    let timestamp = Timestamp(applied.0 - 1);
+    node.handle(now, Input::SnapshotReceived { from, snapshot, timestamp }, &mut out);
+    assert!(matches!(out[..], [Output::DiscardSnapshot]), "{out:?}");
+}
+
 #[test]
 fn a_level_is_proposed_when_all_have_told_it_and_only_then() {
     let mut group = Group::new(3, AckPolicy::All);

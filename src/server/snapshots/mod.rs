@@ -84,12 +84,13 @@ impl Transfers {
         now_us: u64,
         from: NodeId,
         message: CheckedMessage,
-        wanted: impl FnOnce(NodeId, SnapshotId) -> bool,
+        wanted: impl FnOnce(NodeId, SnapshotId, Timestamp) -> bool,
     ) -> Vec<TransferStep> {
         match message.into_inner() {
             ServerMessage::Snapshot { id, key, snapshot, timestamp, hash } => {
                 let offer = SnapshotOffer { id, snapshot, timestamp, hash };
-                self.receiving.offered(now_us, from, key, offer, wanted(from, snapshot))
+                let is_wanted = wanted(from, snapshot, timestamp);
+                self.receiving.offered(now_us, from, key, offer, is_wanted)
             }
             ServerMessage::SnapshotChunk { id, sequence, data } => {
                 self.receiving.chunk(now_us, (from, id), sequence, data)
