@@ -745,7 +745,13 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::model::{
+        ClientId, Command, LogEntry, PageOf, Put, ReadView, RequestId, StateLimits, Timestamp,
+        WriteOp,
+    };
+    use crate::storage::apply::StateMachine;
     use crate::storage::gated_file::GatedFile;
+    use crate::storage::reads::PageLimits;
 
     fn used_bytes(engine: &DiskEngine) -> u64 {
         engine.file().file.used_bytes().unwrap()
@@ -889,6 +895,48 @@ mod tests {
         assert!(read(file.clone()).unwrap() == expected);
         drop(file);
         assert!(read(open()).unwrap() == expected);
+    }
+
+    /// Where the pieces are gone, nothing that reads them gets by.
+    #[test]
+    fn a_page_of_keys_reads_no_piece_of_a_long_value() {
+        let dir = TempDir::new().unwrap();
+        let engine = Arc::new(DiskEngine::open(&dir.path().join("store"), 1 << 20).unwrap());
+        let mut machine = StateMachine::open(engine.clone(), StateLimits::default()).unwrap();
+        let put = |index: u64| {
+            let (key, value) = (Bytes::from(format!("k{index}")), Bytes::from(vec![7; 70_000]));
+            let op = WriteOp::Put(Put { key, value, tells_previous: false });
+            let request = RequestId {
+                client: ClientId(1),
+                sequence: index,
+                answered_below: 1,
+                begun: Timestamp::ZERO,
+            };
+            let data = Command::write(Timestamp(index as i64), request, op).encode();
+            LogEntry { term: 1, index, data }
+        };
+        machine.apply(&(1..=3).map(put).collect::<Vec<_>>()).unwrap();
+        let transaction = engine.file().database.begin_write().unwrap();
+        for table in PIECES {
+            transaction.open_table(table).unwrap().retain(|_, _| false).unwrap();
+        }
+        transaction.commit().unwrap();
+
+        let store = machine.store();
+        let (from, to) = (Bytes::from("a"), Bytes::from("z"));
+        let pages = [
+            PageOf::Range { from: from.clone(), to: to.clone() },
+            PageOf::RangeReverse { from, to },
+            PageOf::Keys { keys: ["k1", "k2", "k3"].map(Bytes::from).to_vec() },
+        ];
+        let view = ReadView::as_of(Timestamp(i64::MAX));
+        for of in pages {
+            let page = |keys_only| {
+                store.first_page(&of, view, PageLimits { keys_only, ..PageLimits::default() })
+            };
+            assert_eq!(page(true).unwrap().rows.len(), 3, "{of:?}");
+            assert!(page(false).is_err(), "{of:?}: a value without its pieces");
+        }
     }
 
     #[test]

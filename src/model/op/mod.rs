@@ -82,13 +82,19 @@ pub trait Operation {
     /// Shows every key that it names, with the value that goes with it, if one does.
     fn visit(&self, show: &mut dyn FnMut(&Bytes, Option<&Bytes>));
 
+    /// What must hold of a key just before the write, and else nothing changes; `None` where the
+    /// operation takes effect whatever the store has.
+    fn condition(&self) -> Option<(&Bytes, Condition)> {
+        None
+    }
+
     /// Refuses what can never be carried out, beyond the limits on keys and values, which are the
     /// same for all operations.
     ///
     /// # Errors
     /// One sentence for a person.
     fn check(&self) -> Result<(), String> {
-        Ok(())
+        self.condition().map_or(Ok(()), |(_, condition)| condition.check())
     }
 
     /// Whether it stores values, for which there must be room on the disks.
@@ -108,18 +114,27 @@ pub trait Operation {
 
     /// What it comes to, if that is certain without looking at the store, and the answer tells
     /// nothing else: such a write is answered when it is committed, and not only when it is
-    /// applied.
-    fn known_at_commit(&self) -> Option<OpResult>;
+    /// applied. Whether a condition holds is known only when everything before it is applied.
+    fn known_at_commit(&self) -> Option<OpResult> {
+        self.condition().is_none().then_some(OpResult::Done)
+    }
 
     /// Whether it can come to this result. A client takes any other for the answer to something
     /// else.
     fn may_come_to(&self, result: OpResult) -> bool {
-        result == OpResult::Done
+        match result {
+            OpResult::Done => true,
+            OpResult::ConditionFailed { .. } => self.condition().is_some(),
+        }
     }
 
-    /// The key of which the answer tells what it had just before the write.
-    fn tells_before(&self, _result: OpResult) -> Option<&Bytes> {
-        None
+    /// The key of which the answer tells what it had just before the write: that of a condition
+    /// that did not hold.
+    fn tells_before(&self, result: OpResult) -> Option<&Bytes> {
+        match result {
+            OpResult::Done => None,
+            OpResult::ConditionFailed { .. } => self.condition().map(|(key, _)| key),
+        }
     }
 
     /// What a client knows of the store once it has this answer.
@@ -241,6 +256,10 @@ macro_rules! operations {
         impl Operation for WriteOp {
             fn visit(&self, show: &mut dyn FnMut(&Bytes, Option<&Bytes>)) {
                 match self { $(WriteOp::$name(op) => op.visit(show),)+ }
+            }
+
+            fn condition(&self) -> Option<(&Bytes, Condition)> {
+                match self { $(WriteOp::$name(op) => op.condition(),)+ }
             }
 
             fn check(&self) -> Result<(), String> {

@@ -61,10 +61,6 @@ impl Operation for PutIf {
         show(&self.key, Some(&self.value));
     }
 
-    fn check(&self) -> Result<(), String> {
-        self.condition.check()
-    }
-
     fn adds_data(&self) -> bool {
         true
     }
@@ -78,17 +74,8 @@ impl Operation for PutIf {
         Ok(OpApplied::Result(OpResult::Done))
     }
 
-    /// Whether the condition holds is known only when everything before it is applied.
-    fn known_at_commit(&self) -> Option<OpResult> {
-        None
-    }
-
-    fn may_come_to(&self, result: OpResult) -> bool {
-        matches!(result, OpResult::Done | OpResult::ConditionFailed { .. })
-    }
-
-    fn tells_before(&self, result: OpResult) -> Option<&Bytes> {
-        matches!(result, OpResult::ConditionFailed { .. }).then_some(&self.key)
+    fn condition(&self) -> Option<(&Bytes, Condition)> {
+        Some((&self.key, self.condition))
     }
 
     fn learned(&self, answer: &WriteAnswer) -> Learned<'_> {

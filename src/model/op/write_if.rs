@@ -38,10 +38,6 @@ impl Operation for WriteIf {
         self.removes.iter().for_each(|key| show(key, None));
     }
 
-    fn check(&self) -> Result<(), String> {
-        self.condition.check()
-    }
-
     fn adds_data(&self) -> bool {
         !self.puts.is_empty()
     }
@@ -60,17 +56,8 @@ impl Operation for WriteIf {
         Ok(OpApplied::Result(OpResult::Done))
     }
 
-    /// Whether the condition holds is known only when everything before it is applied.
-    fn known_at_commit(&self) -> Option<OpResult> {
-        None
-    }
-
-    fn may_come_to(&self, result: OpResult) -> bool {
-        matches!(result, OpResult::Done | OpResult::ConditionFailed { .. })
-    }
-
-    fn tells_before(&self, result: OpResult) -> Option<&Bytes> {
-        matches!(result, OpResult::ConditionFailed { .. }).then_some(&self.key)
+    fn condition(&self) -> Option<(&Bytes, Condition)> {
+        Some((&self.key, self.condition))
     }
 
     fn learned(&self, answer: &WriteAnswer) -> Learned<'_> {
