@@ -2,9 +2,24 @@
 //!
 //! Each says what happens when it is reached, and why it has this value. Units come last in the
 //! names. Relations between limits are checked when the crate is compiled. A limit with one user
-//! stands beside that user.
+//! stands beside that user. What counts as one origin is said here, too, since limits of every room
+//! count by origin.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
+
+/// The origin of an address, which is what quotas count: an IPv4 address in either notation as
+/// itself, and of an IPv6 address the first 64 bits.
+pub fn origin_of(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.into(),
+        IpAddr::V6(ip) => {
+            let prefix = u128::from(ip) & !u128::from(u64::MAX);
+            // A connection from this machine itself has no network whose addresses could be had.
+            if ip.is_loopback() { ip.into() } else { Ipv6Addr::from(prefix).into() }
+        }
+    }
+}
 
 // ---- data ---------------------------------------------------------------------------------
 
@@ -955,3 +970,16 @@ const _: () = {
     assert!(CLOSE_LINGER.as_millis() <= SHARE_TURN_MAX.as_millis());
     assert!((UPLOAD_CHUNKS_PER_PEER_MAX + 1) * CHUNK_BYTES <= CLIENT_SEND_BYTES_PAUSE);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_of_ipv6_is_one_origin_and_mapped_addresses_are_what_they_map() {
+        let origin = |text: &str| origin_of(text.parse().unwrap());
+        assert_eq!(origin("2001:db8::1"), origin("2001:db8::ffff:2"));
+        assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
+        assert_eq!(origin("::ffff:10.0.0.1"), IpAddr::from([10, 0, 0, 1]));
+    }
+}

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::limits::origin_of;
 use crate::model::ContentId;
-use crate::net::origin_of;
 use crate::text::counted;
 use crate::wire::share::Source;
 

@@ -41,8 +41,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::net::TcpStream;
 
 use super::turns::{self, Meter, Usage};
-use crate::limits;
-use crate::net::{ConnectionId, Crowd, origin_of};
+use crate::limits::{self, origin_of};
+use crate::net::{ConnectionId, Crowd};
 
 /// A connection that could have been read for so long and has not asked for anything gives way
 /// before those that wait for the gateway: longer than the round trip after which many clients send

@@ -27,13 +27,13 @@
 //! There are no sockets and no clock here: `now` is given.
 
 use std::collections::{BinaryHeap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::connections::ConnectionId;
 use super::map::ConnectionMap;
 use crate::limits::{
-    BUDGET_CONNECTION_BYTES_MAX, BUDGET_ORIGIN_BYTES_MAX, BUDGET_PROCESS_BYTES_MAX,
+    BUDGET_CONNECTION_BYTES_MAX, BUDGET_ORIGIN_BYTES_MAX, BUDGET_PROCESS_BYTES_MAX, origin_of,
 };
 
 /// The limits of the three scopes; [`Default`] takes them from [`limits`](crate::limits).
@@ -124,19 +124,6 @@ pub(super) struct MemoryBudget {
 /// Connections are closed until no more than this is held, where `max` was reached.
 fn low_water(max: usize) -> usize {
     max - max / 4
-}
-
-/// The origin of an address, which is what quotas count: an IPv4 address in either notation as
-/// itself, and of an IPv6 address the first 64 bits.
-pub fn origin_of(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.into(),
-        IpAddr::V6(ip) => {
-            let prefix = u128::from(ip) & !u128::from(u64::MAX);
-            // A connection from this machine itself has no network whose addresses could be had.
-            if ip.is_loopback() { ip.into() } else { Ipv6Addr::from(prefix).into() }
-        }
-    }
 }
 
 impl MemoryBudget {
@@ -425,14 +412,6 @@ mod tests {
         assert!(!budget.may_grow(id(0)) && budget.may_grow(id(1)) && !budget.is_over());
         budget.release(id(0), 150);
         assert!(budget.may_grow(id(0)));
-    }
-
-    #[test]
-    fn a_network_of_ipv6_is_one_origin_and_mapped_addresses_are_what_they_map() {
-        let origin = |text: &str| origin_of(text.parse().unwrap());
-        assert_eq!(origin("2001:db8::1"), origin("2001:db8::ffff:2"));
-        assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
-        assert_eq!(origin("::ffff:10.0.0.1"), ip(1));
     }
 
     proptest! {

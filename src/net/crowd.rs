@@ -19,9 +19,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use super::budget::origin_of;
 use super::connections::ConnectionId;
 use super::map::ConnectionMap;
+use crate::limits::origin_of;
 
 /// An origin with no more newcomers than this is not taken for a flood: a server dials another one
 /// with two connections at once, and dials again before the old ones are gone.

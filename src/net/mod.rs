@@ -70,7 +70,7 @@ mod service;
 mod shared;
 mod wake;
 
-pub use budget::{BudgetLimits, origin_of};
+pub use budget::BudgetLimits;
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
 pub use clock::RunClock;
 pub use config::LoopConfig;

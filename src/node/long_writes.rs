@@ -118,6 +118,13 @@ impl LongWrites {
         self.is_resting = false;
     }
 
+    /// Whether any that waits may have to wait for its turn: on most days not, when there may be many
+    /// to look through.
+    pub fn may_hold_back(&self, writes: &Writes, limits: &NodeLimits) -> bool {
+        writes.may_have_long_ones()
+            || self.several.rows + writes.work_rows() > limits.long_write_rows_max
+    }
+
     /// Takes those out of `waiting` that have to wait for their turn, in order.
     pub fn hold_back(
         &mut self,
@@ -128,10 +135,6 @@ impl LongWrites {
     ) -> VecDeque<usize> {
         let mut held = VecDeque::new();
         let rows_max = limits.long_write_rows_max;
-        // As on most days, when there may be many waiting ones to look through.
-        if !writes.may_have_long_ones() && self.several.rows + writes.work_rows() <= rows_max {
-            return held;
-        }
         let mut clients = HashSet::new();
         let (mut long_rows, mut several_rows) = (self.long.rows, self.several.rows);
         let (mut is_long_held, mut is_several_held) = (false, false);

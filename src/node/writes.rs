@@ -1,6 +1,7 @@
 //! The writes under way at one server, from receipt to answer.
 //!
-//! A write is in exactly one place: waiting to be proposed or forwarded; proposed, under its (term,
+//! A write is in exactly one place: waiting to be proposed or forwarded, among what has come or,
+//! where that was too much at once, among what takes turns (`write_turns`); proposed, under its (term,
 //! index), with its outcome to be learned when it is applied; proposed and certain of its outcome;
 //! settled, that is committed with a known outcome, waiting for the servers in sync; or forwarded,
 //! under the forward's number. It is never found by order of arrival. When leadership is lost
@@ -20,6 +21,8 @@ use std::net::SocketAddr;
 use slab::Slab;
 
 use super::RequestToken;
+use super::write_turns::WriteTurns;
+use crate::limits::origin_of;
 use crate::model::{
     ClientId, Effect, EncodedWrite, LogIndex, NodeId, OpResult, OpShape, RequestId, Term,
     Timestamp, WriteAnswer, WriteOutcome,
@@ -142,7 +145,10 @@ pub(super) struct Writes {
     answered: Answered,
     /// How many origins all of them have.
     origins: usize,
+    /// Those that have come since what waits was last looked at, and others that wait anew.
     waiting: VecDeque<usize>,
+    /// Those that were left over then, and come before those in `waiting`.
+    turns: WriteTurns,
     proposed: BTreeMap<(Term, LogIndex), usize>,
     /// Known to be new in this leadership; see `early_ack`.
     known_new: BTreeMap<LogIndex, (usize, WriteAnswer)>,
@@ -223,7 +229,7 @@ impl Writes {
     /// what follows from its inputs, and that each is to be answered to somebody.
     pub fn check_places(&self) {
         let places = [
-            self.waiting.len(),
+            self.waiting.len() + self.turns.len(),
             self.proposed.len(),
             self.known_new.len(),
             self.settled.len(),
@@ -245,7 +251,7 @@ impl Writes {
     }
 
     pub fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.waiting.is_empty() || !self.turns.is_empty()
     }
 
     /// Takes in a write, which waits to be ordered unless it is a copy of one that was done.
@@ -290,20 +296,51 @@ impl Writes {
         self.answered.note(identity(&write.request), index, outcome, most);
     }
 
-    /// Takes everything that waits, to place or to drop each one.
+    /// Takes everything that waits, in its turn, to place or to drop each one.
     pub fn take_waiting(&mut self) -> VecDeque<usize> {
-        std::mem::take(&mut self.waiting)
+        if self.turns.is_empty() {
+            return std::mem::take(&mut self.waiting);
+        }
+        self.give_turns();
+        self.turns.take_all()
     }
 
+    /// Takes the next write that waits, to place or to drop it.
+    pub fn take_next_waiting(&mut self) -> Option<usize> {
+        if self.turns.is_empty() {
+            return self.waiting.pop_front();
+        }
+        self.give_turns();
+        self.turns.pop()
+    }
+
+    /// Lets a write wait with those that have come last.
     pub fn wait(&mut self, key: usize) {
         self.waiting.push_back(key);
     }
 
-    /// Puts back what [`Writes::take_waiting`] gave and was not placed, before everything that
-    /// waits.
-    pub fn wait_first(&mut self, mut keys: VecDeque<usize>) {
-        keys.append(&mut self.waiting);
-        self.waiting = keys;
+    /// Lets a write wait that was left over: it takes turns with the others that were.
+    pub fn wait_in_turn(&mut self, key: usize) {
+        let pending = &self.all[key];
+        let origin = origin_of(pending.client.ip());
+        self.turns.push(key, pending.write.request.client, origin);
+    }
+
+    /// Puts back writes that were taken and not placed, before those of their origins, and has
+    /// everything that is left over take turns.
+    pub fn leave_in_turns(&mut self, keys: VecDeque<usize>) {
+        self.give_turns();
+        for key in keys.into_iter().rev() {
+            let pending = &self.all[key];
+            let origin = origin_of(pending.client.ip());
+            self.turns.put_back(key, pending.write.request.client, origin);
+        }
+    }
+
+    fn give_turns(&mut self) {
+        while let Some(key) = self.waiting.pop_front() {
+            self.wait_in_turn(key);
+        }
     }
 
     /// # Panics
@@ -507,6 +544,7 @@ impl Writes {
             }
             over
         };
+        self.turns.retain(|key| !is_over(key, Effect::NotDone));
         self.waiting.retain(|key| !is_over(*key, Effect::NotDone));
         self.proposed.retain(|_, key| !is_over(*key, Effect::MayBeDone));
         self.known_new.retain(|_, (key, _)| !is_over(*key, Effect::MayBeDone));

@@ -36,9 +36,9 @@ use self::turns::ReadTurns;
 use super::get::ReadRequest;
 use super::work::{ReadCharge, ReadJob};
 use crate::limits::{
-    self, CLIENT_SEND_BYTES_PAUSE, REQUEST_SMALL_BYTES_MAX, REQUESTS_PER_CONNECTION_MAX,
+    self, CLIENT_SEND_BYTES_PAUSE, REQUEST_SMALL_BYTES_MAX, REQUESTS_PER_CONNECTION_MAX, origin_of,
 };
-use crate::net::{ConnectionId, ConnectionMap, Net, origin_of};
+use crate::net::{ConnectionId, ConnectionMap, Net};
 use crate::node::RequestToken;
 
 /// An address with no more clients than this has as many as anybody: a program that uses a few at

@@ -96,16 +96,21 @@ impl Node {
         }
         let limits = self.config.limits;
         let clock_us = self.log_time.now_us();
-        let mut waiting = self.writes.take_waiting();
-        let mut held =
-            self.long_writes.hold_back(&self.writes, &mut waiting, &limits, now.monotonic_us);
-        held.iter().for_each(|key| self.writes.get_mut(*key).wait_for_turn());
+        // What comes before everything else that waits.
+        let mut next = VecDeque::new();
+        let mut held = VecDeque::new();
+        if self.long_writes.may_hold_back(&self.writes, &limits) {
+            next = self.writes.take_waiting();
+            held = self.long_writes.hold_back(&self.writes, &mut next, &limits, now.monotonic_us);
+            held.iter().for_each(|key| self.writes.get_mut(*key).wait_for_turn());
+        }
         let mut proposed = (0, 0);
-        while !waiting.is_empty() {
+        while !next.is_empty() || self.writes.has_waiting() {
             if self.consensus.unapplied_bytes() >= limits.unapplied_bytes_max {
                 // A write that was proposed or forwarded before may be in the log already, and may
                 // have been answered nowhere. It waits for room, or until it expires.
-                let (kept, refused): (VecDeque<usize>, VecDeque<usize>) = waiting
+                next.append(&mut self.writes.take_waiting());
+                let (kept, refused): (VecDeque<usize>, VecDeque<usize>) = next
                     .into_iter()
                     .partition(|key| self.writes.get_mut(*key).effect > Effect::NotDone);
                 for key in refused {
@@ -113,7 +118,7 @@ impl Node {
                     let refusal = busy("too much waits to be applied to the leader's store");
                     self.finish(pending, refusal, out);
                 }
-                waiting = kept;
+                next = kept;
                 break;
             }
             if proposed.0 >= limits.propose_writes_max || proposed.1 >= limits.propose_bytes_max {
@@ -123,7 +128,7 @@ impl Node {
             let mut batch = Vec::new();
             let mut data = Vec::new();
             let mut bytes = 0;
-            while let Some(key) = waiting.pop_front() {
+            while let Some(key) = next.pop_front().or_else(|| self.writes.take_next_waiting()) {
                 let PendingWrite { effect, write, .. } = self.writes.get_mut(key);
                 if *effect == Effect::NotDone
                     && write.shape.adds_data
@@ -183,13 +188,13 @@ impl Node {
                 // The writes wait, in order, until entries are committed. Their number, memory and
                 // time are bounded.
                 Err(ProposeError::Full | ProposeError::HandingOver | ProposeError::NotLeader) => {
-                    batch.into_iter().rev().for_each(|(key, _)| waiting.push_front(key));
+                    batch.into_iter().rev().for_each(|(key, _)| next.push_front(key));
                     break;
                 }
             }
         }
-        waiting.append(&mut held);
-        self.writes.wait_first(waiting);
+        next.append(&mut held);
+        self.writes.leave_in_turns(next);
     }
 
     /// Whether the group's rules are in the log, where they come before the first write. If they
@@ -278,7 +283,7 @@ impl Node {
                 continue;
             }
             let Some(leader) = leader else {
-                self.writes.wait(key);
+                self.writes.wait_in_turn(key);
                 continue;
             };
             let is_due = self.writes.get(key).not_before_us <= now.monotonic_us;
@@ -298,7 +303,7 @@ impl Node {
                     self.writes.get_mut(key).wait_for_turn();
                 }
                 held_clients.insert(client, waits_for_turn);
-                self.writes.wait(key);
+                self.writes.wait_in_turn(key);
                 continue;
             }
             let pending = self.writes.get_mut(key);

@@ -209,6 +209,18 @@ impl Group {
         &mut self,
         client: u64,
         at: usize,
+        request: (u64, u64),
+        op: WriteOp,
+    ) -> RequestToken {
+        self.write_from([127, 0, 0, 1], client, at, request, op)
+    }
+
+    /// A write of any client, whose address is `ip`, through server `at`.
+    fn write_from(
+        &mut self,
+        ip: [u8; 4],
+        client: u64,
+        at: usize,
         (request, sequence): (u64, u64),
         op: WriteOp,
     ) -> RequestToken {
@@ -219,7 +231,7 @@ impl Group {
             answered_below: 1,
             begun: Timestamp::ZERO,
         };
-        let client = ([127, 0, 0, 1], 9).into();
+        let client = (ip, 9).into();
         let write = EncodedWrite::new(request, op);
         self.inbox.push_back((at, Input::Write { token, client, write }));
         token
@@ -732,6 +744,43 @@ fn after_a_long_write_others_find_the_way_free_for_a_while() {
         assert_eq!(!group.replies.contains_key(&next), others_ask, "it still does");
         (0..2).for_each(|_| group.tick());
         assert!(group.replies.contains_key(&next), "its turn comes");
+    }
+}
+
+/// An address with a thousand connections, each of which wrote all the time, was before everybody
+/// else, at the leader and at the others.
+#[test]
+fn a_write_waits_for_one_turn_of_each_other_origin_and_not_for_all_that_they_write() {
+    for at in [2, 0] {
+        let limits = limits::NodeLimits {
+            append_bytes_max: 1,
+            propose_writes_max: 4,
+            forward_bytes_max: 8,
+            ..Default::default()
+        };
+        let mut group = Group::within(limits, &[3, 3, 3], 3, AckPolicy::Majority);
+        group.tick();
+        group.put(2, 1);
+        group.settle();
+        let put = || {
+            WriteOp::Put(Put {
+                key: Bytes::from_static(b"k"),
+                value: Bytes::from_static(b"v"),
+                tells_previous: false,
+            })
+        };
+        let crowd: Vec<_> = (100..140)
+            .map(|client| group.write_from([10, 0, 0, 1], client, at, (1, 1), put()))
+            .collect();
+        let lone = group.write_from([10, 0, 0, 2], 200, at, (1, 1), put());
+        group.settle();
+        let timestamp = |token| match &group.replies[token] {
+            Reply::WriteOk(WriteAnswer { timestamp, .. }) => *timestamp,
+            other => panic!("not written but {other:?}"),
+        };
+        let before = crowd.iter().filter(|token| timestamp(token) < timestamp(&lone)).count();
+        assert!(before <= 8, "server {at}: {before} writes of the crowd are before the other one");
+        assert!(crowd.iter().is_sorted_by_key(timestamp), "those of one origin keep their order");
     }
 }
 

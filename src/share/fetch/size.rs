@@ -27,9 +27,8 @@ use rand::seq::SliceRandom;
 
 use super::api::{FetchError, KeptPart};
 use super::dialogue::{DialogueError, PeerDialogue};
-use crate::limits;
+use crate::limits::{self, origin_of};
 use crate::model::{ChunkHash, ContentId, FileName};
-use crate::net::origin_of;
 use crate::share::content::{chunk_count, chunk_offset, hash_chunk, root_of, subtree_hash};
 use crate::wire::share::{PeerReply, PeerRequest, Source};
 

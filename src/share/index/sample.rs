@@ -10,9 +10,8 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
-use crate::limits;
+use crate::limits::{self, origin_of};
 use crate::model::{ContentId, FileEntry, FileName};
-use crate::net::origin_of;
 use crate::wire::share::{FileSummary, Source};
 
 /// Of one content and one IP address, this many sources are in an answer, a sample: who is at one

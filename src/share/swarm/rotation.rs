@@ -13,8 +13,7 @@ use rand::seq::IndexedRandom;
 
 use super::source::{Assignment, SourceStatus, SwarmSource};
 use super::{DropReason, SourceId, Swarm, SwarmAction};
-use crate::limits;
-use crate::net::origin_of;
+use crate::limits::{self, origin_of};
 
 /// A source that owes a chunk and gives no byte for this long is left, when no other can take over.
 const LONE_SOURCE_SILENCE_MAX: Duration = Duration::from_secs(15);

@@ -8,7 +8,7 @@ mod answers;
 mod wishes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use acervo::model::{
     ClientId, EncodedWrite, LogIndex, PageOf, Put, ReadView, RequestId, Row, Timestamp, WriteOp,
@@ -120,6 +120,12 @@ pub struct Operation {
     witnessed: BTreeMap<Bytes, Timestamp>,
     /// For a page, what it is a page of.
     longer: Option<Longer>,
+}
+
+/// The address that a client writes from: each has a port of its own, and three of them take turns
+/// as the origins of what they write.
+fn address_of(client: usize) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1 + (client % 3) as u8], 40_000 + client as u16))
 }
 
 /// One request to one server.
@@ -338,7 +344,7 @@ impl World {
         let Some(process) = process else { return Ok(()) };
         let token = RequestToken { connection: u64::MAX, request: copy };
         process.owed.insert(token, self.now_us);
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000 + client as u16));
+        let address = address_of(client);
         let WriteRequest { request, op } = write;
         let write = EncodedWrite::new(request, op);
         self.input(server, Input::Write { token, client: address, write })
@@ -410,7 +416,7 @@ impl World {
         match question {
             Question::Write(write) => {
                 process.owed.insert(token, self.now_us);
-                let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000 + client as u16));
+                let address = address_of(client);
                 let WriteRequest { request, op } = write;
                 let write = EncodedWrite::new(request, op);
                 self.input(server, Input::Write { token, client: address, write })

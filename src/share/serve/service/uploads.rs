@@ -19,8 +19,8 @@ use super::super::peers::{ChunkRequest, OutgoingChunk, SentPiece, ServedPeer, Sl
 use super::super::places::{BufferClaim, TakerSpeed, next_whole};
 use super::super::read::ReadError;
 use super::{ShareService, denied};
-use crate::limits;
-use crate::net::{Buffer, ConnectionId, Net, origin_of};
+use crate::limits::{self, origin_of};
+use crate::net::{Buffer, ConnectionId, Net};
 use crate::share::content::{chunk_count, chunk_len};
 use crate::share::greeting;
 use crate::wire::message::Message;
