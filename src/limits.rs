@@ -219,11 +219,11 @@ pub const APPEND_BYTES_MAX: u64 = 256 * 1024;
 pub const APPEND_ENTRIES_MAX: usize = 64 * 1024;
 /// Replication messages to one server that are not yet answered.
 pub const APPENDS_IN_FLIGHT_MAX: usize = 32;
-/// Bytes proposed and not yet committed; past it writes wait, in order. It is a second's work of a
+/// Bytes proposed and not yet committed; past it writes wait. It is a second's work of a
 /// slow disk: what is proposed last is still committed in time.
 pub const UNCOMMITTED_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Bytes of keys and values that a server has forwarded to the leader and has no answer about; past
-/// it writes wait, in order. One is always forwarded, however long it is. So a leader is not buried
+/// it writes wait. One is always forwarded, however long it is. So a leader is not buried
 /// in what all servers have for it, and a new one gets no more than this of each.
 pub const FORWARD_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of entries proposed at once, and then …
