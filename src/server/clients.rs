@@ -28,7 +28,7 @@
 mod turns;
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -93,7 +93,8 @@ struct DeferredRead {
 #[derive(Debug)]
 struct ClientState {
     address: SocketAddr,
-    under_way: usize,
+    /// The ids of its requests under way, about as many as [`REQUESTS_PER_CONNECTION_MAX`].
+    under_way: HashSet<u64>,
     /// [`Clients::arrivals`] when it last began a request or got an answer: the smallest is idle
     /// for longest.
     active_at: u64,
@@ -228,7 +229,7 @@ impl Clients {
         *self.origins.entry(origin_of(address.ip())).or_default() += 1;
         let client = ClientState {
             address,
-            under_way: 0,
+            under_way: HashSet::new(),
             active_at: self.arrivals,
             paused: false,
             waiting: HashMap::new(),
@@ -265,7 +266,7 @@ impl Clients {
         for request in waiting.chain(queued).chain(deferred) {
             self.forget(memory, RequestToken { connection: connection.to_u64(), request });
         }
-        self.under_way -= client.under_way;
+        self.under_way -= client.under_way.len();
         Some(client.address)
     }
 
@@ -283,8 +284,9 @@ impl Clients {
         let rank = |(id, client): (&ConnectionId, &ClientState)| {
             let origin = origin_of(client.address.ip());
             let count = count_of(origin);
-            let is_idle =
-                client.under_way == 0 && !client.is_displaced && memory.queued_bytes(*id) == 0;
+            let is_idle = client.under_way.is_empty()
+                && !client.is_displaced
+                && memory.queued_bytes(*id) == 0;
             let gives_way = own < CLIENTS_FEW || origin == asking || count > own;
             let many = count.saturating_sub(CLIENTS_FEW);
             (is_idle && gives_way).then_some((Reverse(many), client.active_at, *id))
@@ -303,16 +305,19 @@ impl Clients {
 
     /// Whether a request of this client is under way.
     pub fn waits(&self, connection: ConnectionId) -> bool {
-        self.all.get(&connection).is_some_and(|client| client.under_way > 0)
+        self.all.get(&connection).is_some_and(|client| !client.under_way.is_empty())
     }
 
-    /// Whether a charged request of this id is under way, whose charge a second one would replace.
+    /// Whether a request of this id is under way. A second one would not be told from it: the answer
+    /// to either would end the other, and take back its charge.
     pub fn is_in_use(&self, token: RequestToken) -> bool {
-        self.charged.contains_key(&token)
+        let client = self.all.get(&ConnectionId::from_u64(token.connection));
+        client.is_some_and(|client| client.under_way.contains(&token.request))
     }
 
     /// Counts a request that holds `bytes`, and decides whether it is taken. Every request is ended
-    /// by [`Clients::answered`], refused ones included. `None` when its client is gone.
+    /// by [`Clients::answered`], refused ones included. `None` when its client is gone. Its id is not
+    /// in use.
     pub fn begin(
         &mut self,
         memory: &mut impl ConnectionMemory,
@@ -323,12 +328,13 @@ impl Clients {
         let client = self.all.get_mut(&connection)?;
         self.arrivals += 1;
         client.active_at = self.arrivals;
-        client.under_way += 1;
-        let pause = client.under_way >= REQUESTS_PER_CONNECTION_MAX && !client.paused;
+        let is_new = client.under_way.insert(token.request);
+        assert!(is_new, "{token:?} is under way already");
+        let pause = client.under_way.len() >= REQUESTS_PER_CONNECTION_MAX && !client.paused;
         client.paused |= pause;
         self.under_way += 1;
         let mut busy = None;
-        if self.under_way > limits::REQUESTS_MAX && client.under_way > limits::REQUESTS_FEW {
+        if self.under_way > limits::REQUESTS_MAX && client.under_way.len() > limits::REQUESTS_FEW {
             busy = Some("too many requests are under way");
         } else if bytes > REQUEST_SMALL_BYTES_MAX {
             if memory.try_hold(connection, bytes) {
@@ -346,11 +352,10 @@ impl Clients {
         self.forget(memory, token);
         let Some(client) = self.all.get_mut(&connection) else { return false };
         client.active_at = self.arrivals;
-        if client.under_way > 0 {
-            client.under_way -= 1;
+        if client.under_way.remove(&token.request) {
             self.under_way -= 1;
         }
-        let resume = client.paused && client.under_way <= REQUESTS_PER_CONNECTION_MAX / 2;
+        let resume = client.paused && client.under_way.len() <= REQUESTS_PER_CONNECTION_MAX / 2;
         client.paused &= !resume;
         resume
     }
@@ -362,11 +367,12 @@ impl Clients {
         }
     }
 
-    /// Keeps a read that waits in the core. `false` when the client has one under this id already.
-    pub fn keep_waiting(&mut self, token: RequestToken, request: ReadRequest) -> bool {
+    /// Keeps a read that waits in the core.
+    pub fn keep_waiting(&mut self, token: RequestToken, request: ReadRequest) {
         let connection = ConnectionId::from_u64(token.connection);
-        let Some(client) = self.all.get_mut(&connection) else { return true };
-        client.waiting.insert(token.request, request).is_none()
+        let Some(client) = self.all.get_mut(&connection) else { return };
+        let before = client.waiting.insert(token.request, request);
+        assert!(before.is_none(), "two reads wait as {token:?}");
     }
 
     /// Takes out a read that may be answered now, or that the core has answered; `None` when its
@@ -615,10 +621,11 @@ mod tests {
         for n in 1..=REQUESTS_PER_CONNECTION_MAX {
             let pause = n == REQUESTS_PER_CONNECTION_MAX;
             let admission = RequestAdmission { client: address(), pause, busy: None };
-            assert_eq!(clients.begin(&mut ample(), token(ids[0], 1), 0), Some(admission));
+            let id = token(ids[0], n as u64);
+            assert_eq!(clients.begin(&mut ample(), id, 0), Some(admission));
         }
         for n in (0..REQUESTS_PER_CONNECTION_MAX).rev() {
-            let resume = clients.answered(&mut ample(), token(ids[0], 1));
+            let resume = clients.answered(&mut ample(), token(ids[0], n as u64 + 1));
             assert_eq!(resume, n == REQUESTS_PER_CONNECTION_MAX / 2, "{n}");
         }
         assert!(clients.nothing_under_way());
@@ -641,7 +648,7 @@ mod tests {
         assert!(clients.begin(&mut ample(), token(*last, 0), 0).unwrap().busy.is_some());
         assert!(!clients.answered(&mut ample(), token(*last, 0)));
         clients.remove(&mut ample(), others[0]);
-        assert_eq!(clients.begin(&mut ample(), token(*last, 1), 0).unwrap().busy, None);
+        assert_eq!(clients.begin(&mut ample(), token(*last, 9), 0).unwrap().busy, None);
         for id in &ids {
             clients.remove(&mut ample(), *id);
         }
@@ -686,9 +693,8 @@ mod tests {
     #[test]
     fn reads_that_wait_go_with_their_client() {
         let (mut clients, ids) = with_clients(1);
-        assert!(clients.keep_waiting(token(ids[0], 1), request()));
-        assert!(!clients.keep_waiting(token(ids[0], 1), request()), "the id is in use");
-        assert!(clients.keep_waiting(token(ids[0], 2), request()));
+        clients.keep_waiting(token(ids[0], 1), request());
+        clients.keep_waiting(token(ids[0], 2), request());
         assert_eq!(clients.take_waiting(token(ids[0], 1)), Some((address(), request())));
         assert_eq!(clients.take_waiting(token(ids[0], 1)), None);
         clients.remove(&mut ample(), ids[0]);
@@ -876,7 +882,6 @@ mod tests {
         assert!(!busy(clients.begin(&mut memory, token(ids[0], 1), MIB)));
         assert!(!busy(clients.begin(&mut memory, token(ids[0], 2), REQUEST_SMALL_BYTES_MAX)));
         assert_eq!(memory.left, MIB, "what is small is bounded by its number");
-        assert!(clients.is_in_use(token(ids[0], 1)) && !clients.is_in_use(token(ids[0], 2)));
         assert!(!busy(clients.begin(&mut memory, token(ids[1], 1), MIB)));
         assert!(busy(clients.begin(&mut memory, token(ids[1], 2), MIB)));
         clients.answered(&mut memory, token(ids[1], 2));
@@ -885,6 +890,23 @@ mod tests {
         clients.answered(&mut memory, token(ids[0], 1));
         assert_eq!(memory.left, MIB);
     }
+    /// A long request under the id of a short one that was under way lost its charge with the answer
+    /// to that, and waited on.
+    #[test]
+    fn the_id_of_each_request_under_way_is_in_use_however_little_it_holds() {
+        let (mut clients, ids) = with_clients(2);
+        for bytes in [0, MIB] {
+            assert!(!clients.is_in_use(token(ids[0], 7)));
+            clients.begin(&mut ample(), token(ids[0], 7), bytes);
+            assert!(clients.is_in_use(token(ids[0], 7)));
+            assert!(!clients.is_in_use(token(ids[1], 7)), "another client's");
+            clients.answered(&mut ample(), token(ids[0], 7));
+        }
+        clients.begin(&mut ample(), token(ids[0], 8), 0);
+        clients.answered(&mut ample(), token(ids[0], 9));
+        assert!(clients.waits(ids[0]), "nobody has asked for that");
+    }
+
     #[test]
     fn what_reads_hold_that_waited_here_goes_with_their_client() {
         let mut memory = TestMemory { queued: 0, left: 9 * MIB };
@@ -892,7 +914,7 @@ mod tests {
         for (n, id) in (1..).zip([ids[0], ids[0], ids[1]]) {
             clients.begin(&mut memory, token(id, n), MIB);
         }
-        assert!(clients.keep_waiting(token(ids[0], 1), request()));
+        clients.keep_waiting(token(ids[0], 1), request());
         let deferred = |n, id| {
             let (token, client, request) = (token(id, n), address(), request());
             ReadJob { token, client, request, budget_bytes: 0, waits_since: 0 }

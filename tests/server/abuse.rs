@@ -174,6 +174,11 @@ fn a_request_id_in_use_is_refused_where_answers_could_be_confused() {
         raw.send(&Message::Request { id: 3, body: get(b"k", true) });
     }
     assert_eq!(raw.refusal(), "request id 3 is in use");
+    // Whatever the other one asks for.
+    let mut raw = Raw::client(address);
+    raw.send(&Message::Request { id: 3, body: get(b"k", true) });
+    raw.send(&Message::Request { id: 3, body: Request::Status });
+    assert_eq!(raw.refusal(), "request id 3 is in use");
 }
 
 #[test]

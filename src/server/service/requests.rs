@@ -154,11 +154,7 @@ impl StoreService {
             (false, Some(wanted)) => ReadCondition::Applied(wanted),
             (false, None) => return self.clients.read(token, client, read),
         };
-        if !self.clients.keep_waiting(token, read) {
-            // Two outstanding requests under one id: the protocol forbids it, and neither could be
-            // told from the other.
-            return self.refuse(net, connection, format!("request id {id} is in use"));
-        }
+        self.clients.keep_waiting(token, read);
         self.input(net, Input::Read { token, condition });
     }
 
