@@ -16,13 +16,15 @@
 //! and is recognised when it is applied.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use slab::Slab;
 
 use super::RequestToken;
+use super::config::Distrust;
+use super::write_accounts::{OriginAccounts, is_over_share};
 use super::write_turns::WriteTurns;
-use crate::limits::origin_of;
+use crate::limits::{NodeLimits, origin_of};
 use crate::model::{
     ClientId, Effect, EncodedWrite, LogIndex, NodeId, OpResult, OpShape, RequestId, Term,
     Timestamp, WriteAnswer, WriteOutcome,
@@ -499,9 +501,9 @@ impl Writes {
         std::mem::replace(&mut self.settled, rest).into_iter().collect()
     }
 
-    /// Leadership is lost: takes every write whose fate another leader decides now. `trusted` says
+    /// Leadership is lost: takes every write whose fate another leader decides now. `distrust` says
     /// whether what this server knew of their outcomes holds.
-    pub fn take_led(&mut self, trusted: bool) -> Vec<usize> {
+    pub fn take_led(&mut self, distrust: Option<Distrust>) -> Vec<usize> {
         self.answered = Answered::default();
         let proposed = std::mem::take(&mut self.proposed).into_values();
         let certain = std::mem::take(&mut self.known_new).into_values().map(|(key, _)| key);
@@ -510,7 +512,15 @@ impl Writes {
         for (key, answer) in std::mem::take(&mut self.settled).into_values() {
             // What is settled is committed and new: no other leader can undo it. Of a write that
             // changed nothing nobody may say that it is done; asked again, the group tells.
-            let is_done = trusted && answer.result == OpResult::Done;
+            // Nor what a write came to by a state that is in doubt.
+            let is_known = match distrust {
+                None => true,
+                Some(Distrust::Refuted) => false,
+                Some(Distrust::Disputed | Distrust::StoreLost) => {
+                    !self.all[key].write.shape.depends_on_state
+                }
+            };
+            let is_done = is_known && answer.result == OpResult::Done;
             self.all[key].has_at_least(if is_done { Effect::Done } else { Effect::MayBeDone });
             led.push(key);
         }
@@ -566,5 +576,56 @@ impl Writes {
         late.sort_unstable();
         late.iter().for_each(|(_, key)| self.all[*key].has_at_least(Effect::MayBeDone));
         late.into_iter().map(|(_, key)| key).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Condition, Put, PutIf, WriteOp};
+    use bytes::Bytes;
+
+    fn pending(sequence: u64, op: WriteOp) -> PendingWrite {
+        let request =
+            RequestId { client: ClientId(1), sequence, answered_below: 1, begun: Timestamp::ZERO };
+        PendingWrite {
+            origins: vec![Origin::Client(RequestToken { connection: 1, request: sequence })],
+            client: ([127, 0, 0, 1], 1).into(),
+            write: EncodedWrite::new(request, op),
+            deadline_us: 0,
+            give_up_us: 0,
+            effect: Effect::NotDone,
+            resent: false,
+            not_before_us: 0,
+            shown_as_leader: false,
+            shown_as_forwarder: false,
+        }
+    }
+
+    /// A write that this server's state said was done, while another server's said otherwise.
+    #[test]
+    fn what_a_state_in_doubt_has_come_to_is_not_told_as_done() {
+        let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"v"));
+        let put = Put { key: key.clone(), value: value.clone(), tells_previous: false };
+        let put_if = PutIf { key, value, condition: Condition::Absent };
+        let (done, perhaps) = (Effect::Done, Effect::MayBeDone);
+        for (distrust, effects) in [
+            (None, [done, done]),
+            (Some(Distrust::Disputed), [done, perhaps]),
+            (Some(Distrust::Refuted), [perhaps, perhaps]),
+        ] {
+            let mut writes = Writes::new(0, 512);
+            for (op, index) in
+                [WriteOp::from(put.clone()), put_if.clone().into()].into_iter().zip(1..)
+            {
+                writes.add(pending(index, op));
+                let key = writes.take_next_waiting().unwrap();
+                let outcome = WriteOutcome { timestamp: Timestamp(1), result: OpResult::Done };
+                writes.wait_for_stored(key, index, WriteAnswer::of(outcome));
+            }
+            let led = writes.take_led(distrust);
+            let found: Vec<Effect> = led.iter().map(|key| writes.get(*key).effect).collect();
+            assert_eq!(found, effects, "{distrust:?}");
+        }
     }
 }

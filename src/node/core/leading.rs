@@ -29,7 +29,7 @@ impl Node {
             self.garbage_collector.lost_leadership();
             self.long_writes = LongWrites::default();
             self.reads.forget_servers();
-            for key in self.writes.take_led(!self.consistency.is_refuted()) {
+            for key in self.writes.take_led(self.distrust()) {
                 if self.leave_to_clients(key, out) {
                     self.wait_again(key, now);
                 }
