@@ -5,8 +5,8 @@
 //! writes that are not applied. The next long write waits for its turn, and short ones of other
 //! clients go past it: the writes of one client are proposed in the order in which they came.
 //!
-//! A follower has one long write of its clients in the leader's hands, and short ones of other
-//! clients go past the rest. A write that waits for its turn may wait for longer than others: after
+//! A follower has long writes of its clients in the leader's hands up to as many rows, and short
+//! ones of other clients go past the rest. A write that waits for its turn may wait for longer than others: after
 //! a time-out its client would send it again, behind those of all other clients, and might never
 //! come to its turn.
 //!

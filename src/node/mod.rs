@@ -31,6 +31,7 @@ mod reads;
 mod replies;
 mod server_clocks;
 mod server_levels;
+mod write_accounts;
 mod write_turns;
 mod writes;
 

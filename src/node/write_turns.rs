@@ -1,12 +1,12 @@
-//! Writes that are left over, in turns by origin.
+//! Writes that are left over, in turns by origin and by client.
 //!
 //! As long as everything that waits is proposed, or forwarded, at once, writes go in the order in
-//! which they came. What is left over then waits here, and origins take turns: an origin with a
-//! thousand connections that write as fast as they can has one turn in each round, as one with a
-//! single connection has.
+//! which they came. What is left over then waits here, and origins take turns, and within an origin
+//! its clients: an origin with a thousand connections that write as fast as they can has one turn
+//! in each round, as one with a single connection has.
 //!
 //! The writes of one client stay in the order in which they came, also where they come from several
-//! addresses: all of them wait with those of the origin of the first.
+//! addresses: all of them wait with the origin of the first.
 //!
 //! Each step takes the same time, however many writes wait.
 
@@ -15,29 +15,24 @@ use std::net::IpAddr;
 
 use crate::model::ClientId;
 
-/// A write that waits for its turn.
-#[derive(Clone, Copy, Debug)]
-struct WaitingWrite {
-    /// Its key in `writes`.
-    key: usize,
-    client: ClientId,
-}
-
-/// The writes of a client that wait: with which origin, and how many.
+/// The writes of a client that wait.
 #[derive(Debug)]
-struct ClientTurn {
+struct ClientTurns {
+    /// The origin with which they wait.
     origin: IpAddr,
-    writes: usize,
+    /// Their keys in `writes`, in order; never empty.
+    keys: VecDeque<usize>,
 }
 
-/// Writes by their keys, in turns by origin.
+/// Writes by their keys, in turns by origin and by client.
 #[derive(Debug, Default)]
 pub(super) struct WriteTurns {
-    /// The writes of each origin, in order; none is empty.
-    origins: HashMap<IpAddr, VecDeque<WaitingWrite>>,
-    /// Each origin once; the first is next.
+    clients: HashMap<ClientId, ClientTurns>,
+    /// The clients of each origin with writes that wait, each once; the first is next. None is
+    /// empty.
+    origins: HashMap<IpAddr, VecDeque<ClientId>>,
+    /// The origins with clients, each once; the first is next.
     order: VecDeque<IpAddr>,
-    clients: HashMap<ClientId, ClientTurn>,
     len: usize,
 }
 
@@ -50,72 +45,78 @@ impl WriteTurns {
         self.len == 0
     }
 
-    /// Adds a write behind those of its origin.
+    /// Adds a write behind those of its client.
     pub fn push(&mut self, key: usize, client: ClientId, origin: IpAddr) {
-        let origin = self.count(client, origin);
-        let writes = self.origins.entry(origin).or_insert_with(|| {
+        self.len += 1;
+        if let Some(turns) = self.clients.get_mut(&client) {
+            return turns.keys.push_back(key);
+        }
+        self.clients.insert(client, ClientTurns { origin, keys: VecDeque::from([key]) });
+        let clients = self.origins.entry(origin).or_insert_with(|| {
             self.order.push_back(origin);
             VecDeque::new()
         });
-        writes.push_back(WaitingWrite { key, client });
+        clients.push_back(client);
     }
 
-    /// Puts a write back before those of its origin.
+    /// Puts a write back before those of its client.
     pub fn put_back(&mut self, key: usize, client: ClientId, origin: IpAddr) {
-        let origin = self.count(client, origin);
-        let writes = self.origins.entry(origin).or_insert_with(|| {
+        self.len += 1;
+        if let Some(turns) = self.clients.get_mut(&client) {
+            return turns.keys.push_front(key);
+        }
+        self.clients.insert(client, ClientTurns { origin, keys: VecDeque::from([key]) });
+        let clients = self.origins.entry(origin).or_insert_with(|| {
             self.order.push_front(origin);
             VecDeque::new()
         });
-        writes.push_front(WaitingWrite { key, client });
-    }
-
-    /// Counts a write, and tells with which origin it waits.
-    fn count(&mut self, client: ClientId, origin: IpAddr) -> IpAddr {
-        self.len += 1;
-        let turn = self.clients.entry(client).or_insert(ClientTurn { origin, writes: 0 });
-        turn.writes += 1;
-        turn.origin
+        clients.push_front(client);
     }
 
     /// Takes the write whose turn it is.
     pub fn pop(&mut self) -> Option<usize> {
         let origin = self.order.pop_front()?;
-        let Some(writes) = self.origins.get_mut(&origin) else {
-            panic!("{origin} has a turn and no writes")
+        let Some(clients) = self.origins.get_mut(&origin) else {
+            panic!("{origin} has a turn and no clients")
         };
-        let taken = writes.pop_front();
-        match writes.is_empty() {
+        let client = clients.pop_front();
+        let Some((client, turns)) =
+            client.and_then(|client| Some((client, self.clients.get_mut(&client)?)))
+        else {
+            panic!("{client:?} of {origin} has a turn and no writes")
+        };
+        let key = turns.keys.pop_front();
+        match turns.keys.is_empty() {
+            true => drop(self.clients.remove(&client)),
+            false => clients.push_back(client),
+        }
+        match clients.is_empty() {
             true => drop(self.origins.remove(&origin)),
             false => self.order.push_back(origin),
         }
-        let WaitingWrite { key, client } = taken?;
-        self.discount(client);
-        Some(key)
-    }
-
-    fn discount(&mut self, client: ClientId) {
         self.len -= 1;
-        let Some(turn) = self.clients.get_mut(&client) else {
-            panic!("{client:?} has a write that waits and is not counted")
-        };
-        turn.writes -= 1;
-        if turn.writes == 0 {
-            self.clients.remove(&client);
-        }
+        key
     }
 
     /// Takes all of them, in the order of their turns.
     pub fn take_all(&mut self) -> VecDeque<usize> {
-        let WriteTurns { mut origins, order, len, .. } = std::mem::take(self);
-        let mut queues: VecDeque<VecDeque<WaitingWrite>> =
-            order.iter().filter_map(|origin| origins.remove(origin)).collect();
+        let WriteTurns { mut clients, mut origins, order, len } = std::mem::take(self);
+        let mut rounds: VecDeque<VecDeque<VecDeque<usize>>> = order
+            .iter()
+            .filter_map(|origin| origins.remove(origin))
+            .map(|of_origin| {
+                let keys = of_origin.iter().filter_map(|client| clients.remove(client));
+                keys.map(|turns| turns.keys).collect()
+            })
+            .collect();
         let mut taken = VecDeque::with_capacity(len);
-        while let Some(mut writes) = queues.pop_front() {
-            if let Some(write) = writes.pop_front() {
-                taken.push_back(write.key);
-                queues.push_back(writes);
+        while let Some(mut of_origin) = rounds.pop_front() {
+            let Some(mut keys) = of_origin.pop_front() else { continue };
+            taken.extend(keys.pop_front());
+            if !keys.is_empty() {
+                of_origin.push_back(keys);
             }
+            rounds.push_back(of_origin);
         }
         assert_eq!(taken.len(), len, "not all writes that wait have a turn");
         taken
@@ -123,20 +124,22 @@ impl WriteTurns {
 
     /// Takes out those that `keeps` does not keep.
     pub fn retain(&mut self, mut keeps: impl FnMut(usize) -> bool) {
-        let mut gone = Vec::new();
-        // In the order of turns, and not of the map, which is not the same in every run.
+        // In the order of turns, and not of the maps, which is not the same in every run.
         for origin in &self.order {
-            let Some(writes) = self.origins.get_mut(origin) else { continue };
-            writes.retain(|write| {
-                let is_kept = keeps(write.key);
-                if !is_kept {
-                    gone.push(write.client);
+            let Some(of_origin) = self.origins.get_mut(origin) else { continue };
+            of_origin.retain(|client| {
+                let Some(turns) = self.clients.get_mut(client) else { return false };
+                let before = turns.keys.len();
+                turns.keys.retain(|key| keeps(*key));
+                self.len -= before - turns.keys.len();
+                let is_left = !turns.keys.is_empty();
+                if !is_left {
+                    self.clients.remove(client);
                 }
-                is_kept
+                is_left
             });
         }
-        gone.into_iter().for_each(|client| self.discount(client));
-        self.origins.retain(|_, writes| !writes.is_empty());
+        self.origins.retain(|_, clients| !clients.is_empty());
         self.order.retain(|origin| self.origins.contains_key(origin));
     }
 }
@@ -188,7 +191,7 @@ mod tests {
         // By way of another network, in which nobody waits.
         turns.push(6, client, origin(2));
         turns.push(7, ClientId(2), origin(2));
-        assert_eq!(pop_all(&mut turns), [0, 7, 1, 2, 5, 6]);
+        assert_eq!(pop_all(&mut turns), [0, 7, 5, 1, 6, 2]);
         // Nothing of it waits any more.
         turns.push(8, client, origin(2));
         turns.push(0, ClientId(9), origin(1));

@@ -141,6 +141,9 @@ pub(super) enum WriteLength {
 #[derive(Debug, Default)]
 pub(super) struct Writes {
     all: Slab<PendingWrite>,
+    accounts: OriginAccounts,
+    /// The place in `accounts` where each of `all` is counted, by its key.
+    account_of: Vec<usize>,
     /// Those of `all` by what they are; of two that are not the same and have one identity the
     /// later.
     by_identity: HashMap<Identity, usize>,
@@ -160,6 +163,8 @@ pub(super) struct Writes {
     forwarded_bytes: usize,
     /// How many of them are long.
     forwarded_long: usize,
+    /// Rows that the long ones of them look at.
+    forwarded_long_rows: usize,
     last_forward: u64,
     bytes: usize,
     long_bytes: usize,
@@ -181,12 +186,21 @@ impl Writes {
         self.origins
     }
 
-    /// Bytes of memory of keys and values.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// Why no further write of a client at this address is taken, if so: those under way are as long
+    /// as they may be, or its origin has more of what is taken than others leave it.
+    pub fn is_full_for(&self, client: IpAddr, limits: &NodeLimits) -> Option<&'static str> {
+        let (own, own_bytes) = self.accounts.of(origin_of(client));
+        let (most, bytes_max) = (limits.pending_writes_max, limits.pending_write_bytes_max);
+        if is_over_share(own, self.all.len(), most) {
+            Some("too many writes are under way at this server")
+        } else if self.bytes >= bytes_max || is_over_share(own_bytes, self.bytes, bytes_max) {
+            Some("too many bytes are being written at this server")
+        } else {
+            None
+        }
     }
 
-    /// Those of long writes.
+    /// Bytes of memory of keys and values in long writes.
     pub fn long_bytes(&self) -> usize {
         self.long_bytes
     }
@@ -266,7 +280,14 @@ impl Writes {
         self.origins += pending.origins.len();
         let identity = identity(&pending.write.request);
         self.work_rows += self.counted_rows(&pending.write.shape);
+        let origin = origin_of(pending.client.ip());
+        let account = self.accounts.begin(origin, pending.write.memory_bytes());
         let key = self.all.insert(pending);
+        // A slab gives each new key the lowest number that it never had, or one that is free.
+        match self.account_of.get_mut(key) {
+            Some(place) => *place = account,
+            None => self.account_of.push(account),
+        }
         self.by_identity.insert(identity, key);
         let done = self.answered.writes.get(&identity);
         match done.filter(|(index, _)| !self.settled.contains_key(index)) {
@@ -363,6 +384,7 @@ impl Writes {
         let (bytes, all_bytes) = (pending.write.memory_bytes(), self.bytes);
         assert!(bytes <= all_bytes, "a write of {bytes} bytes among {all_bytes} of all writes");
         self.bytes -= bytes;
+        self.accounts.end(self.account_of[key], bytes);
         if self.is_long(&pending.write.shape) {
             self.long_bytes -= pending.write.memory_bytes();
         }
@@ -419,24 +441,31 @@ impl Writes {
         !self.proposed.is_empty()
     }
 
-    /// Whether another write may be put in another server's hands, where `bytes_max` bytes of short
-    /// ones may be, and of long ones one: it may wait for its turn there. One may always be there,
-    /// however many bytes it has.
-    pub fn may_forward(&self, key: usize, bytes_max: usize) -> bool {
+    /// Whether another write may be put in another server's hands, where so many bytes of short ones
+    /// may be, and so many rows of long ones: these may wait for their turns there. One of either may
+    /// always be there, however long it is.
+    pub fn may_forward(&self, key: usize, limits: &NodeLimits) -> bool {
         let shape = &self.all[key].write.shape;
         if self.is_long(shape) {
-            return self.forwarded_long == 0;
+            let rows = self.forwarded_long_rows + shape.work_rows;
+            return self.forwarded_long == 0 || rows <= limits.long_write_rows_max;
         }
         let (_, short_ones, short_bytes) = self.forwarded();
-        short_ones == 0 || short_bytes + shape.bytes <= bytes_max
+        short_ones == 0 || short_bytes + shape.bytes <= limits.forward_bytes_max
     }
 
     /// A write is not in another server's hands any more.
     fn came_back(&mut self, key: usize) {
         let shape = &self.all[key].write.shape;
         if self.is_long(shape) {
-            assert!(self.forwarded_long > 0, "a long write came back, and none was forwarded");
+            let (rows, all_rows) = (shape.work_rows, self.forwarded_long_rows);
+            assert!(
+                self.forwarded_long > 0 && rows <= all_rows,
+                "a long write of {rows} rows came back, of {} with {all_rows} forwarded",
+                self.forwarded_long
+            );
             self.forwarded_long -= 1;
+            self.forwarded_long_rows -= rows;
         } else {
             let (bytes, all_bytes) = (shape.bytes, self.forwarded_bytes);
             assert!(bytes <= all_bytes, "{bytes} bytes came back of {all_bytes} forwarded");
@@ -456,6 +485,7 @@ impl Writes {
         let shape = &self.all[key].write.shape;
         if self.is_long(shape) {
             self.forwarded_long += 1;
+            self.forwarded_long_rows += shape.work_rows;
         } else {
             self.forwarded_bytes += shape.bytes;
         }

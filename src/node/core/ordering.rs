@@ -50,16 +50,16 @@ impl Node {
         if let Err(reason) = write.check(self.config.value_bytes_max) {
             return Err(error(ErrorCode::Invalid, &reason));
         }
-        if self.writes.len() >= self.config.limits.pending_writes_max {
+        let limits = &self.config.limits;
+        if self.writes.len() >= limits.pending_writes_max {
             return Err(busy("too many writes are under way at this server"));
         }
         // A copy of a write under way takes no memory.
         if self.writes.join(&write, origin) {
             return Ok(());
         }
-        let limits = &self.config.limits;
-        if self.writes.bytes() >= limits.pending_write_bytes_max {
-            return Err(busy("too many bytes are being written at this server"));
+        if let Some(full) = self.writes.is_full_for(client.ip(), limits) {
+            return Err(busy(full));
         }
         // Long writes wait for their turn, and leave half of the memory to others meanwhile.
         let is_long = self.writes.is_long(&write.shape);
@@ -294,7 +294,7 @@ impl Node {
             if is_behind
                 || !is_due
                 || !is_long && budget_spent
-                || !self.writes.may_forward(key, self.config.limits.forward_bytes_max)
+                || !self.writes.may_forward(key, &self.config.limits)
             {
                 // In order, or a write of many bytes would wait for ever.
                 budget_spent |= !is_long && !is_behind && is_due;

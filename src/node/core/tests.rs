@@ -16,7 +16,7 @@ use crate::model::{
     History, OpResult, Put, PutAll, PutIf, Recovered, Release, RequestId, SetHistory, StateLimits,
     Timestamp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
 };
-use crate::wire::message::{ErrorCode, Role};
+use crate::wire::message::{ErrorCode, ErrorReply, Role};
 
 /// What a state machine has to say that has applied its group's rules.
 fn summary() -> MachineSummary {
@@ -762,17 +762,10 @@ fn a_write_waits_for_one_turn_of_each_other_origin_and_not_for_all_that_they_wri
         group.tick();
         group.put(2, 1);
         group.settle();
-        let put = || {
-            WriteOp::Put(Put {
-                key: Bytes::from_static(b"k"),
-                value: Bytes::from_static(b"v"),
-                tells_previous: false,
-            })
-        };
         let crowd: Vec<_> = (100..140)
-            .map(|client| group.write_from([10, 0, 0, 1], client, at, (1, 1), put()))
+            .map(|client| group.write_from([10, 0, 0, 1], client, at, (1, 1), put_k()))
             .collect();
-        let lone = group.write_from([10, 0, 0, 2], 200, at, (1, 1), put());
+        let lone = group.write_from([10, 0, 0, 2], 200, at, (1, 1), put_k());
         group.settle();
         let timestamp = |token| match &group.replies[token] {
             Reply::WriteOk(WriteAnswer { timestamp, .. }) => *timestamp,
@@ -782,6 +775,57 @@ fn a_write_waits_for_one_turn_of_each_other_origin_and_not_for_all_that_they_wri
         assert!(before <= 8, "server {at}: {before} writes of the crowd are before the other one");
         assert!(crowd.iter().is_sorted_by_key(timestamp), "those of one origin keep their order");
     }
+}
+
+fn put_k() -> WriteOp {
+    WriteOp::Put(Put {
+        key: Bytes::from_static(b"k"),
+        value: Bytes::from_static(b"v"),
+        tells_previous: false,
+    })
+}
+
+/// One address had all the room for writes, and everybody else's were refused.
+#[test]
+fn what_one_origin_has_under_way_leaves_room_for_others() {
+    let limits = limits::NodeLimits { pending_writes_max: 8, ..Default::default() };
+    let mut group = Group::within(limits, &[3, 3, 3], 3, AckPolicy::Majority);
+    group.tick();
+    group.cut = true;
+    let crowd: Vec<_> = (100..120)
+        .map(|client| group.write_from([10, 0, 0, 1], client, 2, (1, 1), put_k()))
+        .collect();
+    let others =
+        [200, 201, 202].map(|client| group.write_from([10, 0, 0, 2], client, 2, (1, 1), put_k()));
+    group.settle();
+    let is_busy = |token: &RequestToken| {
+        let busy = |error: &ErrorReply| matches!(error.code, ErrorCode::Busy { .. });
+        matches!(&group.replies.get(token), Some(Reply::Error(error)) if busy(error))
+    };
+    assert_eq!(crowd.iter().filter(|token| !is_busy(token)).count(), 6);
+    assert_eq!(others.iter().map(is_busy).collect::<Vec<_>>(), [false, false, true]);
+}
+
+/// Each of them is long, also one of an empty range, and waited for the answer to the one before.
+#[test]
+fn a_follower_has_long_writes_in_the_leaders_hands_up_to_what_is_let_in_there() {
+    let limits = limits::NodeLimits {
+        short_write_rows_max: 1,
+        long_write_rows_max: 7,
+        ..Default::default()
+    };
+    let mut group = Group::within(limits, &[3, 3, 3], 3, AckPolicy::Majority);
+    group.tick();
+    group.put(0, 1);
+    group.settle();
+    group.cut = true;
+    for client in 10..15 {
+        let pairs = (0..3).map(|number| (Bytes::from(vec![client, number]), Bytes::new()));
+        let long = WriteOp::PutAll(PutAll { pairs: pairs.collect() });
+        group.write_of(client.into(), 0, (1, 1), long);
+    }
+    group.settle();
+    assert_eq!(group.nodes[0].forwarded().0, 2, "of three rows each");
 }
 
 /// The second one took what a server may forward, and kept everybody at that server waiting behind
