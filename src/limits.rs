@@ -299,9 +299,9 @@ pub const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stopping leader waits for another server to take over.
 pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
 /// A replicated timestamp may be this far ahead of this machine's clock, and so may a time of the
-/// log's clock, which began with the group. A machine without a clock of its own starts in 1970; and
-/// order would end with the greatest timestamp there can be. Beyond that both go on from what is
-/// applied, by little at a time.
+/// log's clock, which began with the group. A machine without a clock of its own starts in 1970;
+/// and order would end with the greatest timestamp there can be. Beyond that both go on from what
+/// is applied, by little at a time.
 pub const TIMESTAMP_LEAP_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 /// How long a stopping server waits for what is under way before it hands over and exits.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);

@@ -405,8 +405,8 @@ impl Consensus {
         Ok(())
     }
 
-    /// The greatest timestamp in the log up to `index`, which is in the log and not below the commit
-    /// index.
+    /// The greatest timestamp in the log up to `index`, which is in the log and not below the
+    /// commit index.
     fn timestamp_up_to(&self, index: LogIndex) -> Timestamp {
         // What the library holds itself is what came since this server last worked out what follows
         // from its messages.

@@ -30,8 +30,8 @@ impl HybridClock {
         self.last
     }
 
-    /// Issues the next timestamp; `wall_us` is the machine's clock. `None` at i64::MAX microseconds,
-    /// some 292,000 years from now, where order ends.
+    /// Issues the next timestamp; `wall_us` is the machine's clock. `None` at i64::MAX
+    /// microseconds, some 292,000 years from now, where order ends.
     pub fn next(&mut self, wall_us: i64) -> Option<Timestamp> {
         self.last = Timestamp(wall_us.max(self.last.0.checked_add(1)?));
         Some(self.last)

@@ -6,9 +6,9 @@
 //! clients go past it: the writes of one client are proposed in the order in which they came.
 //!
 //! A follower has long writes of its clients in the leader's hands up to as many rows, and short
-//! ones of other clients go past the rest. A write that waits for its turn may wait for longer than others: after
-//! a time-out its client would send it again, behind those of all other clients, and might never
-//! come to its turn.
+//! ones of other clients go past the rest. A write that waits for its turn may wait for longer than
+//! others: after a time-out its client would send it again, behind those of all other clients, and
+//! might never come to its turn.
 //!
 //! While a long write is applied, reads that ask for the newest state wait, and so do writes of new
 //! sessions. So after one that took long the next rests for some times as long, if anybody else has
@@ -118,8 +118,8 @@ impl LongWrites {
         self.is_resting = false;
     }
 
-    /// Whether any that waits may have to wait for its turn: on most days not, when there may be many
-    /// to look through.
+    /// Whether any that waits may have to wait for its turn: on most days not, when there may be
+    /// many to look through.
     pub fn may_hold_back(&self, writes: &Writes, limits: &NodeLimits) -> bool {
         writes.may_have_long_ones()
             || self.several.rows + writes.work_rows() > limits.long_write_rows_max

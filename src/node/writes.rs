@@ -1,12 +1,12 @@
 //! The writes under way at one server, from receipt to answer.
 //!
 //! A write is in exactly one place: waiting to be proposed or forwarded, among what has come or,
-//! where that was too much at once, among what takes turns (`write_turns`); proposed, under its (term,
-//! index), with its outcome to be learned when it is applied; proposed and certain of its outcome;
-//! settled, that is committed with a known outcome, waiting for the servers in sync; or forwarded,
-//! under the forward's number. It is never found by order of arrival. When leadership is lost
-//! everything goes back to waiting: the next leader may get it a second time, and the replicated
-//! session makes sure it is applied once.
+//! where that was too much at once, among what takes turns (`write_turns`); proposed, under its
+//! (term, index), with its outcome to be learned when it is applied; proposed and certain of its
+//! outcome; settled, that is committed with a known outcome, waiting for the servers in sync; or
+//! forwarded, under the forward's number. It is never found by order of arrival. When leadership is
+//! lost everything goes back to waiting: the next leader may get it a second time, and the
+//! replicated session makes sure it is applied once.
 //!
 //! Clients send a write again, by way of another server or on another connection, when they do not
 //! know what became of it. **A copy of a write that is under way here, or was done lately in this
@@ -186,8 +186,8 @@ impl Writes {
         self.origins
     }
 
-    /// Why no further write of a client at this address is taken, if so: those under way are as long
-    /// as they may be, or its origin has more of what is taken than others leave it.
+    /// Why no further write of a client at this address is taken, if so: those under way are as
+    /// long as they may be, or its origin has more of what is taken than others leave it.
     pub fn is_full_for(&self, client: IpAddr, limits: &NodeLimits) -> Option<&'static str> {
         let (own, own_bytes) = self.accounts.of(origin_of(client));
         let (most, bytes_max) = (limits.pending_writes_max, limits.pending_write_bytes_max);
@@ -441,9 +441,9 @@ impl Writes {
         !self.proposed.is_empty()
     }
 
-    /// Whether another write may be put in another server's hands, where so many bytes of short ones
-    /// may be, and so many rows of long ones: these may wait for their turns there. One of either may
-    /// always be there, however long it is.
+    /// Whether another write may be put in another server's hands, where so many bytes of short
+    /// ones may be, and so many rows of long ones: these may wait for their turns there. One of
+    /// either may always be there, however long it is.
     pub fn may_forward(&self, key: usize, limits: &NodeLimits) -> bool {
         let shape = &self.all[key].write.shape;
         if self.is_long(shape) {

@@ -308,16 +308,16 @@ impl Clients {
         self.all.get(&connection).is_some_and(|client| !client.under_way.is_empty())
     }
 
-    /// Whether a request of this id is under way. A second one would not be told from it: the answer
-    /// to either would end the other, and take back its charge.
+    /// Whether a request of this id is under way. A second one would not be told from it: the
+    /// answer to either would end the other, and take back its charge.
     pub fn is_in_use(&self, token: RequestToken) -> bool {
         let client = self.all.get(&ConnectionId::from_u64(token.connection));
         client.is_some_and(|client| client.under_way.contains(&token.request))
     }
 
     /// Counts a request that holds `bytes`, and decides whether it is taken. Every request is ended
-    /// by [`Clients::answered`], refused ones included. `None` when its client is gone. Its id is not
-    /// in use.
+    /// by [`Clients::answered`], refused ones included. `None` when its client is gone. Its id is
+    /// not in use.
     pub fn begin(
         &mut self,
         memory: &mut impl ConnectionMemory,
@@ -890,8 +890,8 @@ mod tests {
         clients.answered(&mut memory, token(ids[0], 1));
         assert_eq!(memory.left, MIB);
     }
-    /// A long request under the id of a short one that was under way lost its charge with the answer
-    /// to that, and waited on.
+    /// A long request under the id of a short one that was under way lost its charge with the
+    /// answer to that, and waited on.
     #[test]
     fn the_id_of_each_request_under_way_is_in_use_however_little_it_holds() {
         let (mut clients, ids) = with_clients(2);

@@ -189,8 +189,8 @@ impl<J: Send + 'static> Workers<J> {
         self.outstanding -= 1;
     }
 
-    /// Takes back the jobs that no worker has begun and that are due, of each batch and of the queue
-    /// from the front.
+    /// Takes back the jobs that no worker has begun and that are due, of each batch and of the
+    /// queue from the front.
     pub fn take_back(&mut self, is_due: impl Fn(&J) -> bool) -> Vec<J> {
         let is_work_due = |work: &PoolJob<J>| match work {
             PoolJob::One(job) => is_due(job),

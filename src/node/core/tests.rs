@@ -1215,8 +1215,8 @@ fn what_is_not_stored_does_not_move_the_clock() {
     assert!(timestamp.0 < wall_us + century_us / 2, "{timestamp:?}");
 }
 
-/// An entry that counts as committed raised the bound by a hundred years, and so did the next: after
-/// some three thousand of them there was no timestamp left for any write.
+/// An entry that counts as committed raised the bound by a hundred years, and so did the next:
+/// after some three thousand of them there was no timestamp left for any write.
 #[test]
 fn forged_timestamps_that_are_applied_lead_no_further_than_one_leap() {
     let mut group = Group::new(3, AckPolicy::All);

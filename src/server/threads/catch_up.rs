@@ -16,7 +16,7 @@ use crate::workers::pool::Workers;
 /// log under way; what does not fit is asked for again, by consensus or with the next tick.
 const CATCH_UP_JOBS_MAX: usize = 64;
 
-/// Starts the thread.
+/// Starts the thread, which reads the log by itself and snapshots by their sources.
 pub(super) fn start(
     log: LogReader,
     completions: &CompletionSender,
