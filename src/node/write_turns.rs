@@ -15,19 +15,11 @@ use std::net::IpAddr;
 
 use crate::model::ClientId;
 
-/// The writes of a client that wait.
-#[derive(Debug)]
-struct ClientTurns {
-    /// The origin with which they wait.
-    origin: IpAddr,
-    /// Their keys in `writes`, in order; never empty.
-    keys: VecDeque<usize>,
-}
-
 /// Writes by their keys, in turns by origin and by client.
 #[derive(Debug, Default)]
 pub(super) struct WriteTurns {
-    clients: HashMap<ClientId, ClientTurns>,
+    /// The writes of each client that wait, by their keys in `writes`, in order; none is empty.
+    clients: HashMap<ClientId, VecDeque<usize>>,
     /// The clients of each origin with writes that wait, each once; the first is next. None is
     /// empty.
     origins: HashMap<IpAddr, VecDeque<ClientId>>,
@@ -48,10 +40,10 @@ impl WriteTurns {
     /// Adds a write behind those of its client.
     pub fn push(&mut self, key: usize, client: ClientId, origin: IpAddr) {
         self.len += 1;
-        if let Some(turns) = self.clients.get_mut(&client) {
-            return turns.keys.push_back(key);
+        if let Some(keys) = self.clients.get_mut(&client) {
+            return keys.push_back(key);
         }
-        self.clients.insert(client, ClientTurns { origin, keys: VecDeque::from([key]) });
+        self.clients.insert(client, VecDeque::from([key]));
         let clients = self.origins.entry(origin).or_insert_with(|| {
             self.order.push_back(origin);
             VecDeque::new()
@@ -62,10 +54,10 @@ impl WriteTurns {
     /// Puts a write back before those of its client.
     pub fn put_back(&mut self, key: usize, client: ClientId, origin: IpAddr) {
         self.len += 1;
-        if let Some(turns) = self.clients.get_mut(&client) {
-            return turns.keys.push_front(key);
+        if let Some(keys) = self.clients.get_mut(&client) {
+            return keys.push_front(key);
         }
-        self.clients.insert(client, ClientTurns { origin, keys: VecDeque::from([key]) });
+        self.clients.insert(client, VecDeque::from([key]));
         let clients = self.origins.entry(origin).or_insert_with(|| {
             self.order.push_front(origin);
             VecDeque::new()
@@ -80,13 +72,13 @@ impl WriteTurns {
             panic!("{origin} has a turn and no clients")
         };
         let client = clients.pop_front();
-        let Some((client, turns)) =
+        let Some((client, keys)) =
             client.and_then(|client| Some((client, self.clients.get_mut(&client)?)))
         else {
             panic!("{client:?} of {origin} has a turn and no writes")
         };
-        let key = turns.keys.pop_front();
-        match turns.keys.is_empty() {
+        let key = keys.pop_front();
+        match keys.is_empty() {
             true => drop(self.clients.remove(&client)),
             false => clients.push_back(client),
         }
@@ -104,10 +96,7 @@ impl WriteTurns {
         let mut rounds: VecDeque<VecDeque<VecDeque<usize>>> = order
             .iter()
             .filter_map(|origin| origins.remove(origin))
-            .map(|of_origin| {
-                let keys = of_origin.iter().filter_map(|client| clients.remove(client));
-                keys.map(|turns| turns.keys).collect()
-            })
+            .map(|of_origin| of_origin.iter().filter_map(|client| clients.remove(client)).collect())
             .collect();
         let mut taken = VecDeque::with_capacity(len);
         while let Some(mut of_origin) = rounds.pop_front() {
@@ -128,11 +117,11 @@ impl WriteTurns {
         for origin in &self.order {
             let Some(of_origin) = self.origins.get_mut(origin) else { continue };
             of_origin.retain(|client| {
-                let Some(turns) = self.clients.get_mut(client) else { return false };
-                let before = turns.keys.len();
-                turns.keys.retain(|key| keeps(*key));
-                self.len -= before - turns.keys.len();
-                let is_left = !turns.keys.is_empty();
+                let Some(keys) = self.clients.get_mut(client) else { return false };
+                let before = keys.len();
+                keys.retain(|key| keeps(*key));
+                self.len -= before - keys.len();
+                let is_left = !keys.is_empty();
                 if !is_left {
                     self.clients.remove(client);
                 }
