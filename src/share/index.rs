@@ -271,6 +271,11 @@ impl Index {
         Ok(true)
     }
 
+    /// The number of files of a peer; 0 if it has not joined.
+    pub fn files_of(&self, peer: PeerId) -> usize {
+        self.peers.get(&peer).map_or(0, |peer| peer.files.len())
+    }
+
     /// Records that a peer is downloading a content and serves what it has of it. `Ok(false)` if
     /// the peer has not joined.
     ///

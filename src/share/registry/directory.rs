@@ -69,6 +69,12 @@ pub trait PeerDirectory: Send + Sync {
         files: Vec<FileEntry>,
     ) -> Result<(), DirectoryError>;
 
+    /// Whether there are more than `files` files of a peer, all of which a JOIN would replace.
+    ///
+    /// # Errors
+    /// The directory does not answer.
+    fn has_more_files(&self, peer: PeerId, files: usize) -> Result<bool, DirectoryError>;
+
     /// Adds and removes files of a peer. Returns false if it has not joined.
     ///
     /// # Errors
@@ -206,6 +212,10 @@ impl PeerDirectory for MemoryDirectory {
             forgotten(&index.make_room(member.peer, place.origin, &files));
         }
         Ok(index.join(member, place, files, now)?)
+    }
+
+    fn has_more_files(&self, peer: PeerId, files: usize) -> Result<bool, DirectoryError> {
+        Ok(self.index().files_of(peer) > files)
     }
 
     fn update(

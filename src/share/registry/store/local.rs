@@ -7,10 +7,10 @@
 //! The module is pure: the caller passes the time and the rows.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::rows::{PeerRow, RegistryId, StoredPeer};
+use super::rows::{PeerRow, RegistryId, StoredCleanup, StoredPeer};
 use super::silence::{RegistryHeartbeat, SilenceTracker};
 use crate::model::{ContentId, PeerId};
 use crate::share::index::{IndexError, IndexLimits, Member};
@@ -67,9 +67,37 @@ impl Totals {
 /// The rows that a scan has read.
 #[derive(Debug, Default)]
 pub(super) struct ScannedRows {
+    /// Read before `peers`: so that one whose peer is not among those is of a removed peer.
+    pub cleanups: Vec<(PeerId, StoredCleanup)>,
     /// Read before `registries`, so that every live registry that a peer names is among those.
     pub peers: Vec<(PeerId, StoredPeer)>,
     pub registries: Vec<RegistryHeartbeat>,
+}
+
+/// What there is to be removed of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Orphan {
+    /// All of its rows.
+    Peer(StoredPeer),
+    /// What an unfinished removal has left.
+    Rest(StoredCleanup),
+}
+
+impl Orphan {
+    /// The address at which the peer has served.
+    pub(super) fn address(&self) -> SocketAddr {
+        match self {
+            Orphan::Peer(stored) => stored.row.address,
+            Orphan::Rest(cleanup) => cleanup.row.address,
+        }
+    }
+
+    fn registry(&self) -> RegistryId {
+        match self {
+            Orphan::Peer(stored) => stored.row.registry,
+            Orphan::Rest(cleanup) => cleanup.row.registry,
+        }
+    }
 }
 
 /// What follows from a scan.
@@ -79,7 +107,7 @@ pub(super) struct ScanVerdict {
     pub dead: Vec<RegistryHeartbeat>,
     /// Peers to be removed, unless somebody has written their rows since: their registry is dead,
     /// or is this one and does not have their connection.
-    pub orphaned: Vec<(PeerId, StoredPeer)>,
+    pub orphaned: Vec<(PeerId, Orphan)>,
     /// Local peers whose rows another registry has taken over. They have been forgotten, and are to
     /// join again.
     pub taken_over: Vec<PeerId>,
@@ -99,9 +127,10 @@ pub(super) struct LocalPeers {
     /// `None` until they have been counted.
     totals: Option<Totals>,
     /// The peers that the last scan has found to be removed, until their removal begins.
-    orphans: HashMap<PeerId, StoredPeer>,
-    /// The peers whose removal is under way.
-    leaving: HashSet<PeerId>,
+    orphans: HashMap<PeerId, Orphan>,
+    /// The number of removals under way of each peer. There are two if it has joined and left again
+    /// during the first: each removes what had the versions that it knows.
+    removals: HashMap<PeerId, usize>,
     is_store_lost: bool,
 }
 
@@ -116,7 +145,7 @@ impl LocalPeers {
             has_heartbeat_row: false,
             totals: None,
             orphans: HashMap::new(),
-            leaving: HashSet::new(),
+            removals: HashMap::new(),
             is_store_lost: false,
         }
     }
@@ -170,17 +199,22 @@ impl LocalPeers {
     }
 
     /// A peer that the last scan has found to be removed, unless it has joined here since.
-    pub(super) fn take_orphan(&mut self, peer: PeerId) -> Option<StoredPeer> {
+    pub(super) fn take_orphan(&mut self, peer: PeerId) -> Option<Orphan> {
         self.orphans.remove(&peer).filter(|_| !self.peers.contains_key(&peer))
     }
 
-    /// The removal of a peer begins. Returns false if it is under way already.
-    pub(super) fn begin_removal(&mut self, peer: PeerId) -> bool {
-        self.leaving.insert(peer)
+    /// A removal of a peer begins, which scans leave alone until it ends.
+    pub(super) fn begin_removal(&mut self, peer: PeerId) {
+        *self.removals.entry(peer).or_default() += 1;
     }
 
     pub(super) fn end_removal(&mut self, peer: PeerId) {
-        self.leaving.remove(&peer);
+        let under_way = self.removals.get_mut(&peer);
+        let under_way = under_way.unwrap_or_else(|| panic!("no removal of {peer} has begun"));
+        *under_way -= 1;
+        if *under_way == 0 {
+            self.removals.remove(&peer);
+        }
     }
 
     /// How long a peer with this row has been silent. Of another registry's peer only the silence
@@ -298,22 +332,26 @@ impl LocalPeers {
             let silence = now.saturating_duration_since(local.last_seen);
             local.joined.is_none() || silence <= silence_timeout
         });
-        let orphaned =
-            rows.peers.iter().copied().filter(|(peer, stored)| match stored.row.registry == own {
-                true => !self.peers.contains_key(peer),
-                false => !alive.contains(&stored.row.registry),
-            });
-        let orphaned: Vec<_> = orphaned.filter(|(peer, _)| !self.leaving.contains(peer)).collect();
-        self.orphans = orphaned.iter().copied().collect();
         let by_peer: HashMap<PeerId, &PeerRow> =
             rows.peers.iter().map(|(peer, stored)| (*peer, &stored.row)).collect();
+        let left = rows.cleanups.iter().filter(|(peer, _)| !by_peer.contains_key(peer));
+        let left = left.map(|(peer, cleanup)| (*peer, Orphan::Rest(*cleanup)));
+        let peers = rows.peers.iter().map(|(peer, stored)| (*peer, Orphan::Peer(*stored)));
+        let is_orphaned = |(peer, orphan): &(PeerId, Orphan)| match orphan.registry() == own {
+            true => !self.peers.contains_key(peer),
+            false => !alive.contains(&orphan.registry()),
+        };
+        let is_under_way = |(peer, _): &(PeerId, Orphan)| self.removals.contains_key(peer);
+        let orphaned: Vec<_> = peers
+            .chain(left)
+            .filter(|orphan| is_orphaned(orphan) && !is_under_way(orphan))
+            .collect();
+        self.orphans = orphaned.iter().copied().collect();
         let mut taken_over = Vec::new();
         self.peers.retain(|peer, local| {
             // The row of one that has joined since the scan began may be newer than the scan.
             let is_due = local.joined.is_some_and(|joined| joined < began);
-            // Whoever removes a peer hides it first, and may get no further.
-            let is_ours =
-                |row: &&PeerRow| row.offered && (row.registry, row.session) == (own, local.session);
+            let is_ours = |row: &&PeerRow| (row.registry, row.session) == (own, local.session);
             let stays = !is_due || by_peer.get(peer).is_some_and(is_ours);
             if !stays {
                 taken_over.push(*peer);
@@ -328,6 +366,7 @@ impl LocalPeers {
 mod tests {
     use std::net::SocketAddr;
 
+    use super::super::rows::CleanupRow;
     use super::*;
     use crate::model::Timestamp;
 
@@ -350,6 +389,16 @@ mod tests {
         (peer, StoredPeer { row, version: Timestamp(5) })
     }
 
+    fn orphan(number: u64, registry: RegistryId) -> (PeerId, Orphan) {
+        let (peer, stored) = row(number, registry);
+        (peer, Orphan::Peer(stored))
+    }
+
+    fn cleanup(number: u64, registry: RegistryId) -> (PeerId, StoredCleanup) {
+        let row = CleanupRow { registry, address: address(number) };
+        (PeerId(number), StoredCleanup { row, version: Timestamp(5) })
+    }
+
     fn heartbeat(registry: RegistryId, version: i64) -> RegistryHeartbeat {
         RegistryHeartbeat { registry, version: Timestamp(version), timeout: SILENCE }
     }
@@ -370,6 +419,7 @@ mod tests {
         let rows = |version| ScannedRows {
             peers: vec![row(7, OWN), row(8, OTHER)],
             registries: vec![heartbeat(OWN, version), heartbeat(OTHER, 1)],
+            ..ScannedRows::default()
         };
         for second in 1..=11 {
             state.with_peer(member(7), at(second), |_| ());
@@ -379,7 +429,7 @@ mod tests {
             assert_eq!(speaks, Some(second < 6), "half of its time, from the first scan on");
         }
         let verdict = state.scanned(&rows(12), at(12), at(12));
-        let (dead, orphaned) = (vec![heartbeat(OTHER, 1)], vec![row(8, OTHER)]);
+        let (dead, orphaned) = (vec![heartbeat(OTHER, 1)], vec![orphan(8, OTHER)]);
         assert_eq!(verdict, ScanVerdict { dead, orphaned, taken_over: vec![] });
         assert_eq!(state.totals(), Some(Totals { peers: 2, files: 4 }));
     }
@@ -388,18 +438,19 @@ mod tests {
     fn a_row_of_a_registry_without_a_heartbeat_is_orphaned_at_once() {
         let (mut state, at) = state_with_peer(7);
         let peers = vec![row(7, OWN), row(8, OTHER)];
-        let rows = ScannedRows { peers, registries: vec![heartbeat(OWN, 1)] };
+        let registries = vec![heartbeat(OWN, 1)];
+        let rows = ScannedRows { peers, registries, ..ScannedRows::default() };
         let verdict = state.scanned(&rows, at(1), at(1));
-        assert_eq!(verdict.orphaned, [row(8, OTHER)]);
+        assert_eq!(verdict.orphaned, [orphan(8, OTHER)]);
     }
 
     #[test]
     fn a_silent_peer_is_forgotten_and_its_row_orphaned() {
         let (mut state, at) = state_with_peer(7);
-        let rows = || ScannedRows { peers: vec![row(7, OWN)], registries: vec![] };
+        let rows = || ScannedRows { peers: vec![row(7, OWN)], ..ScannedRows::default() };
         assert_eq!(state.scanned(&rows(), at(10), at(10)), ScanVerdict::default());
         let verdict = state.scanned(&rows(), at(11), at(11));
-        assert_eq!(verdict.orphaned, [row(7, OWN)]);
+        assert_eq!(verdict.orphaned, [orphan(7, OWN)]);
         assert_eq!(state.forget(member(7)), None, "it is forgotten already");
     }
 
@@ -408,7 +459,8 @@ mod tests {
         for there in [Some(OTHER), None] {
             let (mut state, at) = state_with_peer(7);
             let peers = there.map(|registry| row(7, registry)).into_iter().collect();
-            let rows = ScannedRows { peers, registries: vec![heartbeat(OTHER, 1)] };
+            let registries = vec![heartbeat(OTHER, 1)];
+            let rows = ScannedRows { peers, registries, ..ScannedRows::default() };
             // Its own row may be newer than what a scan has read that began before.
             assert_eq!(state.scanned(&rows, at(0), at(1)), ScanVerdict::default(), "{there:?}");
             let verdict = state.scanned(&rows, at(1), at(2));
@@ -420,13 +472,44 @@ mod tests {
     /// Another registry that believed this one dead has begun to remove the peer, and got no
     /// further.
     #[test]
-    fn a_peer_that_was_hidden_is_to_join_again() {
+    fn a_peer_of_which_a_rest_is_left_is_to_join_again_and_the_rest_is_removed() {
         let (mut state, at) = state_with_peer(7);
-        let (peer, StoredPeer { row, version }) = row(7, OWN);
-        let hidden = StoredPeer { row: PeerRow { offered: false, ..row }, version };
-        let rows = ScannedRows { peers: vec![(peer, hidden)], registries: vec![] };
-        assert_eq!(state.scanned(&rows, at(1), at(1)).taken_over, [peer]);
-        assert_eq!(state.scanned(&rows, at(2), at(2)).orphaned, [(peer, hidden)]);
+        let rows = ScannedRows { cleanups: vec![cleanup(7, OWN)], ..ScannedRows::default() };
+        let verdict = state.scanned(&rows, at(1), at(1));
+        assert_eq!((verdict.taken_over, verdict.orphaned), (vec![PeerId(7)], vec![]));
+        let (peer, rest) = cleanup(7, OWN);
+        assert_eq!(state.scanned(&rows, at(2), at(2)).orphaned, [(peer, Orphan::Rest(rest))]);
+    }
+
+    /// Its registry is removing it at this moment.
+    #[test]
+    fn what_is_left_of_a_peer_is_its_registrys_to_remove_unless_that_is_dead() {
+        let start = Instant::now();
+        let mut state = LocalPeers::new(OWN, SILENCE);
+        let cleanups = vec![cleanup(7, OTHER), cleanup(8, OTHER)];
+        let peers = vec![row(8, OTHER)];
+        let mut rows = ScannedRows { cleanups, peers, registries: vec![heartbeat(OTHER, 1)] };
+        assert_eq!(state.scanned(&rows, start, start).orphaned, []);
+        rows.registries.clear();
+        let (whole, rest) = (Orphan::Peer(row(8, OTHER).1), Orphan::Rest(cleanup(7, OTHER).1));
+        let orphaned = [(PeerId(8), whole), (PeerId(7), rest)];
+        assert_eq!(state.scanned(&rows, start, start).orphaned, orphaned);
+    }
+
+    /// Once its removal was taken for that of the peer of the same id that had left before.
+    #[test]
+    fn scans_leave_a_peer_alone_until_all_its_removals_have_ended() {
+        let start = Instant::now();
+        let mut state = LocalPeers::new(OWN, SILENCE);
+        let rows = ScannedRows { peers: vec![row(7, OWN)], ..ScannedRows::default() };
+        let (first, second) = (PeerId(7), PeerId(7));
+        state.begin_removal(first);
+        state.begin_removal(second);
+        assert_eq!(state.scanned(&rows, start, start).orphaned, []);
+        state.end_removal(second);
+        assert_eq!(state.scanned(&rows, start, start).orphaned, []);
+        state.end_removal(first);
+        assert_eq!(state.scanned(&rows, start, start).orphaned.len(), 1);
     }
 
     #[test]
@@ -435,7 +518,7 @@ mod tests {
         let mut state = LocalPeers::new(OWN, SILENCE);
         state.begin_join(member(7), address(7).ip(), start);
         let later = start + 5 * SILENCE;
-        let rows = ScannedRows { peers: vec![row(7, OTHER)], registries: vec![] };
+        let rows = ScannedRows { peers: vec![row(7, OTHER)], ..ScannedRows::default() };
         let verdict = state.scanned(&rows, later, later);
         assert_eq!(verdict.taken_over, []);
         let (_, stored) = row(7, OWN);

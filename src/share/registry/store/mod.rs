@@ -12,13 +12,17 @@
 //!    registries are dead.
 //! 2. The version of a peer's row is the right to change what the peer offers: every write of its
 //!    rows is under the condition that its row still has the version that the writer knows
-//!    (compare-and-set). A JOIN and a removal begin by writing the row, and read the peer's files
-//!    after that, when nobody who knew an earlier version can change them any more. So of two
-//!    registries that interfere over a peer one is told so at once, also one that was stopped in
-//!    the middle of a write: it forgets the peer, which joins again.
-//! 3. A peer's row is written before any of its files and removed with the last of them, and is
-//!    marked `offered` only when all its files are there. So whatever a failure leaves half done
-//!    belongs to a peer's row that says so, and peers without such a row are not found by searches.
+//!    (compare-and-set). A JOIN begins by writing the row and a removal by removing it, and both
+//!    read the peer's files after that, when nobody who knew an earlier version can change them any
+//!    more. So of two registries that interfere over a peer one is told so at once, also one that
+//!    was stopped in the middle of a write: it forgets the peer, which joins again.
+//! 3. A peer's row is written before any of its files, and is marked `offered` only when all its
+//!    files are there. With it a second row is written, the cleanup row, which is removed with the
+//!    last of the peer's rows: a removal takes the peer's row away first, so that no one is sent to
+//!    the peer any more, and the rest under the version that the cleanup row had before. So
+//!    whatever a failure leaves half done belongs to a row that says so, and peers without their
+//!    own row are not found by searches. A removal stores nothing, since it must be possible on a
+//!    full disk.
 //! 4. The three rows of a file are written in one write, and removed in one write.
 //! 5. No versions accumulate: a row that is overwritten is trimmed, and a file that has changed is
 //!    removed and written. Removed rows leave the disk after [`limits::REMOVAL_GRACE`]. A JOIN
@@ -46,15 +50,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rand::Rng;
+use serde::de::DeserializeOwned;
 
-use self::local::{LocalPeer, LocalPeers, Totals};
+use self::local::{LocalPeer, LocalPeers, Orphan, Totals};
+use self::offers::{FilesChange, Guard, as_found};
 use self::row_store::{Result, RowStore};
 use self::rows::*;
 use super::directory::{DirectoryError, PeerDirectory};
 use crate::Client;
 use crate::client::{Condition, ReadOptions};
 use crate::limits;
-use crate::model::{ContentId, FileEntry, FileName, PeerId, Version};
+use crate::model::{ContentId, FileEntry, FileName, PeerId, Row, Timestamp};
 use crate::net::RunClock;
 use crate::share::index::{
     IndexError, IndexLimits, Member, PeerEndpoint, most_offered_first, summaries, whole_first,
@@ -79,6 +85,15 @@ pub struct StoreDirectory<S = Client> {
     /// Measures silence, without the times in which this process was stopped.
     clock: Mutex<RunClock>,
     state: Mutex<LocalPeers>,
+}
+
+/// A peer's row that a JOIN has written.
+struct TakenOver {
+    /// How many files the peer had, if it was known.
+    before: Option<u64>,
+    stored: StoredPeer,
+    /// Whether its cleanup row has an earlier version now.
+    is_cleanup_replaced: bool,
 }
 
 type FileRows = BTreeMap<FileName, FileRow>;
@@ -109,16 +124,26 @@ impl<S: RowStore> StoreDirectory<S> {
     // ---- rows ----------------------------------------------------------------------------------
 
     fn peer_rows(&self, from: &str, options: ReadOptions) -> Result<Vec<(PeerId, StoredPeer)>> {
-        let mut peers = Vec::new();
-        for row in self.store.range(from, &end(PEERS), options)? {
+        let rows = self.rows_of_peers(from, PEERS, options)?;
+        let stored = |(peer, row, version)| (peer, StoredPeer { row, version });
+        Ok(rows.into_iter().map(stored).collect())
+    }
+
+    /// The rows from a key on whose keys are peers below this prefix, and their versions.
+    fn rows_of_peers<T: DeserializeOwned>(
+        &self,
+        from: &str,
+        prefix: &str,
+        options: ReadOptions,
+    ) -> Result<Vec<(PeerId, T, Timestamp)>> {
+        let mut rows = Vec::new();
+        for row in self.store.range(from, &end(prefix), options)? {
             let row = row?;
-            let peer = rest(&row, PEERS).and_then(peer_of);
-            let stored = value(row.value());
-            let stored = row.timestamp().zip(stored);
-            let stored = stored.map(|(version, row)| StoredPeer { row, version });
-            peers.extend(peer.zip(stored));
+            let peer = rest(&row, prefix).and_then(peer_of);
+            let stored = row.timestamp().zip(value(row.value()));
+            rows.extend(peer.zip(stored).map(|(peer, (version, row))| (peer, row, version)));
         }
-        Ok(peers)
+        Ok(rows)
     }
 
     /// The rows of those of these peers that are offered. Reading them needs no newest read: this
@@ -171,17 +196,15 @@ impl<S: RowStore> StoreDirectory<S> {
     }
 
     /// Takes over the row of a peer that joins with `files` files, from whichever registry has it,
-    /// and makes the peer a local one. Returns how many files it had, if it was known.
-    fn take_over(
-        &self,
-        member: Member,
-        place: PeerEndpoint,
-        files: u64,
-    ) -> Result<(Option<u64>, StoredPeer)> {
+    /// and makes the peer a local one.
+    fn take_over(&self, member: Member, place: PeerEndpoint, files: u64) -> Result<TakenOver> {
         let (peer, PeerEndpoint { address, origin, key }) = (member.peer, place);
         for _ in 0..TAKE_OVER_ATTEMPTS_MAX {
-            let found = self.store.get(&peer_key(peer))?;
-            let known: Option<PeerRow> = value(found.as_ref().map(|found| &found.value[..]));
+            let keys = [peer_key(peer), cleanup_key(peer)];
+            let found = self.store.get_all(keys.into_iter())?;
+            let [found, cleanup] = <[Row; 2]>::try_from(found)
+                .unwrap_or_else(|rows| panic!("{} rows were read for 2 keys", rows.len()));
+            let known: Option<PeerRow> = value(found.value());
             if let Some(row) = known
                 && row.registry != self.id
                 && row.key != key
@@ -207,12 +230,19 @@ impl<S: RowStore> StoreDirectory<S> {
                 Some(row) => new(row.offered, row.files, row.bytes),
                 None => new(false, 0, 0),
             };
+            // A cleanup row that names this registry is left as it is: as long as the peer has its
+            // own row, nobody removes anything under the version of the other.
+            let is_named = known.is_some_and(|row| row.registry == self.id);
+            let has_cleanup = cleanup.found.is_some();
+            let cleanup_row = CleanupRow { registry: self.id, address };
+            let cleanup_row = (!(is_named && has_cleanup)).then_some(cleanup_row);
             let now = self.now();
             self.state().begin_join(member, origin, now);
-            let version = |found: Version| Condition::Version(found.timestamp);
-            let condition = found.map_or(Condition::Absent, version);
-            match self.put_peer(peer, condition, row) {
-                Ok(Some(taken)) => return Ok((before, taken)),
+            match self.put_peer(peer, as_found(found.found.as_ref()), row, cleanup_row) {
+                Ok(Some(stored)) => {
+                    let is_cleanup_replaced = has_cleanup && cleanup_row.is_some();
+                    return Ok(TakenOver { before, stored, is_cleanup_replaced });
+                }
                 Ok(None) => drop(self.state().forget(member)),
                 Err(error) => {
                     self.state().forget(member);
@@ -248,8 +278,8 @@ impl<S: RowStore> PeerDirectory for StoreDirectory<S> {
             self.write_heartbeat()?;
         }
         let (given, files) = (files.len() as u64, by_name(files));
-        let (before, taken) = self.take_over(member, place, given)?;
-        let joined = match self.write_join(member.peer, taken, &files) {
+        let taken = self.take_over(member, place, given)?;
+        let joined = match self.write_join(member.peer, &taken, &files) {
             Ok(stored) => stored.ok_or(DirectoryError::JoinedElsewhere),
             Err(error) => Err(error),
         };
@@ -258,7 +288,7 @@ impl<S: RowStore> PeerDirectory for StoreDirectory<S> {
         match joined {
             Ok(stored) => {
                 state.end_join(member, stored, Instant::now(), now);
-                state.recount(before, Some(stored.row.files));
+                state.recount(taken.before, Some(stored.row.files));
                 Ok(())
             }
             Err(error) => {
@@ -285,7 +315,9 @@ impl<S: RowStore> PeerDirectory for StoreDirectory<S> {
         let bytes = stored.row.bytes.saturating_sub(total_bytes(&before));
         let bytes = bytes.saturating_add(total_bytes(&added));
         let row = PeerRow { files, bytes, ..stored.row };
-        let written = self.write_files(peer, stored.version, vec![], &before, &added, Some(row));
+        let guard = Guard { key: peer_key(peer), condition: Condition::Version(stored.version) };
+        let change = FilesChange { parts: vec![], before: &before, after: &added };
+        let written = self.write_files(peer, &guard, &change, Some(&row));
         let Ok(Some(version)) = written else {
             // It is another registry's by now, or nobody knows what its rows are: it joins again.
             self.state().forget(member);
@@ -294,7 +326,7 @@ impl<S: RowStore> PeerDirectory for StoreDirectory<S> {
         let stored = StoredPeer { row, version };
         let is_local = self.with_local_peer(member, |local| local.stored = Some(stored)).is_some();
         self.state().recount(Some(stored.row.files), Some(files));
-        self.store.trim(&peer_key(peer))?;
+        self.store.trim(&guard.key)?;
         Ok(is_local)
     }
 
@@ -357,12 +389,23 @@ impl<S: RowStore> PeerDirectory for StoreDirectory<S> {
 
     fn remove_silent(&self, peer: PeerId) -> Result<()> {
         let orphan = self.state().take_orphan(peer);
-        if let Some(stored) = orphan
-            && self.remove_peer(peer, stored)?
-        {
-            log::info!("peer {peer} at {} has fallen silent", stored.row.address);
+        match orphan {
+            None => {}
+            Some(Orphan::Peer(stored)) => {
+                if self.remove_peer(peer, stored)? {
+                    log::info!("peer {peer} at {} has fallen silent", stored.row.address);
+                }
+            }
+            Some(Orphan::Rest(cleanup)) => self.clean_up(peer, cleanup)?,
         }
         Ok(())
+    }
+
+    fn has_more_files(&self, peer: PeerId, files: usize) -> Result<bool> {
+        let prefix = files_prefix(peer);
+        let end = end(&prefix);
+        let mut rows = self.store.range(&prefix, &end, ReadOptions::default())?;
+        Ok(rows.nth(files).transpose()?.is_some())
     }
 
     fn search(&self, name: &FileName) -> Result<Vec<Source>> {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `share/registry/ID` | silence time-out of the registry; rewritten as its heartbeat |
 //! | `share/peer/ID` | the peer's address, session, registry, number of files and bytes |
+//! | `share/cleanup/ID` | the peer's address and registry; there as long as any other row of it |
 //! | `share/file/ID/NAME` | size and content |
 //! | `share/name/NAME\0ID` | size and content |
 //! | `share/content/HASH/ID/NAME` | size; NAME is empty while the peer is downloading it |
@@ -47,6 +48,21 @@ pub(super) struct PeerRow {
     pub bytes: u64,
 }
 
+/// Says that a peer has rows, or had some that may not all be removed yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CleanupRow {
+    /// The registry that removes what is left of the peer, unless that registry is dead.
+    pub registry: RegistryId,
+    pub address: SocketAddr,
+}
+
+/// A cleanup row and its version, under which what is left of the peer may be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StoredCleanup {
+    pub row: CleanupRow,
+    pub version: Timestamp,
+}
+
 /// A peer's row and its version, under which whoever has read or written it may change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StoredPeer {
@@ -69,6 +85,7 @@ pub(super) struct ContentRow {
 
 pub(super) const REGISTRIES: &str = "share/registry/";
 pub(super) const PEERS: &str = "share/peer/";
+pub(super) const CLEANUPS: &str = "share/cleanup/";
 pub(super) const NAMES: &str = "share/name/";
 
 /// The end of the range of keys with a prefix: the byte 0xff occurs in no UTF-8 text.
@@ -82,6 +99,10 @@ pub(super) fn registry_key(registry: RegistryId) -> String {
 
 pub(super) fn peer_key(peer: PeerId) -> String {
     format!("{PEERS}{peer}")
+}
+
+pub(super) fn cleanup_key(peer: PeerId) -> String {
+    format!("{CLEANUPS}{peer}")
 }
 
 pub(super) fn files_prefix(peer: PeerId) -> String {
@@ -148,6 +169,16 @@ fn id_of(hex: &str) -> Option<u64> {
     (format!("{number:016x}") == hex).then_some(number)
 }
 
+/// The content that a key names; `None` for text that no registry writes so.
+pub(super) fn content_of(hex: &str) -> Option<ContentId> {
+    let mut bytes = [0; 32];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    let content = ContentId(bytes);
+    (content.to_string() == hex).then_some(content)
+}
+
 /// Decodes a row's value; `None` for one of another form.
 pub(super) fn value<T: DeserializeOwned>(value: Option<&[u8]>) -> Option<T> {
     rmp_serde::from_slice(value?).ok()
@@ -168,6 +199,17 @@ mod tests {
         assert_eq!(peer_key(PeerId(0xfe)), format!("{PEERS}00000000000000fe"));
         for other in ["fe", "+0000000000000fe", "00000000000000FE", "000000000000000fe", ""] {
             assert_eq!(peer_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_content_that_no_registry_writes_so_is_none() {
+        let hex = "0a".repeat(32);
+        assert_eq!(content_of(&hex), Some(ContentId([10; 32])));
+        let wrong =
+            [&hex[1..], &hex.to_uppercase(), &format!("{hex}0a"), "", "é", &"+a".repeat(32)];
+        for other in wrong {
+            assert_eq!(content_of(other), None, "{other}");
         }
     }
 }

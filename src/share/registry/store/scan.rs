@@ -41,10 +41,14 @@ impl<S: RowStore> StoreDirectory<S> {
             self.store.write_if(&key, Condition::Version(version), vec![], vec![key.clone()])?;
         }
         let orphaned = verdict.orphaned.into_iter();
-        Ok(orphaned.map(|(peer, stored)| (peer, stored.row.address)).collect())
+        Ok(orphaned.map(|(peer, orphan)| (peer, orphan.address())).collect())
     }
 
     fn read_rows(&self) -> Result<ScannedRows> {
+        // Cleanup rows before peers: one whose peer has no row by then is of a removed peer.
+        let cleanups = self.rows_of_peers(CLEANUPS, CLEANUPS, ReadOptions::default())?;
+        let stored = |(peer, row, version)| (peer, StoredCleanup { row, version });
+        let cleanups = cleanups.into_iter().map(stored).collect();
         // Peers before registries: a registry that a peer's row names has its own row by then.
         let peers = self.peer_rows(PEERS, ReadOptions::default())?;
         let mut registries = Vec::new();
@@ -59,6 +63,6 @@ impl<S: RowStore> StoreDirectory<S> {
                 timeout: Duration::from_millis(value.silence_timeout_ms),
             }));
         }
-        Ok(ScannedRows { peers, registries })
+        Ok(ScannedRows { cleanups, peers, registries })
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
@@ -33,6 +33,8 @@ struct MapStore {
     interruption: Mutex<Option<Interruption>>,
     /// The number of the write whose answer is lost.
     lost: Mutex<Option<(usize, Effect)>>,
+    /// Whether the disk has no room, so that nothing can be stored.
+    is_full: AtomicBool,
 }
 
 impl MapStore {
@@ -43,6 +45,23 @@ impl MapStore {
             interrupt();
         }
         self.versions.lock().unwrap()
+    }
+
+    /// Refuses what a server with a full disk refuses, or would take for a faulty request.
+    fn check(&self, puts: &[(String, Vec<u8>)], removes: &[String]) -> Result<()> {
+        let server = "127.0.0.1:1".parse().unwrap();
+        let error =
+            |message: String| Err(DirectoryError::Store(ClientError::Invalid { server, message }));
+        if let Some(key) = removes.iter().find(|key| key.len() > limits::KEY_BYTES_MAX) {
+            return error(format!("a key of {} bytes is too long", key.len()));
+        }
+        if puts.len() + removes.len() > 3 * limits::STORE_FILES_PER_WRITE + 1 {
+            return error(format!("{} keys are too many", puts.len() + removes.len()));
+        }
+        if self.is_full.load(Ordering::Relaxed) && !puts.is_empty() {
+            return error("the disk is full".to_owned());
+        }
+        Ok(())
     }
 
     fn rows(versions: &Versions, from: &[u8], to: &[u8]) -> Vec<Row> {
@@ -105,7 +124,9 @@ impl RowStore for MapStore {
     }
 
     fn put(&self, key: &str, value: Vec<u8>) -> Result<()> {
-        write(&mut self.called(), vec![(key.to_owned(), value)], vec![]);
+        let puts = vec![(key.to_owned(), value)];
+        self.check(&puts, &[])?;
+        write(&mut self.called(), puts, vec![]);
         Ok(())
     }
 
@@ -123,6 +144,7 @@ impl RowStore for MapStore {
         puts: Vec<(String, Vec<u8>)>,
         removes: Vec<String>,
     ) -> Result<Option<Timestamp>> {
+        self.check(&puts, &removes)?;
         let mut versions = self.called();
         let call = self.calls.load(Ordering::Relaxed) - 1;
         let mut lost = self.lost.lock().unwrap();
@@ -199,6 +221,8 @@ fn settled(versions: &Versions) -> Option<Vec<u8>> {
         assert_eq!(versions.len(), 1, "{key} keeps versions that were overwritten");
     }
     let peer = rows(PEERS).pop();
+    let cleanup = rows(CLEANUPS).pop();
+    assert_eq!(peer.is_some(), cleanup.is_some(), "{versions:?}");
     let Some(peer) = peer else {
         assert!(by_peer.is_empty() && parts == 0, "rows of no peer: {versions:?}");
         return None;
@@ -270,7 +294,6 @@ fn of_two_registries_that_interfere_one_has_the_peer_and_all_of_its_rows() {
                 let answer = act(&owner);
                 let held_up = owner.store.interruption.lock().unwrap().is_none();
                 let case = format!("it {owns} ({answer}), before call {call} another {interferes}");
-                println!("{case}");
                 // What a peer that was told nothing finds out by itself.
                 for registry in [&owner, &other] {
                     scan(registry).unwrap();
@@ -309,7 +332,7 @@ fn a_write_whose_answer_is_lost_leaves_nothing_behind() {
             *owner.store.lost.lock().unwrap() = Some((call, effect));
             let case = format!("it {does}, call {call}, takes effect: {effect:?}");
             let answer = act(&owner);
-            println!("{case}: {answer}");
+            let case = format!("{case} ({answer})");
             if owner.store.lost.lock().unwrap().take().is_some() {
                 // It made no write with that number.
                 continue;
@@ -336,4 +359,112 @@ fn a_registry_that_goes_on_keeps_its_row_from_those_who_believed_it_dead() {
     let remove = other.store.write_if(&key, Condition::Version(dead), vec![], vec![key.clone()]);
     assert_eq!(remove.unwrap(), None);
     assert!(versions.lock().unwrap().contains_key(&key));
+}
+
+/// Once it first marked the peer's row as one that is not offered, for which there was no room.
+#[test]
+fn a_peer_leaves_also_when_the_disk_is_full() {
+    let (versions, owner, other) = joined();
+    for registry in [&owner, &other] {
+        registry.store.is_full.store(true, Ordering::Relaxed);
+    }
+    owner.leave(member(1)).unwrap();
+    assert_eq!(settled(&versions.lock().unwrap()), None);
+}
+
+/// Once such rows were taken for contents that the peer downloads, and keys that are too long, or
+/// more than one write may have, were to be removed with it: its removal and its next JOIN failed,
+/// each time anew.
+#[test]
+fn rows_of_others_among_a_peers_downloads_are_left_alone() {
+    let (versions, owner, _) = joined();
+    let prefix = parts_prefix(PEER);
+    let long = "x".repeat(limits::KEY_BYTES_MAX - prefix.len());
+    let mut foreign: Vec<String> = [&long, "", "file", &content(0xab).to_string().to_uppercase()]
+        .map(|rest| format!("{prefix}{rest}"))
+        .into();
+    foreign.push(format!("{}/x", keys_of_part(PEER, content(1))[1]));
+    let puts = foreign.iter().map(|key| (key.clone(), b"?".to_vec())).collect();
+    write(&mut versions.lock().unwrap(), puts, vec![]);
+    // And more downloads than any registry accepts, which could be this one's.
+    let hash = |number: u32| ContentId(*blake3::hash(&number.to_le_bytes()).as_bytes());
+    let parts = 0..2 * limits::STORE_FILES_PER_WRITE as u32;
+    let puts = parts.flat_map(|number| keys_of_part(PEER, hash(number)));
+    let puts = puts.map(|key| (key, encode(&ContentRow { size: 1 }))).collect();
+    write(&mut versions.lock().unwrap(), puts, vec![]);
+
+    join(&owner, 2, &[1, 2]).unwrap();
+    owner.leave(member(2)).unwrap();
+    let mut left = versions.lock().unwrap();
+    foreign.iter().for_each(|key| assert!(left.remove(key).is_some(), "{key} is not ours"));
+    assert_eq!(settled(&left), None);
+}
+
+/// Once the second removal was taken for the first, and left the peer's row where it was.
+#[test]
+fn a_peer_that_joins_and_leaves_again_while_its_first_removal_is_under_way_is_gone() {
+    during_each_call_of_a_leave(
+        |registry| {
+            join(registry, 2, &[2, 3]).unwrap();
+            registry.leave(member(2)).unwrap();
+        },
+        |versions, _| assert_eq!(settled(versions), None),
+    );
+}
+
+#[test]
+fn a_peer_that_joins_anew_while_it_is_removed_keeps_its_rows() {
+    during_each_call_of_a_leave(
+        |registry| join(registry, 2, &[2, 3]).unwrap(),
+        |versions, registry| {
+            assert_eq!(settled(versions), Some(vec![2, 3]));
+            assert!(registry.heartbeat(member(2)).unwrap());
+        },
+    );
+}
+
+/// Has a peer leave, and does something at its registry before each call that this makes to the
+/// store. What is to hold after that holds also when scans have had their turn.
+fn during_each_call_of_a_leave(act: fn(&Registry), holds: fn(&Versions, &Registry)) {
+    for call in 0.. {
+        let (versions, owner, _) = joined();
+        let meanwhile = Arc::clone(&owner);
+        let interrupt = Box::new(move || act(&meanwhile));
+        *owner.store.interruption.lock().unwrap() = Some((call, interrupt));
+        owner.leave(member(1)).unwrap();
+        if owner.store.interruption.lock().unwrap().take().is_some() {
+            assert!(call > 2, "a removal reads and writes");
+            return;
+        }
+        for _ in 0..3 {
+            let versions = versions.lock().unwrap().clone();
+            holds(&versions, &owner);
+            scan(&owner).unwrap();
+        }
+    }
+}
+
+/// Whatever a removal that was broken off has left, the next scan removes it: of its own registry,
+/// or of any if that is dead.
+#[test]
+fn a_removal_that_fails_is_ended_by_the_next_scan() {
+    for call in 0..8 {
+        for is_dead in [false, true] {
+            let (versions, owner, other) = joined();
+            *owner.store.lost.lock().unwrap() = Some((call, Effect::Never));
+            let _ = owner.leave(member(1));
+            // Unless that call was no write.
+            *owner.store.lost.lock().unwrap() = None;
+            scan(&other).unwrap();
+            let sweeper = match is_dead {
+                true => {
+                    versions.lock().unwrap().remove(&registry_key(owner.id));
+                    &other
+                }
+                false => &owner,
+            };
+            scan(sweeper).unwrap();
+            assert_eq!(settled(&versions.lock().unwrap()), None, "call {call}, dead: {is_dead}");
+        }
+    }
 }
