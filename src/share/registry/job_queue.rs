@@ -1,8 +1,9 @@
 //! The jobs of a registry's workers, and the order in which the workers get them.
 //!
-//! Rules: requests that change many files run on all threads but one, so that one thread is always
-//! free for searches. They go round by origin (an IP address), so that one address waits for at
-//! most one of each other address, however many others have queued.
+//! Rules: jobs that change many files run on all threads but one, so that one thread is always
+//! free for searches. Requests, and removals of peers that are gone, take turns: so neither waits
+//! for more of the other than there are of itself. Both go round by origin (an IP address), so that
+//! one address waits for at most one of each other address, however many others have queued.
 //!
 //! Left out: what a job does (`work`), and the memory that it holds, which the service counts and
 //! which bounds the number of jobs that wait here.
@@ -18,9 +19,14 @@ use crate::workers::pool::{Pool, SubmitError};
 
 /// Requests that wait for a registry's workers; past it they are told to come later.
 pub(super) const REGISTRY_QUEUE_JOBS_MAX: usize = 4 * 1024;
-/// Long jobs of one origin that wait: a quarter, so that no address alone takes the queue from all
-/// others.
-const LONG_JOBS_PER_ORIGIN_MAX: usize = REGISTRY_QUEUE_JOBS_MAX / 4;
+/// Long jobs that wait, of requests and of removals each: all peers may go at once, and none has to
+/// be found silent because there was no room for its removal.
+const LONG_JOBS_MAX: usize = limits::REGISTRY_PEERS_MAX;
+/// Those of one origin: all peers that it may have, which is a quarter of the queue, so that no
+/// address alone takes it from all others.
+const LONG_JOBS_PER_ORIGIN_MAX: usize = limits::REGISTRY_PEERS_PER_ORIGIN_MAX;
+
+const _: () = assert!(4 * LONG_JOBS_PER_ORIGIN_MAX <= LONG_JOBS_MAX);
 
 pub(super) struct JobQueue {
     pool: Pool<RegistryJob, RegistryCompletion>,
@@ -101,7 +107,7 @@ impl JobQueue {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.pool.outstanding() == 0 && self.long.count == 0
+        self.pool.outstanding() == 0 && self.long.is_empty()
     }
 
     /// Waits for the jobs under way and ends the workers.
@@ -112,18 +118,70 @@ impl JobQueue {
     }
 }
 
-/// The long jobs that wait, in turn by origin.
+/// The long jobs that wait.
 #[derive(Default)]
 struct LongJobs {
-    /// The jobs of each origin that has some, in their order; whose turn it is first.
-    origins: VecDeque<(IpAddr, VecDeque<RegistryJob>)>,
-    count: usize,
+    /// Of peers, who wait for an answer.
+    requests: OriginRing,
+    /// Of what nobody waits for.
+    removals: OriginRing,
+    /// Whether the next turn is a removal's, if there is one.
+    is_removals_turn: bool,
 }
 
 impl LongJobs {
     /// Queues a job. Returns false if there is no room, for all or for its origin.
     fn push(&mut self, job: RegistryJob, origin: IpAddr) -> bool {
-        if self.count >= REGISTRY_QUEUE_JOBS_MAX {
+        self.ring(&job).push(job, origin)
+    }
+
+    /// Takes the next job: a request and a removal in turn.
+    fn pop(&mut self) -> Option<(RegistryJob, IpAddr)> {
+        let [first, second] = match self.is_removals_turn {
+            true => [&mut self.removals, &mut self.requests],
+            false => [&mut self.requests, &mut self.removals],
+        };
+        let next = first.pop().or_else(|| second.pop())?;
+        self.is_removals_turn = is_request(&next.0);
+        Some(next)
+    }
+
+    /// Puts a job back that was taken just now, and gives it the next turn.
+    fn put_back(&mut self, job: RegistryJob, origin: IpAddr) {
+        self.is_removals_turn = !is_request(&job);
+        self.ring(&job).put_back(job, origin);
+    }
+
+    /// Removes the request of a connection. Returns the memory that it holds.
+    fn remove(&mut self, connection: ConnectionId) -> usize {
+        self.requests.remove(connection)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.requests.count + self.removals.count == 0
+    }
+
+    fn ring(&mut self, job: &RegistryJob) -> &mut OriginRing {
+        if is_request(job) { &mut self.requests } else { &mut self.removals }
+    }
+}
+
+fn is_request(job: &RegistryJob) -> bool {
+    matches!(job, RegistryJob::Request { .. })
+}
+
+/// Jobs in turn by origin.
+#[derive(Default)]
+struct OriginRing {
+    /// The jobs of each origin that has some, in their order; whose turn it is first.
+    origins: VecDeque<(IpAddr, VecDeque<RegistryJob>)>,
+    count: usize,
+}
+
+impl OriginRing {
+    /// Queues a job. Returns false if there is no room, for all or for its origin.
+    fn push(&mut self, job: RegistryJob, origin: IpAddr) -> bool {
+        if self.count >= LONG_JOBS_MAX {
             return false;
         }
         match self.origins.iter_mut().find(|(of, _)| *of == origin) {
@@ -191,60 +249,86 @@ mod tests {
         RegistryJob::Gone(Member { peer: PeerId(1), session })
     }
 
-    fn taken(jobs: &mut LongJobs) -> Option<(u64, IpAddr)> {
-        let (job, origin) = jobs.pop()?;
-        let RegistryJob::Gone(Member { session, .. }) = job else { panic!("{job:?}") };
-        Some((session, origin))
+    fn request(number: u64) -> RegistryJob {
+        let member = Member { peer: PeerId(1), session: number };
+        let address = SocketAddr::from(([10, 0, 0, 1], 1));
+        let place = PeerEndpoint { address, origin: address.ip(), key: 1 };
+        RegistryJob::Request {
+            connection: ConnectionId::from_u64(number),
+            id: 1,
+            work: RegistryWork::Join { member, place, files: Vec::new(), shares: false },
+            held: 10,
+            is_long: true,
+        }
+    }
+
+    /// The numbers of all jobs that wait, in their order.
+    fn all(jobs: &mut LongJobs) -> Vec<u64> {
+        let number = |job| match job {
+            RegistryJob::Gone(Member { session, .. }) => session,
+            RegistryJob::Request { connection, .. } => connection.to_u64(),
+            other => panic!("{other:?}"),
+        };
+        let order = std::iter::from_fn(|| jobs.pop()).map(|(job, _)| number(job)).collect();
+        assert!(jobs.is_empty());
+        order
     }
 
     /// Once a JOIN waited for all long JOINs of another address that were queued before it: for a
     /// minute and more, over a store.
     #[test]
     fn an_origin_waits_for_one_job_of_each_other() {
-        let mut jobs = LongJobs::default();
         let [crowd, one] = [1, 2].map(origin);
-        (0..9).for_each(|session| assert!(jobs.push(gone(session), crowd)));
-        assert!(jobs.push(gone(100), one) && jobs.push(gone(101), one));
-        let mut order = Vec::new();
-        // What finds no room with the workers does not lose its turn.
-        let (job, of) = jobs.pop().unwrap();
-        jobs.put_back(job, of);
-        while let Some((session, _)) = taken(&mut jobs) {
-            order.push(session);
+        for job in [gone, request] {
+            let mut jobs = LongJobs::default();
+            (0..9).for_each(|number| assert!(jobs.push(job(number), crowd)));
+            assert!(jobs.push(job(100), one) && jobs.push(job(101), one));
+            // What finds no room with the workers does not lose its turn.
+            let (taken, of) = jobs.pop().unwrap();
+            jobs.put_back(taken, of);
+            assert_eq!(all(&mut jobs), [0, 100, 1, 101, 2, 3, 4, 5, 6, 7, 8]);
         }
-        assert_eq!(order, [0, 100, 1, 101, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(jobs.count, 0);
+    }
+
+    /// Once a JOIN waited for a removal of each address of which a dead registry had left peers,
+    /// and removals for a JOIN of each address.
+    #[test]
+    fn a_request_waits_for_one_removal_and_a_removal_for_one_request() {
+        let mut jobs = LongJobs::default();
+        for number in 0..5 {
+            assert!(jobs.push(gone(100 + number), origin(number as u8)));
+        }
+        for number in 0..3 {
+            assert!(jobs.push(request(number), origin(100 + number as u8)));
+        }
+        let (taken, of) = jobs.pop().unwrap();
+        jobs.put_back(taken, of);
+        assert_eq!(all(&mut jobs), [0, 100, 1, 101, 2, 102, 103, 104]);
+        // However long there were only removals, a request is next.
+        jobs.push(gone(1), origin(1));
+        jobs.push(request(2), origin(1));
+        assert_eq!(all(&mut jobs), [2, 1]);
     }
 
     #[test]
-    fn an_origin_has_a_share_of_the_queue() {
+    fn an_origin_has_a_share_of_the_queue_that_all_its_peers_fit_in() {
         let mut jobs = LongJobs::default();
         for last in 0..4 {
-            for session in 0..=LONG_JOBS_PER_ORIGIN_MAX as u64 {
-                let fits = session < LONG_JOBS_PER_ORIGIN_MAX as u64;
+            for session in 0..=limits::REGISTRY_PEERS_PER_ORIGIN_MAX as u64 {
+                let fits = session < limits::REGISTRY_PEERS_PER_ORIGIN_MAX as u64;
                 assert_eq!(jobs.push(gone(session), origin(last)), fits, "{last}: {session}");
             }
         }
         assert!(!jobs.push(gone(1), origin(5)), "it is full");
+        assert!(jobs.push(request(1), origin(0)), "removals take no room from requests");
     }
 
     #[test]
     fn a_request_whose_connection_has_closed_is_dropped() {
         let mut jobs = LongJobs::default();
-        let member = Member { peer: PeerId(1), session: 1 };
-        let address = SocketAddr::from(([10, 0, 0, 1], 1));
-        let place = PeerEndpoint { address, origin: address.ip(), key: 1 };
-        let request = |number| RegistryJob::Request {
-            connection: ConnectionId::from_u64(number),
-            id: 1,
-            work: RegistryWork::Join { member, place, files: Vec::new(), shares: false },
-            held: 10,
-        };
         (1..=3).for_each(|number| assert!(jobs.push(request(number), origin(number as u8 % 2))));
         assert_eq!(jobs.remove(ConnectionId::from_u64(2)), 10);
         assert_eq!(jobs.remove(ConnectionId::from_u64(2)), 0);
-        let left: Vec<IpAddr> = std::iter::from_fn(|| jobs.pop()).map(|(_, of)| of).collect();
-        assert_eq!(left, [origin(1), origin(1)]);
-        assert_eq!(jobs.count, 0);
+        assert_eq!(all(&mut jobs), [1, 3]);
     }
 }

@@ -159,7 +159,8 @@ impl RegistryService {
                 return self.check_address(net, waiting);
             }
         }
-        self.hand_over(net, connection, id, work, held);
+        let is_long = work.is_long();
+        self.hand_over(net, connection, id, work, held, is_long);
     }
 
     /// Discards the parts of an unfinished JOIN to make room for `bytes` of a request. Returns
@@ -197,12 +198,13 @@ impl RegistryService {
         id: u64,
         work: RegistryWork,
         held: usize,
+        is_long: bool,
     ) {
         let Some(caller) = self.connections.get(connection) else {
             return net.release(connection, held);
         };
         let origin = origin_of(caller.address.ip());
-        let job = RegistryJob::Request { connection, id, work, held };
+        let job = RegistryJob::Request { connection, id, work, held, is_long };
         let why = match self.jobs.submit(job, origin) {
             Ok(()) => return,
             Err(SubmitError::Full(_)) => "too many requests wait at this registry",
@@ -281,7 +283,10 @@ impl RegistryService {
         net.close(dialled);
         let from = self.connections.get(joiner).map(|caller| caller.address.ip());
         match (result, from) {
-            (Ok(()), Some(_)) => self.hand_over(net, joiner, id, work, held),
+            (Ok(()), Some(_)) => {
+                let is_long = work.is_long();
+                self.hand_over(net, joiner, id, work, held, is_long);
+            }
             (Err(why), Some(from)) => {
                 log::info!("{} does not answer for a peer from {from}: {why}", place.address);
                 // The reason is not told: a registry must not be usable to find out what listens
@@ -410,6 +415,9 @@ impl RegistryService {
 
     fn completed(&mut self, net: &mut Net, completion: RegistryCompletion) {
         match completion {
+            RegistryCompletion::Long { connection, id, work, held } => {
+                self.hand_over(net, connection, id, work, held, true);
+            }
             RegistryCompletion::Gone => self.jobs.long_done(),
             RegistryCompletion::Expired(silent) => {
                 self.expiring = false;

@@ -19,8 +19,8 @@ use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::{RegistryReply, RegistryRequest};
 
-/// A JOIN or UPDATE of more files than this is long. Long requests run one at a time, so that other
-/// threads are free for searches.
+/// A JOIN or UPDATE of more files than this is long, and so is a JOIN that replaces more. Long
+/// requests leave a thread free for searches.
 const REGISTRY_LONG_FILES_MIN: usize = 128;
 
 /// What a complete request asks for.
@@ -42,7 +42,14 @@ pub(super) enum RegistryWork {
 #[derive(Debug)]
 pub(super) enum RegistryJob {
     /// A request that holds `held` bytes of memory.
-    Request { connection: ConnectionId, id: u64, work: RegistryWork, held: usize },
+    Request {
+        connection: ConnectionId,
+        id: u64,
+        work: RegistryWork,
+        held: usize,
+        /// Whether it changes many files.
+        is_long: bool,
+    },
     /// Remove a member whose connection has ended.
     Gone(Member),
     /// Find members that have been silent for too long.
@@ -55,12 +62,8 @@ impl RegistryJob {
     /// Whether it may take long, because it changes many files.
     pub fn is_long(&self) -> bool {
         match self {
+            RegistryJob::Request { is_long, .. } => *is_long,
             // A peer that leaves may have many.
-            RegistryJob::Request {
-                work: RegistryWork::Other { body: RegistryRequest::Leave, .. },
-                ..
-            } => true,
-            RegistryJob::Request { work, .. } => work.files() > REGISTRY_LONG_FILES_MIN,
             RegistryJob::Gone(_) | RegistryJob::RemoveSilent(_) => true,
             RegistryJob::Expire => false,
         }
@@ -68,7 +71,15 @@ impl RegistryJob {
 }
 
 impl RegistryWork {
-    /// The number of files that it adds or removes.
+    /// Whether it is known to change many files.
+    pub fn is_long(&self) -> bool {
+        match self {
+            RegistryWork::Other { body: RegistryRequest::Leave, .. } => true,
+            _ => self.files() > REGISTRY_LONG_FILES_MIN,
+        }
+    }
+
+    /// The number of files that it says it adds or removes.
     fn files(&self) -> usize {
         match self {
             RegistryWork::Join { files, .. } => files.len(),
@@ -102,6 +113,9 @@ pub(super) enum RegistryCompletion {
         held: usize,
         was_long: bool,
     },
+    /// The request was not carried out, since it replaces many files: it is to come again as a long
+    /// one.
+    Long { connection: ConnectionId, id: u64, work: RegistryWork, held: usize },
     /// The member was removed.
     Gone,
     /// The silent members that are still to be removed, and their addresses.
@@ -119,8 +133,15 @@ impl RegistryWorker {
     pub fn run(&self, job: RegistryJob) -> RegistryCompletion {
         let was_long = job.is_long();
         match job {
-            RegistryJob::Request { connection, id, work, held } => {
-                let (reply, effect) = self.answer(work).unwrap_or_else(|error| {
+            RegistryJob::Request { connection, id, work, held, is_long } => {
+                let answered = match self.turns_out_long(&work, is_long) {
+                    Ok(true) => {
+                        return RegistryCompletion::Long { connection, id, work, held };
+                    }
+                    Ok(false) => self.answer(work),
+                    Err(error) => Err(error),
+                };
+                let (reply, effect) = answered.unwrap_or_else(|error| {
                     let reply = match error {
                         DirectoryError::JoinedElsewhere => {
                             let retry_after_ms = limits::JOINED_ELSEWHERE_RETRY_AFTER_MS;
@@ -157,6 +178,16 @@ impl RegistryWorker {
                 }
                 RegistryCompletion::RemovedSilent(peer)
             }
+        }
+    }
+
+    /// Whether a request that is not known to be long replaces many files.
+    fn turns_out_long(&self, work: &RegistryWork, is_long: bool) -> Result<bool, DirectoryError> {
+        match work {
+            RegistryWork::Join { member, .. } if !is_long => {
+                self.directory.has_more_files(member.peer, REGISTRY_LONG_FILES_MIN)
+            }
+            _ => Ok(false),
         }
     }
 
@@ -276,4 +307,58 @@ pub(super) fn frame(id: u64, body: RegistryReply) -> Vec<u8> {
         log::error!("cannot send a reply: {error}");
     }
     frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::directory::MemoryDirectory;
+    use super::*;
+    use crate::model::{ContentId, PeerId};
+    use crate::share::index::IndexLimits;
+
+    fn join(files: usize, is_long: bool) -> RegistryJob {
+        let address = SocketAddr::from(([10, 0, 0, 1], 1));
+        let file = |number| FileEntry {
+            name: FileName::new(&format!("file-{number}")).unwrap(),
+            size: 1,
+            content: ContentId([1; 32]),
+        };
+        let work = RegistryWork::Join {
+            member: Member { peer: PeerId(1), session: 1 },
+            place: PeerEndpoint { address, origin: address.ip(), key: 1 },
+            files: (0..files).map(file).collect(),
+            shares: false,
+        };
+        let connection = ConnectionId::from_u64(1);
+        RegistryJob::Request {
+            connection,
+            id: 1,
+            is_long: is_long || work.is_long(),
+            work,
+            held: 7,
+        }
+    }
+
+    /// Once a JOIN of one file removed 64 Ki others as a short request, beside a long one on the
+    /// only other thread, and searches waited for both.
+    #[test]
+    fn a_small_join_that_replaces_many_files_is_long() {
+        let silence = limits::REGISTRY_SILENCE_TIMEOUT_DEFAULT;
+        let directory = MemoryDirectory::new(IndexLimits::default(), silence);
+        let worker = RegistryWorker { directory: Arc::new(directory), console: Console::off() };
+        let replied = |job| match worker.run(job) {
+            RegistryCompletion::Reply { was_long, .. } => was_long,
+            other => panic!("{other:?}"),
+        };
+        assert!(!replied(join(1, false)));
+        assert!(!replied(join(REGISTRY_LONG_FILES_MIN, false)));
+        assert!(!replied(join(1, false)), "it replaces no more than a short one may add");
+        assert!(replied(join(REGISTRY_LONG_FILES_MIN + 1, false)));
+        let again = worker.run(join(1, false));
+        assert!(matches!(again, RegistryCompletion::Long { held: 7, .. }), "{again:?}");
+        let name = FileName::new("file-1").unwrap();
+        assert_eq!(worker.directory.search(&name).unwrap().len(), 1, "nothing was done yet");
+        assert!(replied(join(1, true)));
+        assert_eq!(worker.directory.search(&name).unwrap(), []);
+    }
 }
