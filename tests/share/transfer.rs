@@ -335,14 +335,13 @@ impl Talk {
                 self.wait_for_the_end()
             }
             Trick::Trickle { after } if nth >= after => {
+                // Ten bytes a second, until the other side gives it up.
+                self.stream.set_read_timeout(Some(Duration::from_millis(100)))?;
                 for byte in chunk {
-                    if self.stop.load(Ordering::SeqCst) {
-                        return Ok(());
-                    }
                     self.stream.write_all(&[byte])?;
-                    // The trick itself: a rate of ten bytes a second. The test does not wait for
-                    // it.
-                    std::thread::sleep(Duration::from_millis(100));
+                    if matches!(self.stream.read(&mut [0; 1024]), Ok(0)) {
+                        break;
+                    }
                 }
                 Ok(())
             }
@@ -1298,6 +1297,37 @@ fn takers_get_equal_shares_of_a_limited_rate() {
     });
     let taken = taken.map(AtomicU64::into_inner);
     assert!(taken.iter().all(|bytes| *bytes >= MIB as u64), "{taken:?}");
+}
+
+/// Once each new taker was sent its first piece before anybody else, and a flood of them kept out
+/// one that was being served.
+#[test]
+fn takers_that_come_all_the_time_do_not_keep_out_one_that_is_being_served() {
+    // Twenty pieces, of which four go at once.
+    let scene = Scene::with(400 * 1024, |options| options.limit_bytes_per_s = Some(2 * MIB as u64));
+    let content = scene.manifest.content();
+    let begun = || {
+        let mut client = Client::greeted(&scene.server);
+        client.ask(1, PeerRequest::Chunk { content, index: 0 });
+        match client.receive() {
+            Some(Message::ShareReply { body: PeerReply::Chunk { .. }, .. }) => Some(client),
+            Some(Message::ShareReply { body: PeerReply::Denied { .. }, .. }) => None,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut served = begun().expect("nobody else is there");
+    let served = std::thread::spawn(move || served.raw(400 * 1024));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            // Each goes when it has been sent something, and comes back as a new one.
+            scope.spawn(|| {
+                while !served.is_finished() {
+                    drop(begun());
+                }
+            });
+        }
+    });
+    assert!(served.join().unwrap() == scene.bytes);
 }
 
 /// When a file changes while a chunk is sent in slices, the beginning has been sent: the rest would

@@ -79,7 +79,9 @@ pub(super) struct ServedPeer {
     /// The order of its last turn, or of its connection.
     pub last_turn: u64,
     pub greeted: bool,
-    /// The order of the last piece that it was sent under a limit on the rate.
+    /// The order of the last piece that it was sent under a limit on the rate, or of its
+    /// connection: whoever is new comes at the end of the round, so that any number of them does
+    /// not keep out a peer that is being served.
     pub last_piece: u64,
     /// Whether the event loop was told not to close it for a new connection.
     pub keeps_place: bool,
@@ -120,11 +122,12 @@ impl ServedPeer {
         self.wanted.clear();
     }
 
-    pub(super) fn new(address: SocketAddr, last_turn: u64) -> ServedPeer {
+    /// A peer whose connection has this place in the order of turns and pieces.
+    pub(super) fn new(address: SocketAddr, connected: u64) -> ServedPeer {
         ServedPeer {
             address,
-            last_turn,
-            last_piece: 0,
+            last_turn: connected,
+            last_piece: connected,
             greeted: false,
             keeps_place: false,
             is_ending: false,
