@@ -94,7 +94,9 @@ impl ShareError {
     pub fn exit_status(&self) -> u8 {
         match self {
             ShareError::Registry(_) => exit_status::UNAVAILABLE,
-            ShareError::Fetch(FetchError::NoSource { .. }) => exit_status::UNAVAILABLE,
+            ShareError::Fetch(FetchError::NoSource { .. } | FetchError::NoSize { .. }) => {
+                exit_status::UNAVAILABLE
+            }
             ShareError::Fetch(FetchError::Gone { .. }) => exit_status::NOT_FOUND,
             ShareError::Folder(_) | ShareError::Ambiguous(_) | ShareError::Name { .. } => {
                 exit_status::USAGE
@@ -286,7 +288,7 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sh
                     .map_err(ShareError::Output)?;
                 return Ok(CommandOutcome::Done);
             }
-            (Err((FetchError::NoSource { .. } | FetchError::Gone { .. }, 0)), Some(next)) => {
+            (Err((error, 0)), Some(next)) if is_nobodys(&error) => {
                 print_line(&format!(
                     "acervo: nobody gives {}; fetching the file of {next} instead",
                     choice.content
@@ -305,6 +307,12 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sh
     }
     // There was one to fetch.
     Ok(CommandOutcome::NotFound)
+}
+
+/// Whether there is nobody who gives the content that was asked for.
+fn is_nobodys(error: &FetchError) -> bool {
+    use FetchError::{Gone, NoSize, NoSource};
+    matches!(error, NoSource { .. } | NoSize { .. } | Gone { .. })
 }
 
 /// The download of a content, whose size is known when all sources tell the same, and else has to

@@ -309,7 +309,7 @@ impl Peer {
         let thread = thread::Builder::new().name("share-sources".to_owned()).spawn(search_on);
         thread.map_err(|error| FetchError::Internal {
             name,
-            reason: error.to_string(),
+            reason: format!("no thread can be started: {error}"),
             kept: KeptPart(false),
         })?;
         Ok(SourceSearch { _stop: stop })

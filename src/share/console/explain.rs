@@ -193,6 +193,10 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
             log::info!("{}", escape(last.as_bytes()));
             format!("o peer não o enviou até o fim{}", explain_kept(*kept))
         }
+        FetchError::NoSize { last, .. } => {
+            log::info!("{}", escape(last.as_bytes()));
+            "nenhum peer prova o tamanho deste arquivo".to_owned()
+        }
         FetchError::Gone { kept, .. } => {
             format!("o peer não tem mais este arquivo{}", explain_kept(*kept))
         }

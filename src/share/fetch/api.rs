@@ -126,6 +126,16 @@ pub enum FetchError {
         last: String,
         kept: KeptPart,
     },
+    /// The registry names several sizes of the content, and no source has proved one.
+    #[error(
+        "the peers that have {name} tell several sizes of it, and none proves its own ({last}); \
+         try again later"
+    )]
+    NoSize {
+        name: FileName,
+        /// Why the source that was asked last has proved none.
+        last: String,
+    },
     /// Every source has answered that it does not have the content any more.
     #[error("no peer has {name} any more{kept}")]
     Gone {

@@ -108,7 +108,9 @@ impl Fetch {
             }
         };
         let thread = std::thread::Builder::new().name("share-fetch".to_owned()).spawn(run);
-        let thread = Some(thread.map_err(|error| internal(error.to_string()))?);
+        let thread =
+            thread.map_err(|error| internal(format!("no thread can be started: {error}")))?;
+        let thread = Some(thread);
         Ok(FetchHandle { shared, result, thread })
     }
 }

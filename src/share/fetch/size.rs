@@ -92,7 +92,7 @@ pub fn prove_size(
         let thread = thread::Builder::new().name("share-size".to_owned()).spawn(run);
         thread.map(drop).map_err(|error| FetchError::Internal {
             name: name.clone(),
-            reason: error.to_string(),
+            reason: format!("no thread can be started: {error}"),
             kept: KeptPart(false),
         })
     };
@@ -119,7 +119,7 @@ pub fn prove_size(
                 if last.is_empty() {
                     "nobody has answered".clone_into(&mut last);
                 }
-                return Err(FetchError::NoSource { name, last, kept: KeptPart(false) });
+                return Err(FetchError::NoSize { name, last });
             }
         }
     }

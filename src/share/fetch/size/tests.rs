@@ -10,6 +10,7 @@ use crate::share::content::Manifest;
 use crate::share::greeting;
 use crate::wire::codec;
 use crate::wire::message::Message;
+use crate::wire::share::DenialCode;
 
 /// How a source answers when it is asked for a proof.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,8 @@ enum Trick {
     ShortChunk,
     /// It sends the whole list and nothing more.
     NoChunk,
+    /// It says at length why it sends nothing.
+    Refuses,
 }
 
 fn receive(stream: &mut TcpStream) -> Option<Message> {
@@ -52,6 +55,10 @@ fn answer(stream: &mut TcpStream, trick: Trick, manifest: &Manifest, bytes: &[u8
             (PeerRequest::Hashes { .. }, Trick::Huge) => {
                 stream.write_all(&[0xff; 64]).ok()?;
                 continue;
+            }
+            (PeerRequest::Hashes { .. }, Trick::Refuses) => {
+                let message = format!("\x1b[2J{}", "no ".repeat(1000));
+                (PeerReply::Denied { code: DenialCode::Busy, message }, &[][..])
             }
             (PeerRequest::Hashes { .. }, Trick::Endless) => {
                 let hashes = vec![ChunkHash([7; 32]); HASHES_PER_FRAME_MAX];
@@ -80,10 +87,15 @@ fn answer(stream: &mut TcpStream, trick: Trick, manifest: &Manifest, bytes: &[u8
         };
         let frame = greeting::frame(&Message::ShareReply { id, body }).unwrap();
         if matches!(trick, Trick::Dribble) {
+            // Between two bytes it waits for the other side to give it up.
+            stream.set_read_timeout(Some(Duration::from_millis(20))).ok()?;
             for byte in frame {
                 stream.write_all(&[byte]).ok()?;
-                thread::sleep(Duration::from_millis(20));
+                if matches!(stream.read(&mut [0; 64]), Ok(0)) {
+                    return None;
+                }
             }
+            stream.set_read_timeout(None).ok()?;
             continue;
         }
         stream.write_all(&frame).and_then(|()| stream.write_all(raw)).ok()?;
@@ -145,7 +157,26 @@ fn one_honest_source_among_liars_of_every_kind_proves_the_size() {
 #[test]
 fn no_false_size_is_ever_proved() {
     let error = prove(&LIARS, Duration::from_millis(2500)).unwrap_err();
-    assert!(matches!(error, FetchError::NoSource { .. }), "{error:?}");
+    assert!(matches!(error, FetchError::NoSize { .. }), "{error:?}");
+}
+
+/// Once it was said that no peer gave the file any more, of which none had been asked for a byte. A
+/// peer may send any reason, which is cut and shown within one sentence.
+#[test]
+fn a_size_that_nobody_proves_is_told_in_one_sentence() {
+    let cases = [
+        (Trick::Silent, "it does not answer in time"),
+        (Trick::Nodes, "its last chunk is false"),
+        (Trick::Refuses, r"\x1b[2Jno no "),
+    ];
+    let started =
+        "the peers that have a tell several sizes of it, and none proves its own (127.0.0.1:";
+    for (trick, why) in cases {
+        let told = prove(&[trick], Duration::from_millis(1200)).unwrap_err().to_string();
+        assert!(told.starts_with(started) && told.contains(why), "{trick:?}: {told}");
+        assert!(told.ends_with("); try again later"), "{trick:?}: {told}");
+        assert!(told.len() < 2 * limits::REASON_BYTES_MAX, "{trick:?}: {} bytes", told.len());
+    }
 }
 
 #[test]
