@@ -16,83 +16,34 @@
 //! Left out: which source is asked for which chunk ([`Swarm`]), how the list of hashes is put
 //! together ([`HashLists`]), and the limit on the rate, which the driver keeps.
 
+mod gone;
+mod interface;
+mod stored;
+
 use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::gone::{GoneVerdict, GoneWatch};
+pub(super) use self::interface::{DownloadAction, DownloadConfig, DownloadFailure};
+use self::stored::StoredChunks;
 use super::api::{FetchPhase, FetchProgress, SourceProgress, SourceState};
 use super::disk::CheckRange;
 use super::hashes::{HashLists, PageOutcome};
 use super::links::{IncomingChunk, RequestKind, SourceLink};
 use super::part_check::PartCheck;
 use crate::limits;
-use crate::model::{ChunkHash, ContentId};
-use crate::share::chunks::{ChunkSet, SharedChunks};
+use crate::model::ChunkHash;
 use crate::share::content::{Manifest, chunk_count, chunk_len};
 use crate::share::greeting;
-use crate::share::swarm::{DropReason, SourceId, SourceStatus, Swarm, SwarmAction, SwarmConfig};
+use crate::share::swarm::{DropReason, SourceId, SourceStatus, Swarm, SwarmAction};
 use crate::text;
 use crate::wire::message::Message;
 use crate::wire::share::{DenialCode, PeerReply, PeerRequest, Source};
 
 /// Whether a message keeps its source; if not, the reason for which the source is banned.
 type Handled = Result<(), DropReason>;
-
-/// The parameters of a download's state machine.
-#[derive(Debug)]
-pub(super) struct DownloadConfig {
-    pub content: ContentId,
-    pub size: u64,
-    /// Whether the partial file is one that an earlier download has left.
-    pub is_resumed: bool,
-    /// The value of [`FetchOptions::more_may_come`](super::FetchOptions::more_may_come).
-    pub more_may_come: bool,
-    /// The value of [`FetchOptions::patience`](super::FetchOptions::patience).
-    pub patience: Duration,
-    /// The value of [`FetchOptions::gone_after`](super::FetchOptions::gone_after).
-    pub gone_after: Option<Duration>,
-    /// The chunks that one job checks at most.
-    pub checks_per_job: u64,
-    /// The number of worker threads.
-    pub workers: usize,
-    pub swarm: SwarmConfig,
-}
-
-/// What the driver has to do, in this order.
-#[derive(Debug, PartialEq)]
-pub(super) enum DownloadAction {
-    /// Open a connection to a source, in place of the one that it may have had.
-    Connect(SourceId, SocketAddr),
-    /// Send a message to a source.
-    Send(SourceId, Message),
-    /// The source's handshake is complete.
-    Greeted(SourceId),
-    /// Close the connection with a source, if there is one.
-    Close(SourceId),
-    /// Close the connection with a source when everything has been sent.
-    CloseAfterFlush(SourceId),
-    /// The chunk hashes are known: offer the chunks that are stored to others.
-    OfferPart,
-    /// Have the registry asked for further sources, and tell the number of that search to
-    /// [`Download::search_requested`].
-    RequestSearch,
-    /// Publish the file, and report to [`Download::doubtful`] if it has to be checked again.
-    Finish,
-    /// The download has failed.
-    Fail(DownloadFailure),
-}
-
-/// Why the state machine gives up.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum DownloadFailure {
-    /// No source has the content any more.
-    Gone,
-    /// No source has sent anything for too long, for this reason.
-    NoSource(String),
-    /// Another program keeps changing the partial file.
-    Touched,
-}
 
 /// The state machine of one download.
 #[derive(Debug)]
@@ -108,27 +59,15 @@ pub(super) struct Download {
     next_request: u64,
     /// The source that was lost last, and why.
     last_lost: Option<String>,
-    /// Since when every source has answered that it does not have the content any more.
-    gone_since: Option<Duration>,
-    /// The search that was requested because of that; `Some(None)` until its number is known.
-    search: Option<Option<u64>>,
-    /// The last search that has ended.
-    searched: u64,
+    gone: GoneWatch,
 
     lists: HashLists,
-    /// When a list last grew beyond `hashes_known`.
-    hashes_at: Duration,
-    /// The largest number of hashes that any source has given.
-    hashes_known: u64,
     manifest: Option<Arc<Manifest>>,
-    /// The chunks that are verified and stored, which are offered to others.
-    stored: Arc<SharedChunks>,
+    stored: StoredChunks,
     check: PartCheck,
     has_begun: bool,
     /// Whether space for the file is reserved, or cannot be.
     is_allocated: bool,
-    kept_bytes: u64,
-    fetched_bytes: u64,
 }
 
 impl Download {
@@ -142,19 +81,13 @@ impl Download {
             known: HashSet::new(),
             next_request: 1,
             last_lost: None,
-            gone_since: None,
-            search: None,
-            searched: 0,
+            gone: GoneWatch::default(),
             lists: HashLists::new(config.content, config.size),
-            hashes_at: Duration::ZERO,
-            hashes_known: 0,
             manifest: None,
-            stored: Arc::new(SharedChunks::new(ChunkSet::empty(chunks))),
+            stored: StoredChunks::new(config.size),
             check: PartCheck::new(chunks, config.checks_per_job, config.workers),
             has_begun: false,
             is_allocated: false,
-            kept_bytes: 0,
-            fetched_bytes: 0,
             config,
         }
     }
@@ -178,17 +111,8 @@ impl Download {
         self.manifest.as_ref()
     }
 
-    /// The chunks that are verified and stored.
-    pub(super) fn stored(&self) -> &Arc<SharedChunks> {
+    pub(super) fn stored(&self) -> &StoredChunks {
         &self.stored
-    }
-
-    pub(super) fn kept_bytes(&self) -> u64 {
-        self.kept_bytes
-    }
-
-    pub(super) fn fetched_bytes(&self) -> u64 {
-        self.fetched_bytes
     }
 
     /// The number of sources, whose ids are below it.
@@ -227,13 +151,12 @@ impl Download {
 
     /// A search that was requested has this number.
     pub(super) fn search_requested(&mut self, number: u64) {
-        assert_eq!(self.search, Some(None), "search {number} was requested");
-        self.search = Some(Some(number));
+        self.gone.search_requested(number);
     }
 
     /// The search with this number has ended, and the sources that it found have been added.
     pub(super) fn searched(&mut self, number: u64) {
-        self.searched = number;
+        self.gone.searched(number);
     }
 
     /// The connection with a source is open.
@@ -452,14 +375,7 @@ impl Download {
             return Ok(());
         }
         match self.lists.take(id, first, page, now) {
-            PageOutcome::More(first) => {
-                // Only a page that no source has given before is progress. Otherwise any number of
-                // sources could each give the first page and leave.
-                if first > self.hashes_known {
-                    (self.hashes_at, self.hashes_known) = (now, first);
-                }
-                self.ask_for_page(id, first);
-            }
+            PageOutcome::More(first) => self.ask_for_page(id, first),
             PageOutcome::Whole(manifest) => self.manifest_known(manifest, now),
             PageOutcome::Late => {}
             PageOutcome::Wrong => return Err(DropReason::WrongBytes),
@@ -496,15 +412,13 @@ impl Download {
     pub(super) fn checked(&mut self, range: CheckRange, good: &[u64], now: Duration) {
         assert_eq!(self.phase, FetchPhase::Checking, "{range:?} was checked");
         for index in range.chunks() {
-            match (good.contains(&index), self.stored.contains(index)) {
+            match (good.contains(&index), self.stored.chunks().contains(index)) {
                 (true, false) => {
                     assert!(!self.has_begun, "chunk {index} is good, and being fetched");
-                    self.stored.insert(index);
-                    self.kept_bytes += chunk_len(index, self.config.size) as u64;
+                    self.stored.kept(index);
                 }
-                // Another program has changed it since it was stored.
                 (false, true) => {
-                    self.stored.remove(index);
+                    self.stored.changed(index);
                     self.swarm.damaged(index, now);
                 }
                 (true, true) | (false, false) => {}
@@ -522,7 +436,7 @@ impl Download {
         if std::mem::replace(&mut self.has_begun, true) {
             self.swarm.restart_patience(now);
         } else {
-            self.swarm.begin(&self.stored.snapshot(), now);
+            self.swarm.begin(&self.stored.chunks().snapshot(), now);
         }
         self.finish_when_whole();
     }
@@ -536,7 +450,7 @@ impl Download {
     fn finish_when_whole(&mut self) {
         // Space that is reserved after the file is cut to its length would lie behind its end.
         if self.phase == FetchPhase::Fetching && self.swarm.is_done() && self.is_allocated {
-            assert_eq!(self.stored.count(), chunk_count(self.config.size), "chunks are stored");
+            assert!(self.stored.is_whole(), "{} bytes are stored", self.stored.bytes());
             self.phase = FetchPhase::Finishing;
             self.actions.push_back(DownloadAction::Finish);
         }
@@ -616,8 +530,7 @@ impl Download {
     /// A received chunk was verified and stored; or it is wrong.
     pub(super) fn stored_chunk(&mut self, id: SourceId, index: u64, good: bool, now: Duration) {
         if good {
-            self.stored.insert(index);
-            self.fetched_bytes += chunk_len(index, self.config.size) as u64;
+            self.stored.fetched(index);
         }
         self.swarm.checked(id, index, good, now);
         if !good {
@@ -664,7 +577,7 @@ impl Download {
 
     fn failure(&mut self, now: Duration) -> Option<DownloadFailure> {
         let waited = match self.phase {
-            FetchPhase::Asking => now.saturating_sub(self.hashes_at),
+            FetchPhase::Asking => now.saturating_sub(self.lists.progress_at()),
             FetchPhase::Fetching => now.saturating_sub(self.swarm.progress_at()),
             _ => return None,
         };
@@ -688,23 +601,20 @@ impl Download {
         let all_out = self.links.iter().enumerate().all(is_out);
         let is_gone = all_out && self.links.iter().any(|link| link.is_gone);
         let Some(gone_after) = self.config.gone_after.filter(|_| is_gone) else {
-            (self.gone_since, self.search) = (None, None);
+            self.gone.reset();
             return false;
         };
         // If nothing has been fetched, nothing is lost by failing now. Otherwise the file may only
         // have been renamed, and will be offered again soon.
-        let gone_after = if self.fetched_bytes > 0 { gone_after } else { Duration::ZERO };
-        if now.saturating_sub(*self.gone_since.get_or_insert(now)) < gone_after {
-            return false;
+        let gone_after = if self.stored.fetched_bytes() > 0 { gone_after } else { Duration::ZERO };
+        match self.gone.all_say_so(gone_after, self.config.more_may_come, now) {
+            GoneVerdict::Wait => false,
+            GoneVerdict::Gone => true,
+            GoneVerdict::Search => {
+                self.actions.push_back(DownloadAction::RequestSearch);
+                false
+            }
         }
-        if !self.config.more_may_come {
-            return true;
-        }
-        if self.search.is_none() {
-            self.search = Some(None);
-            self.actions.push_back(DownloadAction::RequestSearch);
-        }
-        self.search.flatten().is_some_and(|search| self.searched >= search)
     }
 
     /// The reason to name when no source sends anything: a connected source comes first.
@@ -737,10 +647,10 @@ impl Download {
             size: self.config.size,
             done_bytes: match self.phase {
                 FetchPhase::Checking => checked_bytes.min(self.config.size),
-                _ => self.stored_bytes(),
+                _ => self.stored.bytes(),
             },
-            kept_bytes: self.kept_bytes,
-            fetched_bytes: self.fetched_bytes,
+            kept_bytes: self.stored.kept_bytes(),
+            fetched_bytes: self.stored.fetched_bytes(),
             rate_bytes_per_s,
             longest_stall,
             sources: tried.map(|id| self.source_progress(id)).collect(),
@@ -765,16 +675,6 @@ impl Download {
             given_bytes: self.swarm.given_bytes(id),
             rate_bytes_per_s: self.swarm.rate(id),
         }
-    }
-
-    /// Bytes of the chunks that are stored.
-    pub(super) fn stored_bytes(&self) -> u64 {
-        let chunks = self.stored.count();
-        // All chunks have the same length but for the last.
-        let last = chunk_count(self.config.size).saturating_sub(1);
-        let short = limits::CHUNK_BYTES - chunk_len(last, self.config.size);
-        let missing = if self.stored.contains(last) { short as u64 } else { 0 };
-        (chunks * limits::CHUNK_BYTES as u64).saturating_sub(missing)
     }
 }
 

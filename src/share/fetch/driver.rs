@@ -165,7 +165,7 @@ impl Driver {
             log::error!("the workers of a download: {error}");
             Vec::new()
         });
-        let stored = self.download.stored();
+        let stored = self.download.stored().chunks();
         for done in rest {
             if let DiskDone::Stored { index, outcome: Ok(true), .. } = done {
                 stored.insert(index);
@@ -388,7 +388,7 @@ impl Driver {
             }
             DiskDone::Allocated(Ok(_)) => self.download.allocated(),
             DiskDone::Stored { outcome: Err(error), .. } | DiskDone::Allocated(Err(error)) => {
-                let needed = self.options.size.saturating_sub(self.download.stored_bytes());
+                let needed = self.options.size.saturating_sub(self.download.stored().bytes());
                 let error = self.part.write_error(error, needed);
                 self.end(net, Err(error));
             }
@@ -408,7 +408,7 @@ impl Driver {
                 file: self.part.file_name(),
                 opened: self.part.served(),
                 stamp: None,
-                available: Available::Partial(Arc::clone(self.download.stored())),
+                available: Available::Partial(Arc::clone(self.download.stored().chunks())),
             });
         }
     }
@@ -431,9 +431,9 @@ impl Driver {
             path: self.part.whole_path().to_owned(),
             manifest,
             stamp,
-            fetched_bytes: self.download.fetched_bytes(),
+            fetched_bytes: self.download.stored().fetched_bytes(),
             received_bytes: self.received_bytes,
-            kept_bytes: self.download.kept_bytes(),
+            kept_bytes: self.download.stored().kept_bytes(),
             already_there: false,
         };
         self.end(net, Ok(outcome));

@@ -58,6 +58,10 @@ pub(super) struct HashLists {
     next: usize,
     /// The source whose list was replaced by the last call of [`HashLists::next`].
     replaced: Option<SourceId>,
+    /// When a list last grew beyond `known`.
+    progress_at: Duration,
+    /// The largest number of hashes that any source has given.
+    known: u64,
 }
 
 #[derive(Debug)]
@@ -110,7 +114,15 @@ impl HashLists {
             replacements: 0,
             next: 0,
             replaced: None,
+            progress_at: Duration::ZERO,
+            known: 0,
         }
+    }
+
+    /// When a source last gave a page that no source had given before. Otherwise any number of
+    /// sources could keep a download waiting: each would give the first page and leave.
+    pub(super) fn progress_at(&self) -> Duration {
+        self.progress_at
     }
 
     /// The manifest of a content that needs no list, because it has at most one chunk. `None` for
@@ -248,6 +260,9 @@ impl HashLists {
         (list.looked, list.new_bytes, list.page_bytes) = (now, 0, 0);
         let have = list.hashes.len() as u64;
         if have < expected {
+            if have > self.known {
+                (self.progress_at, self.known) = (now, have);
+            }
             return PageOutcome::More(have);
         }
         let list = self.lists.swap_remove(at);
@@ -290,6 +305,7 @@ mod tests {
         let mut lists = begin(0);
         assert!(matches!(lists.take(SourceId(1), 0, first, ms(1)), PageOutcome::Late));
         assert!(matches!(lists.take(SourceId(0), 0, first, ms(1)), PageOutcome::More(4096)));
+        assert_eq!(lists.progress_at(), ms(1));
         let mut wrong = second.to_vec();
         wrong[1].0[0] ^= 1;
         assert!(matches!(lists.take(SourceId(0), 4096, &wrong, ms(2)), PageOutcome::Wrong));

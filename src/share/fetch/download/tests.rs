@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::limits::CHUNK_BYTES;
-use crate::model::PeerId;
+use crate::model::{ContentId, PeerId};
 use crate::share::fetch::part_check::PART_RECHECKS_MAX;
+use crate::share::swarm::SwarmConfig;
 
 const FIRST: SourceId = SourceId(0);
 const SECOND: SourceId = SourceId(1);
@@ -214,12 +215,12 @@ fn a_file_is_published_when_all_chunks_are_stored_and_its_space_is_reserved() {
     scene.answer_hashes(FIRST);
     assert!(scene.has(&DownloadAction::OfferPart));
     assert_eq!(scene.fetch_all(FIRST), 3);
-    assert_eq!(scene.download.stored_bytes(), scene.manifest.size());
+    assert_eq!(scene.download.stored().bytes(), scene.manifest.size());
     assert!(!scene.has(&DownloadAction::Finish), "space that is reserved later would stay");
     scene.download.allocated();
     scene.act();
     assert!(scene.has(&DownloadAction::Finish));
-    assert_eq!(scene.download.fetched_bytes(), 3 * CHUNK_BYTES as u64 - 7);
+    assert_eq!(scene.download.stored().fetched_bytes(), 3 * CHUNK_BYTES as u64 - 7);
 }
 
 #[test]
@@ -231,7 +232,7 @@ fn kept_chunks_are_checked_and_only_the_rest_is_fetched() {
     assert_eq!(scene.download.phase(), FetchPhase::Checking);
     scene.check_all(&[1, 4]);
     assert_eq!(scene.download.phase(), FetchPhase::Fetching);
-    assert_eq!(scene.download.kept_bytes(), 3 * CHUNK_BYTES as u64);
+    assert_eq!(scene.download.stored().kept_bytes(), 3 * CHUNK_BYTES as u64);
     assert_eq!(scene.fetch_all(FIRST), 2);
     assert!(scene.has(&DownloadAction::Finish));
 }
