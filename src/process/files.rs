@@ -1,7 +1,8 @@
 //! How many connections fit the system's limit on open files.
 //!
-//! A server must be able to open a log segment whoever is connected: so connections get what the
-//! limit leaves after the server's own files, and the limit is raised as far as it goes first.
+//! Rule: however many connections there are, a process can open its own files, such as the next
+//! segment of a server's log. So the limit is first raised as far as the system allows, and
+//! connections get what it leaves after those files.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
