@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use acervo::limits::{CHUNK_BYTES, DOWNLOAD_CHUNKS_MAX, REQUESTS_AHEAD_MAX, SHARE_FRAME_BYTES_MAX};
@@ -47,17 +48,24 @@ fn main() {
     ];
     let wanted = arguments.iter().find(|argument| !argument.starts_with('-'));
     let is_listing = arguments.iter().any(|argument| argument == "--list");
-    for (name, test) in tests {
-        if wanted.is_some_and(|wanted| !name.contains(wanted.as_str())) {
-            continue;
-        }
-        if is_listing {
-            println!("{name}: test");
-            continue;
-        }
-        // A failing test panics, which ends the process with the status that cargo expects.
-        test();
-        println!("test {name} ... ok");
+    let is_wanted = |name: &str| wanted.is_none_or(|wanted| name.contains(wanted.as_str()));
+    let tests = tests.into_iter().filter(|(name, _)| is_wanted(name));
+    if is_listing {
+        return tests.for_each(|(name, _)| println!("{name}: test"));
+    }
+    // At the same time, because they wait for their children. One that fails panics.
+    let running: Vec<JoinHandle<()>> = tests
+        .map(|(name, test)| thread::Builder::new().name(name.to_owned()).spawn(test).unwrap())
+        .collect();
+    let mut failed = false;
+    for test in running {
+        let name = test.thread().name().unwrap_or_default().to_owned();
+        let is_well = test.join().is_ok();
+        println!("test {name} ... {}", if is_well { "ok" } else { "FAILED" });
+        failed |= !is_well;
+    }
+    if failed {
+        std::process::exit(1);
     }
 }
 
@@ -230,13 +238,13 @@ fn counted(to: SocketAddr) -> (SocketAddr, Arc<AtomicU64>) {
     let address = listener.local_addr().unwrap();
     let count = Arc::new(AtomicU64::new(0));
     let carried = Arc::clone(&count);
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         for near in listener.incoming() {
             let (near, far) = (near.unwrap(), TcpStream::connect(to).unwrap());
             let back = (far.try_clone().unwrap(), near.try_clone().unwrap());
             let nothing = Arc::new(AtomicU64::new(0));
             for ((from, to), count) in [((near, far), nothing), (back, Arc::clone(&count))] {
-                std::thread::spawn(move || carry(from, to, &count));
+                thread::spawn(move || carry(from, to, &count));
             }
         }
     });
@@ -329,7 +337,7 @@ fn twenty_downloads() {
     let (server, address) = Process::serve(&path, 0);
     let content = source(address, &manifest).content;
     let threads: Vec<_> =
-        (0..20).map(|_| std::thread::spawn(move || take_chunks(address, content, 40))).collect();
+        (0..20).map(|_| thread::spawn(move || take_chunks(address, content, 40))).collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     let peak = peak_memory(server.child.id());
     assert!(peak < 64 << 20, "{peak} bytes resident");
