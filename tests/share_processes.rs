@@ -25,7 +25,7 @@ use acervo::share::serve::ServeOptions;
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::Message;
-use acervo::wire::share::{PeerReply, PeerRequest, Source};
+use acervo::wire::share::{DenialCode, PeerReply, PeerRequest, Source};
 use share_support::shelf::{Shelf, manifest_of, serve_with};
 use share_support::{PATIENCE, options, source};
 
@@ -347,12 +347,14 @@ fn twenty_downloads() {
 fn take_chunks(address: SocketAddr, content: ContentId, count: u64) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut said = greeting::frame(&greeting::hello()).unwrap();
-    for id in 0..count {
+    let ask = |id| {
         let body = PeerRequest::Chunk { content, index: id };
-        said.extend(greeting::frame(&Message::Share { id, body }).unwrap());
-    }
+        greeting::frame(&Message::Share { id, body }).unwrap()
+    };
+    let mut said = greeting::frame(&greeting::hello()).unwrap();
+    (0..count).for_each(|id| said.extend(ask(id)));
     stream.write_all(&said).unwrap();
+    let deadline = Instant::now() + PATIENCE;
     let mut deframer = Deframer::new(SHARE_FRAME_BYTES_MAX);
     let (mut taken, mut nowhere) = (0, vec![0; MIB]);
     while taken < count {
@@ -369,6 +371,11 @@ fn take_chunks(address: SocketAddr, content: ContentId, count: u64) {
                 let here = deframer.take_raw(&mut nowhere[..length]);
                 stream.read_exact(&mut nowhere[here..length]).unwrap();
                 taken += 1;
+            }
+            // So is told whoever would wait for long, which on a busy machine may be anybody.
+            Message::ShareReply { id, body: PeerReply::Denied { code: DenialCode::Busy, .. } } => {
+                assert!(Instant::now() < deadline, "chunk {id} is refused for ever");
+                stream.write_all(&ask(id)).unwrap();
             }
             other => panic!("{other:?}"),
         }
