@@ -389,14 +389,16 @@ impl<S: RowStore> PeerDirectory for StoreDirectory<S> {
 
     fn remove_silent(&self, peer: PeerId) -> Result<()> {
         let orphan = self.state().take_orphan(peer);
-        match orphan {
-            None => {}
-            Some(Orphan::Peer(stored)) => {
-                if self.remove_peer(peer, stored)? {
-                    log::info!("peer {peer} at {} has fallen silent", stored.row.address);
-                }
+        let silent = match orphan {
+            None => None,
+            Some(Orphan::Peer(stored)) => self.remove_peer(peer, stored)?.then_some(stored),
+            Some(Orphan::Rest(cleanup)) => {
+                self.clean_up(peer, cleanup)?;
+                None
             }
-            Some(Orphan::Rest(cleanup)) => self.clean_up(peer, cleanup)?,
+        };
+        if let Some(stored) = silent {
+            log::info!("peer {peer} at {} has fallen silent", stored.row.address);
         }
         Ok(())
     }
