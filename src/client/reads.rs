@@ -19,7 +19,7 @@ use bytes::Bytes;
 use super::core::{Retry, Target, Verdict, judge_error, judge_unexpected};
 use super::error::ClientError;
 use super::faces::calls;
-use super::seen::{Answered, Floors};
+use super::seen::{Answered, Floors, Judged};
 use super::sync::lock;
 use super::{Client, Got, check_key};
 use crate::model::{Barrier, Timestamp, Version};
@@ -114,6 +114,11 @@ pub(super) fn judge_behind<T>(server: SocketAddr) -> Verdict<T> {
     Verdict::Other(format!("{server} has not yet applied what this client has seen"))
 }
 
+/// A server's answer that goes back in time although it was told not to.
+pub(super) fn judge_stale<T>() -> Verdict<T> {
+    Verdict::Gone("it answered with an older state than asked for".to_owned())
+}
+
 impl Client {
     pub(super) async fn get_newest(
         &self,
@@ -158,13 +163,10 @@ impl Client {
         let judge = move |server, sent: Floors, reply| match reply {
             Reply::GetOk { found, as_of } => {
                 let version = found.as_ref().map(|version| version.timestamp);
-                let answered = version.map_or(Answered::Missing(as_of), Answered::Value);
-                if version.is_some() && version < sent.key {
-                    // It was told not to, so asking it again would go on for ever.
-                    return Verdict::Gone("it answered with an older value than asked for".into());
-                }
-                if !lock(&seen).accept(&key, sent, answered) {
-                    return Verdict::Again;
+                match lock(&seen).accept(&key, sent, Answered { version, as_of }) {
+                    Judged::New => {}
+                    Judged::Overtaken => return Verdict::Again,
+                    Judged::Stale => return judge_stale(),
                 }
                 take(server, sent, Read::Answer(found))
             }
@@ -194,9 +196,11 @@ impl Client {
             let Floors { key: written, applied } = lock(&sending).floors(&asked);
             let (key, session) = (asked.clone(), applied.max(written));
             let read_at = ReadAt::Version(at);
-            (Request::Get(GetRequest { key, read_at, session, linearizable }), ())
+            let reached = session.max(Some(at));
+            (Request::Get(GetRequest { key, read_at, session, linearizable }), reached)
         };
-        let judge = move |server, (), reply| match reply {
+        let judge = move |server, reached, reply| match reply {
+            Reply::GetOk { as_of, .. } if Some(as_of) < reached => judge_stale(),
             Reply::GetOk { found, as_of } => {
                 if found.is_none() {
                     // Perhaps it was removed only lately: it must not come back.

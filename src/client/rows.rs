@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::call::wait;
 use super::core::{Retry, Target, Verdict, judge_error, judge_unexpected};
 use super::error::ClientError;
-use super::reads::{ReadOptions, judge_behind};
+use super::reads::{ReadOptions, judge_behind, judge_stale};
 use super::sync::lock;
 use super::{Client, check_key, check_keys};
 use crate::limits::{KEY_BYTES_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
@@ -445,6 +445,15 @@ impl Next {
     }
 }
 
+/// Whether a page shows an older state than it was asked to.
+fn is_older(view: ReadView, asked: PageView) -> bool {
+    let at = match asked {
+        PageView::First { at, session, .. } => at.or(session),
+        PageView::Next(view) => Some(view.at),
+    };
+    Some(view.at) < at || Some(view.removals_up_to) < asked.wanted()
+}
+
 impl Client {
     async fn page(
         &self,
@@ -467,10 +476,11 @@ impl Client {
                     PageView::Next(ReadView { at: from.unwrap_or(view.at), ..view })
                 }
             };
-            (Request::Page(PageRequest { of: page_of.clone(), view, rows_max, keys_only }), ())
+            (Request::Page(PageRequest { of: page_of.clone(), view, rows_max, keys_only }), view)
         };
         let request_bytes = build(None).0.memory_bytes();
-        let judge = move |server, (), reply| match reply {
+        let judge = move |server, sent, reply| match reply {
+            Reply::PageOk { view, .. } if is_older(view, sent) => judge_stale(),
             Reply::PageOk { rows, view, next } => {
                 match Next::after(&of, view.at, rows.len(), next) {
                     Some(next) => Verdict::Done(Page { rows, view, next }),

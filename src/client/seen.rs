@@ -40,11 +40,23 @@ pub(super) struct Floors {
 
 /// An answer to a GET.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Answered {
-    /// A value with its version.
-    Value(Timestamp),
-    /// No such key, says a state that holds nothing past this point.
-    Missing(Timestamp),
+pub(super) struct Answered {
+    /// The version of the value; `None` for no such key.
+    pub(super) version: Option<Timestamp>,
+    /// The state that says so holds nothing past this point.
+    pub(super) as_of: Timestamp,
+}
+
+/// What is to be done with an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Judged {
+    /// It may be handed out, and is recorded.
+    New,
+    /// While it was on its way, another thread was given something newer. Asking again with the
+    /// floors of now settles it.
+    Overtaken,
+    /// It is older than the server was asked to be, so asking that one again would go on for ever.
+    Stale,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -140,30 +152,33 @@ impl Seen {
         self.update(key, |seen| seen.timestamp = seen.timestamp.max(Some(timestamp)));
     }
 
-    /// Records an answer to a GET of `key` that sent `sent`. False when it must not be handed out:
-    /// while it was on its way, another thread was given something newer. Asking again with the
-    /// floors of now settles it.
-    pub(super) fn accept(&mut self, key: &Bytes, sent: Floors, answer: Answered) -> bool {
+    /// Records an answer to a GET of `key` that sent `sent`, unless it must not be handed out.
+    pub(super) fn accept(&mut self, key: &Bytes, sent: Floors, answer: Answered) -> Judged {
+        let Answered { version, as_of } = answer;
+        // Of a key that does not exist only the state can be as new as its last version.
+        let reached = version.or(Some(as_of));
+        if reached < sent.key || Some(as_of) < sent.applied {
+            return Judged::Stale;
+        }
         let known = self.known(key);
-        match answer {
-            Answered::Value(timestamp) => {
+        match version {
+            Some(timestamp) => {
                 // Older than a state that did not have the key any more, as far as one can tell,
                 // unless the server was asked to be past that state.
-                let version = Some(timestamp);
                 let before_removal = version < known.floor && sent.applied < known.floor;
                 if version < known.timestamp || before_removal {
-                    return false;
+                    return Judged::Overtaken;
                 }
                 self.wrote(key, timestamp);
             }
-            Answered::Missing(as_of) => {
+            None => {
                 if sent.key < known.timestamp || sent.applied < known.base {
-                    return false;
+                    return Judged::Overtaken;
                 }
                 self.absent(key, as_of);
             }
         }
-        true
+        Judged::New
     }
 
     fn update(&mut self, key: &Bytes, change: impl FnOnce(&mut KeySeen)) {
@@ -206,6 +221,16 @@ mod tests {
         Floors { key, applied }
     }
 
+    /// A value of this version, of a state that holds nothing past 50.
+    fn value(version: i64) -> Answered {
+        Answered { version: at(version), as_of: Timestamp(50) }
+    }
+
+    /// No such key, says a state that holds nothing past this point.
+    fn missing(as_of: i64) -> Answered {
+        Answered { version: None, as_of: Timestamp(as_of) }
+    }
+
     #[test]
     fn a_new_client_asks_for_nothing() {
         let nothing = Floors { key: None, applied: None };
@@ -227,10 +252,10 @@ mod tests {
     fn a_missing_key_asks_for_a_state_as_new_but_not_for_a_version() {
         let mut seen = seen(Causality::PerKey);
         seen.wrote(&K, Timestamp(5));
-        assert!(seen.accept(&K, floors(5, 0), Answered::Missing(Timestamp(9))));
+        assert_eq!(seen.accept(&K, floors(5, 0), missing(9)), Judged::New);
         assert_eq!(seen.floors(b"k"), floors(5, 9));
         // Written again at 7, which that state may have missed: fine from a server past 9.
-        assert!(seen.accept(&K, floors(5, 9), Answered::Value(Timestamp(7))));
+        assert_eq!(seen.accept(&K, floors(5, 9), value(7)), Judged::New);
         assert_eq!(seen.floors(b"k"), floors(7, 9));
         assert_eq!(seen.session(), at(9));
     }
@@ -239,16 +264,38 @@ mod tests {
     fn an_answer_overtaken_by_a_newer_one_is_not_handed_out() {
         let mut seen = seen(Causality::Session);
         let sent = seen.floors(b"k");
-        assert!(seen.accept(&K, sent, Answered::Value(Timestamp(9))));
-        assert!(!seen.accept(&K, sent, Answered::Value(Timestamp(7))));
-        assert!(!seen.accept(&K, sent, Answered::Missing(Timestamp(7))));
-        assert!(seen.accept(&K, sent, Answered::Value(Timestamp(9))));
+        assert_eq!(seen.accept(&K, sent, value(9)), Judged::New);
+        assert_eq!(seen.accept(&K, sent, value(7)), Judged::Overtaken);
+        assert_eq!(seen.accept(&K, sent, missing(7)), Judged::Overtaken);
+        assert_eq!(seen.accept(&K, sent, value(9)), Judged::New);
 
         let sent = seen.floors(b"k");
-        assert!(seen.accept(&K, sent, Answered::Missing(Timestamp(20))));
-        assert!(!seen.accept(&K, sent, Answered::Value(Timestamp(9))));
-        assert!(seen.accept(&K, sent, Answered::Missing(Timestamp(15))));
+        assert_eq!(seen.accept(&K, sent, missing(20)), Judged::New);
+        assert_eq!(seen.accept(&K, sent, value(9)), Judged::Overtaken);
+        assert_eq!(seen.accept(&K, sent, missing(15)), Judged::New);
         assert_eq!(seen.session(), at(20));
+    }
+
+    #[test]
+    fn an_answer_of_a_state_that_is_older_than_asked_for_is_not_handed_out() {
+        for causality in [Causality::Session, Causality::PerKey] {
+            let mut seen = seen(causality);
+            seen.wrote(&K, Timestamp(5));
+            seen.saw(Timestamp(20));
+            let sent = seen.floors(b"k");
+            assert_eq!(sent, floors(5, 20));
+            assert_eq!(seen.accept(&K, sent, missing(19)), Judged::Stale);
+            let behind = Answered { version: at(5), as_of: Timestamp(19) };
+            assert_eq!(seen.accept(&K, sent, behind), Judged::Stale);
+            assert_eq!(seen.accept(&K, sent, value(4)), Judged::Stale);
+            assert_eq!(seen.session(), at(20), "nothing is recorded of them");
+            assert_eq!(seen.accept(&K, sent, missing(20)), Judged::New);
+        }
+        // No state was asked for, and the version says enough.
+        let mut seen = seen(Causality::PerKey);
+        seen.wrote(&K, Timestamp(5));
+        assert_eq!(seen.accept(&K, floors(5, 0), missing(4)), Judged::Stale);
+        assert_eq!(seen.accept(&K, floors(5, 0), missing(5)), Judged::New);
     }
 
     #[test]
@@ -306,9 +353,9 @@ mod tests {
             seen.wrote(&Bytes::from(format!("k{time}")), Timestamp(time));
         }
         assert_eq!(seen.floors(b"k").key, None);
-        assert!(!seen.accept(&K, sent, Answered::Value(Timestamp(7))));
-        assert!(!seen.accept(&K, sent, Answered::Missing(Timestamp(20))));
+        assert_eq!(seen.accept(&K, sent, value(7)), Judged::Overtaken);
+        assert_eq!(seen.accept(&K, sent, missing(20)), Judged::Overtaken);
         let sent = seen.floors(b"k");
-        assert!(seen.accept(&K, sent, Answered::Value(Timestamp(9))));
+        assert_eq!(seen.accept(&K, sent, value(9)), Judged::New);
     }
 }
