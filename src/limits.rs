@@ -515,6 +515,10 @@ pub const CLIENT_MUTE_TIMEOUT: Duration = Duration::from_secs(6);
 /// long: longer than the ten seconds of SPEC A7. A copy of it costs next to nothing, since copies
 /// meet where the first one waits.
 pub const CLIENT_WRITE_MUTE_FACTOR: u32 = 2;
+/// With a write a server that is heard counts as slow after this many times the time of a read:
+/// longer than an election takes on most machines. Then one write at a time goes to another server,
+/// too.
+pub const CLIENT_WRITE_SLOW_FACTOR: u32 = 20;
 /// What a client sends takes its time on the line, in which the server can say nothing: its
 /// connection is given up, and it counts as mute, later by as long as a line of so many bytes a
 /// second takes. A slower one counts as none.
@@ -557,10 +561,11 @@ pub const GATEWAY_READS_MAX: usize = 4;
 /// while it, and its origin, has fewer than are left: an origin may have half of them, and nobody
 /// all. Else it is refused with `RESOURCE_EXHAUSTED`.
 pub const GATEWAY_CALLS_MAX: usize = 1024;
-/// Requests of a gateway to the group under way at once; one more call waits. What servers answer
-/// to them is not charged to anybody until its call has looked at it: a hundred and some mebibytes
-/// of the longest values.
+/// Requests of a gateway to the group under way at once; one more call waits.
 pub const GATEWAY_REQUESTS_MAX: usize = 128;
+/// Clients of a gateway: one for reads and for writes of one key, one for writes of several, and
+/// one for long writes.
+pub const GATEWAY_CLIENTS: usize = 3;
 /// Calls of health and reflection under way, watches included, beside all others and beside one a
 /// connection.
 pub const GATEWAY_AUXILIARY_CALLS_MAX: usize = 1024;
@@ -569,8 +574,9 @@ pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes that calls of all connections make a gateway hold: requests, twice, since they are sent
 /// on, and answers that have not been read. One connection, or one origin, may have half of it;
 /// past that `RESOURCE_EXHAUSTED`. With what connections have of their own and with HTTP/2's
-/// buffers the process stays below 512 MiB, where servers have the default `--max-value`; what they
-/// have just answered may be longer by [`GATEWAY_REQUESTS_MAX`] times as much as a value may be.
+/// buffers the process stays below 512 MiB, where servers have the default `--max-value`. A longer
+/// one adds what is on its way from them: an answer for each server and each of the clients, and a
+/// few that are being taken apart or put together.
 pub const GATEWAY_BYTES_MAX: usize = 96 * 1024 * 1024;
 /// Bytes of these that every connection may have whatever others do: many small requests and
 /// answers.
@@ -614,8 +620,9 @@ const _: () = {
     // connection's half.
     assert!(GATEWAY_BYTES_MAX / 2 > 2 * TRANSACTION_BYTES_MAX + 150 * TRANSACTION_KEYS_MAX);
     // All that a gateway can be made to hold: what is charged, what connections have of their own,
-    // calls under way, calls that have not begun, what servers have just answered, and what waits
-    // to be sent by its two clients, also of calls that were given up.
+    // calls under way, calls that have not begun, the answers that its clients receive and the one
+    // that each takes apart, and what waits to be sent by them, also of calls that were given
+    // up.
     assert!(
         GATEWAY_BYTES_MAX
             + GATEWAY_CONNECTIONS_MAX
@@ -625,8 +632,8 @@ const _: () = {
                     + GATEWAY_AUXILIARY_CALLS_MAX
                     + 2 * GATEWAY_CONNECTIONS_MAX
                     + GATEWAY_READS_MAX * GATEWAY_CALLS_PER_CONNECTION_MAX as usize)
-            + GATEWAY_REQUESTS_MAX * VALUE_BYTES_MAX_DEFAULT
-            + 2 * (CLIENT_QUEUED_BYTES_MAX + SERVERS_MAX * CLIENT_QUEUED_BYTES_PAUSE)
+            + GATEWAY_CLIENTS * (SERVERS_MAX + 2) * (VALUE_BYTES_MAX_DEFAULT + PAGE_BYTES_MAX)
+            + GATEWAY_CLIENTS * (CLIENT_QUEUED_BYTES_MAX + SERVERS_MAX * CLIENT_QUEUED_BYTES_PAUSE)
             < 512 * 1024 * 1024
     );
     assert!(COMMIT_TIMEOUT.as_millis() < GATEWAY_REQUEST_TIMEOUT_DEFAULT.as_millis());

@@ -47,6 +47,12 @@ impl AsyncClient {
         AsyncClient(self.0.until(deadline))
     }
 
+    /// A clone whose reads ask whether their answers may be kept, as [`Client::with_room`] makes
+    /// one.
+    pub fn with_room(&self, room: impl Fn(usize) -> bool + Send + Sync + 'static) -> AsyncClient {
+        AsyncClient(self.0.with_room(room))
+    }
+
     pub(super) fn client(&self) -> &Client {
         &self.0
     }

@@ -15,8 +15,8 @@ use std::thread::{self, LocalKey, Thread};
 use std::time::{Duration, Instant};
 
 use super::core::{CallId, CallSpec, Exchange, Verdict, judge_unexpected};
-use super::driver::{Inbox, foreign};
 use super::error::ClientError;
+use super::inbox::{Inbox, foreign};
 use super::sync::lock;
 use crate::model::{Effect, RequestId};
 use crate::wire::message::{Reply, Request};

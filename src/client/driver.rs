@@ -17,21 +17,19 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::call::{CallFuture, Overdue, Question, as_driver, is_waiting};
-use super::core::{CallId, CallSpec, Core, CoreConfig, Exchange, Loss, Output, Report, Verdict};
-use super::error::{ClientError, ServerFailure};
+use super::core::{CallSpec, Core, CoreConfig, Exchange, Loss, Output, Verdict};
+use super::error::ClientError;
 use super::greeting::{describe, is_end};
+use super::inbox::{Command, Inbox, Open};
 use super::sync::lock;
 use super::transport::{self, FRAME_BYTES_MAX};
 use crate::limits::{
@@ -40,8 +38,9 @@ use crate::limits::{
 use crate::model::RequestId;
 use crate::net::{
     CloseReason, ConnectionId, ConnectionMap, EventLoop, LoopConfig, Net, SendLimits, Service,
-    SharedLoop, WakeHandle,
+    SharedLoop,
 };
+use crate::wire::codec;
 use crate::wire::message::{Reply, Request};
 
 /// The way to a client's thread, which is started when it is first needed.
@@ -92,126 +91,6 @@ impl Way {
     }
 }
 
-/// What is left for a client's thread. It holds no more than those who have left something: a
-/// call's place is in it or in the core, and whoever cancels a call that is still here takes it
-/// out.
-pub(super) struct Inbox {
-    state: Mutex<InboxState>,
-    /// `None` in the simulation, which looks by itself.
-    wake: Option<WakeHandle>,
-}
-
-#[derive(Default)]
-struct InboxState {
-    commands: Vec<Command>,
-    /// No client is left.
-    is_leaving: bool,
-    /// The thread has ended.
-    is_closed: bool,
-}
-
-pub(super) enum Command {
-    Begin { id: CallId, spec: CallSpec, exchange: Box<dyn Exchange> },
-    Cancel(CallId),
-    HintLeader(Option<usize>),
-    Poll(Arc<Task>),
-    PassedOver { report: Report, failure: ServerFailure },
-}
-
-impl Command {
-    /// Does on the client's thread what was left for it.
-    pub(super) fn perform(self, core: &mut Core, now: Duration) {
-        match self {
-            Command::Begin { id, spec, exchange } => core.begin(now, id, spec, exchange),
-            Command::Cancel(id) => core.cancel(now, id),
-            Command::HintLeader(leader) => core.hint_leader(leader),
-            Command::Poll(task) => task.poll(),
-            Command::PassedOver { report, failure } => {
-                foreign(|| report(failure));
-            }
-        }
-    }
-}
-
-impl Inbox {
-    /// Leaves a command, or gives it back when nobody takes it any more.
-    fn push(&self, command: Command) -> Result<(), Command> {
-        let mut state = lock(&self.state);
-        if state.is_closed {
-            return Err(command);
-        }
-        state.commands.push(command);
-        drop(state);
-        self.wake();
-        Ok(())
-    }
-
-    fn wake(&self) {
-        if let Some(wake) = &self.wake {
-            wake.wake();
-        }
-    }
-
-    /// Takes what is left here, in exchange for an empty list. Returns whether no client is left.
-    pub(super) fn take(&self, commands: &mut Vec<Command>) -> bool {
-        let mut state = lock(&self.state);
-        std::mem::swap(&mut state.commands, commands);
-        state.is_leaving
-    }
-
-    /// Nobody waits for a call any more.
-    pub(super) fn cancel(&self, id: CallId) {
-        let mut state = lock(&self.state);
-        let is_it =
-            |command: &Command| matches!(command, Command::Begin { id: begun, .. } if *begun == id);
-        let unbegun = state.commands.iter().rposition(is_it).map(|at| state.commands.remove(at));
-        drop(state);
-        if unbegun.is_none() {
-            // If the thread has ended there is nothing to cancel.
-            let _ = self.push(Command::Cancel(id));
-        }
-    }
-
-    fn leave(&self) {
-        lock(&self.state).is_leaving = true;
-        self.wake();
-    }
-}
-
-/// A future that the client's thread polls.
-pub(super) struct Task {
-    /// `None` once it is completed.
-    future: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
-    inbox: Arc<Inbox>,
-}
-
-impl Wake for Task {
-    fn wake(self: Arc<Self>) {
-        let inbox = Arc::clone(&self.inbox);
-        // If the thread has ended, so have the calls that the future waits for.
-        let _ = inbox.push(Command::Poll(self));
-    }
-}
-
-impl Task {
-    fn poll(self: &Arc<Task>) {
-        let waker = Waker::from(Arc::clone(self));
-        let mut future = lock(&self.future);
-        let Some(polled) = &mut *future else { return };
-        let poll = foreign(|| polled.as_mut().poll(&mut Context::from_waker(&waker)));
-        if poll.is_none_or(|poll| poll.is_ready()) {
-            *future = None;
-        }
-    }
-}
-
-/// Does what somebody else's code does; `None` when that panics, which ends nothing but itself: the
-/// thread is everybody's.
-pub(super) fn foreign<T>(work: impl FnOnce() -> T) -> Option<T> {
-    let done = catch_unwind(AssertUnwindSafe(work));
-    done.inspect_err(|_| log::error!("what is done with an answer has panicked")).ok()
-}
-
 impl Driver {
     pub(super) fn new(servers: Arc<[SocketAddr]>, config: CoreConfig) -> Driver {
         Driver {
@@ -231,7 +110,7 @@ impl Driver {
         config: CoreConfig,
         now_us: Arc<AtomicU64>,
     ) -> (Driver, Arc<Inbox>) {
-        let inbox = Arc::new(Inbox { state: Mutex::default(), wake: None });
+        let inbox = Arc::new(Inbox::new(None));
         let (clock, next_call) = (Clock::Virtual { now_us }, AtomicU64::new(1));
         let (shared, process) = (None, process::id());
         let way = OnceLock::from(Way { inbox: Arc::clone(&inbox), shared, process });
@@ -303,10 +182,7 @@ impl Driver {
         &self,
         future: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), ClientError> {
-        let inbox = &self.way()?.inbox;
-        let future = Mutex::new(Some(Box::pin(future) as Pin<Box<_>>));
-        let task = Arc::new(Task { future, inbox: Arc::clone(inbox) });
-        inbox.push(Command::Poll(task)).map_err(|_| ClientError::Ended)
+        self.way()?.inbox.spawn(future)
     }
 
     /// Says who leads, as far as somebody knows.
@@ -338,8 +214,7 @@ impl Driver {
     fn start(&self) -> Result<Way, ClientError> {
         let refused = |error: &dyn std::fmt::Display| ClientError::Thread(error.to_string());
         let event_loop = EventLoop::new(loop_config(), None).map_err(|error| refused(&error))?;
-        let (wake, state) = (event_loop.wake_handle(), Mutex::default());
-        let inbox = Arc::new(Inbox { state, wake: Some(wake) });
+        let inbox = Arc::new(Inbox::new(Some(event_loop.wake_handle())));
         let core = Core::new(Arc::clone(&self.servers), self.config);
         let started = match &self.clock {
             Clock::Monotonic { started } => *started,
@@ -401,26 +276,6 @@ fn loop_config() -> LoopConfig {
         frame_timeout: never,
         write_stall_timeout: never,
         ..LoopConfig::default()
-    }
-}
-
-/// The thread's end of an inbox.
-struct Open(Arc<Inbox>);
-
-impl Open {
-    /// Whatever is in it goes, and nothing more is taken.
-    fn close(&self) {
-        let mut state = lock(&self.0.state);
-        state.is_closed = true;
-        let commands = std::mem::take(&mut state.commands);
-        drop(state);
-        drop(commands);
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.close();
     }
 }
 
@@ -503,10 +358,7 @@ impl ClientService {
 
     /// Begins a call on the thread of whoever waits for it, unless others have come before.
     fn begin(&mut self, net: &mut Net, command: &mut Option<Command>) {
-        let is_free = {
-            let state = lock(&self.inbox.0.state);
-            state.commands.is_empty() && !state.is_closed
-        };
+        let is_free = self.inbox.0.is_free();
         if let Some(command) = command.take_if(|_| is_free) {
             let now = self.now(net);
             command.perform(&mut self.core, now);
@@ -644,6 +496,10 @@ impl Service for ClientService {
             let Some(link) = link else { continue };
             if link.has_moved(net) {
                 self.core.heard(now, server);
+                let unfinished = net.unfinished_frame(link.connection);
+                if let Some(id) = codec::reply_id(unfinished) {
+                    self.core.arrives(now, server, id, unfinished.len());
+                }
             }
             self.core.queued(server, net.queued_bytes(link.connection));
         }

@@ -120,6 +120,10 @@ pub enum ClientError {
         /// Why the read of it failed.
         why: Box<ClientError>,
     },
+    /// What a read was answered with was not kept, because there is no room for it
+    /// ([`Client::with_room`](super::Client::with_room)).
+    #[error("there is no room for an answer of {0} bytes")]
+    NoRoom(usize),
     /// Keys have at least one byte.
     #[error("a key cannot be empty")]
     KeyEmpty,

@@ -28,6 +28,7 @@ mod driver;
 mod error;
 mod faces;
 pub(crate) mod greeting;
+mod inbox;
 mod reads;
 mod rows;
 mod seen;
@@ -165,7 +166,12 @@ pub struct Client {
     inner: Arc<Inner>,
     /// When its calls end at the latest, whatever their own time; on the driver's clock.
     until: Option<Duration>,
+    /// Is asked before an answer is kept that somebody has read.
+    room: Option<Room>,
 }
+
+/// Whether an answer of so many bytes may be kept.
+type Room = Arc<dyn Fn(usize) -> bool + Send + Sync>;
 
 struct Inner {
     servers: Arc<[SocketAddr]>,
@@ -309,7 +315,7 @@ impl ClientBuilder {
             submits: Arc::new(Gate::new(limits::CLIENT_SUBMITS_MAX)),
             seen: Arc::new(Mutex::new(seen)),
         };
-        Ok(Client { inner: Arc::new(inner), until: None })
+        Ok(Client { inner: Arc::new(inner), until: None, room: None })
     }
 }
 
@@ -391,7 +397,29 @@ impl Client {
     pub fn until(&self, deadline: Instant) -> Client {
         let deadline = self.inner.driver.time(deadline);
         let until = Some(self.until.map_or(deadline, |until| until.min(deadline)));
-        Client { inner: Arc::clone(&self.inner), until }
+        Client { until, ..self.clone() }
+    }
+
+    /// A clone whose reads ask `room`, when an answer has come, whether its keys and values may be
+    /// kept, which are so many bytes; if not, they are dropped at once and the read ends with
+    /// [`ClientError::NoRoom`]. For a process that many make read, and that must not hold whatever
+    /// servers have for them.
+    ///
+    /// `room` is called on the client's own thread, which it must not block.
+    ///
+    /// ```
+    /// use acervo::client::ClientError;
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let group = acervo::LocalGroup::start(dir.path())?;
+    /// # let client = acervo::Client::connect(group.servers())?;
+    /// client.put("title", "Memorial de Aires")?;
+    /// let small = client.with_room(|bytes| bytes <= 10);
+    /// assert_eq!(small.get("title").unwrap_err(), ClientError::NoRoom(17));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn with_room(&self, room: impl Fn(usize) -> bool + Send + Sync + 'static) -> Client {
+        Client { room: Some(Arc::new(room)), ..self.clone() }
     }
 
     /// What this client has seen, as text for another client, here or in another process: with it,
@@ -479,6 +507,18 @@ pub(crate) fn check_value(value: &[u8]) -> Result<Bytes, ClientError> {
     Ok(Bytes::copy_from_slice(value))
 }
 
+/// Bytes of the keys and values that a read is answered with.
+fn read_bytes(reply: &Reply) -> Option<usize> {
+    let value = |found: &Option<Version>| found.as_ref().map_or(0, |found| found.value.len());
+    match reply {
+        Reply::GetOk { found, .. } => Some(value(found)),
+        Reply::PageOk { rows, .. } => {
+            Some(rows.iter().map(|row| row.key.len() + value(&row.found)).sum())
+        }
+        _ => None,
+    }
+}
+
 impl Client {
     /// When a call that begins now ends at the latest, on the driver's clock.
     fn deadline(&self) -> Duration {
@@ -501,7 +541,7 @@ impl Client {
         retry: Retry,
         request_bytes: usize,
         build: impl FnMut(Option<RequestId>) -> (Request, C) + Send + 'static,
-        judge: impl FnMut(SocketAddr, C, Reply) -> Verdict<T> + Send + 'static,
+        mut judge: impl FnMut(SocketAddr, C, Reply) -> Verdict<T> + Send + 'static,
     ) -> CallFuture<T> {
         let inner = &*self.inner;
         let timeout = match self.until {
@@ -511,6 +551,11 @@ impl Client {
                 // It is shown to people.
                 Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
             }
+        };
+        let room = self.room.clone();
+        let judge = move |server, context, reply: Reply| match (&room, read_bytes(&reply)) {
+            (Some(room), Some(bytes)) if !room(bytes) => Verdict::Fail(ClientError::NoRoom(bytes)),
+            _ => judge(server, context, reply),
         };
         let is_write = target == Target::LeaderFirst;
         let spec = CallSpec { target, retry, is_write, request_bytes, deadline, timeout };

@@ -9,10 +9,11 @@ use crate::limits;
 pub struct Timing {
     /// To establish a connection, greeting included.
     pub connect_timeout: Duration,
-    /// How long a server may say nothing, or owe the answer to a read, before another is asked,
-    /// too. A write waits twice as long for a server to greet, and stays with one that has greeted
-    /// as long as anything is heard of it, PINGs included, within six times as long, but no longer
-    /// than twelve seconds.
+    /// How long a server may say nothing, or owe the answer to a read of which nothing is arriving,
+    /// before another is asked, too. A write waits twice as long for a server to greet, and stays
+    /// with one that has greeted as long as anything is heard of it, PINGs included, within six
+    /// times as long. While it is heard, after twenty times as long one write at a time goes to
+    /// another server, too, and after twelve seconds every one.
     pub hedge_delay: Duration,
     /// How often a server that says nothing while it owes something is asked with PING.
     pub ping_interval: Duration,

@@ -345,7 +345,7 @@ impl Client {
     ) -> Result<(WriteAnswer, SocketAddr, Client), ClientError> {
         let deadline = self.deadline();
         let (answer, server) = self.write(op, deadline, Retry::UntilDeadline).await?;
-        let rest = Client { inner: Arc::clone(&self.inner), until: Some(deadline) };
+        let rest = Client { until: Some(deadline), ..self.clone() };
         Ok((answer, server, rest))
     }
 

@@ -255,6 +255,11 @@ impl Net {
         self.connections.get(id).map_or(0, |connection| connection.raw_bytes)
     }
 
+    /// The bytes of a frame that is not whole yet, its header included, as far as they have come.
+    pub fn unfinished_frame(&self, id: ConnectionId) -> &[u8] {
+        self.connections.get(id).map_or(&[], |connection| connection.deframer.unfinished())
+    }
+
     /// Gives this connection's turns before those of others, and without regard to the time that
     /// theirs take: for the few that carry little and must not wait.
     pub fn set_urgent(&mut self, id: ConnectionId) {

@@ -167,3 +167,41 @@ pub fn decode(body: &[u8]) -> Result<Message, CodecError> {
         Ok(_) | Err(_) => Err(CodecError::TrailingBytes),
     }
 }
+
+/// The id of the reply that begins with these bytes, a frame's header first; `None` where too
+/// little has come, it is something else, or its sender has not taken the shortest form.
+pub fn reply_id(frame: &[u8]) -> Option<u64> {
+    // A map of one entry, the name, and an array of two, of which the first is the id.
+    let id = frame.get(FRAME_HEADER_BYTES..)?.strip_prefix(b"\x81\xa5REPLY\x92")?;
+    let (form, rest) = id.split_first()?;
+    match form {
+        0..=0x7f => Some(u64::from(*form)),
+        0xcc => rest.first().map(|id| u64::from(*id)),
+        0xcd => rest.first_chunk().map(|id| u64::from(u16::from_be_bytes(*id))),
+        0xce => rest.first_chunk().map(|id| u64::from(u32::from_be_bytes(*id))),
+        0xcf => rest.first_chunk().map(|id| u64::from_be_bytes(*id)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+    use crate::wire::message::Reply;
+
+    #[test]
+    fn the_beginning_of_a_reply_tells_its_id() {
+        for id in [0, 127, 128, 255, 256, 65_535, 65_536, 1 << 32, u64::MAX] {
+            let body = Reply::GetOk { found: None, as_of: Timestamp(5) };
+            let mut frame = Vec::new();
+            encode(&Message::Reply { id, body }, 1024, &mut frame).unwrap();
+            assert_eq!(reply_id(&frame), Some(id));
+            let known = (0..=frame.len()).filter_map(|length| reply_id(&frame[..length]));
+            assert!(known.into_iter().all(|known| known == id), "it is told once it is there");
+            frame.clear();
+            encode(&Message::Ping { nonce: id }, 1024, &mut frame).unwrap();
+            assert_eq!(reply_id(&frame), None);
+        }
+    }
+}

@@ -214,6 +214,12 @@ impl Deframer {
         taken
     }
 
+    /// The first bytes of a frame that is not whole yet, its header included, as far as they have
+    /// come; nothing of a large frame.
+    pub fn unfinished(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
     /// Bytes received and not handed out.
     pub fn buffered_bytes(&self) -> usize {
         self.end - self.start + self.large.as_ref().map_or(0, |large| large.received)

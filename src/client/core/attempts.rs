@@ -17,6 +17,14 @@
 //! - A server is *mute* that has owed the answer for longer than any server takes, PINGs answered
 //!   or not: it may still answer, a write as well as a read, but nobody waits for it alone any
 //!   more.
+//! - A server of which the answer is arriving is waited for, however long the line takes: asked of
+//!   another, the same answer would come over the same line. It is slow, or mute, when the answer
+//!   stands still.
+//! - A write with which a server is slow goes to a second one as well, but much later than a read,
+//!   and only as often as [`super::copies`] grants, so that a group that is slow as a whole is not
+//!   given its writes twice. A server that is overtaken in that way, too, counts as unhealthy.
+//! - A server that is busy is left alone for as long as it says, and longer each time that it says
+//!   so again.
 //! - A write leaves as soon as a server has greeted. Those that had not greeted in time and do so
 //!   later do not get a copy of it as well, unless the one that has it comes to nothing. What has
 //!   left cannot be called back.
@@ -32,16 +40,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 use super::super::error::{ClientError, ServerFailure};
 use super::health::{Health, jittered};
+use super::verdict::Verdict;
 use crate::limits::{
     BUSY_RETRY_AFTER_MS, CLIENT_BACKOFF_MAX, CLIENT_BACKOFF_MIN, CLIENT_PING_INTERVAL,
 };
-use crate::model::{Effect, Timestamp};
-use crate::wire::message::{ErrorCode, ErrorReply};
 
 /// A server that is busy is asked again after this long at most, whatever it says: many times what
 /// one that is well says, and short beside a call's whole time.
@@ -50,85 +58,9 @@ const _: () = assert!(CLIENT_BUSY_PAUSE_MAX.as_millis() >= 4 * BUSY_RETRY_AFTER_
 /// How many times as long as a slow read two servers may owe it before a third one is asked: longer
 /// than a busy group takes, so that a hedge never triples its load.
 const CLIENT_STUCK_FACTOR: u32 = 10;
-
-/// What an answer means for its request.
-#[derive(Debug, PartialEq, Eq)]
-pub(in crate::client) enum Verdict<T> {
-    /// That is the answer.
-    Done(T),
-    /// The answer was overtaken: the same server once more.
-    Again,
-    /// Another server, or this one later, may do better.
-    Other(String),
-    /// Another server may do better, or this one, but not before this long.
-    OtherAfter(Duration, String),
-    /// This server is of no use now.
-    Gone(String),
-    /// So says this server, which may be cut off from the others.
-    NoMajority(ClientError),
-    /// The call ends with this error, which no other server or time can cure.
-    Fail(ClientError),
-    /// The servers do not know the write's client. Under another identity, which begins with this
-    /// time, it can be made again if no copy of it has had an effect.
-    Forgotten { error: ClientError, begun: Timestamp },
-}
-
-impl<T> Verdict<T> {
-    /// The same about an answer of which `keep` makes something else.
-    pub(in crate::client) fn map<U>(self, keep: impl FnOnce(T) -> U) -> Verdict<U> {
-        match self {
-            Verdict::Done(answer) => Verdict::Done(keep(answer)),
-            Verdict::Again => Verdict::Again,
-            Verdict::Other(why) => Verdict::Other(why),
-            Verdict::OtherAfter(after, why) => Verdict::OtherAfter(after, why),
-            Verdict::Gone(why) => Verdict::Gone(why),
-            Verdict::NoMajority(error) => Verdict::NoMajority(error),
-            Verdict::Fail(error) => Verdict::Fail(error),
-            Verdict::Forgotten { error, begun } => Verdict::Forgotten { error, begun },
-        }
-    }
-}
-
-/// What an `ERROR` reply means, the same for every request.
-pub(in crate::client) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -> Verdict<T> {
-    // What a server says is shown to people, so it is cut and made fit for a terminal.
-    let message = crate::text::sentence(&error.message);
-    match error.code {
-        ErrorCode::NoMajority => Verdict::NoMajority(ClientError::NoMajority { server, message }),
-        ErrorCode::Unconfirmed => {
-            let effect = error.effect;
-            let unconfirmed = ClientError::Unconfirmed { server, message, effect };
-            match effect {
-                Effect::Done => Verdict::Fail(unconfirmed),
-                // Another server may reach the majority that confirms it.
-                Effect::NotDone | Effect::MayBeDone => Verdict::NoMajority(unconfirmed),
-            }
-        }
-        ErrorCode::Invalid => Verdict::Fail(ClientError::Invalid { server, message }),
-        // It was applied long ago, if it ever was.
-        ErrorCode::StaleRequest => {
-            let effect = error.effect.max(Effect::MayBeDone);
-            Verdict::Fail(ClientError::StaleRequest { server, message, effect })
-        }
-        ErrorCode::UnknownSession { begin_anew_at } => {
-            let effect = error.effect;
-            let error = ClientError::StaleRequest { server, message, effect };
-            Verdict::Forgotten { error, begun: begin_anew_at }
-        }
-        ErrorCode::DiskFull => Verdict::Fail(ClientError::DiskFull { server, message }),
-        ErrorCode::Expired => Verdict::Fail(ClientError::Expired { server, message }),
-        ErrorCode::Busy { retry_after_ms } => {
-            let after = Duration::from_millis(u64::from(retry_after_ms));
-            Verdict::OtherAfter(after, format!("{server}: {message}"))
-        }
-        ErrorCode::ShuttingDown | ErrorCode::Internal => Verdict::Gone(message),
-    }
-}
-
-/// What a reply of the wrong kind means.
-pub(in crate::client) fn judge_unexpected<T>() -> Verdict<T> {
-    Verdict::Gone("it answered another question than was asked".to_owned())
-}
+/// A write that was refused a copy asks so often whether it may have one: short beside the time
+/// after which it asked first.
+const CLIENT_GRANT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How a request is tried.
 #[derive(Clone, Debug)]
@@ -142,6 +74,10 @@ pub(super) struct Rules {
     pub(super) silence: Duration,
     /// After this long the request is sent to a second server, even if the first is heard.
     pub(super) slow: Option<Duration>,
+    /// But only if a copy is granted ([`super::copies`]), or the first counts as unhealthy.
+    pub(super) spares_copies: bool,
+    /// An answer that is arriving may stand still for so long.
+    pub(super) stall: Duration,
     /// After this long a server that is heard is mute; for `None` it is waited for.
     pub(super) mute: Option<Duration>,
     /// With no server heard for this long the request fails.
@@ -150,6 +86,19 @@ pub(super) struct Rules {
     pub(super) deadline: Duration,
     /// The whole time it had, for its error.
     pub(super) timeout: Duration,
+}
+
+/// What has come of a server that owes an answer, and when it last did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Signs {
+    /// Anything at all; `None` before the greeting.
+    pub(super) heard: Option<Duration>,
+    /// More of a long answer to whomever, which is not whole yet: no PONG comes before its end.
+    pub(super) unfinished: Option<Duration>,
+    /// The same, if it is the answer that is owed here.
+    pub(super) arriving: Option<Duration>,
+    /// More of a long answer to whomever, be it whole by now.
+    pub(super) line_busy: Option<Duration>,
 }
 
 /// What the driver is to do next.
@@ -177,7 +126,35 @@ struct Flight {
     /// When it is asked next, and how long after that again.
     ping_at: Duration,
     ping_interval: Duration,
+    /// Since when it owes the answer, as far as it may be slow.
+    slow_since: Duration,
+    /// As was told last.
+    signs: Signs,
     state: FlightState,
+}
+
+impl Flight {
+    /// When the server counts as slow. A reply that is arriving is waited for until it stops, and
+    /// while the line brings long replies to others, this one's turn may be yet to come.
+    fn slow_at(&self, rules: &Rules) -> Option<Duration> {
+        let slow = rules.slow?;
+        let arriving = self.signs.arriving.map(|at| at + rules.stall);
+        let behind_others = self.signs.line_busy.map(|at| {
+            let at = at + slow;
+            rules.mute.map_or(at, |mute| at.min(self.sent + mute))
+        });
+        Some(self.slow_since + slow).max(arriving).max(behind_others)
+    }
+
+    fn mute_at(&self, rules: &Rules) -> Option<Duration> {
+        rules.mute.map(|mute| self.sent.max(self.signs.arriving.unwrap_or_default()) + mute)
+    }
+
+    /// When it is silent if a PING that was sent then is not answered.
+    fn silent_at(&self, rules: &Rules, pinged: Duration) -> Duration {
+        let at = pinged + rules.silence / 2;
+        self.signs.unfinished.map_or(at, |moved| at.max(moved + rules.stall))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -205,8 +182,12 @@ pub(super) struct Attempts {
     again: Option<usize>,
     /// No server is asked before.
     not_before: Duration,
-    /// By server: it has said that it is busy, and is not asked before.
+    /// By server: it has said that it is busy, and is not asked before; and for how long it was
+    /// left alone at least, if that is what it has said last.
     busy_until: Vec<Duration>,
+    busy_pause: Vec<Duration>,
+    /// It has been granted a copy.
+    has_copy: bool,
     backoff: Duration,
     /// Somebody has said in this round that there is no majority.
     no_majority: Option<ClientError>,
@@ -241,6 +222,8 @@ impl Attempts {
         Attempts {
             failures: vec![None; addresses.len()],
             busy_until: vec![now; addresses.len()],
+            busy_pause: vec![Duration::ZERO; addresses.len()],
+            has_copy: false,
             order: servers,
             rules,
             addresses,
@@ -263,11 +246,11 @@ impl Attempts {
         std::mem::take(&mut self.passed_over)
     }
 
-    /// What to do next. `heard` tells when something last came from a server that owes an answer.
+    /// What to do next. `signs` tells what has come of a server that owes an answer.
     pub(super) fn poll(
         &mut self,
         now: Duration,
-        heard: impl Fn(usize) -> Option<Duration>,
+        signs: impl Fn(usize) -> Signs,
         health: &mut Health,
         random: &mut StdRng,
     ) -> Action {
@@ -278,7 +261,7 @@ impl Attempts {
                 None => self.timed_out(),
             });
         }
-        if let Some(server) = self.watch(now, heard, health, random) {
+        if let Some(server) = self.watch(now, signs, health, random) {
             return Action::Ping(server);
         }
         if let Some(server) = self.again.take() {
@@ -303,14 +286,15 @@ impl Attempts {
     fn watch(
         &mut self,
         now: Duration,
-        heard: impl Fn(usize) -> Option<Duration>,
+        signs: impl Fn(usize) -> Signs,
         health: &mut Health,
         random: &mut StdRng,
     ) -> Option<usize> {
-        let Rules { greeting, silence, slow, mute, .. } = self.rules;
+        let Rules { greeting, silence, slow, spares_copies, .. } = self.rules;
         let was_away = self.back_at.take().is_some_and(|back_at| back_at + silence / 4 <= now);
         for flight in &mut self.flights {
-            let last_heard = heard(flight.server);
+            flight.signs = signs(flight.server);
+            let last_heard = flight.signs.heard;
             self.heard = self.heard.max(last_heard.unwrap_or_default());
             let heard = last_heard.unwrap_or_default().max(flight.sent);
             if flight.state == FlightState::Silent {
@@ -325,14 +309,24 @@ impl Attempts {
                 // What has come meanwhile may not have been read yet.
                 flight.greeting_since = flight.greeting_since.map(|_| now);
                 flight.pinged = flight.pinged.map(|_| now);
+                if spares_copies {
+                    flight.slow_since = now;
+                }
             }
-            if mute.is_some_and(|mute| flight.sent + mute <= now) {
+            if flight.mute_at(&self.rules).is_some_and(|at| at <= now) {
                 flight.state = FlightState::Mute;
                 health.failed(now, flight.server, random);
                 continue;
             }
-            if slow.is_some_and(|slow| flight.sent + slow <= now) {
-                flight.state = FlightState::Slow;
+            if flight.slow_at(&self.rules).is_some_and(|at| at <= now) {
+                // Who is known to be of no use is not one that has much to do.
+                let is_free = !spares_copies || self.has_copy || !health.is_healthy(flight.server);
+                if flight.state == FlightState::Waiting && (is_free || health.copies.grant(now)) {
+                    self.has_copy |= !is_free;
+                    flight.state = FlightState::Slow;
+                }
+            } else if slow.is_some() && flight.signs.arriving.is_some() {
+                flight.state = FlightState::Waiting;
             }
             if last_heard.is_some() {
                 flight.greeting_since = None;
@@ -344,7 +338,9 @@ impl Attempts {
             }
             let waited = match (flight.greeting_since, flight.pinged) {
                 (Some(since), _) => (since + greeting <= now).then_some(greeting),
-                (None, Some(pinged)) => (pinged + silence / 2 <= now).then_some(silence),
+                (None, Some(pinged)) => {
+                    (flight.silent_at(&self.rules, pinged) <= now).then_some(silence)
+                }
                 (None, None) => {
                     if flight.ping_at <= now {
                         // Whoever has just been heard need not be asked.
@@ -379,7 +375,8 @@ impl Attempts {
 
     /// When a slow server keeps nobody from asking one more.
     fn stuck_at(&self, flight: &Flight) -> Option<Duration> {
-        self.rules.slow.map(|slow| flight.sent + slow * CLIENT_STUCK_FACTOR)
+        let (slow_at, slow) = (flight.slow_at(&self.rules)?, self.rules.slow?);
+        Some(slow_at + slow * (CLIENT_STUCK_FACTOR - 1))
     }
 
     /// Those whose answers are still expected.
@@ -420,6 +417,8 @@ impl Attempts {
             pinged: None,
             ping_at: now + half,
             ping_interval: half,
+            slow_since: now,
+            signs: Signs::default(),
             state: FlightState::Waiting,
         });
         Action::Send { server, instead }
@@ -428,19 +427,23 @@ impl Attempts {
     /// Until when to wait, if nothing happens before: for the next server to be asked, if one is,
     /// or to look after those that owe an answer.
     fn wait(&mut self, now: Duration, next: Option<Duration>) -> Action {
-        let Rules { greeting, silence, slow, mute, deadline, .. } = self.rules;
+        let Rules { greeting, deadline, .. } = self.rules;
         let mut until = next.map_or(deadline, |next| next.min(deadline));
         for flight in self.owing() {
             until = until.min(match (flight.greeting_since, flight.pinged) {
                 (Some(since), _) => since + greeting,
-                (None, Some(pinged)) => pinged + silence / 2,
+                (None, Some(pinged)) => flight.silent_at(&self.rules, pinged),
                 (None, None) => flight.ping_at,
             });
-            if let (Some(slow), FlightState::Waiting) = (slow, flight.state) {
-                until = until.min(flight.sent + slow);
+            if let (Some(slow_at), FlightState::Waiting) =
+                (flight.slow_at(&self.rules), flight.state)
+            {
+                // It may be granted later what it was refused.
+                let at = if now < slow_at { slow_at } else { now + CLIENT_GRANT_INTERVAL };
+                until = until.min(at);
             }
-            if let Some(mute) = mute {
-                until = until.min(flight.sent + mute);
+            if let Some(mute_at) = flight.mute_at(&self.rules) {
+                until = until.min(mute_at);
             }
             until = self.stuck_at(flight).filter(|at| now < *at).map_or(until, |at| until.min(at));
         }
@@ -509,27 +512,40 @@ impl Attempts {
         self.asked.retain(|asked| *asked != server);
     }
 
-    /// A server has answered. Returns how the request ends, if it does with that. `heard` as for
+    /// A server has answered. Returns how the request ends, if it does with that. `signs` as for
     /// [`Attempts::poll`].
     pub(super) fn answered<T>(
         &mut self,
         now: Duration,
         server: usize,
         verdict: Verdict<T>,
-        heard: impl Fn(usize) -> Option<Duration>,
+        signs: impl Fn(usize) -> Signs,
         health: &mut Health,
         random: &mut StdRng,
     ) -> Option<Result<T, ClientError>> {
         self.heard = now;
         self.failures[server] = None;
+        let spares_copies = self.rules.spares_copies;
         if let Some(answered) = self.land(server) {
-            for overdue in self.overtaken(&answered, heard) {
+            for overdue in self.overtaken(&answered, signs) {
                 health.failed(now, overdue, random);
             }
             let slow = self.flights.iter().filter(|flight| flight.state == FlightState::Slow);
             for slow in slow.filter(|_| matches!(verdict, Verdict::Done(_))) {
-                health.overtaken(now, slow.server, random);
+                match spares_copies {
+                    false => health.overtaken(now, slow.server, random),
+                    true if slow.sent < answered.sent => {
+                        health.overtaken_in_write(now, slow.server, random);
+                    }
+                    true => {}
+                }
             }
+            if spares_copies {
+                health.answered_write(now, server, answered.state == FlightState::Slow);
+            }
+        }
+        if !matches!(verdict, Verdict::OtherAfter(..)) {
+            self.busy_pause[server] = Duration::ZERO;
         }
         match &verdict {
             Verdict::Gone(_) | Verdict::NoMajority(_) => health.failed(now, server, random),
@@ -542,7 +558,7 @@ impl Attempts {
             Verdict::Other(why) => (self.undecided, self.last) = (true, why),
             Verdict::OtherAfter(after, why) => {
                 (self.undecided, self.last) = (true, why);
-                self.busy_until[server] = now + after.min(CLIENT_BUSY_PAUSE_MAX);
+                self.busy_until[server] = now + self.busy_pause(server, after, random);
             }
             Verdict::Gone(reason) => {
                 let server = self.addresses[server];
@@ -557,6 +573,25 @@ impl Attempts {
         None
     }
 
+    /// How long a server is left alone that is busy, and says for how long: so long at least, and
+    /// longer each time that it says so again, since others heed it, too.
+    fn busy_pause(&mut self, server: usize, after: Duration, random: &mut StdRng) -> Duration {
+        let pause = (2 * self.busy_pause[server]).max(after).max(CLIENT_BACKOFF_MIN);
+        let pause = pause.min(CLIENT_BUSY_PAUSE_MAX);
+        self.busy_pause[server] = pause;
+        // Up to half as long again, so that clients that were refused together do not return
+        // together.
+        let most = (pause * 3 / 2).min(CLIENT_BUSY_PAUSE_MAX);
+        most.mul_f64(random.random_range(2.0 / 3.0..=1.0))
+    }
+
+    /// The request is over, or will be made anew.
+    pub(super) fn ended(self, health: &mut Health) {
+        if self.has_copy {
+            health.copies.ended();
+        }
+    }
+
     /// The request is no more under way at a server.
     fn land(&mut self, server: usize) -> Option<Flight> {
         let at = self.flights.iter().position(|flight| flight.server == server)?;
@@ -568,13 +603,9 @@ impl Attempts {
     /// hedging time. The request ends before they count as silent, and the next one would go to
     /// them first. Time in which this client did not run is not held against them, since the
     /// other's request and answer went both ways within the same time.
-    fn overtaken(
-        &self,
-        answered: &Flight,
-        heard: impl Fn(usize) -> Option<Duration>,
-    ) -> Vec<usize> {
+    fn overtaken(&self, answered: &Flight, signs: impl Fn(usize) -> Signs) -> Vec<usize> {
         let is_overdue = |flight: &&Flight| {
-            let heard = heard(flight.server);
+            let heard = signs(flight.server).heard;
             flight.state == FlightState::Slow
                 && match (flight.greeting_since, flight.pinged) {
                     (Some(_), _) => heard.is_none(),

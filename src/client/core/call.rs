@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use super::super::error::{ClientError, ServerFailure};
 use super::super::timing::Timing;
-use super::attempts::{Attempts, Rules, Verdict};
+use super::attempts::{Attempts, Rules};
+use super::verdict::Verdict;
 use crate::limits::{
     CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_LINE_BYTES_PER_S_MIN, CLIENT_LINE_BYTES_PER_S_USUAL,
     CLIENT_MUTE_TIMEOUT, CLIENT_WRITE_GREETING_FACTOR, CLIENT_WRITE_HEDGE_FACTOR,
-    CLIENT_WRITE_MUTE_FACTOR,
+    CLIENT_WRITE_MUTE_FACTOR, CLIENT_WRITE_SLOW_FACTOR,
 };
 use crate::model::{Effect, RequestId};
 use crate::wire::message::{Reply, Request};
@@ -139,6 +140,10 @@ impl Call {
     }
 }
 
+/// An answer that is arriving may stand still for this many times the time after which a read is
+/// hedged: longer than a network takes to send again what it has lost.
+const CLIENT_REPLY_STALL_FACTOR: u32 = 10;
+
 /// How long so many bytes are on a line that takes so many a second.
 pub(super) fn line_time(bytes: usize, bytes_per_s: usize) -> Duration {
     Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64)
@@ -155,7 +160,8 @@ pub(super) fn rules(spec: &CallSpec, timing: &Timing) -> Rules {
         (_, Target::LeaderFirst) => {
             let (greeting, silence) = (CLIENT_WRITE_GREETING_FACTOR, CLIENT_WRITE_HEDGE_FACTOR);
             let mute = CLIENT_MUTE_TIMEOUT * CLIENT_WRITE_MUTE_FACTOR;
-            (hedge * greeting, hedge * silence, None, Some(mute))
+            let slow = hedge * CLIENT_WRITE_SLOW_FACTOR;
+            (hedge * greeting, hedge * silence, Some(slow), Some(mute))
         }
         (_, Target::AnyServer | Target::Server(_)) => {
             (hedge, hedge, Some(hedge), Some(CLIENT_MUTE_TIMEOUT))
@@ -170,6 +176,8 @@ pub(super) fn rules(spec: &CallSpec, timing: &Timing) -> Rules {
         greeting,
         silence,
         slow,
+        spares_copies: spec.is_write,
+        stall: hedge * CLIENT_REPLY_STALL_FACTOR,
         mute,
         reach: timing.reach_timeout,
         deadline: spec.deadline,

@@ -14,6 +14,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use super::copies::Copies;
 use crate::limits::{CLIENT_PROBE_BACKOFF_MAX, CLIENT_PROBE_BACKOFF_MIN};
 
 /// The health of all servers of a client, by their place in its list.
@@ -21,6 +22,8 @@ pub(super) struct Health {
     servers: Vec<State>,
     /// How often running each was overtaken by another one that was asked later.
     overtaken: Vec<u32>,
+    /// Which writes may be sent to a second server, and what came of those that were.
+    pub(super) copies: Copies,
 }
 
 /// A server that is overtaken so often without one answer of its own counts as unhealthy: a busy
@@ -44,6 +47,7 @@ impl Health {
         Health {
             servers: vec![State::Healthy { relapse: None }; servers],
             overtaken: vec![0; servers],
+            copies: Copies::new(servers),
         }
     }
 
@@ -78,7 +82,20 @@ impl Health {
         }
     }
 
-    /// Another server that was asked later has answered a request that this one owes.
+    /// Another server has answered a write that this one has owed for long.
+    pub(super) fn overtaken_in_write(&mut self, now: Duration, server: usize, random: &mut StdRng) {
+        self.copies.overtaken(server);
+        self.failed(now, server, random);
+    }
+
+    /// The server has answered a write. `is_late`: although it was slow with that.
+    pub(super) fn answered_write(&mut self, now: Duration, server: usize, is_late: bool) {
+        if self.copies.answered(now, server, is_late) {
+            self.recovered(now, server);
+        }
+    }
+
+    /// Another server that was asked later has answered a read that this one owes.
     pub(super) fn overtaken(&mut self, now: Duration, server: usize, random: &mut StdRng) {
         self.overtaken[server] += 1;
         if self.overtaken[server] >= CLIENT_OVERTAKEN_MAX {

@@ -4,26 +4,35 @@
 //! A link is opened when first needed, kept, and opened again when lost. Requests leave when the
 //! server has greeted, and not before: what was given up until then is never sent. While an answer
 //! is owed and nothing comes, the server is asked with PING; after [`Timing::silence_timeout`]
-//! without a byte, and as long as what was sent may be on the line, the link is given up. What has
-//! been asked is owed until something comes, also when its caller has given up: else calls that are
-//! shorter than that time would wait, one after the other, on a connection whose other end has gone
-//! without a word. An answer may take as long as it likes as long as the server is heard; but a
-//! server that has answered nothing for [`CLIENT_MUTE_TIMEOUT`] is told of, so that others are
-//! asked first.
+//! without a byte, and as long as what was sent may be on the line ([`Line`]), the link is given
+//! up. What has been asked is owed until something comes, also when its caller has given up: else
+//! calls that are shorter than that time would wait, one after the other, on a connection whose
+//! other end has gone without a word. An answer may take as long as it likes as long as the server
+//! is heard; but a server that has answered nothing for [`CLIENT_MUTE_TIMEOUT`], and of which no
+//! long reply is arriving, is told of, so that others are asked first.
 //!
 //! What a server does not take waits in its connection's queue, also when its caller has given up.
 //! A request for which there is no room there waits here ([`Early`]), where it can be given up.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::super::timing::Timing;
 use super::CallId;
+use super::attempts::Signs;
 use super::call::line_time;
+use super::line::Line;
 use crate::limits::{
     CLIENT_LINE_BYTES_PER_S_MIN, CLIENT_MUTE_TIMEOUT, CLIENT_PROVOKED_TIMEOUT,
     CLIENT_QUEUED_BYTES_PAUSE,
 };
+
+/// A reply is arriving while at least so much of it has come since that was last noted: a segment
+/// of any network, and more than a server that only wants to be waited for sends for nothing.
+const CLIENT_REPLY_PROGRESS_BYTES: usize = 1024;
+/// Of so many writes that nobody waits for any more it is known that their answers are late; of
+/// those beyond, nothing is learnt.
+const CLIENT_LATE_WRITES_MAX: usize = 1024;
 
 /// Whom an answer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +41,23 @@ pub(super) enum Waiter {
     Call { call: CallId, attempt: u64 },
     /// The question whether an unhealthy server is back.
     Probe,
+}
+
+/// What an answer is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owed {
+    To(Waiter),
+    /// It answers a write for which nobody waits any more.
+    LateWrite,
+    ToNobody,
+}
+
+/// A reply of which a part has come.
+struct Arriving {
+    id: u64,
+    /// As much of it as was there when that was last noted.
+    bytes: usize,
+    moved_at: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,10 +101,14 @@ pub(super) struct Early {
 
 pub(super) struct Link {
     phase: Phase,
-    /// Requests that have left, by their ids, and about how many bytes each has.
-    waiting: BTreeMap<u64, (Waiter, usize)>,
-    /// The sum of their bytes.
-    waiting_bytes: usize,
+    /// Requests that have left, by their ids.
+    waiting: BTreeMap<u64, Waiter>,
+    /// Writes that have left, and were given up.
+    late_writes: BTreeSet<u64>,
+    line: Line,
+    arriving: Option<Arriving>,
+    /// When a long reply, to whichever request, last moved.
+    replies_moved: Option<Duration>,
     /// Requests that leave when the server has greeted and takes what is queued for it.
     early: VecDeque<Early>,
     /// Bytes that wait to be sent, as far as is known.
@@ -88,10 +118,7 @@ pub(super) struct Link {
     first_id: u64,
     /// Since when something has been asked, or has waited to be, without a sign of life.
     unheard_since: Option<Duration>,
-    /// About how many bytes may be on the line: those of requests that were not answered when
-    /// something last came, and what has been sent since.
-    unheard_bytes: usize,
-    /// When the first request left after which no reply has come, to whichever request.
+    /// When the first request left after which nothing of a reply has come, to whichever request.
     unanswered_since: Option<Duration>,
     /// When something last came, the greeting included; `None` before that.
     heard: Option<Duration>,
@@ -104,13 +131,15 @@ impl Link {
         Link {
             phase: Phase::Closed,
             waiting: BTreeMap::new(),
-            waiting_bytes: 0,
+            late_writes: BTreeSet::new(),
+            line: Line::default(),
+            arriving: None,
+            replies_moved: None,
             early: VecDeque::new(),
             queued_bytes: 0,
             next_id: 1,
             first_id: 1,
             unheard_since: None,
-            unheard_bytes: 0,
             unanswered_since: None,
             heard: None,
             pinged: Duration::ZERO,
@@ -132,6 +161,18 @@ impl Link {
     /// When the server was last heard; never as long as it has not greeted.
     pub(super) fn heard(&self) -> Option<Duration> {
         self.heard
+    }
+
+    /// What has come of the server that concerns the request with this id, if it has left.
+    pub(super) fn signs(&self, request_id: Option<u64>) -> Signs {
+        let unfinished = self.arriving.as_ref();
+        let its_own = unfinished.filter(|arriving| Some(arriving.id) == request_id);
+        Signs {
+            heard: self.heard,
+            unfinished: unfinished.map(|arriving| arriving.moved_at),
+            arriving: its_own.map(|arriving| arriving.moved_at),
+            line_busy: self.replies_moved,
+        }
     }
 
     pub(super) fn dial(&mut self, until: Duration) {
@@ -168,7 +209,30 @@ impl Link {
     /// Notes that a whole message came.
     pub(super) fn hear(&mut self, now: Duration) {
         self.moves(now);
-        self.unheard_bytes = self.waiting_bytes;
+        self.arriving = None;
+    }
+
+    /// So many bytes have come of the reply to the request with this id, which is not whole.
+    pub(super) fn arrives(&mut self, now: Duration, id: u64, bytes: usize) {
+        let noted = match &self.arriving {
+            Some(arriving) if arriving.id == id => arriving.bytes,
+            _ => 0,
+        };
+        if bytes < noted + CLIENT_REPLY_PROGRESS_BYTES {
+            return;
+        }
+        self.arriving = Some(Arriving { id, bytes, moved_at: now });
+        self.replies_moved = Some(now);
+        self.unanswered_since = self.unanswered_since.map(|_| now);
+    }
+
+    /// The nonce of a PING that is sent now.
+    pub(super) fn nonce(&self) -> u64 {
+        self.line.nonce()
+    }
+
+    pub(super) fn ponged(&mut self, nonce: u64) {
+        self.line.ponged(nonce);
     }
 
     /// Something came, or the server took more of what waits to be sent than it had taken before.
@@ -216,48 +280,50 @@ impl Link {
 
     /// Whether the server owes the answer to a probe.
     pub(super) fn is_probed(&self) -> bool {
-        self.waiting.values().any(|(waiter, _)| *waiter == Waiter::Probe)
+        self.waiting.values().any(|waiter| *waiter == Waiter::Probe)
     }
 
     /// The id of a request of about so many bytes that leaves now.
     pub(super) fn issue(&mut self, now: Duration, waiter: Waiter, bytes: usize) -> u64 {
         assert!(self.is_open(), "{waiter:?} leaves before the greeting");
         self.unheard_since.get_or_insert(now);
-        self.unheard_bytes += bytes;
-        self.waiting_bytes += bytes;
         self.unanswered_since.get_or_insert(now);
         let id = self.next_id;
         self.next_id += 1;
-        self.waiting.insert(id, (waiter, bytes));
+        self.waiting.insert(id, waiter);
+        self.line.sent(id, bytes);
         id
     }
 
-    /// Who waits for this answer; `None` when nobody does any more.
+    /// Who waits for this answer.
     ///
     /// # Errors
     /// No request with this id has left on this connection.
-    pub(super) fn answered(&mut self, id: u64) -> Result<Option<Waiter>, ()> {
+    pub(super) fn answered(&mut self, id: u64) -> Result<Owed, ()> {
         if !(self.first_id..self.next_id).contains(&id) {
             return Err(());
         }
-        let waiter = self.take_waiting(id);
+        let owed = match self.waiting.remove(&id) {
+            Some(waiter) => Owed::To(waiter),
+            None if self.late_writes.remove(&id) => Owed::LateWrite,
+            None => Owed::ToNobody,
+        };
         self.unanswered_since = None;
-        self.unheard_bytes = self.waiting_bytes;
+        self.line.answered(id, id + 1 == self.next_id);
         if !self.is_asked() {
             self.unheard_since = None;
         }
-        Ok(waiter)
-    }
-
-    fn take_waiting(&mut self, id: u64) -> Option<Waiter> {
-        let (waiter, bytes) = self.waiting.remove(&id)?;
-        self.waiting_bytes -= bytes;
-        Some(waiter)
+        Ok(owed)
     }
 
     /// Nobody waits for this answer any more.
-    pub(super) fn forget(&mut self, id: u64) {
-        self.take_waiting(id);
+    pub(super) fn forget(&mut self, id: u64, is_write: bool) {
+        if self.waiting.remove(&id).is_some()
+            && is_write
+            && self.late_writes.len() < CLIENT_LATE_WRITES_MAX
+        {
+            self.late_writes.insert(id);
+        }
     }
 
     /// A request that has not left is not wanted any more.
@@ -268,17 +334,17 @@ impl Link {
     /// The connection is gone: those are returned that waited, and whether their requests had left.
     pub(super) fn close(&mut self) -> Vec<(Waiter, bool)> {
         (self.phase, self.heard, self.queued_bytes) = (Phase::Closed, None, 0);
-        (self.unheard_since, self.unheard_bytes, self.unanswered_since) = (None, 0, None);
-        self.waiting_bytes = 0;
-        let left = std::mem::take(&mut self.waiting).into_values();
-        let left = left.map(|(waiter, _)| (waiter, true));
+        (self.unheard_since, self.unanswered_since) = (None, None);
+        (self.arriving, self.replies_moved, self.line) = (None, None, Line::default());
+        self.late_writes.clear();
+        let left = std::mem::take(&mut self.waiting).into_values().map(|waiter| (waiter, true));
         let early = std::mem::take(&mut self.early).into_iter().map(|early| (early.waiter, false));
         left.chain(early).collect()
     }
 
-    /// How long what was sent since the server was last heard may be on the line.
+    /// How long what was sent may still be on the line.
     fn line_time(&self) -> Duration {
-        line_time(self.unheard_bytes, CLIENT_LINE_BYTES_PER_S_MIN)
+        line_time(self.line.bytes(), CLIENT_LINE_BYTES_PER_S_MIN)
     }
 
     /// When the server counts as mute.
@@ -330,7 +396,7 @@ impl Link {
     #[cfg(test)]
     pub(super) fn waiting_calls(&self) -> usize {
         let early = self.early.iter().map(|early| &early.waiter);
-        let all = self.waiting.values().map(|(waiter, _)| waiter).chain(early);
+        let all = self.waiting.values().chain(early);
         all.filter(|waiter| matches!(waiter, Waiter::Call { .. })).count()
     }
 }

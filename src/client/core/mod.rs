@@ -8,19 +8,19 @@
 //! and the tests of this module do it in virtual time.
 //!
 //! How it is cut: [`attempts`] decides for one call which server is asked next and when to give up,
-//! [`health`] knows which servers are worth asking first, [`link`] is the connection to one server,
-//! [`sequence`] numbers the writes; this file brings calls and links together. What is sent, and
-//! what an answer means, is the call's own affair ([`Exchange`]): the core knows neither keys nor
-//! values.
+//! by what [`verdict`] says of answers; [`health`] knows which servers are worth asking first, and
+//! [`copies`] which writes may be sent twice; [`link`] is the connection to one server, and
+//! [`line`] what is on its way there; [`places`] has the room for calls, and [`sequence`] numbers
+//! the writes. This file brings calls and links together. What is sent, and what an answer means,
+//! is the call's own affair ([`Exchange`]): the core knows neither keys nor values.
 //!
 //! A call goes this way. It waits until there is room: for it among the calls under way
-//! ([`CLIENT_REQUESTS_MAX`], and [`CLIENT_REQUEST_BYTES_MAX`] of the requests of writes, and as
-//! much of those of reads), and, if it is a write, in the window of sequence numbers. Calls that
-//! wait go in the order of their numbers, but a read passes writes that wait, for the window or for
-//! bytes, and a write reads. Then its attempts begin. Each is sent on its server's link: at once if
-//! that is open and its server takes what it is sent, else when it does. The request is built at
-//! that moment, so that a retry asks with what is known by then. The first answer that its
-//! [`Exchange`] takes ends the call, and so do its deadline and what [`attempts`] counts as final.
+//! ([`places`]), and, if it is a write, in the window of sequence numbers. Calls that wait go in
+//! the order of their numbers, but a read passes writes that wait, for the window or for bytes, and
+//! a write reads. Then its attempts begin. Each is sent on its server's link: at once if that is
+//! open and its server takes what it is sent, else when it does. The request is built at that
+//! moment, so that a retry asks with what is known by then. The first answer that its [`Exchange`]
+//! takes ends the call, and so do its deadline and what [`attempts`] counts as final.
 //!
 //! Invariants:
 //!
@@ -43,9 +43,13 @@
 
 mod attempts;
 mod call;
+mod copies;
 mod health;
+mod line;
 mod link;
+mod places;
 mod sequence;
+mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -55,25 +59,23 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use self::attempts::{Action, Attempts};
+use self::attempts::{Action, Attempts, Signs};
 use self::call::{Call, Flight, rules, timed_out};
 use self::health::Health;
-use self::link::{Due, Early, Link, Waiter};
+use self::link::{Due, Early, Link, Owed, Waiter};
+use self::places::Places;
 use self::sequence::Sequencer;
 use super::error::{ClientError, ServerFailure};
 use super::greeting::{self, Failure};
 use super::timing::Timing;
-use crate::limits::{
-    CLIENT_QUEUED_BYTES_MAX, CLIENT_QUEUED_BYTES_PAUSE, CLIENT_REQUEST_BYTES_MAX,
-    CLIENT_REQUESTS_MAX, SESSION_REPLIES_MAX,
-};
+use crate::limits::{CLIENT_QUEUED_BYTES_MAX, CLIENT_QUEUED_BYTES_PAUSE, SESSION_REPLIES_MAX};
 use crate::model::{ClientId, ClusterId, Effect, Timestamp};
 use crate::wire::codec;
 use crate::wire::frame::FrameError;
 use crate::wire::message::{ErrorCode, HelloRole, Message, Reply, Request};
 
-pub(super) use self::attempts::{Verdict, judge_error, judge_unexpected};
 pub(super) use self::call::{CallId, CallSpec, Exchange, Report, Retry, Target};
+pub(super) use self::verdict::{Verdict, judge_error, judge_unexpected};
 
 /// What a driver is to do.
 pub(super) enum Output {
@@ -139,6 +141,12 @@ impl Room {
     }
 }
 
+/// What has come of a server that concerns one of a call's attempts.
+fn signs(link: &Link, flights: &[Flight], server: usize) -> Signs {
+    let flight = flights.iter().find(|flight| flight.server == server);
+    link.signs(flight.and_then(|flight| flight.request_id))
+}
+
 /// All calls and connections of a client.
 pub(super) struct Core {
     servers: Arc<[SocketAddr]>,
@@ -147,16 +155,9 @@ pub(super) struct Core {
     health: Health,
     links: Vec<Link>,
     calls: HashMap<CallId, Call>,
-    /// Calls that wait for room, in their order: reads, and writes.
-    waiting_reads: BTreeSet<CallId>,
-    waiting_writes: BTreeSet<CallId>,
+    places: Places,
     /// When each call is next looked at.
     timers: BTreeSet<(Duration, CallId)>,
-    under_way: usize,
-    /// About how much memory the requests of the writes under way take, and those of the reads:
-    /// apart, so that writes that hang do not hold up a read.
-    write_bytes: usize,
-    read_bytes: usize,
     sequencer: Sequencer,
     /// The group of the first server that has greeted. Timestamps of two groups do not compare, so
     /// a server of another one is as good as unreachable.
@@ -179,12 +180,8 @@ impl Core {
             health: Health::new(servers.len()),
             links: servers.iter().map(|_| Link::new()).collect(),
             calls: HashMap::new(),
-            waiting_reads: BTreeSet::new(),
-            waiting_writes: BTreeSet::new(),
+            places: Places::default(),
             timers: BTreeSet::new(),
-            under_way: 0,
-            write_bytes: 0,
-            read_bytes: 0,
             sequencer: Sequencer::new(client, SESSION_REPLIES_MAX as u64),
             cluster: None,
             met: None,
@@ -220,12 +217,8 @@ impl Core {
         let before = self.calls.insert(id, call);
         assert!(before.is_none(), "two calls have the number {id}");
         self.timers.insert((timer, id));
-        self.queue(is_write).insert(id);
+        self.places.wait(id, is_write);
         self.admit(now);
-    }
-
-    fn queue(&mut self, is_write: bool) -> &mut BTreeSet<CallId> {
-        if is_write { &mut self.waiting_writes } else { &mut self.waiting_reads }
     }
 
     /// Nobody waits for the call any more: it ends without a word. A write that has left may still
@@ -251,11 +244,10 @@ impl Core {
     pub(super) fn abandon(&mut self) {
         self.calls.clear();
         self.timers.clear();
-        self.waiting_reads.clear();
-        self.waiting_writes.clear();
+        self.places = Places::default();
         self.outputs.clear();
         self.links.fill_with(Link::new);
-        (self.under_way, self.write_bytes, self.read_bytes) = (0, 0, 0);
+        self.health = Health::new(self.servers.len());
         self.is_admitting = false;
     }
 
@@ -282,7 +274,7 @@ impl Core {
                         continue;
                     }
                     Due::Ping => {
-                        self.send_small(server, Message::Ping { nonce: 1 });
+                        self.ping(server);
                         continue;
                     }
                     Due::Mute => {
@@ -315,6 +307,11 @@ impl Core {
     /// Something came of the server, or it took more of what waits to be sent.
     pub(super) fn heard(&mut self, now: Duration, server: usize) {
         self.links[server].moves(now);
+    }
+
+    /// So many bytes have come of the reply to the request with this id, and not all of it.
+    pub(super) fn arrives(&mut self, now: Duration, server: usize, request_id: u64, bytes: usize) {
+        self.links[server].arrives(now, request_id, bytes);
     }
 
     /// So many bytes wait to be sent to the server.
@@ -381,12 +378,7 @@ impl Core {
     }
 
     fn admit_each(&mut self, now: Duration) {
-        while self.under_way < CLIENT_REQUESTS_MAX {
-            // A call that does not fit lets none of its kind pass, or it would wait for ever.
-            let mut heads =
-                [&self.waiting_reads, &self.waiting_writes].map(|of| of.first().copied());
-            heads.sort_unstable();
-            let Some(id) = heads.into_iter().flatten().find(|id| self.reserve(*id)) else { return };
+        while let Some(id) = self.places.next().find(|id| self.reserve(*id)) {
             self.start(now, id);
         }
     }
@@ -394,10 +386,8 @@ impl Core {
     /// Takes what a call needs to begin, if there is room for it.
     fn reserve(&mut self, id: CallId) -> bool {
         let Some(call) = self.calls.get_mut(&id) else { panic!("call {id} waits, and is over") };
-        let is_write = call.spec.is_write;
-        let taken = if is_write { &mut self.write_bytes } else { &mut self.read_bytes };
-        let bytes = *taken + call.spec.request_bytes;
-        if *taken > 0 && bytes > CLIENT_REQUEST_BYTES_MAX {
+        let CallSpec { is_write, request_bytes, .. } = call.spec;
+        if !self.places.has_room(is_write, request_bytes) {
             return false;
         }
         if is_write {
@@ -406,9 +396,7 @@ impl Core {
                 return false;
             }
         }
-        *taken = bytes;
-        self.under_way += 1;
-        self.queue(is_write).remove(&id);
+        self.places.take(id, is_write, request_bytes);
         true
     }
 
@@ -454,15 +442,14 @@ impl Core {
                 if now < call.spec.deadline {
                     return Ok(call.spec.deadline);
                 }
-                let is_full = self.under_way >= CLIENT_REQUESTS_MAX;
-                let last = match call.spec.is_write && !is_full {
+                let last = match call.spec.is_write && !self.places.is_full() {
                     false => "too many requests of this client are under way",
                     true => "an earlier write of this client is not answered",
                 };
                 return Err(timed_out(&call.spec, last));
             };
-            let heard = |server: usize| self.links[server].heard();
-            let action = attempts.poll(now, heard, &mut self.health, &mut self.random);
+            let signs = |server: usize| signs(&self.links[server], &call.flights, server);
+            let action = attempts.poll(now, signs, &mut self.health, &mut self.random);
             for failure in attempts.take_passed_over() {
                 if let Retry::Console(report) = &call.spec.retry {
                     let report = Arc::clone(report);
@@ -474,7 +461,7 @@ impl Core {
                 Action::Wait(until) => return Ok(until),
                 Action::Ping(server) => {
                     if self.links[server].is_open() {
-                        self.send_small(server, Message::Ping { nonce: 0 });
+                        self.ping(server);
                     }
                 }
                 Action::Send { server, instead } => {
@@ -563,9 +550,9 @@ impl Core {
             _ => None,
         };
         let end = call.attempts.as_mut().and_then(|attempts| {
-            let heard = |server: usize| self.links[server].heard();
+            let signs = |server: usize| signs(&self.links[server], &call.flights, server);
             let (health, random) = (&mut self.health, &mut self.random);
-            attempts.answered(now, server, verdict, heard, health, random)
+            attempts.answered(now, server, verdict, signs, health, random)
         });
         match end {
             Some(result) => match (result, begun) {
@@ -604,7 +591,7 @@ impl Core {
         self.set_timer(id, &mut call, deadline);
         self.calls.insert(id, call);
         // Before all writes that have begun later.
-        self.waiting_writes.insert(id);
+        self.places.wait(id, true);
         self.admit(now);
     }
 
@@ -625,7 +612,7 @@ impl Core {
                 Some(request_id) => {
                     call.raise(Effect::MayBeDone);
                     call.exchange.forget(attempt);
-                    self.links[server].forget(request_id);
+                    self.links[server].forget(request_id, call.spec.is_write);
                 }
                 None => self.links[server].forget_early(Waiter::Call { call: id, attempt }),
             }
@@ -638,9 +625,7 @@ impl Core {
         self.withdraw(&mut call, id);
         match call.attempts {
             Some(_) => self.make_room(&mut call),
-            None => {
-                self.queue(call.spec.is_write).remove(&id);
-            }
+            None => self.places.leave(id, call.spec.is_write),
         }
         self.timers.remove(&(call.timer, id));
         call.exchange
@@ -648,12 +633,10 @@ impl Core {
 
     /// A call is not under way any more.
     fn make_room(&mut self, call: &mut Call) {
-        call.attempts = None;
-        self.under_way -= 1;
-        match call.spec.is_write {
-            true => self.write_bytes -= call.spec.request_bytes,
-            false => self.read_bytes -= call.spec.request_bytes,
+        if let Some(attempts) = call.attempts.take() {
+            attempts.ended(&mut self.health);
         }
+        self.places.give_back(call.spec.is_write, call.spec.request_bytes);
         if let Some(identity) = call.identity.take() {
             self.sequencer.finish(identity);
         }
@@ -680,6 +663,11 @@ impl Core {
             link.set_queued_bytes(link.queued_bytes() + SMALL_BYTES);
             self.send(server, message);
         }
+    }
+
+    fn ping(&mut self, server: usize) {
+        let nonce = self.links[server].nonce();
+        self.send_small(server, Message::Ping { nonce });
     }
 
     /// How much waits for a server, and for all of them.
@@ -732,13 +720,16 @@ impl Core {
     fn message(&mut self, now: Duration, server: usize, message: Message) -> Result<(), Failure> {
         match message {
             Message::Reply { id, body } => {
-                let waiter = self.links[server].answered(id).map_err(|()| {
+                let owed = self.links[server].answered(id).map_err(|()| {
                     Failure::new("the server answered a request that was never made")
                 })?;
-                match waiter {
-                    Some(Waiter::Call { call, attempt }) => self.replied(now, call, attempt, body),
-                    Some(Waiter::Probe) => self.probed(now, server, &body),
-                    None => {}
+                match owed {
+                    Owed::To(Waiter::Call { call, attempt }) => {
+                        self.replied(now, call, attempt, body);
+                    }
+                    Owed::To(Waiter::Probe) => self.probed(now, server, &body),
+                    Owed::LateWrite => self.health.answered_write(now, server, false),
+                    Owed::ToNobody => {}
                 }
                 Ok(())
             }
@@ -746,7 +737,10 @@ impl Core {
                 self.send_small(server, Message::Pong { nonce });
                 Ok(())
             }
-            Message::Pong { .. } => Ok(()),
+            Message::Pong { nonce } => {
+                self.links[server].ponged(nonce);
+                Ok(())
+            }
             Message::Refused { reason } => Err(greeting::refused(&reason)),
             Message::Hello(_)
             | Message::Welcome(_)
@@ -838,21 +832,17 @@ impl Core {
 impl Core {
     /// What must hold between any two inputs.
     pub(super) fn check(&self) {
-        use std::collections::HashSet;
-        let under_way = self.calls.values().filter(|call| call.attempts.is_some());
-        assert_eq!(self.under_way, under_way.clone().count());
-        assert!(self.under_way <= CLIENT_REQUESTS_MAX);
-        for (is_write, taken) in [(true, self.write_bytes), (false, self.read_bytes)] {
-            let alike = under_way.clone().filter(|call| call.spec.is_write == is_write);
-            let bytes: usize = alike.clone().map(|call| call.spec.request_bytes).sum();
-            assert_eq!(taken, bytes);
-            assert!(bytes <= CLIENT_REQUEST_BYTES_MAX || alike.count() == 1);
+        for is_write in [true, false] {
+            let alike = self.calls.iter().filter(|(_, call)| call.spec.is_write == is_write);
+            let (begun, waiting): (Vec<_>, Vec<_>) =
+                alike.partition(|(_, call)| call.attempts.is_some());
+            let begun: Vec<usize> =
+                begun.into_iter().map(|(_, call)| call.spec.request_bytes).collect();
+            let waiting = waiting.into_iter().map(|(id, _)| *id).collect();
+            self.places.check(is_write, &waiting, &begun);
         }
         assert_eq!(self.timers.len(), self.calls.len(), "each call is looked at again");
-        let waiting: HashSet<&CallId> =
-            self.waiting_reads.iter().chain(&self.waiting_writes).collect();
-        for (id, call) in &self.calls {
-            assert_eq!(waiting.contains(id), call.attempts.is_none());
+        for call in self.calls.values() {
             assert!(call.flights.len() <= self.servers.len(), "one attempt a server");
             assert_eq!(call.identity.is_some(), call.spec.is_write && call.attempts.is_some());
         }

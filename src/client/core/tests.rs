@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::client::sync::lock;
+use crate::limits::CLIENT_MUTE_TIMEOUT;
 use crate::model::{NodeId, ReadView, RequestId};
 use crate::wire::message::{PROTOCOL_VERSION, Welcome};
 
@@ -282,6 +283,104 @@ fn a_long_request_has_the_time_that_it_takes_on_a_slow_line() {
     world.pass(8 * SECOND, |_| None);
     assert!(world.take_requests().len() >= 2, "beside probes");
     assert!(world.core.links.iter().all(Link::is_open), "it may not have arrived yet");
+}
+
+/// Whoever gave it up left nothing on the line, one would have thought.
+#[test]
+fn what_was_given_up_is_on_the_line_all_the_same() {
+    let mut world = World::new(1);
+    let long = world.begin(true, MIB);
+    world.take_requests();
+    world.pass(SECOND, |_| None);
+    world.core.cancel(world.now, long);
+    let read = world.begin(false, 100);
+    let requests = world.take_requests();
+    // The answer to a PING that was sent before.
+    world.hear(0, &Message::Pong { nonce: 0 });
+    world.pass(8 * SECOND, |_| None);
+    assert!(world.core.links[0].is_open(), "the read is behind a long value");
+    world.reply(requests[0], done());
+    assert_eq!(*lock(&world.results), [(read, Ok(()))]);
+    // It has come to the other end, so that silence is silence now.
+    world.begin(false, 100);
+    world.pass(4 * SECOND, |_| None);
+    assert!(!world.core.links[0].is_open());
+}
+
+#[test]
+fn a_read_whose_answer_is_arriving_is_asked_of_nobody_else_and_its_server_is_well() {
+    let mut world = World::new(3);
+    let read = world.begin(false, 100);
+    let requests = world.take_requests();
+    let (server, id) = requests[0];
+    // A value of a megabyte over a line of 128 KiB a second.
+    let mut bytes = 0;
+    while bytes < MIB {
+        world.pass(20 * MS, |_| None);
+        bytes += 2600;
+        world.core.heard(world.now, server);
+        world.core.arrives(world.now, server, id, bytes);
+        world.settle();
+        // A probe of nobody is due either.
+        assert_eq!(world.take_requests(), []);
+    }
+    assert!(world.now > CLIENT_MUTE_TIMEOUT && world.core.health.is_healthy(server));
+    world.reply((server, id), done());
+    assert_eq!(*lock(&world.results), [(read, Ok(()))]);
+}
+
+#[test]
+fn a_read_whose_answer_stands_still_or_comes_in_crumbs_goes_to_another_server() {
+    for crumb in [0, 10] {
+        let mut world = World::new(2);
+        world.begin(false, 100);
+        let requests = world.take_requests();
+        let (server, id) = requests[0];
+        let (mut bytes, mut asked) = (10_000, Vec::new());
+        while asked.is_empty() {
+            world.core.arrives(world.now, server, id, bytes);
+            bytes += crumb;
+            if crumb > 0 {
+                world.core.heard(world.now, server);
+            }
+            world.pass(20 * MS, |_| None);
+            asked = world.take_requests();
+            assert!(world.now < 2 * SECOND, "it is asked of nobody else");
+        }
+        assert!(world.now >= 500 * MS, "a lost segment comes once more before that");
+        assert_ne!(asked[0].0, server);
+    }
+}
+
+/// Reads of long values at the same time: each had its answer from every server.
+#[test]
+fn a_read_behind_a_long_answer_to_another_one_is_not_asked_again_before_its_turn() {
+    let mut world = World::new(2);
+    // Who has been overtaken is asked last.
+    let reads = [world.begin(false, 100), world.begin(false, 100), world.begin(false, 100)];
+    let requests = world.take_requests();
+    let (server, first) = requests[0];
+    let behind = requests[1..].iter().find(|(of, _)| *of == server);
+    let other = 1 - server;
+    for (at, request) in requests.iter().enumerate() {
+        if request.0 == other {
+            world.reply(*request, done());
+            assert!(lock(&world.results).iter().any(|(id, _)| *id == reads[at]));
+        }
+    }
+    let Some(behind) = behind else { panic!("another seed: {requests:?}") };
+    let mut bytes = 0;
+    for _ in 0..100 {
+        world.pass(20 * MS, |_| None);
+        bytes += 2600;
+        world.core.heard(world.now, server);
+        world.core.arrives(world.now, server, first, bytes);
+        world.settle();
+        assert_eq!(world.take_requests(), []);
+    }
+    world.reply((server, first), done());
+    world.reply(*behind, done());
+    assert_eq!(lock(&world.results).len(), 3);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The thread of a client, and what holds of calls when it is held up or is not there.
 
 use std::sync::mpsc;
+use std::task::{Context, Wake, Waker};
 
 use super::*;
 use crate::client::Client;

@@ -7,7 +7,7 @@ use super::*;
 use crate::limits::{
     CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_HEDGE_DELAY, CLIENT_MUTE_TIMEOUT, CLIENT_PROBE_BACKOFF_MAX,
     CLIENT_REACH_TIMEOUT, CLIENT_SILENCE_TIMEOUT, CLIENT_WRITE_GREETING_FACTOR,
-    CLIENT_WRITE_HEDGE_FACTOR, CLIENT_WRITE_MUTE_FACTOR,
+    CLIENT_WRITE_HEDGE_FACTOR, CLIENT_WRITE_MUTE_FACTOR, CLIENT_WRITE_SLOW_FACTOR,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -60,6 +60,14 @@ struct End {
     passed_over: Vec<usize>,
 }
 
+/// Nothing has come of a server.
+const SILENT: Signs = Signs { heard: None, unfinished: None, arriving: None, line_busy: None };
+
+/// When a server that says something at these times was last heard.
+fn heard(says: &[Duration], now: Duration) -> Option<Duration> {
+    says.iter().copied().filter(|at| *at <= now).max()
+}
+
 fn address(server: usize) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 1 + server as u16))
 }
@@ -71,6 +79,8 @@ fn read() -> Rules {
         greeting: CLIENT_HEDGE_DELAY,
         silence: CLIENT_HEDGE_DELAY,
         slow: Some(CLIENT_HEDGE_DELAY),
+        spares_copies: false,
+        stall: 10 * CLIENT_HEDGE_DELAY,
         mute: Some(CLIENT_MUTE_TIMEOUT),
         reach: CLIENT_REACH_TIMEOUT,
         deadline,
@@ -82,7 +92,8 @@ fn write() -> Rules {
     Rules {
         greeting: CLIENT_WRITE_GREETING_FACTOR * CLIENT_HEDGE_DELAY,
         silence: CLIENT_WRITE_HEDGE_FACTOR * CLIENT_HEDGE_DELAY,
-        slow: None,
+        slow: Some(CLIENT_WRITE_SLOW_FACTOR * CLIENT_HEDGE_DELAY),
+        spares_copies: true,
         mute: Some(CLIENT_WRITE_MUTE_FACTOR * CLIENT_MUTE_TIMEOUT),
         ..read()
     }
@@ -125,8 +136,8 @@ impl World {
         // A request of a minute does not poll as often as that.
         for _ in 0..100_000 {
             let now = self.now;
-            let heard = |server: usize| says[server].iter().copied().filter(|at| *at <= now).max();
-            let action = attempts.poll(now, heard, &mut self.health, &mut self.random);
+            let signs = |server: usize| Signs { heard: heard(&says[server], now), ..SILENT };
+            let action = attempts.poll(now, signs, &mut self.health, &mut self.random);
             passed_over.extend(attempts.take_passed_over().into_iter().map(|failure| {
                 (0..count).find(|server| address(*server) == failure.server).unwrap()
             }));
@@ -170,6 +181,7 @@ impl World {
                 }
             };
             if let Some(result) = result {
+                attempts.ended(&mut self.health);
                 return End { result, took: self.now - start, sent, passed_over };
             }
         }
@@ -194,8 +206,8 @@ impl World {
                 return None;
             }
         };
-        let heard = |server: usize| says[server].iter().copied().filter(|at| *at <= now).max();
-        attempts.answered(now, server, verdict, heard, health, random)
+        let signs = |server: usize| Signs { heard: heard(&says[server], now), ..SILENT };
+        attempts.answered(now, server, verdict, signs, health, random)
     }
 
     /// What a driver does between requests.
@@ -293,18 +305,34 @@ fn a_server_that_comes_back_is_used_again_soon_and_nobody_waits_to_find_out() {
 }
 
 #[test]
-fn a_write_that_takes_long_at_a_server_that_is_heard_is_not_sent_twice() {
+fn a_console_s_write_that_takes_long_at_a_server_that_is_heard_is_not_sent_twice() {
     let console = CLIENT_CONSOLE_HEDGE_FACTOR * CLIENT_HEDGE_DELAY;
-    let console = Rules { one_round: true, greeting: console, silence: console, ..write() };
-    for rules in [write(), console] {
-        // The busiest machine on which the answer to a PING still counts.
-        let late = rules.silence / 2 - TRIP;
-        for server in [Answer(LONG), AnswerPingsLate(late)] {
-            for_seeds(&[server; 3], |world| {
-                let end = world.call(rules.clone());
-                assert_eq!((end.sent.len(), end.took), (1, LONG));
-            });
-        }
+    let rules =
+        Rules { one_round: true, greeting: console, silence: console, slow: None, ..write() };
+    // The busiest machine on which the answer to a PING still counts.
+    let late = rules.silence / 2 - TRIP;
+    for server in [Answer(LONG), AnswerPingsLate(late)] {
+        for_seeds(&[server; 3], |world| {
+            let end = world.call(rules.clone());
+            assert_eq!((end.sent.len(), end.took), (1, LONG));
+        });
+    }
+}
+
+#[test]
+fn of_the_writes_of_a_group_that_is_slow_few_are_sent_twice() {
+    // The busiest machine on which the answer to a PING still counts.
+    let late = write().silence / 2 - TRIP;
+    for server in [Answer(LONG), AnswerPingsLate(late)] {
+        for_seeds(&[server; 3], |world| {
+            let ends: Vec<_> = (0..100).map(|_| world.call(write())).collect();
+            assert!(ends.iter().all(|end| end.took == LONG), "{ends:?}");
+            // One a minute, and a few while that time grows.
+            let copies: usize = ends.iter().map(|end| end.sent.len() - 1).sum();
+            assert!((1..=12).contains(&copies), "{copies} of 100 writes were sent twice");
+            let well = (0..3).filter(|server| world.health.is_healthy(*server)).count();
+            assert_eq!(well, 3, "slow is not unwell");
+        });
     }
 }
 
@@ -328,7 +356,8 @@ fn a_write_waits_where_it_left_first_of_several_servers_that_greet_late() {
     let mut attempts =
         Attempts::new(rules.clone(), servers, vec![0, 1], Some(0), start, &mut random);
     let mut poll = |attempts: &mut Attempts, now, greeted: Option<Duration>| {
-        attempts.poll(now, |server| greeted.filter(|_| server == 0), &mut health, &mut random)
+        let signs = |server| Signs { heard: greeted.filter(|_| server == 0), ..SILENT };
+        attempts.poll(now, signs, &mut health, &mut random)
     };
     assert_eq!(poll(&mut attempts, start, None), Action::Send { server: 0, instead: true });
     assert!(matches!(poll(&mut attempts, start, None), Action::Wait(_)));
@@ -359,8 +388,8 @@ fn time_in_which_the_client_did_not_run_is_nobodys_silence() {
         let servers: Arc<[SocketAddr]> = [address(0), address(1)].into();
         let start = Duration::ZERO;
         let mut attempts = Attempts::new(write(), servers, vec![0, 1], Some(0), start, &mut random);
-        let heard = |_| has_greeted.then_some(TRIP);
-        let mut poll = |now| attempts.poll(now, heard, &mut health, &mut random);
+        let signs = |_| Signs { heard: has_greeted.then_some(TRIP), ..SILENT };
+        let mut poll = |now| attempts.poll(now, signs, &mut health, &mut random);
         assert_eq!(poll(start), Action::Send { server: 0, instead: true });
         let mut now = 2 * TRIP;
         let mut away = 0;
