@@ -10,42 +10,55 @@ use std::future::Future;
 
 use tonic::Status;
 
+use super::accounting::Call;
 use super::policy::CallLimits;
 use super::turns::Requests;
 use crate::client::{AsyncClient, Client, ClientError};
-use crate::limits;
+use crate::limits::{self, GATEWAY_CLIENTS};
 
 /// The way to the group. Clones share everything.
 #[derive(Clone)]
 pub(super) struct Calls {
     client: AsyncClient,
-    /// A session of its own for long writes. The leader keeps the writes of one session in order,
-    /// and a long one waits for its turn: in the session of all other writes it would hold up those
-    /// of every caller.
+    /// A session of its own for writes of several keys, and one for long ones. The leader keeps the
+    /// writes of one session in order, and these wait for their turns: in the session of all other
+    /// writes they would hold up those of every caller, and a long one those of several keys.
+    several_keys: AsyncClient,
     long_writes: AsyncClient,
     requests: Requests,
 }
 
 impl Calls {
-    pub(super) fn new(client: &Client, long_writes: &Client) -> Calls {
+    /// The clients are for reads and writes of one key, for writes of several, and for long writes.
+    pub(super) fn new(clients: &[Client; GATEWAY_CLIENTS]) -> Calls {
         let requests = Requests::new(limits::GATEWAY_REQUESTS_MAX);
-        let [client, long_writes] = [client, long_writes].map(Client::asynchronous);
-        Calls { client, long_writes, requests }
+        let [client, several_keys, long_writes] = clients.each_ref().map(Client::asynchronous);
+        Calls { client, several_keys, long_writes, requests }
     }
 
-    /// The client of a call's reads and short writes, which end by its deadline.
+    /// The client of a call with one answer, which ends by the call's deadline. What it reads is
+    /// charged to the call when it comes in, and held until the answer is made of it.
     pub(super) fn client(&self, call: &CallLimits) -> AsyncClient {
-        within(&self.client, call)
+        within(&self.client, call).with_room(call.room(Call::hold))
     }
 
-    /// The client of a call's write of so many keys; of a range nobody knows how many it has.
+    /// The client of a call whose answer is a stream of what it reads, likewise.
+    pub(super) fn reader(&self, call: &CallLimits) -> AsyncClient {
+        within(&self.client, call).with_room(call.room(Call::hold_page))
+    }
+
+    /// The client of a call's write of so many keys, whose answer is a stream; of a range nobody
+    /// knows how many it has.
     pub(super) fn writer(&self, call: &CallLimits, keys: Option<usize>) -> AsyncClient {
-        let is_short = keys.is_some_and(|keys| keys <= limits::SHORT_WRITE_ROWS_MAX);
-        within(if is_short { &self.client } else { &self.long_writes }, call)
+        let client = match keys {
+            Some(..=1) => &self.client,
+            Some(..=limits::SHORT_WRITE_ROWS_MAX) => &self.several_keys,
+            Some(_) | None => &self.long_writes,
+        };
+        within(client, call).with_room(call.room(Call::hold_page))
     }
 
-    /// Waits for a request of the client library when the call's turn has come. What came of it is
-    /// to be charged to the call within: until then it is bounded by the number of requests alone.
+    /// Waits for a request of the client library when the call's turn has come.
     pub(super) async fn request<T>(
         &self,
         call: &CallLimits,

@@ -47,7 +47,7 @@ async fn read_all<T>(
         if total > limits::TRANSACTION_BYTES_MAX {
             return Err(too_much("bytes of keys and values", limits::TRANSACTION_BYTES_MAX));
         }
-        call.charge(ITEM_BYTES, false)?;
+        call.charge(ITEM_BYTES)?;
         items.push(item);
     }
     Ok(items)

@@ -13,6 +13,7 @@ use tonic_health::server::HealthReporter;
 
 use super::interface::key_value_store_server::SERVICE_NAME;
 use crate::client::Client;
+use crate::limits::GATEWAY_CLIENTS;
 
 /// How often a gateway looks whether a server answers, for the health service.
 const GATEWAY_HEALTH_INTERVAL: Duration = Duration::from_secs(1);
@@ -21,7 +22,7 @@ const GATEWAY_HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 const EVERYTHING: &str = "";
 
 /// Looks for ever, and reports; tells the clients of the calls who leads.
-pub(super) async fn watch(reporter: HealthReporter, clients: [Client; 2]) {
+pub(super) async fn watch(reporter: HealthReporter, clients: [Client; GATEWAY_CLIENTS]) {
     let asking = clients[0].asynchronous();
     loop {
         let until = Instant::now() + GATEWAY_HEALTH_INTERVAL;

@@ -20,7 +20,7 @@
 //! - A write that was sent is never reported as undone: after a deadline, or when servers are lost,
 //!   the error says that it may have taken effect.
 //! - Nobody waits on a thread of their own: one thread has all connections and calls, and each of
-//!   the two clients one.
+//!   the three clients one, from when it is first needed.
 //! - Whoever has a connection can make a call, and a connection that does nothing keeps nobody out:
 //!   connections, calls and bytes are shared (`accounting`), what is waited for has a time, and
 //!   what was given up keeps neither a place nor a request. Health and reflection stand beside all
@@ -136,14 +136,14 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
         let servers = config.servers.iter().copied();
         Client::builder(servers).request_timeout(config.request_timeout).build()
     };
-    let (client, long_writes) = (client()?, client()?);
-    let calls = Calls::new(&client, &long_writes);
+    let clients: [Client; limits::GATEWAY_CLIENTS] = [client()?, client()?, client()?];
+    let calls = Calls::new(&clients);
     let listen_failed = |error| GatewayError::Listen { address: config.listen, error };
     let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
     let address = listener.local_addr().map_err(listen_failed)?;
 
     let (reporter, health) = tonic_health::server::health_reporter();
-    let watch = tokio::spawn(health::watch(reporter.clone(), [client, long_writes]));
+    let watch = tokio::spawn(health::watch(reporter.clone(), clients));
     let describe = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(interface::FILE_DESCRIPTOR_SET)

@@ -101,19 +101,41 @@ impl CallLimits {
     }
 
     /// Counts the bytes of what a server has answered until the call's own answer has taken their
-    /// place; `false` when they are too many and have to be dropped. To be called where they come
-    /// in: many may come before the first is dealt with.
+    /// place; `false` when they are too many and have to be dropped.
     pub(super) fn hold(&self, bytes: usize) -> bool {
         self.call.hold(bytes)
+    }
+
+    /// Whether what a server has answered may be kept, for a client to ask where it comes in: many
+    /// answers may come before the first is dealt with. `hold` counts its bytes. Of a call that is
+    /// over nothing is kept.
+    pub(super) fn room(
+        &self,
+        hold: impl Fn(&Call, usize) -> bool + Send + Sync + 'static,
+    ) -> impl Fn(usize) -> bool + Send + Sync + 'static {
+        let call = Arc::downgrade(&self.call);
+        move |bytes| call.upgrade().is_some_and(|call| hold(&call, bytes))
     }
 
     /// Counts bytes that the call makes the gateway hold until it ends.
     ///
     /// # Errors
-    /// They are too many: of a read or a request, that it may be tried again; of a write that is
-    /// `done`, that only its answer is lost.
-    pub(super) fn charge(&self, bytes: usize, done: bool) -> Result<(), Status> {
+    /// They are too many: it may be tried again.
+    pub(super) fn charge(&self, bytes: usize) -> Result<(), Status> {
         match self.call.charge(bytes) {
+            true => Ok(()),
+            false => Err(no_room(false)),
+        }
+    }
+
+    /// Counts what a call whose answer is a stream holds of it at once, as far as that is more than
+    /// it has held so far.
+    ///
+    /// # Errors
+    /// They are too many: of a read, that it may be tried again; of a write that is `done`, that
+    /// only its answer is lost.
+    pub(super) fn hold_page(&self, bytes: usize, done: bool) -> Result<(), Status> {
+        match self.call.hold_page(bytes) {
             true => Ok(()),
             false => Err(no_room(self.is_write && done)),
         }

@@ -55,18 +55,17 @@ fn stream<T: Send + 'static>(
     is_done: bool,
     translate: impl Fn(Row) -> Result<T, Status> + Clone + Send + 'static,
 ) -> Replies<T> {
-    let (first, limits_of) = (Some((rows, 0)), call.clone());
+    let (first, limits_of) = (Some(rows), call.clone());
     let chunks = stream::try_unfold(first, move |state| {
         let (calls, call) = (calls.clone(), call.clone());
         async move {
-            let Some((rows, charged)) = state else { return Ok(None) };
+            let Some(rows) = state else { return Ok(None) };
             let reading = async {
                 let Chunk { rows, bytes, rest } = read_chunk(rows).await;
                 // The rest of a page stays in memory while its rows are read one chunk after the
                 // other.
                 let bytes = if rest.is_some() { limits::PAGE_BYTES_MAX } else { bytes };
-                let fits = call.charge(bytes.saturating_sub(charged), is_done);
-                Ok(fits.map(|()| (rows, rest.map(|rest| (rest, bytes.max(charged))))))
+                Ok(call.hold_page(bytes, is_done).map(|()| (rows, rest)))
             };
             let chunk = call.within(async { calls.request(&call, reading).await? }).await?;
             Ok::<_, Status>(Some(chunk))

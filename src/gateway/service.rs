@@ -46,12 +46,7 @@ impl KeyValueStore for Gateway {
         check_key(&key)?;
         let at = asked_version(ver);
         let client = self.calls.client(&call);
-        let read = async {
-            let got = client.read(&key, newest_or(at)).await?;
-            let bytes = got.value().map_or(0, <[u8]>::len);
-            Ok(call.hold(bytes).then_some(got))
-        };
-        let got = self.calls.request(&call, read).await?.ok_or_else(|| no_room(false))?;
+        let got = self.calls.request(&call, client.read(&key, newest_or(at))).await?;
         let row = Row { key: key.into(), found: got.found };
         Ok(Response::new(read_row(row, at)?))
     }
@@ -60,7 +55,7 @@ impl KeyValueStore for Gateway {
         let call = CallLimits::of(&request)?;
         let (from, to, at) = range(request.into_inner())?;
         let range = between(&from, &to)?;
-        let rows = self.calls.client(&call).scan(range, newest_or(at));
+        let rows = self.calls.reader(&call).scan(range, newest_or(at));
         let translate = move |row| read_row(row, at);
         Ok(Response::new(rows::of_read(self.calls.clone(), rows, call, translate)))
     }
@@ -69,7 +64,7 @@ impl KeyValueStore for Gateway {
         let call = CallLimits::of(&request)?;
         let items = gather_keys(request).await?;
         let at = items.iter().map(|item| asked_version(item.ver)).fold(None, greater);
-        let rows = self.calls.client(&call).get_all(keys(items), newest_or(at));
+        let rows = self.calls.reader(&call).get_all(keys(items), newest_or(at));
         let rows = rows.map_err(|error| status(&error))?;
         let translate = move |row| read_row(row, at);
         Ok(Response::new(rows::of_read(self.calls.clone(), rows, call, translate)))

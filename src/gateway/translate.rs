@@ -180,6 +180,10 @@ pub(super) fn status(error: &ClientError) -> Status {
             Status::unknown(message)
         }
         _ if error.is_of_the_request() => Status::invalid_argument(message),
+        ClientError::NoRoom(_) => no_room(false),
+        ClientError::ConflictUnread { why, .. } if matches!(**why, ClientError::NoRoom(_)) => {
+            no_room(false)
+        }
         ClientError::Unreachable { .. }
         | ClientError::TimedOut { .. }
         | ClientError::NoMajority { .. }

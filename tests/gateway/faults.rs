@@ -53,8 +53,9 @@ fn health(site: &Site, service: &str) -> ServingStatus {
     })
 }
 
+/// The leader keeps a session's writes in order, and writes of several keys wait for their turns.
 #[test]
-fn long_writes_have_a_session_of_their_own() {
+fn writes_of_several_keys_and_long_ones_each_have_a_session_of_their_own() {
     let server = FakeServer::start(|id, _, link| {
         link.reply(id, error(ErrorCode::Invalid, "nothing is wanted here"));
     });
@@ -67,6 +68,8 @@ fn long_writes_have_a_session_of_their_own() {
     runtime.block_on(async {
         let mut client = connect(&gateway).await;
         client.put(waiting(pair("a", "v"))).await.unwrap_err();
+        client.put_all(waiting(pairs(1))).await.unwrap_err();
+        client.put_all(waiting(pairs(2))).await.unwrap_err();
         client.put_all(waiting(pairs(most))).await.unwrap_err();
         client.del_all(waiting(keys(most))).await.unwrap_err();
         client.put_all(waiting(pairs(most + 1))).await.unwrap_err();
@@ -81,9 +84,9 @@ fn long_writes_have_a_session_of_their_own() {
             _ => None,
         })
         .collect();
-    let [short, long] = [sessions[0], sessions[3]];
-    assert_ne!(short, long);
-    assert_eq!(sessions, [short, short, short, long, long, long]);
+    let [one, several, long] = [sessions[0], sessions[2], sessions[5]];
+    assert!(one != several && several != long && one != long);
+    assert_eq!(sessions, [one, one, several, several, several, long, long, long]);
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! What connections hold, and who gives way, without a network.
 
+use std::time::{Duration, Instant};
+
 use tokio::io::AsyncWriteExt;
 
+use super::books::left;
 use super::*;
 
 /// Room for everything, but for what a test changes.
@@ -19,11 +22,11 @@ const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
 
 fn is_displaced(account: &Account) -> bool {
-    account.0.is_displaced.load(Ordering::Relaxed)
+    account.is_displaced(Waker::noop())
 }
 
 fn set_stalled_min(accounts: &Accounts, min: Duration) {
-    accounts.books().limits.stalled_min = min;
+    accounts.books().set_stalled_min(min);
 }
 
 fn owed(account: &Account) -> Call {
@@ -44,7 +47,7 @@ fn newcomers_give_way_then_those_of_many_and_then_the_idle() {
     let new = open(HERE).unwrap();
     assert!(is_displaced(&silent) && !is_displaced(&busy));
     drop(silent);
-    assert_eq!(accounts.books().entries.len(), 4, "its place was free before it went");
+    assert_eq!(accounts.books().connections(), 4, "its place was free before it went");
     let _new_call = owed(&new);
     assert!(open(HERE).is_none(), "all have calls under way");
     // One of another address has a right to a place, as long as it has fewer.
@@ -113,7 +116,7 @@ fn shared_places_are_never_one_connections_alone_and_stalled_calls_keep_none() {
     more.iter().for_each(|call| call.turn(Turn::Gateway));
     assert!(is_displaced(&greedy[0]) && !is_displaced(&late));
     drop((own, more, calls));
-    assert_eq!(accounts.books().total.store_calls, 0);
+    assert_eq!(accounts.books().shared().0, 0);
 }
 
 /// Hundreds whose clients had gone kept their places, as what they had sent waited to be read,
@@ -169,8 +172,7 @@ fn bytes_are_shared_by_connections_and_origins_and_stalled_calls_keep_none() {
     drop((second, third));
     drop((one, two, other));
     let books = accounts.books();
-    assert_eq!((books.total.bytes, books.total.connections), (0, 0));
-    assert!(books.origins.values().all(|shares| shares.connections == 0));
+    assert!(books.shared() == (0, 0) && books.is_left());
 }
 
 #[test]
@@ -193,7 +195,7 @@ fn those_that_call_again_and_again_keep_no_newcomer_out() {
     let more: Vec<Account> = (0..20).map(|_| accounts.open(HERE).unwrap()).collect();
     assert!(is_displaced(&flood) && !is_displaced(&more[18]) && !is_displaced(&more[19]));
     assert!(!is_displaced(&newcomers[1]), "others' dialling costs another address nothing");
-    assert_eq!(accounts.books().entries.len(), 16);
+    assert_eq!(accounts.books().connections(), 16);
 }
 
 #[test]
@@ -287,8 +289,30 @@ fn a_request_is_released_before_its_call_ends() {
     let call = owed(&account);
     assert!(call.charge_request(20) && call.charge_request(20) && call.charge(5));
     call.release_request();
-    assert_eq!(accounts.books().total.bytes, 5);
+    assert_eq!(accounts.books().shared().1, 5);
     call.release_request();
     drop(call);
-    assert_eq!(accounts.books().total.bytes, 0);
+    assert_eq!(accounts.books().shared().1, 0);
+}
+
+/// An answer is charged where it comes in, and once more by whoever makes the call's answer of it.
+#[test]
+fn an_answer_of_the_servers_is_counted_once_and_one_that_is_refused_not_at_all() {
+    let accounts = Accounts::new(AccountLimits { bytes_max: 1_000, ..AMPLE });
+    let account = accounts.open(HERE).unwrap();
+    let bytes = || accounts.books().shared().1;
+    let one = owed(&account);
+    assert!(one.hold(100) && one.hold(100) && one.hold(60));
+    assert_eq!(bytes(), 100);
+    assert!(!one.hold(501), "a connection has half");
+    assert_eq!(bytes(), 100);
+    // The call's own answer takes its place.
+    assert!(one.charge_answer(120));
+    assert_eq!(bytes(), 120);
+    let stream = owed(&account);
+    assert!(stream.hold_page(200) && stream.hold_page(150) && !stream.hold_page(400));
+    assert!(stream.charge_answer(10));
+    assert_eq!(bytes(), 330, "a page stays charged for the next one");
+    drop((one, stream));
+    assert_eq!(bytes(), 0);
 }
