@@ -15,6 +15,7 @@
 //!   gathered: who turns them on wants them all.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -22,9 +23,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use log::{Level, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use crate::text::{counted, is_dumb_terminal};
+use crate::text::{counted, is_dumb_terminal, sentence};
 
 /// Lines that wait to be written to standard error; further ones are dropped and counted. More than
 /// a start or a failure writes at once.
@@ -77,8 +78,12 @@ fn diversion() -> MutexGuard<'static, Option<Show>> {
     DIVERSION.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The variable that chooses what is logged.
+const FILTER_VARIABLE: &str = "RUST_LOG";
+
 /// Logs to standard error from now on: what `RUST_LOG` says, or else `default_level`. Called once,
-/// by `main`; a second call does nothing.
+/// by `main`; a second call does nothing. What `RUST_LOG` has that cannot be meant is said in one
+/// sentence, and changes nothing else.
 ///
 /// # Errors
 /// The system refused a thread.
@@ -91,7 +96,8 @@ pub fn start(default_level: &str) -> io::Result<()> {
     if io::stderr().is_terminal() && !plain {
         builder.write_style(env_logger::WriteStyle::Always);
     }
-    builder.parse_env(env_logger::Env::default().default_filter_or(default_level));
+    let (filters, complaint) = chosen(std::env::var_os(FILTER_VARIABLE).as_deref(), default_level);
+    builder.parse_filters(&filters);
     builder.target(env_logger::Target::Pipe(Box::new(lines.clone())));
     let logger = Logger { inner: builder.build(), gathered: Mutex::default(), lines };
     if LOGGER.set(logger).is_err() {
@@ -104,7 +110,49 @@ pub fn start(default_level: &str) -> io::Result<()> {
     log::set_max_level(logger.inner.filter());
     // Only a second logger could be refused, and there is none.
     let _ = log::set_logger(logger);
+    if let Some(complaint) = complaint {
+        say(&complaint);
+    }
     Ok(())
+}
+
+/// What is logged, in the words of env_logger, and what is wrong with what was asked for.
+fn chosen(asked: Option<&OsStr>, default_level: &str) -> (String, Option<String>) {
+    let Some(asked) = asked.filter(|asked| !asked.is_empty()) else {
+        return (default_level.to_owned(), None);
+    };
+    let wrong = |why: String| {
+        let asked = sentence(&asked.to_string_lossy());
+        let said = format!(
+            "acervo: {FILTER_VARIABLE}={asked} is not used, as {why}; the log has the level \
+             {default_level}"
+        );
+        (default_level.to_owned(), Some(said))
+    };
+    let Some(filters) = asked.to_str() else { return wrong("it is not UTF-8".to_owned()) };
+    if let Err(error) = env_filter::Builder::new().try_parse(filters) {
+        let error = error.to_string();
+        let why = error.strip_prefix("error parsing logger filter: ").unwrap_or(&error);
+        return wrong(sentence(why));
+    }
+    // The name of a part of a program without a level stands for all that it logs. One of which
+    // nothing is known is more often a level that was mistyped, with which nothing would be logged.
+    let mut names = filters.split('/').next().unwrap_or_default().split(',').map(str::trim);
+    let is_strange = |name: &&str| {
+        let is_known = name.contains('=') || name.contains("::") || *name == "acervo";
+        !name.is_empty() && !is_known && name.parse::<LevelFilter>().is_err()
+    };
+    match names.find(is_strange) {
+        None => (filters.to_owned(), None),
+        Some(name) => {
+            let name = sentence(name);
+            let said = format!(
+                "acervo: {FILTER_VARIABLE} has {name}, which is no level (off, error, warn, info, \
+                 debug, trace); for all that a crate of this name logs, write {name}=trace"
+            );
+            (format!("{default_level},{filters}"), Some(said))
+        }
+    }
 }
 
 /// Writes one line to standard error, behind everything that was logged before.
@@ -416,6 +464,28 @@ mod tests {
         assert_eq!(gathered.take_due(start + 5 * interval, interval), []);
         assert!(gathered.sites.is_empty());
         assert_eq!(admitted(&mut gathered, &flooding, 3, start + 6 * interval), 3);
+    }
+
+    #[test]
+    fn what_rust_log_cannot_mean_is_said_and_the_default_stays() {
+        let chosen = |asked: &str| chosen(Some(OsStr::new(asked)), "warn");
+        for good in ["debug", "OFF", "acervo", "acervo=debug", "warn, raft=info", "a::b", "info/x"]
+        {
+            assert_eq!(chosen(good), (good.to_owned(), None));
+        }
+        assert_eq!(chosen(""), ("warn".to_owned(), None));
+        for (bad, why) in [
+            ("acervo=inof", "invalid logging spec 'inof'"),
+            ("a=b=c", "invalid logging spec 'a=b=c'"),
+            ("info/a/b", "too many"),
+        ] {
+            let (filters, said) = chosen(bad);
+            let said = said.expect(bad);
+            assert!(filters == "warn" && said.contains(why) && said.contains(bad), "{said}");
+        }
+        let (filters, said) = chosen("inof");
+        assert_eq!(filters, "warn,inof", "a name is honoured, and hides nothing");
+        assert!(said.is_some_and(|said| said.contains("has inof, which is no level")));
     }
 
     #[test]

@@ -578,6 +578,21 @@ fn shell(servers: &str, line: &str) -> (i32, String, String) {
 }
 
 #[test]
+fn a_log_level_that_cannot_be_meant_is_said_in_one_line_and_changes_nothing_else() {
+    for (asked, said) in [
+        ("debug", ""),
+        ("inof", "acervo: RUST_LOG has inof, which is no level"),
+        ("acervo=inof", "acervo: RUST_LOG=acervo=inof is not used"),
+    ] {
+        let mut command = Command::new(ACERVO);
+        let output = command.args(["completions", "bash"]).env("RUST_LOG", asked).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && !output.stdout.is_empty(), "{asked}: {err}");
+        assert!(err.starts_with(said) && err.lines().count() == usize::from(!said.is_empty()));
+    }
+}
+
+#[test]
 fn what_cannot_be_written_or_read_is_not_taken_for_done() {
     let group = Group::start(1, &["--console", "off"]);
     let servers = group.list();
