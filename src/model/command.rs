@@ -8,7 +8,9 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{FeatureLevel, GarbageCollection, GroupRules, OpShape, RequestId, Timestamp, WriteOp};
+use super::{
+    Condition, FeatureLevel, GarbageCollection, GroupRules, OpShape, RequestId, Timestamp, WriteOp,
+};
 
 /// What an entry asks the state machine to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,7 +106,7 @@ impl Command {
     }
 }
 
-/// A PUT among the commands, for consoles; keys and values are lent.
+/// A PUT among the commands; keys and values are lent.
 #[derive(Deserialize)]
 enum PutCommand<'a> {
     #[serde(rename = "WRITE")]
@@ -115,15 +117,38 @@ enum PutCommand<'a> {
 enum PutOp<'a> {
     #[serde(rename = "PUT")]
     Put(&'a [u8], &'a [u8], bool),
+    #[serde(rename = "PUT_IF")]
+    PutIf(&'a [u8], &'a [u8], Condition),
 }
 
 impl Command {
-    /// Of a PUT: its timestamp, key and value, which are parts of `data` and not copied. `None` for
-    /// everything else, of which no more is read than what it is.
+    /// Of a PUT without a condition: its timestamp, key and value, which are parts of `data` and
+    /// not copied. `None` for everything else, of which no more is read than what it is.
     pub fn put_of(data: &Bytes) -> Option<(Timestamp, Bytes, Bytes)> {
+        match Command::put_op(data)? {
+            PutOp::Put(key, value, _tells_previous) => Command::put_parts(data, key, value),
+            PutOp::PutIf(..) => None,
+        }
+    }
+
+    /// The same of every PUT that consoles show, which may turn out to change nothing if it has a
+    /// condition.
+    pub fn shown_put_of(data: &Bytes) -> Option<(Timestamp, Bytes, Bytes)> {
+        let (key, value) = match Command::put_op(data)? {
+            PutOp::Put(key, value, _tells_previous) => (key, value),
+            PutOp::PutIf(key, value, _condition) => (key, value),
+        };
+        Command::put_parts(data, key, value)
+    }
+
+    fn put_op(data: &Bytes) -> Option<PutOp<'_>> {
+        let PutCommand::Write(_request, op) =
+            rmp_serde::from_slice(data.get(2 * TIME_BYTES..)?).ok()?;
+        Some(op)
+    }
+
+    fn put_parts(data: &Bytes, key: &[u8], value: &[u8]) -> Option<(Timestamp, Bytes, Bytes)> {
         let timestamp = Command::peek_timestamp(data)?;
-        let put: PutCommand<'_> = rmp_serde::from_slice(data.get(2 * TIME_BYTES..)?).ok()?;
-        let PutCommand::Write(_request, PutOp::Put(key, value, _tells_previous)) = put;
         Some((timestamp, data.slice_ref(key), data.slice_ref(value)))
     }
 }
@@ -131,7 +156,7 @@ impl Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Barrier, ClientId, Put, PutAll};
+    use crate::model::{Barrier, ClientId, Put, PutAll, PutIf};
 
     #[test]
     fn a_command_survives_encoding() {
@@ -169,11 +194,17 @@ mod tests {
         let op =
             WriteOp::Put(Put { key: key.clone(), value: value.clone(), tells_previous: false });
         let data = Command::write(Timestamp(5), request, op).encode();
-        assert_eq!(Command::put_of(&data), Some((Timestamp(5), key.clone(), value.clone())));
+        let shown = Some((Timestamp(5), key.clone(), value.clone()));
+        assert_eq!((Command::put_of(&data), Command::shown_put_of(&data)), (shown.clone(), shown));
+        let (condition, shown) = (Condition::Version(Timestamp(4)), Command::put_of(&data));
+        let put_if = PutIf { key: key.clone(), value: value.clone(), condition };
+        let data = Command::write(Timestamp(5), request, put_if.into()).encode();
+        assert_eq!((Command::put_of(&data), Command::shown_put_of(&data)), (None, shown));
         let others =
             [WriteOp::Barrier(Barrier {}), WriteOp::PutAll(PutAll { pairs: vec![(key, value)] })];
         for op in others {
-            assert_eq!(Command::put_of(&Command::write(Timestamp(5), request, op).encode()), None);
+            let data = Command::write(Timestamp(5), request, op).encode();
+            assert_eq!((Command::put_of(&data), Command::shown_put_of(&data)), (None, None));
         }
         assert_eq!(Command::put_of(&Bytes::new()), None);
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::Command;
 
-use acervo::client::Client;
+use acervo::client::{Client, Condition, ConditionalPut};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::terminal::Terminal;
@@ -550,6 +550,61 @@ fn lagging_server() {
     };
     let acknowledged = position("Enviando PUT_OK ao Cliente ", &format!(" ts:{}.", new.timestamp));
     assert!(position("Cliente ", ", portanto devolvendo new") < acknowledged);
+}
+
+#[test]
+fn a_put_with_a_condition_is_shown_and_its_put_ok_where_the_condition_held() {
+    let mut group = Group::start(3, &["--in-sync-timeout", "60s"]);
+    let (leader, asked) = (0, 1);
+    let client = patient_client([group.addresses()[asked]]);
+    let stored = match client.put_if("k", "first", Condition::Absent).unwrap() {
+        ConditionalPut::Stored(stored) => stored.timestamp,
+        ConditionalPut::Conflict(conflict) => panic!("{conflict:?}"),
+    };
+    let refused = match client.put_if("k", "second", Condition::Absent).unwrap() {
+        ConditionalPut::Conflict(conflict) => conflict.timestamp,
+        ConditionalPut::Stored(stored) => panic!("{stored:?}"),
+    };
+    // Every server has had both.
+    let observer = patient_client(group.addresses());
+    for server in group.addresses() {
+        eventually("the server has applied what was written", || {
+            let status = observer.status(server).ok()?;
+            (status.applied_timestamp >= refused).then_some(())
+        });
+    }
+    for at in 0..3 {
+        assert!(exited_with(group.terminate(at), 0));
+        let forwarding = |value| format!("Encaminhando PUT key:k value:{value}");
+        let replication = |value, ts| format!("REPLICATION key:k value:{value} ts:{ts}.");
+        let expected = match at {
+            _ if at == leader => vec![
+                "Cliente ADDRESS PUT key:k value:first.".to_owned(),
+                format!("Enviando PUT_OK ao Cliente ADDRESS da key:k ts:{stored}."),
+                "Cliente ADDRESS PUT key:k value:second.".to_owned(),
+            ],
+            _ if at == asked => vec![
+                forwarding("first"),
+                replication("first", stored),
+                forwarding("second"),
+                replication("second", refused),
+            ],
+            _ => vec![replication("first", stored), replication("second", refused)],
+        };
+        let shown: Vec<String> = console_lines(&group, at).iter().map(hide_address).collect();
+        assert_eq!(shown, expected, "server {at}");
+    }
+}
+
+/// The line without the address of its client.
+fn hide_address(line: &String) -> String {
+    match line.split_once("Cliente ") {
+        None => line.clone(),
+        Some((before, after)) => {
+            let (_, rest) = after.split_once(' ').expect("an address, and more");
+            format!("{before}Cliente ADDRESS {rest}")
+        }
+    }
 }
 
 #[test]

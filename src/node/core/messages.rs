@@ -231,7 +231,7 @@ impl Node {
                 continue;
             }
             self.shown_index = entry.index;
-            if let Some((timestamp, key, value)) = Command::put_of(&entry.data) {
+            if let Some((timestamp, key, value)) = Command::shown_put_of(&entry.data) {
                 out.push(Output::Console(ConsoleEvent::Replication { key, value, timestamp }));
             }
         }

@@ -18,7 +18,7 @@ use crate::consensus::ProposeError;
 use crate::limits;
 use crate::model::{
     Action, ClientId, Command, Effect, EncodedWrite, FeatureLevel, GroupRules, LogIndex, NodeId,
-    WriteAnswer, WriteOutcome,
+    OpResult, WriteAnswer, WriteOutcome,
 };
 use crate::wire::message::{ErrorCode, Reply, ServerMessage};
 
@@ -258,7 +258,7 @@ impl Node {
         let pending = self.writes.get_mut(key);
         if self.config.console
             && !std::mem::replace(&mut pending.shown_as_leader, true)
-            && let Some((_, key, value)) = Command::put_of(pending.write.data())
+            && let Some((_, key, value)) = Command::shown_put_of(pending.write.data())
         {
             let client = pending.client;
             out.push(Output::Console(ConsoleEvent::Put { client, key, value }));
@@ -309,7 +309,7 @@ impl Node {
             let pending = self.writes.get_mut(key);
             if self.config.console
                 && !std::mem::replace(&mut pending.shown_as_forwarder, true)
-                && let Some((_, key, value)) = Command::put_of(pending.write.data())
+                && let Some((_, key, value)) = Command::shown_put_of(pending.write.data())
             {
                 out.push(Output::Console(ConsoleEvent::Forwarding { key, value }));
             }
@@ -400,9 +400,11 @@ impl Node {
             // A previous value from a state that is in doubt is not told: the client reads it at
             // another server.
             answer.previous.take_if(|_| distrust.is_some());
-            // A copy that came after the write was done is not shown.
+            // A copy that came after the write was done is not shown, nor a PUT whose condition did
+            // not hold: nothing is stored, and no PUT_OK is sent.
             if pending.shown_as_leader
-                && let Some((_, key, _)) = Command::put_of(pending.write.data())
+                && answer.result == OpResult::Done
+                && let Some((_, key, _)) = Command::shown_put_of(pending.write.data())
             {
                 let (client, timestamp) = (pending.client, answer.timestamp);
                 out.push(Output::Console(ConsoleEvent::PutOk { client, key, timestamp }));
