@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use acervo::limits;
 use acervo::wire::message::Request;
@@ -30,6 +30,17 @@ fn allow_many_files() {
     let wanted = 4_096.min(maximum.unwrap_or(u64::MAX));
     if current.is_some_and(|current| current < wanted) {
         setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).unwrap();
+    }
+}
+
+/// What a call was answered; `None` if there was no room for it.
+fn unless_busy<T>(answer: Result<tonic::Response<T>, tonic::Status>) -> Option<T> {
+    match answer {
+        Ok(answer) => Some(answer.into_inner()),
+        Err(busy) => {
+            assert_eq!(busy.code(), Code::ResourceExhausted, "{busy}");
+            None
+        }
     }
 }
 
@@ -186,7 +197,7 @@ fn answers_that_are_not_read_are_bounded_and_keep_nobody_out() {
     let site = Site::start();
     site.write("k", "v");
     site.write("large", &"v".repeat(1024 * 1024));
-    site.runtime.block_on(async {
+    let (mut others, greedy) = site.runtime.block_on(async {
         let mut greedy = JoinSet::new();
         for _ in 0..6 {
             let client = connect_without_window(&site.gateway).await;
@@ -204,18 +215,14 @@ fn answers_that_are_not_read_are_bounded_and_keep_nobody_out() {
             let read = others.get(waiting(key("k"))).await.unwrap().into_inner();
             assert_eq!(read.val, "v");
         }
-        // And who asks for much gets it, once the others have let it lie for long enough.
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match others.get(waiting(key("large"))).await {
-                Ok(read) => break assert_eq!(read.into_inner().val.len(), 1024 * 1024),
-                Err(busy) => assert_eq!(busy.code(), Code::ResourceExhausted, "{busy}"),
-            }
-            assert!(Instant::now() < deadline, "there is never room for it");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        drop(greedy);
+        (others, greedy)
     });
+    // And who asks for much gets it, once the others have let it lie for long enough.
+    let read = eventually("there is room for it", || {
+        unless_busy(site.runtime.block_on(others.get(waiting(key("large")))))
+    });
+    assert_eq!(read.val.len(), 1024 * 1024);
+    drop(greedy);
     let peak = peak_memory_mib(&site.gateway);
     assert!(peak < 512, "600 MiB were asked for, and {peak} MiB were held");
 }
@@ -226,8 +233,8 @@ fn keys_of_answers_that_are_not_read_keep_nobody_out() {
     let long = "k".repeat(4000);
     let keys: Vec<_> = (0..1500).map(|at| key(&format!("{at:04}{long}"))).collect();
     let pairs: Vec<_> = (0..1500).map(|at| pair(&format!("{at:04}{long}"), "v")).collect();
-    site.runtime.block_on(async {
-        let mut hoard = Vec::new();
+    let mut hoard = Vec::new();
+    let mut others = site.runtime.block_on(async {
         let mut greedy = connect_without_window(&site.gateway).await;
         // Six megabytes each, and no end of one answer.
         loop {
@@ -237,22 +244,14 @@ fn keys_of_answers_that_are_not_read_keep_nobody_out() {
             }
             assert!(hoard.len() < 32, "{} answers are held", hoard.len());
         }
-        let mut others = connect(&site.gateway).await;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match others.put_all(waiting(stream::iter(pairs.clone()))).await {
-                Ok(rows) => break drop(rows),
-                Err(busy) => assert_eq!(busy.code(), Code::ResourceExhausted, "{busy}"),
-            }
-            assert!(Instant::now() < deadline, "there is never room for it");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let lost = hoard[0].message().await.unwrap_err();
-        assert!(
-            matches!(lost.code(), Code::Unknown | Code::Unavailable | Code::Internal),
-            "{lost}"
-        );
+        connect(&site.gateway).await
     });
+    drop(eventually("there is room for it", || {
+        let requests = waiting(stream::iter(pairs.clone()));
+        unless_busy(site.runtime.block_on(others.put_all(requests)))
+    }));
+    let lost = site.runtime.block_on(hoard[0].message()).unwrap_err();
+    assert!(matches!(lost.code(), Code::Unknown | Code::Unavailable | Code::Internal), "{lost}");
 }
 
 #[test]
