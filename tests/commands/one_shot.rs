@@ -610,6 +610,13 @@ fn what_cannot_be_written_or_read_is_not_taken_for_done() {
         let (status, _, err) = shell(&servers, &format!("$A {command} {servers_flag} >/dev/null"));
         assert_eq!((status, err.as_str()), (0, ""), "{command}");
     }
+    // A write is done, which is said.
+    for command in ["put k v", "putall k=v", "trim k", "delrange a z", "putall k=v", "delall k"] {
+        let line = format!("$A {command} --servers $S >/dev/full");
+        let (status, _, err) = shell(&servers, &line);
+        assert_eq!(status, 4, "{line}: {err}");
+        assert!(err.contains("the write is done, with version"), "{line}: {err}");
+    }
     // Help and the release are answers, too.
     for command in ["--version", "version", "--help", "help get", "get --help"] {
         for redirection in [">/dev/full", ">&-"] {

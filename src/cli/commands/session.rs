@@ -115,10 +115,7 @@ impl<'a> Session<'a> {
         version: Timestamp,
         object: &impl Serialize,
     ) -> Result<(), CommandError> {
-        self.print(Some(&version), object).map_err(|error| match error {
-            CommandError::Output(error) => CommandError::DoneUnprinted(version, error),
-            other => other,
-        })
+        self.print(Some(&version), object).map_err(|error| of_done(version, error))
     }
 
     /// Prints rows as they come. How many had a value.
@@ -145,7 +142,7 @@ impl<'a> Session<'a> {
                 let (timestamp, why) = (done.timestamp, Box::new(why));
                 remark(&ClientError::PreviousUnread { timestamp, why });
             }
-            printed => drop(printed?),
+            printed => drop(printed.map_err(|error| of_done(done.timestamp, error))?),
         }
         Ok(CommandOutcome::Done)
     }
@@ -194,6 +191,14 @@ impl<'a> Session<'a> {
         }
         remark(&missing());
         Ok(CommandOutcome::NotFound)
+    }
+}
+
+/// The error of a write that is done, with this version, and whose answer could not be printed.
+pub(super) fn of_done(version: Timestamp, error: CommandError) -> CommandError {
+    match error {
+        CommandError::Output(error) => CommandError::DoneUnprinted(version, error),
+        other => other,
     }
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::super::outcome::{CommandError, CommandOutcome};
 use super::flags::{KeyArgs, NoVersionArgs};
-use super::session::{OneShot, Session, Streams, answer, no_key};
+use super::session::{OneShot, Session, Streams, answer, no_key, of_done};
 use crate::model::Timestamp;
 
 /// The flags and arguments of `acervo trim`.
@@ -40,7 +40,8 @@ impl OneShot for TrimArgs {
         let version = kept.map_or(Timestamp::ZERO, |kept| kept.timestamp);
         let object = answer(&key, kept.is_some(), version, done.server);
         let object = object.value("value", kept.map(|kept| &kept.value[..]));
-        session.print(kept.map(|_| &version as &dyn Display), &object)?;
+        let printed = session.print(kept.map(|_| &version as &dyn Display), &object);
+        printed.map_err(|error| of_done(done.timestamp, error))?;
         session.found(kept.is_some(), || no_key(&key))
     }
 }
