@@ -104,7 +104,7 @@ impl Node {
             | ServerMessage::SnapshotEnd { .. }
             | ServerMessage::SnapshotAnswer { .. } => {}
             ServerMessage::About { wall_us, level } => {
-                self.server_clocks.heard(from, wall_us, now.wall_us);
+                self.server_clocks.heard(from, wall_us, now);
                 if let Some(leadership) = &mut self.leadership {
                     leadership.level_heard(from, level, now);
                 }

@@ -18,7 +18,7 @@ use crate::consensus::ProposeError;
 use crate::limits;
 use crate::model::{
     Action, ClientId, Command, Effect, EncodedWrite, FeatureLevel, GroupRules, LogIndex, NodeId,
-    OpResult, WriteAnswer, WriteOutcome,
+    OpResult, Timestamp, WriteAnswer, WriteOutcome,
 };
 use crate::wire::message::{ErrorCode, Reply, ServerMessage};
 
@@ -95,7 +95,7 @@ impl Node {
             return;
         }
         let limits = self.config.limits;
-        let clock_us = self.log_time.now_us();
+        let (clock_us, wall_us) = (self.log_time.now_us(), self.stamping_wall_us(now));
         // What comes before everything else that waits.
         let mut next = VecDeque::new();
         let mut held = VecDeque::new();
@@ -140,7 +140,7 @@ impl Node {
                     self.answer(&pending, &refusal, out);
                     continue;
                 }
-                let Some(timestamp) = self.clock.next(now.wall_us) else {
+                let Some(timestamp) = self.clock.next(wall_us) else {
                     let pending = self.writes.remove(key);
                     let refusal =
                         error(ErrorCode::Internal, "there is no timestamp after the last");
@@ -197,6 +197,24 @@ impl Node {
         self.writes.leave_in_turns(next);
     }
 
+    /// The time that this leader stamps by: its machine's, but no further ahead than a majority of
+    /// servers takes (`latest_timestamp`), also if the machine's clock has leapt.
+    fn stamping_wall_us(&self, now: Now) -> i64 {
+        let others = self.config.nodes.len() / 2;
+        let last = self.clock.last();
+        if others == 0 || last == Timestamp::ZERO {
+            return now.wall_us;
+        }
+        let leap_us = micros(limits::TIMESTAMP_LEAP_MAX) as i64;
+        let latest_us = match self.server_clocks.reached_by(others, now) {
+            // A year less, since the clocks may have been set back meanwhile.
+            Some(wall_us) => wall_us.saturating_add(leap_us - leap_us / 100),
+            // In the first second of a link. The last timestamp may itself be ahead of the others.
+            None => last.0.saturating_add(leap_us / 2),
+        };
+        now.wall_us.min(latest_us)
+    }
+
     /// Whether the group's rules are in the log, where they come before the first write. If they
     /// are not, this leader proposes those of its own release.
     fn has_rules(&mut self, now: Now) -> bool {
@@ -235,7 +253,7 @@ impl Node {
 
     /// Proposes a command of the leader's own; returns its index, unless it was refused.
     fn propose_own(&mut self, action: Action, now: Now) -> Option<LogIndex> {
-        let timestamp = self.clock.next(now.wall_us)?;
+        let timestamp = self.clock.next(self.stamping_wall_us(now))?;
         let command = Command { timestamp, clock_us: self.log_time.now_us(), action };
         self.consensus.propose(vec![command.encode()]).ok()
     }

@@ -1263,6 +1263,29 @@ fn forged_timestamps_that_are_applied_lead_no_further_than_one_leap() {
     }
 }
 
+/// The others refused what it stamped, and nothing behind that was ever committed, also after the
+/// clock was set right.
+#[test]
+fn a_leader_whose_clock_leaps_stamps_nothing_that_the_others_refuse() {
+    let mut group = Group::new(3, AckPolicy::Majority);
+    group.put(2, 1);
+    (0..100).for_each(|_| group.tick());
+    let leader = group.nodes.iter().position(|node| node.status().role == Role::Leader).unwrap();
+    let right = group.now;
+    for (request, years) in [(2, 150), (3, 90), (4, 5_000)] {
+        let put = group.put(leader, request);
+        let (at, input) = group.inbox.pop_front().unwrap();
+        let year_us = micros(limits::TIMESTAMP_LEAP_MAX) as i64 / 100;
+        let leapt = Now { wall_us: right.wall_us + years * year_us, ..right };
+        let mut out = Vec::new();
+        group.nodes[at].handle(leapt, input, &mut out);
+        group.nodes[at].flush(leapt, &mut out);
+        group.carry_out(at, out);
+        group.settle();
+        assert!(matches!(group.replies[&put], Reply::WriteOk(_)), "{:?}", group.replies.get(&put));
+    }
+}
+
 /// The log had begun anew after it by the time that the store refused it: the server stopped.
 #[test]
 fn a_snapshot_that_is_older_than_the_state_or_of_no_time_is_not_taken() {
