@@ -93,8 +93,13 @@ pub enum SnapshotWork {
         /// The transfer's number, chosen at random by its sender.
         id: u64,
     },
-    /// Put the staged snapshot in the store's place; answered by [`SnapshotReport::Installed`].
-    Install,
+    /// Put the staged snapshot in the store's place, since the log begins after it; answered by
+    /// [`Completion::Persisted`] for the log and [`SnapshotReport::Installed`]. One thread says
+    /// both, so that they come in this order.
+    Install {
+        /// The number of the installation, shared with log batches.
+        number: u64,
+    },
     /// Throw away whatever has arrived.
     Discard,
 }

@@ -318,7 +318,7 @@ impl World {
             && let Some(process) = &mut self.servers[server].process
         {
             process.handed = index;
-            self.snapshot_work(server, SnapshotWork::Install)?;
+            self.snapshot_work(server, SnapshotWork::Install { number })?;
             self.input(server, Input::Persisted { number })?;
         }
         self.start_sync(server);

@@ -85,7 +85,7 @@ impl<A: StagingArea + Clone + 'static> Intake<A> {
                     }
                 }
             }
-            SnapshotWork::Install => {
+            SnapshotWork::Install { .. } => {
                 match std::mem::replace(&mut self.arriving, Arriving::Nothing) {
                     Arriving::Staged(staged) => {
                         let point = machine.install(staged)?;

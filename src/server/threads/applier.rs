@@ -175,6 +175,11 @@ impl ApplierThread {
     }
 
     fn snapshot(&mut self, work: SnapshotWork) -> Result<(), ApplyError> {
+        if let SnapshotWork::Install { number } = work {
+            // The log writer has handed it over once its part was durable.
+            self.completions.send(Completion::Persisted { number });
+            self.completions.wake();
+        }
         for report in self.intake.handle(&mut self.machine, work)? {
             if let SnapshotReport::Pinned { .. } = report {
                 self.completions.send(Completion::Checkpointed(self.machine.durable_index()));

@@ -62,9 +62,10 @@ impl LogThread {
                     self.append()?;
                     self.log.reset(snapshot.index, snapshot.term, hard_state)?;
                     // Before the core learns of it, and so before it commits anything that comes
-                    // after the snapshot.
-                    self.applier.push(StoreWork::Snapshot(SnapshotWork::Install));
-                    self.completions.send(Completion::Persisted { number });
+                    // after the snapshot. The applier tells that the log is durable, too: what two
+                    // threads tell may come in either order, and the core would take what is
+                    // applied for more than what is durable.
+                    self.applier.push(StoreWork::Snapshot(SnapshotWork::Install { number }));
                 }
                 LogWork::Compact { durable_index, needed } => {
                     self.append()?;
@@ -110,12 +111,18 @@ mod tests {
     use std::path::PathBuf;
     use std::time::{Duration, Instant};
 
+    use bytes::Bytes;
+
+    use super::super::applier;
     use super::*;
-    use crate::model::{ClusterId, HardState, NodeId};
+    use crate::model::{ClusterId, HardState, LogEntry, NodeId, SnapshotId, StateLimits};
     use crate::net::{EventLoop, LoopConfig};
+    use crate::server::work::SnapshotReport;
+    use crate::storage::apply::StateMachine;
     use crate::storage::datadir::DataDir;
     use crate::storage::files::{Directory, DiskFile, RealDirectory, Space};
     use crate::storage::log::LogOptions;
+    use crate::storage::memory::MemoryEngine;
 
     /// A directory on a disk that answers no sync any more once it hangs.
     #[derive(Clone)]
@@ -207,6 +214,62 @@ mod tests {
         fn try_lock(&self) -> io::Result<bool> {
             self.file.try_lock()
         }
+    }
+
+    /// The applier's report of a short installation came before the log writer's, and the server
+    /// stopped: more was applied than was durable.
+    #[test]
+    fn the_applier_alone_reports_an_installation_and_first_that_the_log_is_durable() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::open(&dir.path().join("data"), ClusterId(1), NodeId(1), 7).unwrap();
+        let event_loop = EventLoop::new(LoopConfig::default(), None).unwrap();
+        let directory = Arc::new(RealDirectory::open(&dir.path().join("log")).unwrap());
+        let (log, _) = DiskLog::open_on(directory, LogOptions::default()).unwrap();
+        let (completions, completed) = CompletionSender::new(event_loop.wake_handle());
+        let open = || StateMachine::open(Arc::new(MemoryEngine::new()), StateLimits::default());
+        let (staging, reserve) = (data_dir.staging(), data_dir.reserve().clone());
+        let interval = Duration::from_secs(3600);
+        let applier = applier::start(
+            open().unwrap(),
+            staging,
+            reserve.clone(),
+            interval,
+            completions.clone(),
+        );
+        let applier = applier.unwrap();
+        let writer = start(log, reserve, applier.queue(), completions).unwrap();
+
+        let mut theirs = open().unwrap();
+        theirs.apply(&[LogEntry { term: 1, index: 1, data: Bytes::new() }]).unwrap();
+        let (id, point) = (1, theirs.applied());
+        let mut source = theirs.begin_snapshot().unwrap();
+        applier.push(StoreWork::Snapshot(SnapshotWork::Begin { id, point }));
+        while let Some(chunk) = source.next_chunk(1 << 20).unwrap() {
+            applier.push(StoreWork::Snapshot(SnapshotWork::Store { id, chunk }));
+        }
+        applier.push(StoreWork::Snapshot(SnapshotWork::Stage { id }));
+        let snapshot = SnapshotId { leader_term: 1, index: 1, term: 1 };
+        let hard_state = HardState { term: 1, ..HardState::default() };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match completed.recv_deadline(deadline).unwrap() {
+                Completion::Snapshot(SnapshotReport::Staged { .. }) => break,
+                Completion::Snapshot(SnapshotReport::Failed { reason, .. }) => panic!("{reason}"),
+                _ => {}
+            }
+        }
+        writer.push(LogWork::Install(InstallRequest { number: 7, snapshot, hard_state }));
+        assert!(writer.finish(deadline));
+        assert!(applier.finish(deadline));
+        let told: Vec<&str> = completed
+            .try_iter()
+            .filter_map(|completion| match completion {
+                Completion::Persisted { number: 7 } => Some("durable"),
+                Completion::Snapshot(SnapshotReport::Installed { .. }) => Some("installed"),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(told, ["durable", "installed"]);
     }
 
     #[test]
