@@ -5,7 +5,8 @@
 //! every server is up and blank. [`super::voter_eligibility`] says why that is safe.
 //!
 //! A server names what it has configured, and whether its log is empty, in its greeting when a link
-//! comes up.
+//! comes up. Who the founder is goes by that alone. Why no leader can be elected goes by what was
+//! heard since, too: links may stand since the group was founded.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,8 @@ struct GreetedState {
     /// The first leader it has configured; `None` unless its data directory is blank.
     configured_first_leader: Option<NodeId>,
     log_is_empty: bool,
+    /// It has sent something since that only a server with entries sends.
+    has_entries: bool,
 }
 
 /// The servers that this one has a link to, with the state that each named when the link came up.
@@ -37,8 +40,17 @@ impl GreetedServers {
     /// The link to another server is up, whose greeting has named these.
     pub fn link_up(&mut self, server: NodeId, last_index: LogIndex, first_leader: Option<NodeId>) {
         let log_is_empty = last_index == 0;
-        let greeted = GreetedState { configured_first_leader: first_leader, log_is_empty };
+        let has_entries = !log_is_empty;
+        let greeted =
+            GreetedState { configured_first_leader: first_leader, log_is_empty, has_entries };
         self.links.insert(server, greeted);
+    }
+
+    /// Another server has sent what only a server with entries sends.
+    pub fn has_entries(&mut self, server: NodeId) {
+        if let Some(greeted) = self.links.get_mut(&server) {
+            greeted.has_entries = true;
+        }
     }
 
     pub fn link_down(&mut self, server: NodeId) {
@@ -76,7 +88,9 @@ impl GreetedServers {
         if up < needed {
             return None;
         }
-        let named = self.configured_first_leaders(own);
+        let blank = self.links.values().filter(|greeted| !greeted.has_entries);
+        let named = blank.filter_map(|greeted| greeted.configured_first_leader);
+        let named: Vec<NodeId> = own.into_iter().chain(named).collect();
         let is_up = |node: &NodeId| *node == self.node || self.links.contains_key(node);
         match (up - named.len(), self.founder(own)) {
             (full, _) if data_lost && full < needed => {
@@ -124,6 +138,20 @@ mod tests {
         assert_eq!(founder(3, &[(2, 1)]), None, "the third may agree with either");
         assert_eq!(founder(3, &[(2, 1), (3, 3)]), Some(3));
         assert_eq!(founder(3, &[(2, 1), (3, 2)]), Some(1), "the lowest of three that differ");
+    }
+
+    /// Links stood since the group was founded, two disks hung for some seconds, and users were told
+    /// that two servers had lost what they had.
+    #[test]
+    fn a_server_that_was_blank_when_it_greeted_is_not_called_blank_for_good() {
+        let mut servers = greeted(&[(2, 1), (3, 1)]);
+        let blank = NoLeader::Blank { blank: 2, full: 1, needed: 2 };
+        assert_eq!(servers.no_leader(None, false), Some(blank));
+        servers.has_entries(NodeId(3));
+        assert_eq!(servers.no_leader(None, false), None, "two have what they had");
+        assert_eq!(servers.founder(Some(NodeId(1))), Some(NodeId(1)), "whoever says so");
+        servers.link_up(NodeId(3), 0, Some(NodeId(1)));
+        assert_eq!(servers.no_leader(None, false), Some(blank), "it has lost it since");
     }
 
     #[test]

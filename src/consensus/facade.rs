@@ -330,6 +330,15 @@ impl Consensus {
         let GuardVerdict::Step(mut message) = guard::check(&local, link, message)? else {
             return Ok(());
         };
+        let shows_entries = match message.body {
+            RaftBody::Append { .. } => true,
+            RaftBody::AppendReply { index, reject_hint: None, .. } => index > 0,
+            RaftBody::Vote { last_index, .. } => last_index > 0,
+            _ => false,
+        };
+        if shows_entries {
+            self.greeted.has_entries(link);
+        }
         // Pre-vote messages carry the term of the election asked about, which their sender is not
         // in.
         let is_pre_vote = matches!(
@@ -489,6 +498,11 @@ impl Consensus {
             progress.become_probe();
             progress.next_idx = last_index + 1;
         }
+    }
+
+    /// Another server has applied entries: it is not blank.
+    pub fn has_entries(&mut self, server: NodeId) {
+        self.greeted.has_entries(server);
     }
 
     /// The link to another server broke: the messages sent last may be lost.

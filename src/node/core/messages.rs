@@ -111,6 +111,8 @@ impl Node {
             }
             ServerMessage::Disk { full } => self.disks.set(from, full),
             ServerMessage::StateHash { index, hash } => {
+                // Each replica tells the others at the beginning of each term.
+                self.consensus.has_entries(from);
                 // An index beyond this log cannot be compared soon, and must not displace others.
                 if index <= self.consensus.last_index() {
                     self.consistency.note_unasked(from, index, hash);
