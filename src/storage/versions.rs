@@ -230,25 +230,19 @@ impl<'a> Reader<'a> {
     fn floor(&self, key: &[u8], after: Timestamp) -> Result<Timestamp, ApplyError> {
         let ranges = self.pending.ranges.iter().filter(|range| range.at <= self.removals_up_to);
         let covering = ranges.filter(|range| range.covers(key));
-        let mut floor = covering.map(|range| range.at).max().unwrap_or(Timestamp(i64::MIN));
+        let floor = covering.map(|range| range.at).max().unwrap_or(Timestamp(i64::MIN));
         if !self.pending.keys || self.removals_up_to <= after {
             return Ok(floor);
         }
-        let mut failed = None;
+        // The newest is enough: what a deletion leaves is nothing, and what a trim leaves is a version
+        // that was shown, and so newer than the removals before it. There may be very many.
+        let mut newest = Ok(floor);
         self.rows.visit(&keys::removals(key, after, self.removals_up_to), &mut |row, value| {
             let at = keys::removal_timestamp(row).map_err(|_| ApplyError::Damaged("a removal"));
-            match at.and_then(|at| Ok(Removal::decode(value)?.floor(at))) {
-                Ok(found) => {
-                    floor = floor.max(found);
-                    ControlFlow::Continue(())
-                }
-                Err(error) => {
-                    failed = Some(error);
-                    ControlFlow::Break(())
-                }
-            }
+            newest = at.and_then(|at| Ok(Removal::decode(value)?.floor(at)));
+            ControlFlow::Break(())
         })?;
-        failed.map_or(Ok(floor), Err)
+        newest.map(|newest| floor.max(newest))
     }
 
     /// The keys with a value from `from` to `to`, both included, in order, with their values.

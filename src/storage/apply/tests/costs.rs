@@ -187,6 +187,26 @@ fn what_needs_no_value_reads_none() {
     assert_eq!(store.get(b"r30").unwrap().unwrap().value, long);
 }
 
+/// A client that wrote and removed one key all the time had each read of the key's past read all
+/// removals of the last minute.
+#[test]
+fn a_read_of_the_past_reads_one_removal_of_a_key_however_many_there_are() {
+    let mut applying = Applying::new(StateLimits::default());
+    let key = Bytes::from("k");
+    let put = || Put { key: key.clone(), value: Bytes::new(), tells_previous: false };
+    applying.write(put());
+    let first = applying.machine.applied().timestamp;
+    for _ in 0..40 {
+        applying.write(put());
+        applying.write(Del { key: key.clone(), tells_previous: false });
+    }
+    let store = applying.machine.store();
+    applying.engine.take_reads();
+    assert_eq!(store.get_at(&key, first).unwrap(), None, "it was removed");
+    let (rows, _) = applying.engine.take_reads();
+    assert!(rows <= 4, "{rows} rows for one version and its removal");
+}
+
 /// A removal of a range scanned up to a thousand rows of any length, and more for the seeks.
 #[test]
 fn the_removal_of_a_range_scans_so_many_rows_and_so_many_bytes() {
