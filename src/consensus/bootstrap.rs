@@ -140,8 +140,8 @@ mod tests {
         assert_eq!(founder(3, &[(2, 1), (3, 2)]), Some(1), "the lowest of three that differ");
     }
 
-    /// Links stood since the group was founded, two disks hung for some seconds, and users were told
-    /// that two servers had lost what they had.
+    /// Links stood since the group was founded, two disks hung for some seconds, and users were
+    /// told that two servers had lost what they had.
     #[test]
     fn a_server_that_was_blank_when_it_greeted_is_not_called_blank_for_good() {
         let mut servers = greeted(&[(2, 1), (3, 1)]);

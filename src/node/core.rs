@@ -407,6 +407,7 @@ impl Node {
         // New commits have made room for proposals, which raft-rs counts only now.
         let commit = self.consensus.commit();
         self.propose_more |= commit > self.flushed_commit && self.writes.has_waiting();
+        self.long_writes.committed(commit, now.monotonic_us);
         self.flushed_commit = commit;
         let answered = self.answer_stored(now, out);
         self.notify_commit(&answered, now, out);

@@ -61,8 +61,9 @@ impl Unapplied {
 pub(super) struct LongWrites {
     long: Unapplied,
     several: Unapplied,
-    /// Since when the first long one, and nothing long before it, waits to be applied.
-    began_us: u64,
+    /// Since when the first long one is committed, and nothing long is before it: replicating it
+    /// and making it durable holds up nobody else's reads. `None` until then.
+    began_us: Option<u64>,
     /// Somebody has asked for something else since then.
     is_awaited: bool,
     /// No further long one is proposed before this.
@@ -73,17 +74,23 @@ pub(super) struct LongWrites {
 
 impl LongWrites {
     /// A write that looks at so many rows was proposed at `index`.
-    pub fn proposed(&mut self, index: LogIndex, rows: usize, length: WriteLength, now_us: u64) {
+    pub fn proposed(&mut self, index: LogIndex, rows: usize, length: WriteLength) {
         match length {
             WriteLength::Single => {}
             WriteLength::Several => self.several.push(index, rows),
             WriteLength::Long => {
                 if self.long.writes.is_empty() {
-                    self.began_us = now_us;
                     self.is_awaited = false;
                 }
                 self.long.push(index, rows);
             }
+        }
+    }
+
+    /// Everything up to `index` is committed.
+    pub fn committed(&mut self, index: LogIndex, now_us: u64) {
+        if self.began_us.is_none() && self.long.writes.front().is_some_and(|(at, _)| *at <= index) {
+            self.began_us = Some(now_us);
         }
     }
 
@@ -93,8 +100,7 @@ impl LongWrites {
         if !self.long.applied(index) {
             return;
         }
-        let took_us = now_us.saturating_sub(self.began_us);
-        self.began_us = now_us;
+        let took_us = self.began_us.take().map_or(0, |began_us| now_us.saturating_sub(began_us));
         let is_awaited = std::mem::take(&mut self.is_awaited);
         if is_awaited && took_us >= micros(limits::LONG_WRITE_REST_FROM) {
             let rest_us = u64::from(limits::LONG_WRITE_REST_TIMES) * took_us;

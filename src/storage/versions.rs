@@ -234,8 +234,8 @@ impl<'a> Reader<'a> {
         if !self.pending.keys || self.removals_up_to <= after {
             return Ok(floor);
         }
-        // The newest is enough: what a deletion leaves is nothing, and what a trim leaves is a version
-        // that was shown, and so newer than the removals before it. There may be very many.
+        // The newest is enough: what a deletion leaves is nothing, and what a trim leaves is a
+        // version that was shown, and so newer than the removals before it. There may be very many.
         let mut newest = Ok(floor);
         self.rows.visit(&keys::removals(key, after, self.removals_up_to), &mut |row, value| {
             let at = keys::removal_timestamp(row).map_err(|_| ApplyError::Damaged("a removal"));

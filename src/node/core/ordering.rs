@@ -171,7 +171,7 @@ impl Node {
                         let write = &self.writes.get(key).write;
                         let (rows, length) =
                             (write.shape.work_rows, self.writes.length(&write.shape));
-                        self.long_writes.proposed(index, rows, length, now.monotonic_us);
+                        self.long_writes.proposed(index, rows, length);
                         let is_new = self.leadership.as_mut().is_some_and(|leadership| {
                             leadership.write_proposed(&write.request, index, clock_us)
                         });
