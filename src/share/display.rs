@@ -107,11 +107,10 @@ impl HashDisplay {
             DisplayStyle::Bars => {
                 let bar = state.bar.get_or_insert_with(|| new_bar(progress.bytes));
                 bar.set_length(progress.bytes);
-                bar.set_position(progress.bytes_done);
                 let left =
                     counted(progress.files.saturating_sub(progress.files_done), "file", "files");
                 let speed = rate(bar.per_sec());
-                draw_row(bar, "hashing ", &format!("{speed}, {left} left"));
+                draw_row(bar, "hashing ", progress.bytes_done, &format!("{speed}, {left} left"));
                 state.reported_at = Some(now);
                 if progress.is_done()
                     && let Some(bar) = state.bar.take()
@@ -194,7 +193,7 @@ impl FetchDisplay {
             DisplayStyle::Lines | DisplayStyle::Quiet => ProgressDrawTarget::hidden(),
         };
         let bars = MultiProgress::with_draw_target(target);
-        let whole = bars.add(ProgressBar::new(size));
+        let whole = bars.add(ProgressBar::new(size).with_style(style(TEXT_ALONE)));
         FetchDisplay {
             style: style_of,
             name: escape(name.as_str().as_bytes()).to_string(),
@@ -234,8 +233,7 @@ impl FetchDisplay {
     }
 
     fn draw(&mut self, progress: &FetchProgress) {
-        self.whole.set_position(progress.done_bytes);
-        draw_row(&self.whole, "", &state(progress));
+        draw_row(&self.whole, "", progress.done_bytes, &state(progress));
         let shown = progress.sources.len().min(SOURCES_SHOWN_MAX);
         while self.sources.len() < shown {
             let bar = self.bars.add(ProgressBar::new_spinner());
@@ -288,6 +286,10 @@ fn state(progress: &FetchProgress) -> String {
     match progress.phase {
         FetchPhase::Preparing => "making room".to_owned(),
         FetchPhase::Asking => "asking for the chunk hashes".to_owned(),
+        // What has come is there only if the check is that of a whole file.
+        FetchPhase::Checking if progress.fetched_bytes > 0 => {
+            "checking the whole file, which another program may have changed".to_owned()
+        }
         FetchPhase::Checking => "checking what is there already".to_owned(),
         FetchPhase::Fetching => {
             let active = progress.sources.iter().filter(|source| !is_lost(source)).count() as u64;
@@ -335,16 +337,22 @@ pub fn rate(bytes_per_s: f64) -> String {
 }
 
 fn new_bar(length: u64) -> ProgressBar {
-    ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr())
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+    bar.with_style(style(TEXT_ALONE))
 }
 
+/// The style of a row in which no bar fits, and of a new one, which has no text to draw yet.
+const TEXT_ALONE: &str = "{wide_msg}";
+
 /// Draws a row as wide as the terminal: title, bar, bytes done of all bytes, and `more`.
-fn draw_row(bar: &ProgressBar, title: &str, more: &str) {
-    let bytes = format!("{}/{}", HumanBytes(bar.position()), HumanBytes(bar.length().unwrap_or(0)));
+fn draw_row(bar: &ProgressBar, title: &str, done_bytes: u64, more: &str) {
+    let bytes = format!("{}/{}", HumanBytes(done_bytes), HumanBytes(bar.length().unwrap_or(0)));
     let (has_bar, text) = lay_out(title, &format!("{bytes}, {more}"), columns());
-    bar.set_style(style(if has_bar { "{prefix}[{wide_bar}] {msg}" } else { "{wide_msg}" }));
-    bar.set_prefix(title.to_owned());
+    // The text first, since each of these may draw the row.
     bar.set_message(text);
+    bar.set_style(style(if has_bar { "{prefix}[{wide_bar}] {msg}" } else { TEXT_ALONE }));
+    bar.set_prefix(title.to_owned());
+    bar.set_position(done_bytes);
 }
 
 /// Decides whether a bar fits beside a row's text, and shortens the text if not even that fits. A
@@ -416,7 +424,10 @@ mod tests {
         alone.sources.remove(0);
         assert_eq!(state(&alone), "no source left, waiting for one");
         alone.phase = FetchPhase::Checking;
-        assert_eq!(state(&alone), "checking what is there already", "it needs none for that");
+        let whole = "checking the whole file, which another program may have changed";
+        assert_eq!(state(&alone), whole, "it needs none for that");
+        alone.fetched_bytes = 0;
+        assert_eq!(state(&alone), "checking what is there already");
     }
 
     #[test]

@@ -93,6 +93,8 @@ pub struct Folder {
     dirty: AtomicBool,
     /// Whether a change has not been saved.
     unsaved: AtomicBool,
+    /// Whether it has been reported that they cannot be saved.
+    has_reported_unsaved: AtomicBool,
     stopping: AtomicBool,
     /// Wakes the watcher. One pending wake is enough.
     wake: (Sender<()>, Receiver<()>),
@@ -117,6 +119,7 @@ impl Folder {
             left_out: Mutex::default(),
             dirty: AtomicBool::new(false),
             unsaved: AtomicBool::new(true),
+            has_reported_unsaved: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             wake: bounded(1),
             root,
@@ -226,7 +229,10 @@ impl Folder {
         let files: Vec<(FileName, OfferedFile)> =
             self.known().offered().map(|(name, file)| (name.clone(), file.clone())).collect();
         let files = files.into_iter().map(|(name, file)| (name, file.identity, file.manifest));
-        if let Err(error) = state::save(&folder, self.peer, self.root.inode(), files) {
+        let saved = state::save(&folder, self.peer, self.root.inode(), files);
+        if let Err(error) = saved
+            && !self.has_reported_unsaved.swap(true, Ordering::Relaxed)
+        {
             log::warn!(
                 "cannot keep what was found in {}, it will be hashed again next time: {error}",
                 self.path().display()

@@ -10,7 +10,6 @@ use crate::share::content::Manifest;
 use crate::share::greeting;
 use crate::wire::codec;
 use crate::wire::message::Message;
-use crate::wire::share::DenialCode;
 
 /// How a source answers when it is asked for a proof.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +31,6 @@ enum Trick {
     ShortChunk,
     /// It sends the whole list and nothing more.
     NoChunk,
-    /// It says at length why it sends nothing.
-    Refuses,
 }
 
 fn receive(stream: &mut TcpStream) -> Option<Message> {
@@ -55,10 +52,6 @@ fn answer(stream: &mut TcpStream, trick: Trick, manifest: &Manifest, bytes: &[u8
             (PeerRequest::Hashes { .. }, Trick::Huge) => {
                 stream.write_all(&[0xff; 64]).ok()?;
                 continue;
-            }
-            (PeerRequest::Hashes { .. }, Trick::Refuses) => {
-                let message = format!("\x1b[2J{}", "no ".repeat(1000));
-                (PeerReply::Denied { code: DenialCode::Busy, message }, &[][..])
             }
             (PeerRequest::Hashes { .. }, Trick::Endless) => {
                 let hashes = vec![ChunkHash([7; 32]); HASHES_PER_FRAME_MAX];
@@ -164,19 +157,19 @@ fn no_false_size_is_ever_proved() {
 /// peer may send any reason, which is cut and shown within one sentence.
 #[test]
 fn a_size_that_nobody_proves_is_told_in_one_sentence() {
-    let cases = [
-        (Trick::Silent, "it does not answer in time"),
-        (Trick::Nodes, "its last chunk is false"),
-        (Trick::Refuses, r"\x1b[2Jno no "),
-    ];
-    let started =
-        "the peers that have a tell several sizes of it, and none proves its own (127.0.0.1:";
-    for (trick, why) in cases {
-        let told = prove(&[trick], Duration::from_millis(1200)).unwrap_err().to_string();
-        assert!(told.starts_with(started) && told.contains(why), "{trick:?}: {told}");
-        assert!(told.ends_with("); try again later"), "{trick:?}: {told}");
-        assert!(told.len() < 2 * limits::REASON_BYTES_MAX, "{trick:?}: {} bytes", told.len());
-    }
+    let error = prove(&[Trick::Silent], Duration::from_secs(2)).unwrap_err();
+    let FetchError::NoSize { last, .. } = &error else { panic!("{error:?}") };
+    assert!(last.ends_with(": it does not answer in time"), "{last}");
+    let told = format!(
+        "the peers that have a tell several sizes of it, and none proves its own ({last}); try \
+         again later"
+    );
+    assert_eq!(error.to_string(), told);
+
+    let reason = format!("\x1b[2J{}", "no ".repeat(100_000));
+    let shown = DialogueError::Denied(reason).to_string();
+    assert!(shown.starts_with(r"\x1b[2Jno no "), "{shown}");
+    assert!(shown.len() <= limits::REASON_BYTES_MAX, "{} bytes", shown.len());
 }
 
 #[test]
