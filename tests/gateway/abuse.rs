@@ -11,7 +11,6 @@ use std::time::Duration;
 use acervo::limits;
 use acervo::wire::message::Request;
 use futures_util::stream;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinSet;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -22,16 +21,10 @@ use crate::site::{
     Site, channel, connect, connect_without_window, key, pair, row, waiting, within,
 };
 use crate::support::gateway::Gateway;
-use crate::support::{PATIENCE, eventually};
+use crate::support::{PATIENCE, allow_open_files, eventually};
 
-/// As many files as the connections of these tests need.
-fn allow_many_files() {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let wanted = 4_096.min(maximum.unwrap_or(u64::MAX));
-    if current.is_some_and(|current| current < wanted) {
-        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).unwrap();
-    }
-}
+/// Files for the connections of these tests, at both ends.
+const OPEN_FILES: u64 = 4_096;
 
 /// What a call was answered; `None` if there was no room for it.
 fn unless_busy<T>(answer: Result<tonic::Response<T>, tonic::Status>) -> Option<T> {
@@ -55,7 +48,7 @@ fn is_served(site: &Site) -> bool {
 
 #[test]
 fn connections_that_do_not_ask_for_anything_keep_nobody_out() {
-    allow_many_files();
+    allow_open_files(OPEN_FILES);
     let site = Site::start();
     site.write("k", "v");
     let openings: [&[u8]; 2] = [
@@ -87,7 +80,7 @@ fn connections_that_do_not_ask_for_anything_keep_nobody_out() {
 
 #[test]
 fn connections_that_have_just_called_keep_nobody_out() {
-    allow_many_files();
+    allow_open_files(OPEN_FILES);
     let site = Site::start();
     site.write("k", "v");
     const END_STREAM: u8 = 1;
@@ -161,7 +154,7 @@ fn streams_and_requests_that_never_come_keep_nobody_out_and_end() {
 
 #[test]
 fn a_connection_that_reads_nothing_gives_way() {
-    allow_many_files();
+    allow_open_files(OPEN_FILES);
     let site = Site::start();
     site.write("k", "v");
     // Pings until neither side's buffers take any more: the gateway has answers to write, and
@@ -256,7 +249,7 @@ fn keys_of_answers_that_are_not_read_keep_nobody_out() {
 
 #[test]
 fn a_thousand_connections_that_call_at_once_are_dealt_with_one_after_the_other() {
-    allow_many_files();
+    allow_open_files(OPEN_FILES);
     let site = Site::start();
     site.write("k", "v");
     // Whole requests, and unfinished ones that announce a mebibyte, on as many streams as there may

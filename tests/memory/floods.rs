@@ -24,11 +24,13 @@ use acervo::share::serve::{PeerServer, ServeOptions};
 use acervo::wire::message::{Channel, HelloRole, Message, PageRequest, PageView, Reply, Request};
 use acervo::wire::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use bytes::Bytes;
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::Signal;
 
 use crate::support::raw::{Raw, Witness, frame, frame_of, get, hello, one_server, put};
 use crate::support::share::Registry;
-use crate::support::{self, ACERVO, Group, eventually, exited_with, memory, resident};
+use crate::support::{
+    self, ACERVO, Group, allow_open_files, eventually, exited_with, memory, resident,
+};
 
 const MIB: usize = 1024 * 1024;
 
@@ -41,14 +43,8 @@ fn sized(lean: usize, full: usize) -> usize {
     if wanted { full } else { lean }
 }
 
-/// Many connections need many files, here and in the processes that are started from here on.
-fn allow_many_files() {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let wanted = 10_000.min(maximum.unwrap_or(u64::MAX));
-    if current.is_some_and(|current| current < wanted) {
-        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).unwrap();
-    }
-}
+/// Files for the connections of the largest flood, at both ends.
+const OPEN_FILES: u64 = 10_000;
 
 /// The most memory that a process has had, checked and said.
 fn peak(process: u32, flood: &str) -> usize {
@@ -84,7 +80,7 @@ fn client(address: SocketAddr) -> TcpStream {
 
 #[test]
 fn unfinished_frames_take_no_more_than_the_budget_and_it_is_given_back() {
-    allow_many_files();
+    allow_open_files(OPEN_FILES);
     let (group, address, witness) = one_server();
     let before = resident(group.pid(0));
     let announced = limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX);
@@ -359,7 +355,7 @@ fn ask(raw: &mut Raw, body: RegistryRequest) -> RegistryReply {
 
 #[test]
 fn joins_take_no_more_than_the_budget_and_keep_nobody_from_searching() {
-    allow_many_files();
+    allow_open_files(OPEN_FILES);
     let mut registry = Registry::start(&["--console", "off"]);
     let address = registry.address;
     let mut honest = greeted(address);
@@ -451,7 +447,7 @@ fn sharing_sparsely(folder: &Path, limit_bytes_per_s: Option<u64>) -> (PeerServe
 
 #[test]
 fn answers_of_a_peer_that_nobody_takes_stay_within_the_budget() {
-    allow_many_files();
+    allow_open_files(OPEN_FILES);
     let here = std::process::id();
     let before = resident(here);
     let folder = tempfile::tempdir().unwrap();

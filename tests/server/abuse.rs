@@ -28,10 +28,12 @@ use acervo::wire::message::{
     Request, Role, ServerMessage, ServerStatus, Welcome, WriteRequest,
 };
 use bytes::Bytes;
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::Signal;
 
 use crate::support::raw::{Raw, Witness, frame, frame_of, get, hello, one_server, put, status};
-use crate::support::{self, Group, eventually, exited_with, memory, patient_client, resident};
+use crate::support::{
+    self, Group, allow_open_files, eventually, exited_with, memory, patient_client, resident,
+};
 
 fn done(timestamp: i64) -> Reply {
     let timestamp = Timestamp(timestamp);
@@ -301,12 +303,7 @@ fn a_server_without_a_majority_says_busy_before_it_drowns() {
 
 #[test]
 fn two_thousand_idle_connections_hurt_nobody() {
-    // Passed on to the servers that are started from here on.
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let wanted = 5000.min(maximum.unwrap_or(u64::MAX));
-    if current.is_some_and(|current| current < wanted) {
-        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).unwrap();
-    }
+    allow_open_files(5_000);
     let (_group, address, witness) = one_server();
     let mut idle: Vec<Raw> = (0..2000).map(|_| Raw::client(address)).collect();
     let silent: Vec<Raw> = (0..100).map(|_| Raw::dial(address)).collect();

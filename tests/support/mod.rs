@@ -14,11 +14,12 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use acervo::client::{Client, Timing};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use tempfile::TempDir;
 
 /// How long anything may take before a test fails. Far beyond what it takes on a busy machine.
@@ -264,6 +265,18 @@ impl Drop for Group {
                 eprintln!("---- log of server {at}\n{}", self.log(at));
             }
         }
+    }
+}
+
+/// Raises the number of files that this process, and those that it starts from here on, may have
+/// open to `wanted`, as far as it may be raised. It is lowered never: other tests may need more.
+pub fn allow_open_files(wanted: u64) {
+    static RAISING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = RAISING.lock().unwrap();
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = wanted.min(maximum.unwrap_or(u64::MAX));
+    if current.is_some_and(|current| current < wanted) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).unwrap();
     }
 }
 
