@@ -49,6 +49,8 @@ pub(super) struct Driver {
     config: CoreConfig,
     clock: Clock,
     next_call: AtomicU64,
+    /// Who leads, as far as somebody has said, for a thread that is still to be started.
+    leader: Mutex<Option<usize>>,
     way: OnceLock<Way>,
     /// Held while the thread is being started.
     starting: Mutex<()>,
@@ -98,6 +100,7 @@ impl Driver {
             config,
             clock: Clock::Monotonic { started: Instant::now() },
             next_call: AtomicU64::new(1),
+            leader: Mutex::default(),
             way: OnceLock::new(),
             starting: Mutex::new(()),
         }
@@ -114,7 +117,8 @@ impl Driver {
         let (clock, next_call) = (Clock::Virtual { now_us }, AtomicU64::new(1));
         let (shared, process) = (None, process::id());
         let way = OnceLock::from(Way { inbox: Arc::clone(&inbox), shared, process });
-        let driver = Driver { servers, config, clock, next_call, way, starting: Mutex::new(()) };
+        let (leader, starting) = (Mutex::default(), Mutex::new(()));
+        let driver = Driver { servers, config, clock, next_call, leader, way, starting };
         (driver, inbox)
     }
 
@@ -185,9 +189,10 @@ impl Driver {
         self.way()?.inbox.spawn(future)
     }
 
-    /// Says who leads, as far as somebody knows.
+    /// Says who leads, as far as somebody knows. A thread is not started for that.
     pub(super) fn hint_leader(&self, leader: Option<usize>) {
-        if let Ok(way) = self.way() {
+        *lock(&self.leader) = leader;
+        if let Some(way) = self.way.get() {
             // Of no use to a thread that has ended.
             let _ = way.inbox.push(Command::HintLeader(leader));
         }
@@ -215,7 +220,8 @@ impl Driver {
         let refused = |error: &dyn std::fmt::Display| ClientError::Thread(error.to_string());
         let event_loop = EventLoop::new(loop_config(), None).map_err(|error| refused(&error))?;
         let inbox = Arc::new(Inbox::new(Some(event_loop.wake_handle())));
-        let core = Core::new(Arc::clone(&self.servers), self.config);
+        let mut core = Core::new(Arc::clone(&self.servers), self.config);
+        core.hint_leader(*lock(&self.leader));
         let started = match &self.clock {
             Clock::Monotonic { started } => *started,
             #[cfg(test)]
