@@ -25,6 +25,7 @@
 
 use bytes::Bytes;
 
+use crate::limits;
 use crate::model::{ClientId, Timestamp};
 
 const SPACE_VERSIONS: u8 = 1;
@@ -268,6 +269,10 @@ fn prefix(space: u8, key: &[u8]) -> Vec<u8> {
     row.extend_from_slice(&[ESCAPE, TERMINATOR]);
     row
 }
+
+/// Bytes of the longest row key there can be: that of a key of as many zeros as a key may have
+/// bytes, each of which is escaped.
+pub const ROW_KEY_BYTES_MAX: usize = 1 + 2 * limits::KEY_BYTES_MAX + 2 + TIMESTAMP_BYTES;
 
 /// The user's key and the timestamp of a version's row.
 ///

@@ -8,16 +8,37 @@
 //! A row's key is the first `shared` bytes of the key before it in the same chunk, then the suffix.
 //! Numbers are written in groups of seven bits, the lowest first, all but the last with the high
 //! bit set.
+//!
+//! Keys that share what is before them take more memory than room in the chunk. So a receiver
+//! bounds the length of a key and what all rows take, and a sender stays far below that.
 
 use bytes::{Buf, Bytes};
 
+use crate::limits;
+use crate::storage::keys::ROW_KEY_BYTES_MAX;
+
 const CRC_BYTES: usize = 4;
+/// Bytes of memory that a row takes besides its key and value, about.
+const ROW_OVERHEAD_BYTES: usize = 100;
+/// The most memory that the rows of a chunk may take: what the longest frame takes, which is many
+/// times as much as a sender puts into a chunk, and more than the longest row.
+const UNPACKED_BYTES_MAX: usize = limits::SERVER_FRAME_BYTES_MAX;
+const _: () = assert!(
+    ROW_OVERHEAD_BYTES + ROW_KEY_BYTES_MAX + limits::VALUE_BYTES_MAX < UNPACKED_BYTES_MAX * 3 / 4
+);
 
 /// ChunkRows on their way into a chunk.
 #[derive(Default)]
 pub(super) struct ChunkBuilder {
     bytes: Vec<u8>,
     last_key: Vec<u8>,
+    /// The memory that its rows take at the receiver.
+    unpacked_bytes: usize,
+}
+
+/// The memory that a row takes at the receiver, about.
+fn unpacked_bytes(key_bytes: usize, value_bytes: usize) -> usize {
+    ROW_OVERHEAD_BYTES + key_bytes + value_bytes
 }
 
 impl ChunkBuilder {
@@ -30,13 +51,21 @@ impl ChunkBuilder {
         &self.last_key
     }
 
+    /// Whether the chunk would have at most `bytes_max` bytes with another row, and few enough when
+    /// it is unpacked.
+    pub fn has_room(&self, key: &[u8], value: &[u8], bytes_max: usize) -> bool {
+        let unpacked = self.unpacked_bytes + unpacked_bytes(key.len(), value.len());
+        self.len_with(key, value) <= bytes_max && unpacked <= UNPACKED_BYTES_MAX / 2
+    }
+
     /// The chunk's size were it finished after another row, at most.
-    pub fn len_with(&self, key: &[u8], value: &[u8]) -> usize {
+    fn len_with(&self, key: &[u8], value: &[u8]) -> usize {
         const NUMBERS_BYTES_MAX: usize = 3 * 10;
         self.bytes.len() + NUMBERS_BYTES_MAX + key.len() + value.len() + CRC_BYTES
     }
 
     pub fn put(&mut self, key: &[u8], value: &[u8]) {
+        self.unpacked_bytes += unpacked_bytes(key.len(), value.len());
         let shared = self.last_key.iter().zip(key).take_while(|(a, b)| a == b).count();
         for number in [shared, key.len() - shared, value.len()] {
             put_number(&mut self.bytes, number);
@@ -60,13 +89,16 @@ pub(super) fn open(sequence: u64, data: &Bytes) -> Option<ChunkRows> {
     if checksum(sequence, rows) != u32::from_le_bytes(*crc) {
         return None;
     }
-    Some(ChunkRows { left: data.slice(..rows.len()), last_key: Vec::new() })
+    let left = data.slice(..rows.len());
+    Some(ChunkRows { left, last_key: Vec::new(), room_bytes: UNPACKED_BYTES_MAX })
 }
 
 /// Gives the rows of a chunk; ends after the first that cannot be read, which is `None`.
 pub(super) struct ChunkRows {
     left: Bytes,
     last_key: Vec<u8>,
+    /// The memory that further rows may take.
+    room_bytes: usize,
 }
 
 impl ChunkRows {
@@ -78,6 +110,12 @@ impl ChunkRows {
         if shared > self.last_key.len() || announced > self.left.len() {
             return None;
         }
+        // Neither overflows: each is at most as long as what was received.
+        let key_bytes = shared + suffix_bytes;
+        if key_bytes > ROW_KEY_BYTES_MAX {
+            return None;
+        }
+        self.room_bytes = self.room_bytes.checked_sub(unpacked_bytes(key_bytes, value_bytes))?;
         self.last_key.truncate(shared);
         self.last_key.extend_from_slice(&self.left.split_to(suffix_bytes));
         let value = self.left.split_to(value_bytes);
@@ -174,6 +212,39 @@ mod tests {
             put_number(&mut out, number);
             prop_assert_eq!(get_number(&mut out.into()), Some(number));
         }
+    }
+
+    /// Three hundred kilobytes unpacked to a gigabyte: thousands of keys that share a quarter of a
+    /// megabyte.
+    #[test]
+    fn a_chunk_that_unpacks_to_more_than_it_may_is_refused() {
+        let count = |key_bytes: usize, rows: u32| {
+            let mut chunk = ChunkBuilder::default();
+            for row in 0..rows {
+                chunk.put(&[&vec![7; key_bytes - 4][..], &row.to_be_bytes()].concat(), b"v");
+            }
+            let data = chunk.finish(0);
+            let read: Vec<_> = open(0, &data).unwrap().collect();
+            (read.len() as u32, read.iter().all(Option::is_some))
+        };
+        assert_eq!(count(ROW_KEY_BYTES_MAX, 1000), (1000, true));
+        assert_eq!(count(ROW_KEY_BYTES_MAX + 1, 1000), (1, false));
+        let most = (UNPACKED_BYTES_MAX / (ROW_OVERHEAD_BYTES + ROW_KEY_BYTES_MAX + 1)) as u32;
+        assert_eq!(count(ROW_KEY_BYTES_MAX, most), (most, true));
+        assert_eq!(count(ROW_KEY_BYTES_MAX, most + 9), (most + 1, false));
+    }
+
+    /// Of rows whose keys share much, an honest sender puts no more into a chunk than of others.
+    #[test]
+    fn a_sender_counts_rows_as_they_are_unpacked() {
+        let mut chunk = ChunkBuilder::default();
+        let key = [7; 4000];
+        while chunk.has_room(&key, b"v", 1 << 20) {
+            chunk.put(&key, b"v");
+        }
+        assert!(chunk.bytes.len() < 20_000, "{}", chunk.bytes.len());
+        let data = chunk.finish(0);
+        assert!(open(0, &data).unwrap().all(|row| row.is_some()), "its receiver takes it");
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl SnapshotSource {
     pub fn next_chunk(&mut self, bytes_max: usize) -> Result<Option<SnapshotChunk>, ApplyError> {
         let mut chunk = ChunkBuilder::default();
         self.view.scan(&self.left, Direction::Forward, &mut |key, value| {
-            if !chunk.is_empty() && chunk.len_with(key, value) > bytes_max {
+            if !chunk.is_empty() && !chunk.has_room(key, value, bytes_max) {
                 return ControlFlow::Break(());
             }
             chunk.put(key, value);
