@@ -35,8 +35,8 @@ const LOG_QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Lines that one place in the code logs within [`LOG_GATHER_INTERVAL`] as they come: enough to see
 /// what it is about; past it they are counted and told of in one line.
 const LOG_LINES_PER_SITE_MAX: u32 = 8;
-/// How often a summary of withheld lines is logged: ten lines a minute of one place are read by
-/// somebody.
+/// How often a summary of withheld lines is logged: six a minute of one place do not bury the
+/// rest of the log.
 const LOG_GATHER_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes that a summary shows of the last line that was withheld.
 const LOG_LINE_SHOWN_BYTES_MAX: usize = 1024;
