@@ -24,7 +24,7 @@ pub enum Workload {
     /// Write one key after the other, so that each has been written after as many requests as there
     /// are keys.
     Fill,
-    /// Read a key drawn uniformly, with no wish about its age: what is measured is the server, and
+    /// Read a key drawn uniformly, without a minimum timestamp: what is measured is the server, and
     /// not how often a client meets one that lags.
     Get,
     /// Read the newest committed value of a key drawn uniformly.

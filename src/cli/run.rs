@@ -250,7 +250,7 @@ fn refuse_arguments(error: &clap::Error) -> ! {
     let typed: Vec<_> =
         std::env::args_os().map(|typed| typed.to_string_lossy().into_owned()).collect();
     let said = error.to_string();
-    // The flag is named, and nobody has typed it.
+    // The error names a flag that is not on the command line, so its value is from the environment.
     for (flag, variable) in [("--servers", "ACERVO_SERVERS"), ("--registry", REGISTRY_VARIABLE)] {
         let is_typed = typed.iter().any(|argument| argument.starts_with(flag));
         if said.contains(&format!("'{flag} <")) && !is_typed && std::env::var_os(variable).is_some()
@@ -295,7 +295,7 @@ fn failed(error: impl Display) -> Failure {
     Failure::new(exit_status::FAILED, error)
 }
 
-/// What was typed cannot be used.
+/// The end of a command whose arguments or input cannot be used.
 fn unusable(error: impl Display) -> Failure {
     Failure::new(exit_status::USAGE, error)
 }
@@ -367,7 +367,7 @@ fn run_peer(args: &PeerArgs) -> Ending {
     peer_console::run(&options).map(done).map_err(failed)
 }
 
-/// Made in memory: the generator panics on an output that fails.
+/// Built in memory, because the generator panics if writing fails.
 fn completions(args: &CompletionsArgs) -> Vec<u8> {
     let shell = match args.shell {
         Shell::Bash => clap_complete::Shell::Bash,

@@ -348,7 +348,7 @@ fn wanted(
         sources,
         look_for_more: true,
         patience,
-        // Whoever says how long to wait waits for what may come back.
+        // With --patience, sources that may come back are waited for, too.
         gone_after: args.patience.is_none().then_some(limits::SOURCES_GONE_AFTER),
     })
 }

@@ -87,7 +87,7 @@ pub enum ClientError {
         /// The server's sentence, escaped so that a terminal can show it.
         message: String,
     },
-    /// Every server meant was asked once and at least one answered that it cannot serve now. Only
+    /// Each target server was asked once and at least one answered that it cannot serve now. Only
     /// [`Client::submit`](super::Client::submit) and [`Client::status`](super::Client::status) give
     /// up this early.
     #[error("no server could serve the request now; last: {last}{}", known(*effect))]
@@ -161,11 +161,11 @@ pub enum ClientError {
     Ended,
     /// The call was made on the thread that brings the client's answers, which cannot wait for
     /// them.
-    #[error("the thread on which a client reports cannot wait for it")]
+    #[error("a blocking call was made on the client's own thread, which delivers its answer")]
     WouldBlock,
     /// The process was forked after the client had started its thread, which the child does not
     /// have: build a new client there.
-    #[error("the client belongs to the process {0}, of which this one is a copy")]
+    #[error("the client belongs to process {0}, from which this one was forked")]
     Forked(u32),
 }
 
@@ -214,7 +214,7 @@ impl ClientError {
     }
 
     /// The error of a read that had to write a barrier, which changes nothing: what became of the
-    /// barrier is nobody's business.
+    /// barrier is not reported to the caller.
     pub(super) fn of_read(self) -> ClientError {
         let unfinished = "no majority confirmed in time which state that was: try again";
         match self {
@@ -234,8 +234,8 @@ impl ClientError {
         }
     }
 
-    /// The same of a write, all of whose attempts together have had this effect as far as is known;
-    /// of a read, `None`.
+    /// The error of a write, given the effect that all its attempts together have had as far as is
+    /// known; `None` for a read.
     pub(super) fn of_write(mut self, known: Option<Effect>) -> ClientError {
         match &mut self {
             ClientError::TimedOut { effect, .. }

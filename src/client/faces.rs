@@ -3,8 +3,8 @@
 /// Declares calls of a client. Each becomes a method of [`Client`](super::Client), which blocks
 /// until the body is done, and one of [`AsyncClient`](super::AsyncClient), whose caller awaits it.
 ///
-/// In the body the first name stands for the client. An answer that reads on later is of one type
-/// when it blocks and of another when it is awaited, which are named as `-> Blocking | Awaited`.
+/// In the body the first name is the client. A call whose answer reads more later has one type of
+/// answer for blocking and one for awaiting, written `-> Blocking | Awaited`.
 macro_rules! calls {
     ($(
         $(#[$meta:meta])*

@@ -144,7 +144,8 @@ impl Client {
         self.as_of(at, deadline, read).await
     }
 
-    /// A read with the floors of the moment at every attempt; `take` is told what was sent.
+    /// A read whose every attempt sends the oldest timestamps that may be answered by then; `take`
+    /// is told what was sent.
     pub(super) async fn read_with<T: Send + 'static>(
         &self,
         key: Bytes,
@@ -228,7 +229,7 @@ impl Client {
     {
         let seen = lock(&self.inner.seen).session();
         if Some(at) <= seen {
-            // Some server has been there, so the others will be.
+            // Some server has applied up to it, so the others will.
             return read(at, Retry::UntilDeadline).await;
         }
         match read(at, Retry::EachServerOnce).await {

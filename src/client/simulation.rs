@@ -399,7 +399,7 @@ impl World {
             self.after(
                 delay,
                 match does {
-                    Does::Says(message) => Event::ToClient { server, link, message },
+                    Does::Says(message) => Event::ToClient { server, link, message: *message },
                     Does::Ends => Event::Ended { server, link },
                 },
             );

@@ -1,9 +1,9 @@
 //! An event loop in which other threads can work for a moment.
 //!
-//! Its own thread has the sockets and the service but while it sleeps. Meanwhile another thread may
-//! queue frames, dial, or set the alarm: what it queues is written before it leaves, and the loop
-//! is woken only if it would sleep past what is due. Two threads never work at once: who comes
-//! second is refused, and leaves what it has where the service looks when it is woken.
+//! The loop's own thread owns the sockets and the service, except while it sleeps. Meanwhile
+//! another thread may queue frames, dial, or set the alarm: what it queues is written before it
+//! leaves, and the loop is woken only if it would sleep past what is due. Two threads never work at
+//! once: the second is refused, and queues its work where the service finds it when woken.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -25,7 +25,7 @@ struct SharedState<S> {
     wake: WakeHandle,
     /// Taken by the thread that runs the loop.
     sleeper: Option<Sleeper>,
-    /// Nobody works with it any more.
+    /// The loop has ended.
     is_closed: bool,
 }
 
@@ -79,7 +79,7 @@ impl<S: Service> SharedLoop<S> {
     /// Works with the service at once, unless the loop itself, or another thread, is at work with
     /// it, or the loop has ended. What it queues is written before this returns.
     pub fn try_with<T>(&self, work: impl FnOnce(&mut S, &mut Net) -> T) -> Option<T> {
-        // Of a service that has panicked nobody knows in what state it is.
+        // The state of a service that has panicked is unknown.
         let mut state = self.0.try_lock().ok().filter(|state| !state.is_closed)?;
         let _wakes = WakeOnPanic(state.wake.clone());
         let SharedState { turns, service, sleeps_until, wake, .. } = &mut *state;

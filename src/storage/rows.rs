@@ -73,7 +73,7 @@ impl Rows for ViewRows<'_> {
 }
 
 /// The rows of a view with the changes of a batch. Each scan and each row that it comes to count as
-/// steps: an operation that only looks is at work, too.
+/// steps, so that an operation that only reads is counted as well.
 pub(super) struct Overlay<'a> {
     pub view: &'a dyn EngineView,
     pub batch: &'a WriteBatch,

@@ -591,15 +591,16 @@ fn a_put_with_a_condition_is_shown_and_its_put_ok_where_the_condition_held() {
             ],
             _ => vec![replication("first", stored), replication("second", refused)],
         };
-        let shown: Vec<String> = console_lines(&group, at).iter().map(hide_address).collect();
+        let shown: Vec<String> =
+            console_lines(&group, at).iter().map(|line| hide_address(line)).collect();
         assert_eq!(shown, expected, "server {at}");
     }
 }
 
 /// The line without the address of its client.
-fn hide_address(line: &String) -> String {
+fn hide_address(line: &str) -> String {
     match line.split_once("Cliente ") {
-        None => line.clone(),
+        None => line.to_owned(),
         Some((before, after)) => {
             let (_, rest) = after.split_once(' ').expect("an address, and more");
             format!("{before}Cliente ADDRESS {rest}")

@@ -18,8 +18,8 @@ use crate::limits::PAGE_ROWS_MAX;
 use crate::model::Timestamp;
 use crate::text::{escape, is_printable};
 
-/// A command that found nothing as of a time says since when there is something, if it hears that
-/// within this time: a remark is not worth more.
+/// Time allowed for finding out since when a key has a value, for the remark on a read that found
+/// nothing.
 const OLDEST_VERSION_TIMEOUT: Duration = Duration::from_secs(1);
 /// Likewise, it looks through no more versions of the key than a page has.
 const VERSIONS_LOOKED_AT_MAX: u64 = PAGE_ROWS_MAX as u64;
@@ -87,8 +87,8 @@ impl GetArgs {
     }
 }
 
-/// The oldest version of a key that exists now, if that is known. No more versions are looked at,
-/// and for no longer, than is worth it for a remark.
+/// The oldest version of a key that exists now, if it is found among a bounded number of versions
+/// and in a bounded time.
 fn oldest(read: &ReadArgs, key: &[u8], options: ReadOptions) -> Option<Timestamp> {
     let deadline = Instant::now() + OLDEST_VERSION_TIMEOUT;
     let request = &read.shared.request;

@@ -60,8 +60,8 @@ pub(super) fn print(
     .map_err(CommandError::Output)
 }
 
-/// Writes a remark to standard error. Where that is closed there is nobody to tell, and the exit
-/// status says it alone.
+/// Writes a remark to standard error. Where that is closed only the exit status
+/// tells.
 pub(super) fn remark(remark: &dyn Display) {
     let _ = writeln!(io::stderr(), "acervo: {remark}");
 }
@@ -202,7 +202,7 @@ pub(super) fn of_done(version: Timestamp, error: CommandError) -> CommandError {
     }
 }
 
-/// The remark about a key that there is not.
+/// The remark for a key that is missing.
 pub(super) fn no_key(key: &[u8]) -> String {
     format!("there is no key \"{}\"", escape(key))
 }

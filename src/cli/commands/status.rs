@@ -108,7 +108,7 @@ fn ask_all(client: &Client) -> Result<Vec<StatusRow>, ClientError> {
         }
         other => other.to_string(),
     };
-    let late = || Err(format!("no answer within {STATUS_GRACE:?} of another server's"));
+    let late = || Err(format!("no answer {STATUS_GRACE:?} after another server's"));
     let row = |(server, answer): StatusAnswer| StatusRow {
         server,
         status: answer.map_or_else(late, |status| status.map_err(reason)),
@@ -252,7 +252,7 @@ fn verdict(rows: &[StatusRow], leader: Option<&ServerStatus>) -> Option<String> 
         let statuses = rows.iter().filter_map(|row| row.status.as_ref().ok());
         return Some(match statuses.filter_map(|status| status.leader.as_deref()).next() {
             Some(elsewhere) => format!(
-                "none of these servers leads, but {}: ask it, too, to see who is in sync",
+                "the leader {} was not asked: add it to --servers to see who is in sync",
                 escape(elsewhere.as_bytes())
             ),
             None => "no leader is known: writes wait until a majority of the group is up and has \
@@ -419,7 +419,7 @@ a server catches up by itself
         let mut rows = rows();
         rows.remove(0);
         let elsewhere =
-            "none of these servers leads, but 127.0.0.1:10091: ask it, too, to see who is in sync";
+            "the leader 127.0.0.1:10091 was not asked: add it to --servers to see who is in sync";
         assert_eq!(verdict(&rows, None).as_deref(), Some(elsewhere));
         rows[0].status.as_mut().unwrap().leader = None;
         let waits = verdict(&rows, None).unwrap();

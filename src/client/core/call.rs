@@ -17,8 +17,8 @@ use crate::limits::{
 use crate::model::{Effect, RequestId};
 use crate::wire::message::{Reply, Request};
 
-/// A call's number, chosen by whoever begins it and never used again; one that begins later has a
-/// greater one, about.
+/// A call's number, chosen by whoever begins it and never used again. Numbers rise roughly in the
+/// order in which calls begin.
 pub(in crate::client) type CallId = u64;
 
 /// Is told of each server that a call of a console has passed over.
@@ -51,7 +51,7 @@ pub(in crate::client) enum Target {
 pub(in crate::client) struct CallSpec {
     pub(in crate::client) target: Target,
     pub(in crate::client) retry: Retry,
-    /// Its requests carry an identity, by which servers know copies of them.
+    /// Its requests carry an identity, by which servers recognise copies of them.
     pub(in crate::client) is_write: bool,
     /// About how much memory one of its requests takes.
     pub(in crate::client) request_bytes: usize,
@@ -117,8 +117,8 @@ impl Call {
         }
     }
 
-    /// The claim of one more copy. `instead`: it is sent in the place of the others, of which none
-    /// is needed if this one leaves.
+    /// Claims one more copy. With `instead` it replaces the others, none of which is needed once it
+    /// has left.
     pub(super) fn claim(&mut self, instead: bool) -> u64 {
         let last = self.claims.last_key_value().map(|(claim, has_left)| (*claim, *has_left));
         let (last, has_left) = last.unwrap_or((0, true));

@@ -1,5 +1,5 @@
 //! The connection to one server, as far as it takes no socket: who waits for which answer, and how
-//! long silence is borne.
+//! long the server may be silent before the link is closed.
 //!
 //! A link is opened when first needed, kept, and opened again when lost. Requests leave when the
 //! server has greeted, and not before: what was given up until then is never sent. While an answer
@@ -9,7 +9,7 @@
 //! calls that are shorter than that time would wait, one after the other, on a connection whose
 //! other end has gone without a word. An answer may take as long as it likes as long as the server
 //! is heard; but a server that has answered nothing for [`CLIENT_MUTE_TIMEOUT`], and of which no
-//! long reply is arriving, is told of, so that others are asked first.
+//! long reply is arriving, is reported, so that others are asked first.
 //!
 //! What a server does not take waits in its connection's queue, also when its caller has given up.
 //! A request for which there is no room there waits here ([`Early`]), where it can be given up.
@@ -73,7 +73,7 @@ enum Phase {
     Open,
 }
 
-/// What the time has come for on a link.
+/// The timer of a link that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
     /// TCP was not established in time.
@@ -90,7 +90,7 @@ pub(super) enum Due {
     Mute,
 }
 
-/// A request that has not left.
+/// A request that has not been sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Early {
     pub(super) waiter: Waiter,
@@ -176,7 +176,7 @@ impl Link {
     }
 
     pub(super) fn dial(&mut self, until: Duration) {
-        assert_eq!(self.phase, Phase::Closed, "a server is dialled that has a connection");
+        assert_eq!(self.phase, Phase::Closed, "a server that is connected is dialled");
         self.phase = Phase::Dialling(until);
         self.first_id = self.next_id;
     }
@@ -352,7 +352,7 @@ impl Link {
         self.unanswered_since.map(|since| since + CLIENT_MUTE_TIMEOUT + self.line_time())
     }
 
-    /// What the time has come for, and with that it is done.
+    /// Takes the timer that is due, which does not fire again.
     pub(super) fn take_due(&mut self, now: Duration, timing: &Timing) -> Option<Due> {
         match self.phase {
             Phase::Dialling(until) => (until <= now).then_some(Due::NotDialled),

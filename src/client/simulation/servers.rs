@@ -115,7 +115,7 @@ impl Surroundings<'_> {
 
 /// What a server does on its connection.
 pub(super) enum Does {
-    Says(Message),
+    Says(Box<Message>),
     Ends,
 }
 
@@ -183,8 +183,10 @@ impl Group {
         let mood = self.servers[server].mood;
         match (mood, message) {
             (Down, _) | (_, Message::Pong { .. }) => Vec::new(),
-            (_, Message::Hello(_)) => vec![(delay, Does::Says(self.welcome(server)))],
-            (_, Message::Ping { nonce }) => vec![(delay, Does::Says(Message::Pong { nonce }))],
+            (_, Message::Hello(_)) => vec![(delay, Does::Says(Box::new(self.welcome(server))))],
+            (_, Message::Ping { nonce }) => {
+                vec![(delay, Does::Says(Box::new(Message::Pong { nonce })))]
+            }
             (Closing | Mute, Message::Request { body, .. }) => {
                 if world.random.random_ratio(1, 2) {
                     self.answer(world, server, body);
@@ -233,7 +235,11 @@ impl Group {
             Regreeting => Some(self.welcome(server)),
             _ => None,
         };
-        before.into_iter().chain([message]).map(|said| (delay, Does::Says(said))).collect()
+        before
+            .into_iter()
+            .chain([message])
+            .map(|said| (delay, Does::Says(Box::new(said))))
+            .collect()
     }
 
     fn welcome(&self, server: usize) -> Message {

@@ -208,7 +208,7 @@ impl RegistryService {
         let why = match self.jobs.submit(job, origin) {
             Ok(()) => return,
             Err(SubmitError::Full(_)) => "too many requests wait at this registry",
-            Err(SubmitError::Stopped(_)) => "this registry has no thread left to look with",
+            Err(SubmitError::Stopped(_)) => "this registry has no worker thread left",
         };
         self.decline(net, connection, id, held, busy(why));
     }
@@ -409,7 +409,10 @@ impl RegistryService {
 
     fn forget(&mut self, member: Member, origin: IpAddr) {
         if let Err(refused) = self.jobs.submit(RegistryJob::Gone(member), origin) {
-            log::debug!("peer {} is gone; its silence will take it away: {refused}", member.peer);
+            log::debug!(
+                "peer {} is gone, and is removed after the silence time-out: {refused}",
+                member.peer
+            );
         }
     }
 

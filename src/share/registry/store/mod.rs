@@ -146,7 +146,7 @@ impl<S: RowStore> StoreDirectory<S> {
         Ok(rows)
     }
 
-    /// The rows of those of these peers that are offered. Reading them needs no newest read: this
+    /// The rows of those of these peers that are offered. A linearizable read is not needed: this
     /// client has seen the rows that name them, and reads nothing older.
     fn offered(&self, peers: &[PeerId]) -> Result<HashMap<PeerId, PeerRow>> {
         let mut offered = HashMap::new();

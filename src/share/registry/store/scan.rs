@@ -32,10 +32,10 @@ impl<S: RowStore> StoreDirectory<S> {
         let now = self.now();
         let verdict = self.state().scanned(&rows, began, now);
         for peer in verdict.taken_over {
-            log::info!("peer {peer} was taken away by another registry: it is to join anew");
+            log::info!("peer {peer} has joined at another registry, or was removed by one");
         }
         for RegistryHeartbeat { registry, version, .. } in verdict.dead {
-            log::warn!("a registry that shares this store has fallen silent: its peers go");
+            log::warn!("a registry on this store is silent: its peers are removed");
             // One that goes on meanwhile has a newer row, and keeps it.
             let key = registry_key(registry);
             self.store.write_if(&key, Condition::Version(version), vec![], vec![key.clone()])?;
