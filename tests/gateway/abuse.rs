@@ -11,6 +11,7 @@ use std::time::Duration;
 use acervo::limits;
 use acervo::wire::message::Request;
 use futures_util::stream;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -304,30 +305,37 @@ fn calls_have_no_thread_each_and_leave_their_places_when_they_are_given_up() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let clients = [connect(&gateway).await, connect(&gateway).await, connect(&gateway).await];
+        let (give_up, is_told) = watch::channel(false);
         let mut given_up = JoinSet::new();
         for at in 0..2 * limits::GATEWAY_REQUESTS_MAX {
             let mut client = clients[at % clients.len()].clone();
-            // Half of them by their deadline, half by their client.
-            let (deadline, patience) = match at % 2 {
-                0 => (Duration::from_millis(500), PATIENCE),
-                _ => (PATIENCE, Duration::from_millis(500)),
-            };
+            let mut is_told = is_told.clone();
+            // Half of them by their deadline, before which all that can be are at the server, and
+            // half by their client.
+            let gives_up = at % 2 == 1;
+            let deadline = if gives_up { PATIENCE } else { Duration::from_secs(5) };
             given_up.spawn(async move {
-                let put = client.put(within(pair("k", "v"), deadline));
-                tokio::time::timeout(patience, put).await.map_err(drop)
+                tokio::select! {
+                    put = client.put(within(pair("k", "v"), deadline)) => put.is_ok(),
+                    _ = is_told.wait_for(|told| *told), if gives_up => false,
+                }
             });
         }
         // As many of them are at the server as may be, and the others wait.
         let are_writes = || {
-            let requests = server.requests();
+            let requests = &server.shared.heard.lock().unwrap().requests;
             requests.iter().filter(|request| matches!(request, Request::Write(_))).count()
         };
-        while are_writes() < limits::GATEWAY_REQUESTS_MAX {
-            tokio::task::yield_now().await;
-        }
+        let all_are_there = async {
+            while are_writes() < limits::GATEWAY_REQUESTS_MAX {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, all_are_there).await.expect("as many as may be come");
         assert!(threads(&gateway) <= 4, "{} threads", threads(&gateway));
+        give_up.send(true).unwrap();
         while let Some(ended) = given_up.join_next().await {
-            assert!(!matches!(ended.unwrap(), Ok(Ok(_))), "nobody has answered");
+            assert!(!ended.unwrap(), "nobody has answered");
         }
         answers.store(true, Ordering::SeqCst);
         let put = clients[0].clone().put(waiting(pair("k", "v"))).await.unwrap();
