@@ -223,7 +223,6 @@ pub struct FetchProgress {
     /// Bytes of good chunks that an earlier download had left.
     pub kept_bytes: u64,
     /// Bytes of good chunks received by this download.
-    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "tests read it"))]
     pub fetched_bytes: u64,
     /// Average receiving rate in bytes a second.
     pub rate_bytes_per_s: f64,
