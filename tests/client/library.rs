@@ -597,7 +597,9 @@ fn answered_below_never_passes_a_write_that_is_under_way() {
 fn a_session_sends_the_greatest_timestamp_with_every_key() {
     let server = FakeServer::start(|id, request, link| match request {
         Request::Write(_) => link.reply(id, put_ok(10)),
-        Request::Get(get) if get.key == "missing" => link.reply(id, missing(30)),
+        Request::Get(get) if get.key == "missing" => {
+            link.reply(id, missing(if get.linearizable { 50 } else { 30 }));
+        }
         Request::Get(_) => link.reply(id, value("v", 40)),
         other => panic!("nobody asked {other:?}"),
     });
@@ -614,7 +616,7 @@ fn a_session_sends_the_greatest_timestamp_with_every_key() {
     // Another client continues where this one stands.
     let other = client_of([server.address]).session(client.session_token()).build().unwrap();
     other.get("a").unwrap();
-    assert_eq!(gets(&server).last().unwrap().session, Some(Timestamp(40)));
+    assert_eq!(gets(&server).last().unwrap().session, Some(Timestamp(50)));
 }
 
 #[test]

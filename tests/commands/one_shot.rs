@@ -611,7 +611,7 @@ fn what_cannot_be_written_or_read_is_not_taken_for_done() {
         assert_eq!((status, err.as_str()), (0, ""), "{command}");
     }
     // A write is done, which is said.
-    for command in ["put k v", "putall k=v", "trim k", "delrange a z", "putall k=v", "delall k"] {
+    for command in ["putall k=v", "trim k", "delrange a z", "putall k=v", "delall k", "put k v"] {
         let line = format!("$A {command} --servers $S >/dev/full");
         let (status, _, err) = shell(&servers, &line);
         assert_eq!(status, 4, "{line}: {err}");

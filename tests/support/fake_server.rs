@@ -207,9 +207,10 @@ pub fn write_ok(timestamp: i64, previous: Option<(i64, &'static str)>) -> Reply 
     Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous })
 }
 
+/// The state that it comes from has gone on since, past whatever a client may have seen elsewhere.
 pub fn value(value: &'static str, timestamp: i64) -> Reply {
-    let timestamp = Timestamp(timestamp);
-    Reply::GetOk { found: Some(Version { timestamp, value: value.into() }), as_of: timestamp }
+    let found = Version { timestamp: Timestamp(timestamp), value: value.into() };
+    Reply::GetOk { found: Some(found), as_of: Timestamp(timestamp + 1_000) }
 }
 
 pub fn missing(as_of: i64) -> Reply {
