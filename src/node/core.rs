@@ -315,14 +315,14 @@ impl Node {
             return None;
         }
         // Won since the last flush.
-        let Some(leadership) = &self.leadership else { return Some(0) };
+        if self.leadership.is_none() {
+            return Some(0);
+        }
         // Without a majority nothing is proposed, however often this node is flushed.
         if self.propose_more && self.reaches_majority() {
             return Some(0);
         }
-        let (links, commit) = (self.reachability.links(), self.consensus.commit());
-        let due_us = leadership.commit_notification_due_us(links, commit);
-        due_us.into_iter().chain(self.long_writes.due_us()).min()
+        self.long_writes.due_us()
     }
 
     fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
@@ -403,14 +403,14 @@ impl Node {
             self.forward_waiting(now, out);
         }
         self.start_reads(now, out);
-        self.run_consensus(now, out);
+        self.run_consensus(out);
         // New commits have made room for proposals, which raft-rs counts only now.
         let commit = self.consensus.commit();
         self.propose_more |= commit > self.flushed_commit && self.writes.has_waiting();
         self.long_writes.committed(commit, now.monotonic_us);
         self.flushed_commit = commit;
-        let answered = self.answer_stored(now, out);
-        self.notify_commit(&answered, now, out);
+        self.answer_stored(now, out);
+        self.notify_commit(out);
         for read in self.reads.take_ready(&self.applied) {
             out.push(self.answer_read(read.token));
         }

@@ -136,29 +136,17 @@ impl Leadership {
     }
 
     /// Notes that a REPLICATION to `server` carries the commit index `commit`.
-    pub fn commit_sent(&mut self, server: NodeId, commit: LogIndex, now: Now) {
-        self.commit_notifications.sent(server, commit, now.monotonic_us);
+    pub fn commit_sent(&mut self, server: NodeId, commit: LogIndex) {
+        self.commit_notifications.sent(server, commit);
     }
 
-    /// Returns the servers that are to be notified of the commit index now, and takes them as
-    /// notified. Those in `urgent` are not delayed.
+    /// Returns the servers that are to be notified of the commit index, and takes them as notified.
     pub fn take_commit_notifications(
         &mut self,
         links: &BTreeSet<NodeId>,
-        urgent: &BTreeSet<NodeId>,
         commit: LogIndex,
-        now: Now,
     ) -> Vec<NodeId> {
-        self.commit_notifications.take_due(links, urgent, commit, now.monotonic_us)
-    }
-
-    /// When the first of the servers is to be notified of the commit index.
-    pub fn commit_notification_due_us(
-        &self,
-        links: &BTreeSet<NodeId>,
-        commit: LogIndex,
-    ) -> Option<u64> {
-        self.commit_notifications.next_us(links, commit)
+        self.commit_notifications.take_due(links, commit)
     }
 
     /// Brings the in-sync set up to date. Returns the last index that every server in it has

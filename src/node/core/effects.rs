@@ -3,7 +3,7 @@
 //! Invariant: log batches and an installation are handed out in the order of their numbers, and
 //! committed entries in the order of their indices, in which the driver must carry them out.
 
-use super::super::{Notice, Now, Output, compares_states};
+use super::super::{Notice, Output, compares_states};
 use super::Node;
 use crate::consensus::InstallRequest;
 use crate::model::{LogEntry, LogIndex};
@@ -11,7 +11,7 @@ use crate::wire::message::{RaftBody, Role, ServerMessage};
 
 impl Node {
     /// Runs consensus, and collects what the driver is to do for it.
-    pub(super) fn run_consensus(&mut self, now: Now, out: &mut Vec<Output>) {
+    pub(super) fn run_consensus(&mut self, out: &mut Vec<Output>) {
         self.consensus.advance(&mut self.effects);
         let effects = &mut self.effects;
         for message in effects.messages.drain(..) {
@@ -19,7 +19,7 @@ impl Node {
             if let RaftBody::Append { commit, .. } = &message.body
                 && let Some(leadership) = &mut self.leadership
             {
-                leadership.commit_sent(to, *commit, now);
+                leadership.commit_sent(to, *commit);
             }
             out.push(Output::Send { to, message: ServerMessage::Raft(message) });
         }

@@ -166,7 +166,7 @@ impl Node {
                     // A server that did not take over before may be able to by now.
                     self.eligibility.tried.clear();
                 }
-                self.run_consensus(now, out);
+                self.run_consensus(out);
             }
             let alone = self.reachability.links().is_empty();
             // Not before another server leads: it may need this server's vote.

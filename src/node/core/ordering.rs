@@ -4,7 +4,7 @@
 //! write wait (room in the log, a majority, its turn, a full disk) leaves it there, in order; what
 //! refuses it removes it and answers every origin.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use super::super::config::AckPolicy;
@@ -371,11 +371,9 @@ impl Node {
         self.writes.wait(key);
     }
 
-    /// Answers the writes for which the acknowledgement rule is met. Returns the servers that had
-    /// forwarded some of them.
-    pub(super) fn answer_stored(&mut self, now: Now, out: &mut Vec<Output>) -> BTreeSet<NodeId> {
-        let mut forwarders = BTreeSet::new();
-        let Some(leadership) = &mut self.leadership else { return forwarders };
+    /// Answers the writes for which the acknowledgement rule is met.
+    pub(super) fn answer_stored(&mut self, now: Now, out: &mut Vec<Output>) {
+        let Some(leadership) = &mut self.leadership else { return };
         let (consensus, reachability) = (&self.consensus, &self.reachability);
         let node = self.config.node;
         let progress = |server| ServerProgress {
@@ -391,7 +389,7 @@ impl Node {
         self.writes.commit(consensus.commit());
         // Whether a write is known to be new was also derived from the refuted state's sessions.
         if self.consistency.is_refuted() {
-            return forwarders;
+            return;
         }
         let stored: LogIndex = match self.config.ack {
             // Settled writes are committed, and so durable on a majority.
@@ -431,33 +429,23 @@ impl Node {
                 let most = self.config.limits.answered_writes_max;
                 self.writes.note_answered(&pending.write, index, answer.outcome(), most);
             }
-            forwarders.extend(pending.origins.iter().filter_map(|origin| match origin {
-                Origin::Client(_) => None,
-                Origin::Server { node, .. } => Some(*node),
-            }));
             self.answer(&pending, &Reply::WriteOk(answer), out);
         }
-        forwarders
     }
 
-    /// Notifies followers of the commit index, those in `urgent` without delay.
-    pub(super) fn notify_commit(
-        &mut self,
-        urgent: &BTreeSet<NodeId>,
-        now: Now,
-        out: &mut Vec<Output>,
-    ) {
+    /// Notifies the followers of the commit index that no REPLICATION has told of it.
+    pub(super) fn notify_commit(&mut self, out: &mut Vec<Output>) {
         if !self.leads() {
             return;
         }
         let Some(leadership) = &mut self.leadership else { return };
         let (links, commit) = (self.reachability.links(), self.consensus.commit());
-        let due = leadership.take_commit_notifications(links, urgent, commit, now);
+        let due = leadership.take_commit_notifications(links, commit);
         if due.is_empty() {
             return;
         }
         due.into_iter().for_each(|server| self.consensus.send_commit_index(server));
-        self.run_consensus(now, out);
+        self.run_consensus(out);
     }
 
     /// Sends the reply to every origin of a write.
