@@ -26,8 +26,8 @@ use super::write_accounts::{OriginAccounts, is_over_share};
 use super::write_turns::WriteTurns;
 use crate::limits::{NodeLimits, origin_of};
 use crate::model::{
-    ClientId, Effect, EncodedWrite, LogIndex, NodeId, OpResult, OpShape, RequestId, Term,
-    Timestamp, WriteAnswer, WriteOutcome,
+    ClientId, Effect, EncodedWrite, LogIndex, NodeId, OpShape, RequestId, Term, Timestamp,
+    WriteAnswer, WriteOutcome,
 };
 
 /// Who gets the answer.
@@ -37,6 +37,19 @@ pub(super) enum Origin {
     Client(RequestToken),
     /// Another server that forwarded it under this number.
     Server { node: NodeId, id: u64 },
+}
+
+/// The writes that a server has forwarded to the leader, and of which it knows no outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forwarded {
+    /// Number of long writes.
+    pub long: usize,
+    /// Rows that applying these may look at.
+    pub long_rows: usize,
+    /// Number of all others.
+    pub short: usize,
+    /// Bytes of keys and values of the others.
+    pub short_bytes: usize,
 }
 
 /// One write under way.
@@ -450,8 +463,8 @@ impl Writes {
             let rows = self.forwarded_long_rows + shape.work_rows;
             return self.forwarded_long == 0 || rows <= limits.long_write_rows_max;
         }
-        let (_, short_ones, short_bytes) = self.forwarded();
-        short_ones == 0 || short_bytes + shape.bytes <= limits.forward_bytes_max
+        let Forwarded { short, short_bytes, .. } = self.forwarded();
+        short == 0 || short_bytes + shape.bytes <= limits.forward_bytes_max
     }
 
     /// A write is not in another server's hands any more.
@@ -473,11 +486,14 @@ impl Writes {
         }
     }
 
-    /// Writes in another server's hands: long ones, others, and the bytes of keys and values of the
-    /// others.
-    pub fn forwarded(&self) -> (usize, usize, usize) {
-        let short_ones = self.forwarded.len() - self.forwarded_long;
-        (self.forwarded_long, short_ones, self.forwarded_bytes)
+    /// What is in another server's hands.
+    pub fn forwarded(&self) -> Forwarded {
+        Forwarded {
+            long: self.forwarded_long,
+            long_rows: self.forwarded_long_rows,
+            short: self.forwarded.len() - self.forwarded_long,
+            short_bytes: self.forwarded_bytes,
+        }
     }
 
     /// Puts a write in another server's hands; returns the forward's number.
@@ -550,7 +566,7 @@ impl Writes {
                     !self.all[key].write.shape.depends_on_state
                 }
             };
-            let is_done = is_known && answer.result == OpResult::Done;
+            let is_done = is_known && answer.result.has_taken_effect();
             self.all[key].has_at_least(if is_done { Effect::Done } else { Effect::MayBeDone });
             led.push(key);
         }
@@ -612,7 +628,7 @@ impl Writes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Condition, Put, PutIf, WriteOp};
+    use crate::model::{Condition, OpResult, Put, PutIf, WriteOp};
     use bytes::Bytes;
 
     fn pending(sequence: u64, op: WriteOp) -> PendingWrite {

@@ -211,12 +211,14 @@ impl World {
     fn observe(&mut self, server: usize) -> Verdict {
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         process.status = process.node.status();
-        let (long, writes, bytes) = process.node.forwarded();
-        let bytes_max = self.setup.limits.forward_bytes_max;
+        let forwarded = process.node.forwarded();
+        let (rows_max, bytes_max) =
+            (self.setup.limits.long_write_rows_max, self.setup.limits.forward_bytes_max);
         ensure!(
-            long <= 1 && (writes <= 1 || bytes <= bytes_max),
-            "{} has forwarded {long} long writes, and {writes} of {bytes} bytes, and may \
-             {bytes_max}",
+            (forwarded.long <= 1 || forwarded.long_rows <= rows_max)
+                && (forwarded.short <= 1 || forwarded.short_bytes <= bytes_max),
+            "{} has {forwarded:?}, and may have {rows_max} rows of long writes, and {bytes_max} \
+             bytes of others",
             node_id(server)
         );
         if !self.setup.honest {

@@ -83,7 +83,9 @@ pub trait Operation {
     fn visit(&self, show: &mut dyn FnMut(&Bytes, Option<&Bytes>));
 
     /// What must hold of a key just before the write, and else nothing changes; `None` where the
-    /// operation takes effect whatever the store has.
+    /// operation takes effect whatever the store has. An operation that fails for another reason
+    /// has no such condition, and says what follows from it itself: in `may_come_to`,
+    /// `tells_before` and `depends_on_state`.
     fn condition(&self) -> Option<(&Bytes, Condition)> {
         None
     }
@@ -112,11 +114,16 @@ pub trait Operation {
     /// Those of the store.
     fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error>;
 
-    /// What it comes to, if that is certain without looking at the store, and the answer tells
-    /// nothing else: such a write is answered when it is committed, and not only when it is
-    /// applied. Whether a condition holds is known only when everything before it is applied.
-    fn known_at_commit(&self) -> Option<OpResult> {
-        self.condition().is_none().then_some(OpResult::Done)
+    /// The result of the operation where it is the same whatever the store has, and where nothing
+    /// else is told with it: the client is answered when the write is committed. `None` where it
+    /// is answered when the write has been applied. Without a default: a wrong result would be
+    /// told before anybody knows it.
+    fn known_at_commit(&self) -> Option<OpResult>;
+
+    /// Whether the result depends on the store. A leader whose state is in doubt tells of no such
+    /// write what it came to.
+    fn depends_on_state(&self) -> bool {
+        self.condition().is_some()
     }
 
     /// Whether it can come to this result. A client takes any other for the answer to something
@@ -169,6 +176,14 @@ pub enum OpResult {
 pub const RESULT_BYTES_MAX: usize = 9;
 
 impl OpResult {
+    /// Whether the store has changed as the client asked.
+    pub fn has_taken_effect(self) -> bool {
+        match self {
+            OpResult::Done => true,
+            OpResult::ConditionFailed { .. } => false,
+        }
+    }
+
     /// Appends the result as a session's row holds it: a byte that tells which, and what goes with
     /// it.
     pub fn encode(self, out: &mut Vec<u8>) {
@@ -282,6 +297,10 @@ macro_rules! operations {
                 match self { $(WriteOp::$name(op) => op.known_at_commit(),)+ }
             }
 
+            fn depends_on_state(&self) -> bool {
+                match self { $(WriteOp::$name(op) => op.depends_on_state(),)+ }
+            }
+
             fn may_come_to(&self, result: OpResult) -> bool {
                 match self { $(WriteOp::$name(op) => op.may_come_to(result),)+ }
             }
@@ -335,8 +354,7 @@ pub struct OpShape {
     pub adds_data: bool,
     /// What can be answered before the operation is applied: [`Operation::known_at_commit`].
     pub known_at_commit: Option<OpResult>,
-    /// Whether what it comes to depends on the state: it may come to something else than
-    /// [`OpResult::Done`].
+    /// Whether the result depends on the store: [`Operation::depends_on_state`].
     pub depends_on_state: bool,
 }
 
@@ -354,9 +372,7 @@ impl OpShape {
             value_bytes_max: 0,
             adds_data: op.adds_data(),
             known_at_commit: op.known_at_commit(),
-            depends_on_state: [None, Some(Timestamp(1))]
-                .into_iter()
-                .any(|newest| op.may_come_to(OpResult::ConditionFailed { newest })),
+            depends_on_state: op.depends_on_state(),
         };
         op.visit(&mut |key, value| {
             shape.keys += 1;

@@ -34,6 +34,10 @@ impl Operation for PutAll {
         Ok(OpApplied::Result(OpResult::Done))
     }
 
+    fn known_at_commit(&self) -> Option<OpResult> {
+        Some(OpResult::Done)
+    }
+
     fn learned(&self, _answer: &WriteAnswer) -> Learned<'_> {
         Learned::ManyKeys
     }

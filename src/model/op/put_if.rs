@@ -78,10 +78,14 @@ impl Operation for PutIf {
         Some((&self.key, self.condition))
     }
 
+    fn known_at_commit(&self) -> Option<OpResult> {
+        None
+    }
+
     fn learned(&self, answer: &WriteAnswer) -> Learned<'_> {
-        match answer.result {
-            OpResult::Done => Learned::Newest(&self.key, answer.timestamp),
-            OpResult::ConditionFailed { newest } => Learned::of(&self.key, newest),
+        if let OpResult::ConditionFailed { newest } = answer.result {
+            return Learned::of(&self.key, newest);
         }
+        Learned::Newest(&self.key, answer.timestamp)
     }
 }

@@ -60,10 +60,14 @@ impl Operation for WriteIf {
         Some((&self.key, self.condition))
     }
 
+    fn known_at_commit(&self) -> Option<OpResult> {
+        None
+    }
+
     fn learned(&self, answer: &WriteAnswer) -> Learned<'_> {
-        match answer.result {
-            OpResult::Done => Learned::ManyKeys,
-            OpResult::ConditionFailed { newest } => Learned::of(&self.key, newest),
+        if let OpResult::ConditionFailed { newest } = answer.result {
+            return Learned::of(&self.key, newest);
         }
+        Learned::ManyKeys
     }
 }

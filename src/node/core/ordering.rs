@@ -18,7 +18,7 @@ use crate::consensus::ProposeError;
 use crate::limits;
 use crate::model::{
     Action, ClientId, Command, Effect, EncodedWrite, FeatureLevel, GroupRules, LogIndex, NodeId,
-    OpResult, Timestamp, WriteAnswer, WriteOutcome,
+    Timestamp, WriteAnswer, WriteOutcome,
 };
 use crate::wire::message::{ErrorCode, Reply, ServerMessage};
 
@@ -419,7 +419,7 @@ impl Node {
             // A copy that came after the write was done is not shown, nor a PUT whose condition did
             // not hold: nothing is stored, and no PUT_OK is sent.
             if pending.shown_as_leader
-                && answer.result == OpResult::Done
+                && answer.result.has_taken_effect()
                 && let Some((_, key, _)) = Command::shown_put_of(pending.write.data())
             {
                 let (client, timestamp) = (pending.client, answer.timestamp);

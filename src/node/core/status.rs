@@ -10,6 +10,8 @@ use super::super::by_place;
 use super::super::config::{Distrust, NodeStatus};
 use super::super::leadership::Leadership;
 use super::super::replies::GroupState;
+#[cfg(any(test, feature = "internals"))]
+use super::super::writes::Forwarded;
 use super::Node;
 use crate::model::{AppliedPoint, Command, LogIndex, NodeId, SnapshotId, Term, Timestamp};
 use crate::wire::message::Role;
@@ -25,10 +27,9 @@ impl Node {
         self.consensus.matched(server)
     }
 
-    /// The writes that are forwarded to the leader and not answered: the number of long ones, the
-    /// number of others, and the bytes of keys and values of the others.
+    /// The writes that are forwarded to the leader and not answered.
     #[cfg(any(test, feature = "internals"))]
-    pub fn forwarded(&self) -> (usize, usize, usize) {
+    pub fn forwarded(&self) -> Forwarded {
         self.writes.forwarded()
     }
 

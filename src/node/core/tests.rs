@@ -822,7 +822,7 @@ fn a_follower_has_long_writes_in_the_leaders_hands_up_to_what_is_let_in_there() 
         group.write_of(client.into(), 0, (1, 1), long);
     }
     group.settle();
-    assert_eq!(group.nodes[0].forwarded().0, 2, "of three rows each");
+    assert_eq!(group.nodes[0].forwarded().long, 2, "of three rows each");
 }
 
 /// The second one took what a server may forward, and kept everybody at that server waiting behind
