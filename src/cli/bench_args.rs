@@ -96,7 +96,7 @@ impl BenchArgs {
             workload,
             servers: self.group.servers.clone(),
             target: self.target,
-            // Within a limit that fits.
+            // The flag admits no more than fits in 32 bits.
             clients: self.clients as usize,
             measured: Duration::from_secs(self.seconds),
             warm_up: Duration::from_secs(self.warm_up),

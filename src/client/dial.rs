@@ -12,8 +12,9 @@ use super::transport::{self, MessageReader, TransportError};
 use crate::limits::{CLIENT_PROVOKED_TIMEOUT, HELLO_FRAME_BYTES_MAX};
 use crate::wire::message::HelloRole;
 
-/// Connects to a server and greets it, all before `deadline`. Frames still have the cap of
-/// greetings.
+/// Connects to a server and greets it before `deadline`; after it, whoever has said nothing gets
+/// [`CLIENT_PROVOKED_TIMEOUT`] more to show that it is a web server. The connection refuses frames
+/// longer than a greeting until its caller raises the cap.
 pub(crate) fn dial(
     server: SocketAddr,
     role: HelloRole,
@@ -78,8 +79,8 @@ fn greet(
     })
 }
 
-/// Who has not answered a greeting in time, if that is a web server: those wait for the end of a
-/// line. Anybody else has been given up by now.
+/// Names a web server that has not answered a greeting in time: it waits for the end of a line,
+/// which is sent to it here.
 fn provoked(mut stream: &TcpStream, role: HelloRole) -> Option<String> {
     stream.write_all(b"\r\n\r\n").ok()?;
     stream.set_read_timeout(Some(CLIENT_PROVOKED_TIMEOUT)).ok()?;

@@ -31,6 +31,9 @@ pub(super) fn is_end(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
+// The console in Portuguese (`cli::repl::explain`, `prompt`) knows these sentences by their
+// beginnings, and its tests hold them: who changes one changes both.
+
 /// Why a server that was dialled is of no use.
 pub(crate) const NO_GREETING: &str = "connected, but the server did not greet in time";
 /// Why a server that was reached is of no use: nothing came, or pieces of an answer without an end.
@@ -78,7 +81,7 @@ pub(super) fn stranger(error: Option<&FrameError>, role: HelloRole) -> Failure {
 pub(super) fn found_there(first: [u8; 4], role: HelloRole) -> String {
     let expected = expected(role);
     let found = match &first {
-        // Some send an error without a header to who has sent no header.
+        // Some web servers answer a request without a header by an error without one.
         b"HTTP" | b"<!DO" | b"<!do" | b"<htm" | b"<HTM" => "a web server",
         // HTTP/2 begins with the settings of the connection, whose length has three bytes.
         [0, _, _, 4] => "HTTP/2, as an acervo gateway speaks",

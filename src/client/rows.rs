@@ -240,7 +240,7 @@ impl Rows {
         let options = self.options;
         let rows_max =
             self.left.map_or(PAGE_ROWS_MAX as u64, |left| left.min(PAGE_ROWS_MAX as u64));
-        // Within a limit that fits.
+        // At most `PAGE_ROWS_MAX`, which fits in 32 bits.
         let size = PageSize { rows_max: rows_max as u32, keys_only: self.keys_only };
         let page = |asked, retry| client.page(&self.wanted, asked, size, deadline, retry);
         let first = |at| Asked::First { at, linearizable: options.linearizable };

@@ -263,6 +263,7 @@ struct StateHashes {
     known: VecDeque<(LogIndex, HashesAtIndex)>,
     question: Option<HashQuestion>,
     dispute: Option<Dispute>,
+    /// Servers that were already reported as different from the majority.
     named: BTreeSet<NodeId>,
 }
 
@@ -362,7 +363,7 @@ impl StateHashes {
         }
         // Servers that have sent their hash of an index can answer for it. That states are the same
         // settles what was said of earlier ones, and nothing of later ones: so the question is
-        // about an index of which another hash was sent, or one behind all of these.
+        // about an index of which another hash was sent, or about one after all of these.
         let ours = self.known.iter();
         let ours = ours.filter(|(index, at)| Some(*index) >= suspected || at.is_suspected());
         let ours = ours.filter_map(|(index, known)| Some((*index, known, known.ours?)));

@@ -20,7 +20,7 @@ use crate::limits::{CLIENT_PROBE_BACKOFF_MAX, CLIENT_PROBE_BACKOFF_MIN};
 /// The health of all servers of a client, by their place in its list.
 pub(super) struct Health {
     servers: Vec<State>,
-    /// How often running each was overtaken by another one that was asked later.
+    /// For each server, how many times in a row another one that was asked later answered first.
     overtaken: Vec<u32>,
     /// Which writes may be sent to a second server, and what came of those that were.
     pub(super) copies: Copies,
