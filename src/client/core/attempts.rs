@@ -201,6 +201,8 @@ pub(super) struct Attempts {
     back_at: Option<Duration>,
     /// What stood in the way last.
     last: String,
+    /// By server: why it could not serve this request, as it has said itself.
+    said: Vec<Option<String>>,
     /// Servers passed over, to be reported.
     passed_over: Vec<ServerFailure>,
 }
@@ -221,6 +223,7 @@ impl Attempts {
         }
         Attempts {
             failures: vec![None; addresses.len()],
+            said: vec![None; addresses.len()],
             busy_until: vec![now; addresses.len()],
             busy_pause: vec![Duration::ZERO; addresses.len()],
             has_copy: false,
@@ -554,7 +557,10 @@ impl Attempts {
         match verdict {
             Verdict::Done(answer) => return Some(Ok(answer)),
             Verdict::Fail(error) | Verdict::Forgotten { error, .. } => return Some(Err(error)),
-            Verdict::Again => self.again = Some(server),
+            Verdict::Again => {
+                self.again = Some(server);
+                return None;
+            }
             Verdict::Other(why) => (self.undecided, self.last) = (true, why),
             Verdict::OtherAfter(after, why) => {
                 (self.undecided, self.last) = (true, why);
@@ -570,6 +576,7 @@ impl Attempts {
                 self.no_majority.get_or_insert(error);
             }
         }
+        self.said[server] = Some(self.last.clone());
         None
     }
 
@@ -626,10 +633,15 @@ impl Attempts {
     }
 
     fn timed_out(&self) -> ClientError {
-        let last = self.flights.first().map_or_else(
-            || self.last.clone(),
-            |flight| format!("{} had not answered yet", self.addresses[flight.server]),
-        );
+        // A server that has said why it cannot serve is asked again, and what it said tells more
+        // than that it owes the next answer.
+        let last = match self.flights.iter().find(|flight| self.said[flight.server].is_none()) {
+            Some(silent) => format!("{} had not answered yet", self.addresses[silent.server]),
+            None => {
+                let mut said = self.flights.iter().filter_map(|at| self.said[at.server].clone());
+                said.next().unwrap_or_else(|| self.last.clone())
+            }
+        };
         ClientError::TimedOut { timeout: self.rules.timeout, last, effect: None }
     }
 }

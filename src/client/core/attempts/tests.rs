@@ -468,6 +468,15 @@ fn no_majority_is_final_when_no_other_server_has_anything_better_to_say() {
 }
 
 #[test]
+fn a_time_out_tells_what_the_servers_have_said_and_not_that_one_is_asked_again() {
+    for_seeds(&[NoMajority(300 * MS), Behind], |world| {
+        let end = world.call(Rules { deadline: Duration::from_secs(2), ..read() });
+        let Err(ClientError::TimedOut { last, .. }) = &end.result else { panic!("{end:?}") };
+        assert!(!last.contains("had not answered yet"), "{last}");
+    });
+}
+
+#[test]
 fn servers_that_are_behind_are_asked_until_one_has_caught_up() {
     for_seeds(&[Behind, Behind, Freeze], |world| {
         let end = world.call(Rules { deadline: Duration::from_secs(2), ..read() });
