@@ -192,7 +192,8 @@ impl Driver {
     /// Says who leads, as far as somebody knows. A thread is not started for that.
     pub(super) fn hint_leader(&self, leader: Option<usize>) {
         *lock(&self.leader) = leader;
-        if let Some(way) = self.way.get() {
+        // A child of the process that has the thread has nobody who reads it.
+        if let Some(way) = self.way.get().filter(|way| way.process == process::id()) {
             // Of no use to a thread that has ended.
             let _ = way.inbox.push(Command::HintLeader(leader));
         }

@@ -1,9 +1,10 @@
 //! Notifies followers of the commit index.
 //!
-//! Every REPLICATION carries the leader's commit index. Rule: a follower to which none has carried
-//! the newest one is sent a REPLICATION without entries at the end of the flush. So there is at
-//! most one such message for each follower and flush, however many entries were committed, and a
-//! client that reads at a follower waits no longer than the line takes.
+//! Every REPLICATION carries the leader's commit index. Rule: when all entries of the log are
+//! committed, a follower to which none has carried the newest index is sent a REPLICATION without
+//! entries at the end of the flush. So there is at most one such message for each follower and
+//! flush, and none under load, where the next entries carry the index; and a client that reads at a
+//! follower what was just written waits no longer than the line takes.
 //!
 //! A notification that is lost, or that cannot be sent to a server that is behind, is not repeated:
 //! the next heartbeat or REPLICATION carries the commit index.

@@ -39,6 +39,19 @@ pub(super) enum Origin {
     Server { node: NodeId, id: u64 },
 }
 
+/// Copies of one write that wait for its outcome together, at most. A client has two under way, and
+/// one more for each connection that it loses; copies are in nobody's account, so that a flood of
+/// them would keep others' writes out.
+const WRITE_COPIES_MAX: usize = 32;
+
+/// Whether a write is a copy of one that is under way, and waits with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Joined {
+    No,
+    Yes,
+    TooMany,
+}
+
 /// The writes that a server has forwarded to the leader, and of which it knows no outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forwarded {
@@ -312,13 +325,18 @@ impl Writes {
     }
 
     /// Has `origin` wait with whoever sent this write before, if it is under way.
-    pub fn join(&mut self, write: &EncodedWrite, origin: Origin) -> bool {
+    pub fn join(&mut self, write: &EncodedWrite, origin: Origin) -> Joined {
         let found = self.by_identity.get(&identity(&write.request));
         let first = found.and_then(|key| self.all.get_mut(*key));
-        let Some(first) = first.filter(|first| first.is_repeated_by(write)) else { return false };
+        let Some(first) = first.filter(|first| first.is_repeated_by(write)) else {
+            return Joined::No;
+        };
+        if first.origins.len() >= WRITE_COPIES_MAX {
+            return Joined::TooMany;
+        }
         first.origins.push(origin);
         self.origins += 1;
-        true
+        Joined::Yes
     }
 
     /// A write of this leadership was answered, and its outcome is all that was told.
@@ -365,6 +383,11 @@ impl Writes {
     /// Puts back writes that were taken and not placed, before those of their origins, and has
     /// everything that is left over take turns.
     pub fn leave_in_turns(&mut self, keys: VecDeque<usize>) {
+        // What was taken is in order of turns: the origin whose write has been placed comes last.
+        if self.turns.is_empty() {
+            keys.into_iter().for_each(|key| self.wait_in_turn(key));
+            return self.give_turns();
+        }
         self.give_turns();
         for key in keys.into_iter().rev() {
             let pending = &self.all[key];
@@ -646,6 +669,31 @@ mod tests {
             shown_as_leader: false,
             shown_as_forwarder: false,
         }
+    }
+
+    /// What could not be proposed came back in the order of its last writes, so that an origin with
+    /// few of them was always first, and another one waited until its writes were given up.
+    #[test]
+    fn origins_take_turns_also_if_one_write_at_a_time_can_be_placed() {
+        let mut writes = Writes::new(0, 512);
+        for sequence in 1..8 {
+            let put = Put { key: Bytes::new(), value: Bytes::new(), tells_previous: false };
+            let mut pending = pending(sequence, put.into());
+            let from_first = sequence <= 3;
+            pending.write.request.client = ClientId(if from_first { 1 } else { 2 });
+            pending.client = ([10, 0, 0, if from_first { 1 } else { 2 }], 1).into();
+            writes.add(pending);
+        }
+        let mut placed = Vec::new();
+        while let Some((first, rest)) = {
+            let mut taken = writes.take_waiting();
+            taken.pop_front().map(|first| (first, taken))
+        } {
+            placed.push(writes.get(first).write.request.sequence);
+            writes.leave_in_turns(rest);
+        }
+        // Nothing had been left over when the first was placed; after it they take turns.
+        assert_eq!(placed, [1, 2, 4, 3, 5, 6, 7]);
     }
 
     /// A write that this server's state said was done, while another server's said otherwise.

@@ -533,14 +533,13 @@ impl Attempts {
             for overdue in self.overtaken(&answered, signs) {
                 health.failed(now, overdue, random);
             }
-            let slow = self.flights.iter().filter(|flight| flight.state == FlightState::Slow);
+            let is_overtaken =
+                |flight: &&Flight| flight.state == FlightState::Slow && flight.sent < answered.sent;
+            let slow = self.flights.iter().filter(is_overtaken);
             for slow in slow.filter(|_| matches!(verdict, Verdict::Done(_))) {
                 match spares_copies {
                     false => health.overtaken(now, slow.server, random),
-                    true if slow.sent < answered.sent => {
-                        health.overtaken_in_write(now, slow.server, random);
-                    }
-                    true => {}
+                    true => health.overtaken_in_write(now, slow.server, random),
                 }
             }
             if spares_copies {
@@ -574,6 +573,10 @@ impl Attempts {
             Verdict::NoMajority(error) => {
                 self.last = error.to_string();
                 self.no_majority.get_or_insert(error);
+                // It may come so late that a new round has begun meanwhile, without this server.
+                if !self.asked.contains(&server) {
+                    self.asked.push(server);
+                }
             }
         }
         self.said[server] = Some(self.last.clone());
@@ -589,7 +592,7 @@ impl Attempts {
         // Up to half as long again, so that clients that were refused together do not return
         // together.
         let most = (pause * 3 / 2).min(CLIENT_BUSY_PAUSE_MAX);
-        most.mul_f64(random.random_range(2.0 / 3.0..=1.0))
+        most.mul_f64(random.random_range(2.0 / 3.0..=1.0)).max(after.min(CLIENT_BUSY_PAUSE_MAX))
     }
 
     /// The request is over, or will be made anew.

@@ -107,8 +107,8 @@ pub(super) struct Link {
     late_writes: BTreeSet<u64>,
     line: Line,
     arriving: Option<Arriving>,
-    /// When a long reply, to whichever request, last moved.
-    replies_moved: Option<Duration>,
+    /// The long reply that moved last: the id of its request, and when.
+    replies_moved: Option<(u64, Duration)>,
     /// Requests that leave when the server has greeted and takes what is queued for it.
     early: VecDeque<Early>,
     /// Bytes that wait to be sent, as far as is known.
@@ -171,7 +171,11 @@ impl Link {
             heard: self.heard,
             unfinished: unfinished.map(|arriving| arriving.moved_at),
             arriving: its_own.map(|arriving| arriving.moved_at),
-            line_busy: self.replies_moved,
+            // A reply to a later request shows that the server has passed this one over.
+            line_busy: self
+                .replies_moved
+                .filter(|(id, _)| request_id.is_some_and(|own| *id < own))
+                .map(|(_, at)| at),
         }
     }
 
@@ -222,7 +226,7 @@ impl Link {
             return;
         }
         self.arriving = Some(Arriving { id, bytes, moved_at: now });
-        self.replies_moved = Some(now);
+        self.replies_moved = Some((id, now));
         self.unanswered_since = self.unanswered_since.map(|_| now);
     }
 

@@ -11,7 +11,7 @@ use super::super::config::AckPolicy;
 use super::super::disk_space::disk_full;
 use super::super::in_sync::ServerProgress;
 use super::super::replies::{busy, error, result_in_doubt, shutting_down};
-use super::super::writes::{Origin, PendingWrite};
+use super::super::writes::{Joined, Origin, PendingWrite};
 use super::super::{ConsoleEvent, Now, Output, RequestToken};
 use super::{Node, Stopping, micros};
 use crate::consensus::ProposeError;
@@ -54,9 +54,11 @@ impl Node {
         if self.writes.len() >= limits.pending_writes_max {
             return Err(busy("too many writes are under way at this server"));
         }
-        // A copy of a write under way takes no memory.
-        if self.writes.join(&write, origin) {
-            return Ok(());
+        // A copy of a write under way takes no memory to speak of, and a bounded number of them.
+        match self.writes.join(&write, origin) {
+            Joined::Yes => return Ok(()),
+            Joined::TooMany => return Err(busy("too many copies of this write are under way")),
+            Joined::No => {}
         }
         if let Some(full) = self.writes.is_full_for(client.ip(), limits) {
             return Err(busy(full));
@@ -201,18 +203,22 @@ impl Node {
     /// servers takes (`latest_timestamp`), also if the machine's clock has leapt.
     fn stamping_wall_us(&self, now: Now) -> i64 {
         let others = self.config.nodes.len() / 2;
-        let last = self.clock.last();
-        if others == 0 || last == Timestamp::ZERO {
+        if others == 0 {
             return now.wall_us;
         }
+        let last = self.clock.last();
         let leap_us = micros(limits::TIMESTAMP_LEAP_MAX) as i64;
-        let latest_us = match self.server_clocks.reached_by(others, now) {
+        match self.server_clocks.reached_by(others, now) {
             // A year less, since the clocks may have been set back meanwhile.
-            Some(wall_us) => wall_us.saturating_add(leap_us - leap_us / 100),
-            // In the first second of a link. The last timestamp may itself be ahead of the others.
-            None => last.0.saturating_add(leap_us / 2),
-        };
-        now.wall_us.min(latest_us)
+            Some(wall_us) => now.wall_us.min(wall_us.saturating_add(leap_us - leap_us / 100)),
+            // In the first second of a link, when the others' clocks are not known, a machine that
+            // is far past the last timestamp is not believed: the others have taken that one, but
+            // it may be as far ahead of them as they take any.
+            None if last > Timestamp::ZERO && now.wall_us.saturating_sub(last.0) > leap_us / 2 => {
+                last.0
+            }
+            None => now.wall_us,
+        }
     }
 
     /// Whether the group's rules are in the log, where they come before the first write. If they
@@ -433,9 +439,10 @@ impl Node {
         }
     }
 
-    /// Notifies the followers of the commit index that no REPLICATION has told of it.
+    /// Notifies the followers of the commit index that no REPLICATION has told of it. While
+    /// further entries are under way, theirs will.
     pub(super) fn notify_commit(&mut self, out: &mut Vec<Output>) {
-        if !self.leads() {
+        if !self.leads() || self.consensus.commit() < self.consensus.last_index() {
             return;
         }
         let Some(leadership) = &mut self.leadership else { return };

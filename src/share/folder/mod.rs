@@ -230,8 +230,9 @@ impl Folder {
             self.known().offered().map(|(name, file)| (name.clone(), file.clone())).collect();
         let files = files.into_iter().map(|(name, file)| (name, file.identity, file.manifest));
         let saved = state::save(&folder, self.peer, self.root.inode(), files);
+        let has_failed_before = self.has_reported_unsaved.swap(saved.is_err(), Ordering::Relaxed);
         if let Err(error) = saved
-            && !self.has_reported_unsaved.swap(true, Ordering::Relaxed)
+            && !has_failed_before
         {
             log::warn!(
                 "cannot keep what was found in {}, it will be hashed again next time: {error}",

@@ -23,6 +23,8 @@ enum Does {
     Behind,
     /// Says that there is no majority, after this long.
     NoMajority(Duration),
+    /// The same, and greets only after [`LATE_GREETING`].
+    NoMajorityLate(Duration),
     /// Says that it is stopping.
     Gone,
     /// Is down: connections are refused.
@@ -35,8 +37,13 @@ enum Does {
     AnswerPingsLate(Duration),
 }
 
-use Does::{Answer, AnswerPingsLate, Behind, Freeze, FreezeGreeted, Gone, NoMajority, Refuse};
+use Does::{
+    Answer, AnswerPingsLate, Behind, Freeze, FreezeGreeted, Gone, NoMajority, NoMajorityLate,
+    Refuse,
+};
 
+/// So late that a read looks elsewhere meanwhile.
+const LATE_GREETING: Duration = Duration::from_millis(200);
 /// As long as some writes take.
 const LONG: Duration = Duration::from_secs(4);
 
@@ -115,7 +122,7 @@ impl World {
     /// When a server's connection has something to say to a request sent at `sent`.
     fn event_at(&self, server: usize, sent: Duration) -> Duration {
         sent + match self.servers[server] {
-            Answer(after) | NoMajority(after) => after.max(TRIP),
+            Answer(after) | NoMajority(after) | NoMajorityLate(after) => after.max(TRIP),
             AnswerPingsLate(_) => LONG,
             Behind | Gone | Refuse => TRIP,
             Freeze | FreezeGreeted => CLIENT_SILENCE_TIMEOUT,
@@ -147,8 +154,10 @@ impl World {
                     assert!(!flights.iter().any(|of| of.0 == server), "it is there already");
                     flights.push((server, self.now));
                     sent.push(server);
-                    if !matches!(self.servers[server], Freeze | Refuse) {
-                        says[server].push(self.now + TRIP);
+                    match self.servers[server] {
+                        Freeze | Refuse => {}
+                        NoMajorityLate(_) => says[server].push(self.now + LATE_GREETING),
+                        _ => says[server].push(self.now + TRIP),
                     }
                     None
                 }
@@ -200,7 +209,7 @@ impl World {
             Answer(_) | AnswerPingsLate(_) => Verdict::Done(server),
             Behind => Verdict::Other("it is behind".to_owned()),
             Gone => Verdict::Gone("it is stopping".to_owned()),
-            NoMajority(_) => Verdict::NoMajority(no_majority(server)),
+            NoMajority(_) | NoMajorityLate(_) => Verdict::NoMajority(no_majority(server)),
             Refuse | Freeze | FreezeGreeted => {
                 attempts.broke(now, server, "down".to_owned(), None, health, random);
                 return None;
@@ -465,6 +474,17 @@ fn no_majority_is_final_when_no_other_server_has_anything_better_to_say() {
             assert!(end.took <= time + 3 * write().silence, "{end:?}");
         });
     }
+}
+
+/// Its greeting came so late that it counted as silent and a new round began; its answer, after
+/// five seconds, was then not known to be one of that round, and it was asked for five more.
+#[test]
+fn no_majority_of_a_server_that_greets_late_is_final() {
+    for_seeds(&[NoMajorityLate(Duration::from_secs(5)), Refuse, Refuse], |world| {
+        let end = world.call(read());
+        assert!(matches!(end.result, Err(ClientError::NoMajority { .. })), "{end:?}");
+        assert!(end.sent.iter().filter(|server| **server == 0).count() == 1, "{end:?}");
+    });
 }
 
 #[test]
