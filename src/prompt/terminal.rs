@@ -26,7 +26,7 @@ use crate::text::{LineError, is_dumb_terminal, read_line};
 
 /// How long a console's question is open before answers to earlier ones are shown above it: longer
 /// than it takes to read a line that was typed ahead, shorter than anybody notices.
-const CONSOLE_PROMPT_PAUSE: Duration = Duration::from_millis(20);
+const CONSOLE_PROMPT_PAUSE: Duration = Duration::from_millis(60);
 /// Bytes to which a terminal that edits lines by itself cuts each, without its end.
 const TERMINAL_LINE_BYTES_MAX: usize = 4095;
 /// Lines waiting to be shown above an open question; one more waits. Each request of a console may
@@ -180,18 +180,23 @@ impl PendingLines {
         self.changed.notify_all();
     }
 
-    /// Waits for a line that has come to a question which is still open after a moment.
+    /// Waits for a line that has come to a question which is still open after a moment, and to
+    /// which nothing has been typed. The editor shows a line that it was handed only when it next
+    /// has nothing to read, and never if the dialogue ends before: so none is handed over in the
+    /// middle of a paste, as far as the terminal still holds it.
     fn next_below_prompt(&self) -> String {
         let mut state = self.state();
         let mut open_since_long = 0;
         loop {
             let readings = state.readings;
-            if state.is_reading
-                && readings == open_since_long
-                && let Some(line) = state.queue.pop_front()
-            {
-                self.changed.notify_all();
-                return line;
+            if state.is_reading && readings == open_since_long && !state.queue.is_empty() {
+                if !is_typed_ahead()
+                    && let Some(line) = state.queue.pop_front()
+                {
+                    self.changed.notify_all();
+                    return line;
+                }
+                open_since_long = 0;
             }
             state = if !state.is_reading || state.queue.is_empty() {
                 self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
@@ -207,6 +212,11 @@ impl PendingLines {
             };
         }
     }
+}
+
+/// Whether the terminal holds something that the editor has not read yet.
+fn is_typed_ahead() -> bool {
+    rustix::io::ioctl_fionread(io::stdin()).is_ok_and(|bytes| bytes > 0)
 }
 
 impl PendingLinesState {
