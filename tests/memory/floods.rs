@@ -80,6 +80,7 @@ fn client(address: SocketAddr) -> TcpStream {
 
 #[test]
 fn unfinished_frames_take_no_more_than_the_budget_and_it_is_given_back() {
+    let _alone = crate::alone();
     allow_open_files(OPEN_FILES);
     let (group, address, witness) = one_server();
     let before = resident(group.pid(0));
@@ -110,6 +111,7 @@ fn unfinished_frames_take_no_more_than_the_budget_and_it_is_given_back() {
 
 #[test]
 fn somebody_who_says_it_is_a_server_gets_no_more_room() {
+    let _alone = crate::alone();
     let mut group = Group::prepare(3, &["--console", "off"]);
     (0..2).for_each(|at| group.start_server(at));
     let witness = Witness::start(group.client());
@@ -135,6 +137,7 @@ fn somebody_who_says_it_is_a_server_gets_no_more_room() {
 
 #[test]
 fn requests_that_wait_are_counted_whatever_they_look_like_on_the_wire() {
+    let _alone = crate::alone();
     let mut group = Group::prepare(3, &["--console", "off"]);
     group.start_server(0);
     let address = group.addresses()[0];
@@ -178,6 +181,7 @@ fn requests_that_wait_are_counted_whatever_they_look_like_on_the_wire() {
 
 #[test]
 fn answers_that_nobody_reads_take_no_more_than_the_budget() {
+    let _alone = crate::alone();
     let (group, address, witness) = one_server();
     let store = group.client();
     store.put("long", vec![b'v'; MIB]).unwrap();
@@ -200,6 +204,7 @@ fn answers_that_nobody_reads_take_no_more_than_the_budget() {
 
 #[test]
 fn more_large_writes_than_a_group_can_take_are_refused_before_they_drown_it() {
+    let _alone = crate::alone();
     let group = Group::start(3, &["--console", "off"]);
     let witness = Witness::start(group.client());
     let leader = group.addresses()[group.leader()];
@@ -239,6 +244,7 @@ fn more_large_writes_than_a_group_can_take_are_refused_before_they_drown_it() {
 
 #[test]
 fn a_flood_of_refusals_is_some_lines_in_the_log_and_each_is_counted() {
+    let _alone = crate::alone();
     const REFUSED: usize = 1_500;
     let (mut group, address, witness) = one_server();
     for _ in 0..REFUSED {
@@ -276,6 +282,7 @@ fn is_full(child: &Child) -> bool {
 
 #[test]
 fn a_standard_error_that_nobody_reads_keeps_nobody_waiting() {
+    let _alone = crate::alone();
     let group = Group::prepare(1, &["--console", "off"]);
     let mut server = with_a_log_that_nobody_reads(group.command(0));
     let address = group.addresses()[0];
@@ -310,6 +317,7 @@ fn a_standard_error_that_nobody_reads_keeps_nobody_waiting() {
 
 #[test]
 fn a_registry_is_not_held_up_by_its_log_either_and_ends_all_the_same() {
+    let _alone = crate::alone();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -355,6 +363,7 @@ fn ask(raw: &mut Raw, body: RegistryRequest) -> RegistryReply {
 
 #[test]
 fn joins_take_no_more_than_the_budget_and_keep_nobody_from_searching() {
+    let _alone = crate::alone();
     allow_open_files(OPEN_FILES);
     let mut registry = Registry::start(&["--console", "off"]);
     let address = registry.address;
@@ -447,6 +456,7 @@ fn sharing_sparsely(folder: &Path, limit_bytes_per_s: Option<u64>) -> (PeerServe
 
 #[test]
 fn answers_of_a_peer_that_nobody_takes_stay_within_the_budget() {
+    let _alone = crate::alone();
     allow_open_files(OPEN_FILES);
     let here = std::process::id();
     let before = resident(here);
@@ -470,7 +480,6 @@ fn answers_of_a_peer_that_nobody_takes_stay_within_the_budget() {
     ));
     let grown = resident(here).saturating_sub(before);
     println!("answers of a peer that nobody takes: {} MiB", grown / MIB);
-    // Other tests of this process have memory of their own.
     assert!(grown < 2 * limits::BUDGET_PROCESS_BYTES_MAX, "{} MiB", grown / MIB);
     drop(deaf);
     drop(server);
@@ -478,6 +487,7 @@ fn answers_of_a_peer_that_nobody_takes_stay_within_the_budget() {
 
 #[test]
 fn questions_behind_a_chunk_that_is_sent_slowly_are_answered_when_there_is_room() {
+    let _alone = crate::alone();
     const QUESTIONS: u64 = 1_000;
     let here = std::process::id();
     let before = resident(here);

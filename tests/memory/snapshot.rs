@@ -27,6 +27,7 @@ fn store_bytes() -> usize {
 
 #[test]
 fn a_snapshot_of_any_size_costs_neither_end_more_than_a_bound() {
+    let _alone = crate::alone();
     let mut group = Group::start(3, &["--console", "off"]);
     let client = group.client();
     client.put("first", "write").unwrap();
