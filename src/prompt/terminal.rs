@@ -112,8 +112,9 @@ fn open_terminal() -> Result<(Keyboard, Arc<dyn Screen>), ReadlineError> {
     let waiting = Arc::clone(&lines);
     // Ends with the process.
     thread::Builder::new().name("acervo-screen".to_owned()).spawn(move || {
+        let mut open_since_long = 0;
         loop {
-            let line = waiting.next_below_prompt();
+            let line = waiting.next_below_prompt(&mut open_since_long);
             // A terminal that has gone away ends the reading thread, which ends the process.
             let _ = printer.print(format!("{line}\n"));
         }
@@ -184,19 +185,20 @@ impl PendingLines {
     /// which nothing has been typed. The editor shows a line that it was handed only when it next
     /// has nothing to read, and never if the dialogue ends before: so none is handed over in the
     /// middle of a paste, as far as the terminal still holds it.
-    fn next_below_prompt(&self) -> String {
+    /// `open_since_long` is the number of the reading that has been open for that moment, from one
+    /// call to the next.
+    fn next_below_prompt(&self, open_since_long: &mut u64) -> String {
         let mut state = self.state();
-        let mut open_since_long = 0;
         loop {
             let readings = state.readings;
-            if state.is_reading && readings == open_since_long && !state.queue.is_empty() {
+            if state.is_reading && readings == *open_since_long && !state.queue.is_empty() {
                 if !is_typed_ahead()
                     && let Some(line) = state.queue.pop_front()
                 {
                     self.changed.notify_all();
                     return line;
                 }
-                open_since_long = 0;
+                *open_since_long = 0;
             }
             state = if !state.is_reading || state.queue.is_empty() {
                 self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
@@ -206,7 +208,7 @@ impl PendingLines {
                 let waited = self.changed.wait_timeout_while(state, CONSOLE_PROMPT_PAUSE, still);
                 let (state, result) = waited.unwrap_or_else(PoisonError::into_inner);
                 if result.timed_out() {
-                    open_since_long = readings;
+                    *open_since_long = readings;
                 }
                 state
             };

@@ -404,7 +404,10 @@ impl Attempts {
         }
         let soonest =
             free.map(|server| (server, self.busy_until[server])).min_by_key(|(_, at)| *at);
-        soonest.filter(|_| self.asked.is_empty())
+        soonest.filter(|_| {
+            // A NO_MAJORITY is final only when the busy ones have been asked again.
+            self.asked.is_empty() || (self.no_majority.is_some() && !self.undecided)
+        })
     }
 
     fn send(&mut self, now: Duration, server: usize) -> Action {

@@ -212,9 +212,11 @@ impl Node {
             // A year less, since the clocks may have been set back meanwhile.
             Some(wall_us) => now.wall_us.min(wall_us.saturating_add(leap_us - leap_us / 100)),
             // In the first second of a link, when the others' clocks are not known, a machine that
-            // is far past the last timestamp is not believed: the others have taken that one, but
-            // it may be as far ahead of them as they take any.
-            None if last > Timestamp::ZERO && now.wall_us.saturating_sub(last.0) > leap_us / 2 => {
+            // more than half a year past the last timestamp is not believed: that one may be up to
+            // a year short of what the others take.
+            None if last > Timestamp::ZERO
+                && now.wall_us.saturating_sub(last.0) > leap_us / 200 =>
+            {
                 last.0
             }
             None => now.wall_us,
