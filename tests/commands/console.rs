@@ -475,11 +475,8 @@ fn console_lines(group: &Group, at: usize) -> Vec<String> {
 fn lagging_server() {
     // SPEC A7, with a shorter delay than ten seconds: a GET waits three of them for a PUT that was
     // typed before it.
-    let mut group = Group::prepare(3, &["--in-sync-timeout", "30s"]);
+    let mut group = Group::start_with_a_late_server(&["--in-sync-timeout", "30s"], "7s");
     let (leader, slow) = (0, 2);
-    group.start_server(leader);
-    group.start_server(1);
-    group.start_server_with(slow, &["--replication-delay", "7s"]);
     let mut play = Play::new(&group.addresses(), leader);
     let mut person = Person::sit_down(&["--servers", &group.list()]);
 
@@ -741,6 +738,7 @@ fn a_pasted_get_is_answered_after_the_put_before_it() {
 fn a_put_that_nobody_orders_says_how_many_servers_answer_and_whom_to_start() {
     let mut group = Group::prepare(3, &["--console", "off"]);
     group.start_server(1);
+    group.wait_until_listening(1);
     let first = group.addresses()[0];
     let put = |group: &Group| {
         let mut person = Person::sit_down(&["--servers", &group.list()]);

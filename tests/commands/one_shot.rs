@@ -398,11 +398,7 @@ fn a_long_range_streams_and_ends_without_a_word_when_its_pipe_is_closed() {
 
 /// A group whose last server stores what is replicated to it late, and is not waited for.
 fn with_a_late_server(delay: &str) -> Group {
-    let mut group = Group::prepare(3, &["--console", "off", "--ack", "majority"]);
-    group.start_server(0);
-    group.start_server(1);
-    group.start_server_with(2, &["--replication-delay", delay]);
-    group
+    Group::start_with_a_late_server(&["--console", "off", "--ack", "majority"], delay)
 }
 
 #[test]

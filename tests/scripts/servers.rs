@@ -30,10 +30,8 @@ impl Servers {
 
     /// The last of them stores what is replicated to it after the end of the tests.
     pub fn start_with_one_behind() -> Servers {
-        let mut group = Group::prepare(3, &["--console", "off", "--ack", "majority"]);
-        group.start_server(0);
-        group.start_server(1);
-        group.start_server_with(2, &["--replication-delay", "1h"]);
+        let flags = ["--console", "off", "--ack", "majority"];
+        let group = Group::start_with_a_late_server(&flags, "1h");
         let behind = group.addresses()[2];
         Servers::of(group, Some(behind))
     }

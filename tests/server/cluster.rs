@@ -394,10 +394,8 @@ fn server_behind_the_log_is_brought_back_by_one_snapshot_while_writes_go_on() {
 #[test]
 fn delayed_server_refuses_until_it_has_stored_what_the_client_saw() {
     // SPEC A7, with less patience.
-    let mut group = Group::prepare(3, &["--console", "off", "--in-sync-timeout", "30s"]);
-    group.start_server(0);
-    group.start_server(1);
-    group.start_server_with(2, &["--replication-delay", "2s"]);
+    let flags = ["--console", "off", "--in-sync-timeout", "30s"];
+    let group = Group::start_with_a_late_server(&flags, "2s");
     let client = group.client();
     let first = client.put("k", "old").unwrap();
     let of_slow = group.client_of(2);

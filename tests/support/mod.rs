@@ -87,11 +87,18 @@ impl Group {
         for at in 0..size {
             group.start_server(at);
         }
-        for at in 0..size {
-            eventually("the server listens", || {
-                (group.log(at).contains(" listens on ") || !group.is_running(at)).then_some(())
-            });
-        }
+        (0..size).for_each(|at| group.wait_until_listening(at));
+        group
+    }
+
+    /// As [`Group::start`] with three servers, the last of which stores what is replicated to it
+    /// by `delay` late.
+    pub fn start_with_a_late_server(flags: &[&str], delay: &str) -> Group {
+        let mut group = Group::prepare(3, flags);
+        group.start_server(0);
+        group.start_server(1);
+        group.start_server_with(2, &["--replication-delay", delay]);
+        (0..3).for_each(|at| group.wait_until_listening(at));
         group
     }
 
@@ -162,6 +169,14 @@ impl Group {
             .stdout(appending(&self.console_path(at)))
             .stderr(appending(&self.log_path(at)));
         self.servers[at].child = Some(command.spawn().unwrap());
+    }
+
+    /// Waits until server `at` listens, or has ended: for those who cannot ask twice, as a person
+    /// at the menu.
+    pub fn wait_until_listening(&mut self, at: usize) {
+        eventually("the server listens", || {
+            (self.log(at).contains(" listens on ") || !self.is_running(at)).then_some(())
+        });
     }
 
     /// Starts server `at` from a shell that runs `preparation` first, in which it can set limits.
