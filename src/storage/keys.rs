@@ -138,6 +138,35 @@ pub fn version_prefix(row: &[u8]) -> &[u8] {
     &row[..row.len().saturating_sub(TIMESTAMP_BYTES)]
 }
 
+/// A row of a version or of a removal without its timestamp, any other row as it is. The rows of
+/// one key and one space have this in common, with each other alone.
+#[cfg(test)]
+pub(super) fn without_timestamp(row: &[u8]) -> &[u8] {
+    up_to_terminator(row).unwrap_or(row)
+}
+
+/// What [`without_timestamp`] is of every row that can be in a range, if it is the same for all: of
+/// the versions or the removals of one key, and of a single row.
+#[cfg(test)]
+pub(super) fn common_to(range: &RowRange) -> Option<&[u8]> {
+    match up_to_terminator(&range.start) {
+        Some(common) if range.end <= after(common) => Some(common),
+        _ => (range.end.strip_prefix(&range.start[..]) == Some(&[0])).then_some(&range.start),
+    }
+}
+
+#[cfg(test)]
+fn up_to_terminator(row: &[u8]) -> Option<&[u8]> {
+    match row.split_first() {
+        // The first two zeroes are the terminator: in the escaped key, `FF` follows each zero.
+        Some((&(SPACE_VERSIONS | SPACE_REMOVALS), rest)) => {
+            let terminator = rest.windows(2).position(|pair| pair == [ESCAPE, TERMINATOR])?;
+            Some(&row[..1 + terminator + 2])
+        }
+        _ => None,
+    }
+}
+
 /// The row of another version of the key with this [`version_prefix`].
 pub fn sibling(prefix: &[u8], timestamp: Timestamp) -> Bytes {
     newest_first(prefix.to_vec(), timestamp)
@@ -430,6 +459,48 @@ mod tests {
             let range = versions_up_to(&key, Timestamp(newest));
             let row = version(&key, Timestamp(timestamp));
             prop_assert_eq!((range.start..range.end).contains(&row), timestamp <= newest);
+        }
+
+        #[test]
+        fn rows_of_a_key_have_in_common_what_no_other_row_has(
+            (a, b) in (awkward_key(), awkward_key()),
+            (at, bt) in (any::<i64>(), any::<i64>()),
+        ) {
+            let rows = |key: &[u8], at| {
+                let at = Timestamp(at);
+                [version(key, at), removal(key, at), queued(at, key), meta("a")]
+            };
+            for (one, a_row) in rows(&a, at).iter().enumerate() {
+                let single = only(a_row);
+                prop_assert_eq!(common_to(&single), Some(without_timestamp(a_row)));
+                for (other, b_row) in rows(&b, bt).iter().enumerate() {
+                    let is_same = one == other && (one == 3 || a == b && (one < 2 || at == bt));
+                    let common = without_timestamp(a_row) == without_timestamp(b_row);
+                    prop_assert_eq!(common, is_same, "{:?} {:?}", a_row, b_row);
+                }
+            }
+            let versions = versions_up_to(&a, Timestamp(at));
+            prop_assert_eq!(common_to(&versions), Some(version_prefix(&versions.start)));
+            let removed = removals(&a, Timestamp(at), Timestamp(bt));
+            prop_assert_eq!(common_to(&removed), Some(without_timestamp(&removed.start)));
+            let between = versions_between(&a, &b);
+            prop_assert_eq!(common_to(&between).is_some(), b <= a);
+        }
+
+        /// Also for rows that are of no encoding: the engine takes any bytes.
+        #[test]
+        fn what_is_common_to_a_range_is_common_to_each_row_in_it(
+            mut rows in prop::collection::vec(
+                prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(4), Just(255)], 0..7),
+                3,
+            ),
+        ) {
+            rows.sort();
+            let [start, row, end] = &rows[..] else { unreachable!() };
+            let range = RowRange { start: start.clone().into(), end: end.clone().into() };
+            if row < end && let Some(common) = common_to(&range) {
+                prop_assert_eq!(common, without_timestamp(row));
+            }
         }
 
         #[test]
