@@ -22,5 +22,12 @@
 //! seal is in the manifest), compression, and locking the directory, which `storage::datadir` does.
 
 mod block;
+mod cache;
+mod directory;
 mod filter;
 mod section;
+mod table;
+mod table_writer;
+#[cfg(test)]
+mod test_disk;
+mod values;
