@@ -25,6 +25,8 @@ mod block;
 mod cache;
 mod directory;
 mod filter;
+mod manifest;
+mod memory_table;
 mod section;
 mod table;
 mod table_writer;

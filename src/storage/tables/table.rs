@@ -188,7 +188,6 @@ pub(super) enum Reread {
     Unlikely,
 }
 
-/// An open table.
 pub(super) struct Table {
     facts: TableFacts,
     footer: Footer,

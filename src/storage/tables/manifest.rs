@@ -1,0 +1,305 @@
+//! The manifest: which runs, tables and value segments make up the store. It is the root of the
+//! store, and the only file that is replaced.
+//!
+//! ```text
+//! MANIFEST := format u32 | next file number u64 | rows u64 | seals u64
+//!             | segment count u32 | segment* | run count u32 | run* | CRC-32 over all before
+//! segment  := number u64 | bytes u64
+//! run      := first seal u64 | last seal u64 | table count u32 | table*
+//! table    := number u64 | bytes u64 | footer checksum u32 | rows u64 | deleted rows u64
+//!             | first key | last key | value count u32 | (segment number u64, bytes u64)*
+//! ```
+//!
+//! It is written whole, to `MANIFEST.new`, synced, and renamed. Before the rename the names of all
+//! files that it names are made durable, and afterwards its own. Whichever of both a crash leaves
+//! is complete, and every file it names as well. A failed step after the first leaves unknown which
+//! of both a crash would find, so it is final: nothing may be written or removed after it.
+//!
+//! A store begins with a manifest without runs. So files of a store beside no manifest are damage:
+//! it is never taken for a blank store. What the manifest does not name was left by a crash, and is
+//! removed at opening, after the manifest was verified.
+//!
+//! Writing it whole costs about 100 bytes a table, so with tables of 64 MiB less than a
+//! five-hundred-thousandth of what is written; a log of changes, as LevelDB has it, would save
+//! that, and need rules for its torn end.
+//!
+//! Its checksum is bound to no place, since there is one manifest. An old copy in its place is
+//! found by the files that it names and that are gone. If they are all there it is a former state
+//! of the store, which its rows tell.
+//!
+//! What it leaves out: opening the tables it names, which compares their lengths and footers.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use super::directory::{FileKind, StoreDirectory, remove};
+use super::section::{self, Fields, Place, SectionError, put_key};
+use super::table::TableFacts;
+use super::values::SegmentFacts;
+use crate::storage::engine::EngineError;
+use crate::storage::files;
+
+pub(super) const MANIFEST: &str = "MANIFEST";
+const MANIFEST_NEW: &str = "MANIFEST.new";
+const FORMAT: u32 = 1;
+const PLACE: Place = Place { file: 0, position: 0 };
+/// Far more than the tables of the largest disk need; a file that is longer is no manifest.
+const BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Number of a seal: the first memory table that is sealed has number 1.
+pub(super) type SealNumber = u64;
+
+/// The contents of the manifest: which files the store has, and how far it has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Manifest {
+    /// Files of lower numbers were created before.
+    pub next_number: u64,
+    /// The number of rows of the store as of the last seal.
+    pub rows: u64,
+    /// The last seal that is in a run, or would be if it had had rows.
+    pub last_seal: SealNumber,
+    /// In ascending order of numbers.
+    pub segments: Vec<SegmentFacts>,
+    /// The newest first.
+    pub runs: Vec<RunFacts>,
+}
+
+/// Facts about a run: tables whose keys do not overlap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RunFacts {
+    pub first_seal: SealNumber,
+    pub last_seal: SealNumber,
+    /// In ascending order of keys, at least one.
+    pub tables: Vec<TableFacts>,
+}
+
+impl Manifest {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend_from_slice(&FORMAT.to_le_bytes());
+        put_numbers(&[self.next_number, self.rows, self.last_seal], &mut out);
+        put_count(self.segments.len(), &mut out);
+        for segment in &self.segments {
+            put_numbers(&[segment.number, segment.bytes], &mut out);
+        }
+        put_count(self.runs.len(), &mut out);
+        for run in &self.runs {
+            put_numbers(&[run.first_seal, run.last_seal], &mut out);
+            put_count(run.tables.len(), &mut out);
+            run.tables.iter().for_each(|table| encode_table(table, &mut out));
+        }
+        section::seal(PLACE, &mut out, 0);
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Manifest, SectionError> {
+        let mut fields = Fields(section::open(PLACE, bytes)?);
+        if fields.u32() != Some(FORMAT) {
+            return Err(SectionError::Encoding("the manifest is not of this release's format"));
+        }
+        let manifest = Manifest::decode_fields(&mut fields)
+            .filter(|_| fields.0.is_empty())
+            .ok_or(SectionError::Encoding("the manifest is not in its encoding"))?;
+        manifest.check().map_err(SectionError::Encoding)?;
+        Ok(manifest)
+    }
+
+    fn decode_fields(fields: &mut Fields<'_>) -> Option<Manifest> {
+        let (next_number, rows, last_seal) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let segments = decode_list(fields, |fields| {
+            Some(SegmentFacts { number: fields.u64()?, bytes: fields.u64()? })
+        })?;
+        let runs = decode_list(fields, |fields| {
+            let (first_seal, last_seal) = (fields.u64()?, fields.u64()?);
+            Some(RunFacts { first_seal, last_seal, tables: decode_list(fields, decode_table)? })
+        })?;
+        Some(Manifest { next_number, rows, last_seal, segments, runs })
+    }
+
+    /// What holds of every manifest, whoever reads or writes it.
+    fn check(&self) -> Result<(), &'static str> {
+        let mut numbers = BTreeSet::new();
+        let mut newer = None;
+        for run in &self.runs {
+            if run.first_seal > run.last_seal || newer.is_some_and(|newer| run.last_seal >= newer) {
+                return Err("the runs of the manifest are not in the order of their seals");
+            }
+            newer = Some(run.first_seal);
+            if run.tables.is_empty() {
+                return Err("a run of the manifest has no tables");
+            }
+            let mut last_key: Option<&Vec<u8>> = None;
+            for table in &run.tables {
+                let is_behind = last_key.is_none_or(|last| *last < table.first_key);
+                if !is_behind || table.first_key > table.last_key {
+                    return Err("the tables of a run overlap");
+                }
+                last_key = Some(&table.last_key);
+                if table.rows == 0 || table.deleted_rows > table.rows {
+                    return Err("a table of the manifest has an impossible number of rows");
+                }
+                if !numbers.insert(table.number) {
+                    return Err("the manifest names a file twice");
+                }
+                let known = |number| self.segments.binary_search_by_key(&number, |it| it.number);
+                let is_sorted = table.values.is_sorted_by(|one, other| one.0 < other.0);
+                if !is_sorted || table.values.iter().any(|(number, _)| known(*number).is_err()) {
+                    return Err("a table refers to a segment that the manifest does not name");
+                }
+            }
+        }
+        let newest = self.runs.first().map_or(0, |run| run.last_seal);
+        if newest > self.last_seal {
+            return Err("a run of the manifest is newer than its last seal");
+        }
+        if !self.segments.is_sorted_by(|one, other| one.number < other.number) {
+            return Err("the segments of the manifest are not in order");
+        }
+        numbers.extend(self.segments.iter().map(|segment| segment.number));
+        let files =
+            self.segments.len() + self.runs.iter().map(|run| run.tables.len()).sum::<usize>();
+        if numbers.len() < files {
+            return Err("the manifest names a file twice");
+        }
+        match numbers.last().is_none_or(|last| *last < self.next_number) {
+            true => Ok(()),
+            false => Err("the manifest names a file that does not exist yet"),
+        }
+    }
+
+    /// Replaces the manifest of a store, durably, with all files that it names.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::File`], after which it is unknown which manifest a crash would leave.
+    pub fn store(&self, store: &StoreDirectory) -> Result<(), EngineError> {
+        if let Err(broken) = self.check() {
+            panic!("{broken}: {self:?}");
+        }
+        let directory = store.files();
+        let written = files::remove_if_present(directory, MANIFEST_NEW)
+            .and_then(|()| directory.create(MANIFEST_NEW))
+            .and_then(|file| {
+                file.write_all_at(&self.encode(), 0)?;
+                file.sync_data()
+            });
+        written.map_err(|error| store.refused("write", MANIFEST_NEW, &error))?;
+        directory
+            .sync()
+            .and_then(|()| directory.rename(MANIFEST_NEW, MANIFEST))
+            .and_then(|()| directory.sync())
+            .map_err(|error| store.refused("replace", MANIFEST, &error))
+    }
+
+    /// Reads the manifest of a store, and removes what a crash has left. A directory without files
+    /// of a store becomes a blank store.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`]; [`EngineError::File`] if the blank store
+    /// cannot be written.
+    pub fn open(store: &StoreDirectory) -> Result<Manifest, EngineError> {
+        let names = store.files().list().map_err(|error| store.unreadable("", &error))?;
+        let found: Vec<(FileKind, u64)> =
+            names.iter().filter_map(|name| FileKind::parse(name)).collect();
+        let manifest = match Manifest::read(store)? {
+            Some(manifest) => manifest,
+            None if found.is_empty() => {
+                let blank = Manifest { next_number: 1, ..Manifest::default() };
+                blank.store(store)?;
+                blank
+            }
+            None => {
+                let detail = "it is missing, and there are tables of the store".to_owned();
+                return Err(store.damaged(MANIFEST, detail));
+            }
+        };
+        let named = manifest.files();
+        store.skip_numbers(manifest.next_number);
+        for (kind, number) in found {
+            // A number that was used once is not used again, even if the manifest never knew it.
+            store.skip_numbers(number.saturating_add(1));
+            if !named.contains(&(kind, number)) {
+                remove(store, &kind.name(number));
+            }
+        }
+        remove(store, MANIFEST_NEW);
+        Ok(manifest)
+    }
+
+    fn read(store: &StoreDirectory) -> Result<Option<Manifest>, EngineError> {
+        let opened = store.files().open(MANIFEST).and_then(|file| Ok((file.len_bytes()?, file)));
+        let (length, file) = match opened {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(store.unreadable(MANIFEST, &error)),
+        };
+        if length > BYTES_MAX {
+            return Err(store.damaged(MANIFEST, format!("no manifest has {length} bytes")));
+        }
+        let mut bytes = vec![0; length as usize];
+        let read = file.read_at(&mut bytes, 0);
+        let read = read.map_err(|error| store.unreadable(MANIFEST, &error))?;
+        // What is missing makes the checksum wrong.
+        let manifest = Manifest::decode(&bytes[..read]);
+        manifest.map(Some).map_err(|error| store.damaged(MANIFEST, error.to_string()))
+    }
+
+    fn files(&self) -> BTreeSet<(FileKind, u64)> {
+        let tables = self.runs.iter().flat_map(|run| &run.tables);
+        let tables = tables.map(|table| (FileKind::Table, table.number));
+        let segments = self.segments.iter().map(|segment| (FileKind::Values, segment.number));
+        tables.chain(segments).collect()
+    }
+}
+
+fn put_numbers(numbers: &[u64], out: &mut Vec<u8>) {
+    numbers.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+}
+
+fn put_count(count: usize, out: &mut Vec<u8>) {
+    let Ok(encoded) = u32::try_from(count) else { panic!("{count} files in a manifest") };
+    out.extend_from_slice(&encoded.to_le_bytes());
+}
+
+fn encode_table(table: &TableFacts, out: &mut Vec<u8>) {
+    let TableFacts { number, bytes, footer_checksum, rows, deleted_rows, .. } = table;
+    put_numbers(&[*number, *bytes], out);
+    out.extend_from_slice(&footer_checksum.to_le_bytes());
+    put_numbers(&[*rows, *deleted_rows], out);
+    put_key(&table.first_key, out);
+    put_key(&table.last_key, out);
+    put_count(table.values.len(), out);
+    for (segment, bytes) in &table.values {
+        put_numbers(&[*segment, *bytes], out);
+    }
+}
+
+fn decode_table(fields: &mut Fields<'_>) -> Option<TableFacts> {
+    Some(TableFacts {
+        number: fields.u64()?,
+        bytes: fields.u64()?,
+        footer_checksum: fields.u32()?,
+        rows: fields.u64()?,
+        deleted_rows: fields.u64()?,
+        first_key: fields.key()?.to_vec(),
+        last_key: fields.key()?.to_vec(),
+        values: decode_list(fields, |fields| Some((fields.u64()?, fields.u64()?)))?,
+    })
+}
+
+/// A count and as many elements. The list grows with what is decoded, whatever the count says.
+fn decode_list<T>(
+    fields: &mut Fields<'_>,
+    mut decode: impl FnMut(&mut Fields<'_>) -> Option<T>,
+) -> Option<Vec<T>> {
+    let count = fields.u32()?;
+    let mut list = Vec::new();
+    for _ in 0..count {
+        list.push(decode(fields)?);
+    }
+    Some(list)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,212 @@
+//! The manifest as it is written, damaged, and replaced by writes that are stopped anywhere.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::storage::tables::test_disk::TestDisk;
+
+fn store(disk: &TestDisk) -> StoreDirectory {
+    StoreDirectory::new(Arc::new(disk.clone()))
+}
+
+fn table(number: u64, first_key: &str, last_key: &str, values: &[(u64, u64)]) -> TableFacts {
+    let (first_key, last_key) = (first_key.as_bytes().to_vec(), last_key.as_bytes().to_vec());
+    let (bytes, footer_checksum, values) = (1000 + number, number as u32, values.to_vec());
+    TableFacts {
+        number,
+        bytes,
+        footer_checksum,
+        rows: 9,
+        deleted_rows: 2,
+        first_key,
+        last_key,
+        values,
+    }
+}
+
+fn run(first_seal: u64, last_seal: u64, tables: &[TableFacts]) -> RunFacts {
+    RunFacts { first_seal, last_seal, tables: tables.to_vec() }
+}
+
+fn sample() -> Manifest {
+    let older = [table(1, "a", "f", &[(2, 50), (4, 1)]), table(3, "g", "g", &[])];
+    Manifest {
+        next_number: 9,
+        rows: 70,
+        last_seal: 8,
+        segments: [2, 4].map(|number| SegmentFacts { number, bytes: 100 }).to_vec(),
+        runs: vec![run(7, 7, &[table(8, "a", "z", &[(4, 99)])]), run(1, 5, &older)],
+    }
+}
+
+fn open(disk: &TestDisk) -> Result<Manifest, EngineError> {
+    Manifest::open(&store(disk))
+}
+
+fn is_damage(opened: &Result<Manifest, EngineError>) -> bool {
+    matches!(opened, Err(EngineError::Damaged { .. }))
+}
+
+/// Creates the files that a manifest names, and makes their names durable with it.
+fn write(disk: &TestDisk, manifest: &Manifest) {
+    for (kind, number) in manifest.files() {
+        if !disk.names().contains(&kind.name(number)) {
+            crate::storage::files::Directory::create(disk, &kind.name(number)).unwrap();
+        }
+    }
+    manifest.store(&store(disk)).unwrap();
+}
+
+#[test]
+fn it_is_read_as_it_was_written_and_damage_of_any_bit_or_length_is_found() {
+    let disk = TestDisk::default();
+    write(&disk, &sample());
+    assert_eq!(open(&disk).unwrap(), sample());
+    let sound = disk.bytes(MANIFEST);
+    for bit in 0..sound.len() * 8 {
+        disk.flip(MANIFEST, bit);
+        assert!(is_damage(&open(&disk)), "bit {bit}");
+        disk.flip(MANIFEST, bit);
+    }
+    for length in 0..sound.len() {
+        disk.set_bytes(MANIFEST, &sound[..length]);
+        assert!(is_damage(&open(&disk)), "{length} bytes");
+    }
+    assert_eq!(disk.names().len(), 6, "nothing is removed by a manifest that is not sound");
+    disk.set_bytes(MANIFEST, &sound);
+    assert_eq!(open(&disk).unwrap(), sample());
+}
+
+#[test]
+fn tables_without_a_manifest_are_damage_and_no_blank_store() {
+    let disk = TestDisk::default();
+    let blank = open(&disk).unwrap();
+    assert_eq!(blank, Manifest { next_number: 1, ..Manifest::default() });
+    assert_eq!(open(&disk).unwrap(), blank);
+    write(&disk, &sample());
+    crate::storage::files::Directory::remove(&disk, MANIFEST).unwrap();
+    assert!(is_damage(&open(&disk)));
+    assert_eq!(disk.names().len(), 5, "and they are left as they are");
+}
+
+#[test]
+fn what_it_does_not_name_is_removed_and_the_number_not_used_again() {
+    let disk = TestDisk::default();
+    write(&disk, &sample());
+    for name in ["9.table", "17.values", "2.table", "MANIFEST.new", "notes.txt", "070.table"] {
+        crate::storage::files::Directory::create(&disk, name).unwrap();
+    }
+    let store = store(&disk);
+    assert_eq!(Manifest::open(&store).unwrap(), sample());
+    assert_eq!(store.next_number(), 18);
+    let expected = [
+        "070.table",
+        "1.table",
+        "2.values",
+        "3.table",
+        "4.values",
+        "8.table",
+        MANIFEST,
+        "notes.txt",
+    ];
+    assert_eq!(disk.names(), expected, "foreign files stay");
+}
+
+/// Before each operation in turn the process is killed, or the power goes.
+#[test]
+fn a_stop_anywhere_leaves_the_old_one_or_the_new_one_with_all_its_files() {
+    let old = sample();
+    let mut new = sample();
+    (new.next_number, new.last_seal) = (12, 9);
+    new.runs.insert(0, run(9, 9, &[table(11, "k", "l", &[])]));
+    let prepared = || {
+        let disk = TestDisk::default();
+        write(&disk, &old);
+        disk
+    };
+    let whole = prepared();
+    let before = whole.operations();
+    write(&whole, &new);
+    let mut outcomes = BTreeSet::new();
+    for stop_at in before + 2..=whole.operations() + 1 {
+        let disk = prepared();
+        crate::storage::files::Directory::create(&disk, "11.table").unwrap();
+        disk.stop_at(stop_at);
+        let stored = new.store(&store(&disk));
+        assert_eq!(stored.is_err(), stop_at <= whole.operations());
+        for crashed in [disk.after_kill(), disk.after_power_loss()] {
+            let found = open(&crashed).unwrap();
+            assert!(found == old || found == new, "stopped at {stop_at}: {found:?}");
+            assert!(stored.is_err() || found == new, "a stored manifest stays");
+            let names = crashed.names();
+            let named = found.files().into_iter().map(|(kind, number)| kind.name(number));
+            named.for_each(|name| assert!(names.contains(&name), "{name} at {stop_at}"));
+            outcomes.insert(found.last_seal);
+        }
+    }
+    assert_eq!(outcomes.len(), 2, "both outcomes were met");
+}
+
+#[test]
+fn a_blank_store_that_was_stopped_anywhere_is_begun_again() {
+    let whole = TestDisk::default();
+    open(&whole).unwrap();
+    for stop_at in 1..=whole.operations() {
+        let disk = TestDisk::default();
+        disk.stop_at(stop_at);
+        assert!(open(&disk).is_err());
+        for crashed in [disk.after_kill(), disk.after_power_loss()] {
+            assert_eq!(open(&crashed).unwrap().runs, [], "stopped at {stop_at}");
+        }
+    }
+}
+
+#[test]
+fn a_manifest_that_contradicts_itself_is_damage() {
+    let broken: [fn(&mut Manifest); 12] = [
+        |it| it.runs.reverse(),
+        |it| it.runs[0].first_seal = 5,
+        |it| it.runs[0].first_seal = 8,
+        |it| it.last_seal = 6,
+        |it| it.runs[1].tables.reverse(),
+        |it| it.runs[1].tables.clear(),
+        |it| it.runs[1].tables[0].last_key = b"g".to_vec(),
+        |it| it.runs[1].tables[0].number = 8,
+        |it| it.runs[1].tables[0].rows = 1,
+        |it| it.segments.truncate(1),
+        |it| it.segments[0].number = 3,
+        |it| it.next_number = 8,
+    ];
+    for (number, change) in broken.into_iter().enumerate() {
+        let mut manifest = sample();
+        change(&mut manifest);
+        let decoded = Manifest::decode(&manifest.encode());
+        assert!(matches!(decoded, Err(SectionError::Encoding(_))), "{number}: {decoded:?}");
+    }
+}
+
+proptest! {
+    /// The checksum is made right, so that it is the decoding that is judged.
+    #[test]
+    fn any_bytes_are_a_manifest_or_a_typed_error(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        garbage in prop::option::of(prop::collection::vec(any::<u8>(), 0..60)),
+    ) {
+        let mut bytes = sample().encode();
+        bytes.truncate(bytes.len() - 4);
+        if let Some(garbage) = garbage {
+            bytes.truncate(4);
+            bytes.extend(garbage);
+        }
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        section::seal(PLACE, &mut bytes, 0);
+        if let Ok(manifest) = Manifest::decode(&bytes) {
+            prop_assert_eq!(manifest.encode(), bytes);
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The rows of the newest batches, in memory and in order, with the number of the batch that has
+//! set each.
+//!
+//! One thread writes, any number read. A batch takes the lock for writing once. Its number is
+//! published afterwards, by the engine; a reader takes the published number first and asks for the
+//! rows as of that batch. So it sees a batch as a whole or not at all, and may let go of the lock
+//! in the middle of a scan: states of later batches that it meets are not shown to it.
+//!
+//! A row keeps all states that its batches gave it: readers may be at any of them. That costs
+//! nothing for versions, whose rows are written once; rows that each batch sets anew, such as
+//! sessions, count for each of their states against the bytes of the table.
+//!
+//! Nothing is copied: a value is a slice of the log entry that it came with, and a key is its own.
+//! The bytes that a table is counted with include those of the map's nodes, which are more than a
+//! small row's own.
+//!
+//! What it leaves out: when a table is full. It takes what it is given, because only a batch that
+//! must be durable may end it.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use bytes::Bytes;
+
+use crate::storage::engine::{Direction, WriteBatch};
+use crate::storage::keys::{self, RowRange};
+
+/// The bytes of a row besides its key and value: an entry of the map, whose nodes are two thirds
+/// full, and two allocations.
+const ROW_OVERHEAD_BYTES: usize = (size_of::<Bytes>() + size_of::<RowStates>()) * 3 / 2 + 32;
+/// The bytes of a further state of a row besides its value.
+const STATE_OVERHEAD_BYTES: usize = 2 * size_of::<RowState>();
+
+/// Number of a batch. The first has number 1; as of 0 there are no rows.
+pub(super) type BatchNumber = u64;
+
+/// A row as it is shown: its value, or `None` if it is deleted.
+pub(super) type MemoryRow = (Bytes, Option<Bytes>);
+
+#[derive(Default)]
+pub(super) struct MemoryTable {
+    rows: RwLock<BTreeMap<Bytes, RowStates>>,
+    bytes: AtomicUsize,
+}
+
+struct RowState {
+    batch: BatchNumber,
+    /// `None`: the row is deleted.
+    value: Option<Bytes>,
+}
+
+struct RowStates {
+    newest: RowState,
+    /// In the order of their batches.
+    older: Vec<RowState>,
+}
+
+impl RowStates {
+    /// The row as of a batch; `None` if it had no state in this table yet.
+    fn as_of(&self, batch: BatchNumber) -> Option<Option<&Bytes>> {
+        let found = match self.newest.batch <= batch {
+            true => Some(&self.newest),
+            false => {
+                let until = self.older.partition_point(|state| state.batch <= batch);
+                self.older[..until].last()
+            }
+        };
+        found.map(|state| state.value.as_ref())
+    }
+
+    /// Adds the newest state. A batch sets a row once, so its number is greater than all others.
+    fn push(&mut self, state: RowState) {
+        assert!(
+            self.newest.batch < state.batch,
+            "batch {} after {}",
+            state.batch,
+            self.newest.batch
+        );
+        self.older.push(std::mem::replace(&mut self.newest, state));
+    }
+}
+
+impl MemoryTable {
+    /// Adds the rows of a batch, whose number is greater than those before it. Readers see nothing
+    /// of it until its number is published.
+    pub fn write(&self, number: BatchNumber, batch: &WriteBatch) {
+        let mut added_bytes = 0;
+        // A panic in here leaves a batch that was not published: no reader sees it, and the
+        // state machine does not write any more.
+        let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
+        for (key, value) in batch.rows() {
+            let state = RowState { batch: number, value: value.cloned() };
+            added_bytes += value.map_or(0, Bytes::len);
+            if let Some(states) = rows.get_mut(&key[..]) {
+                added_bytes += STATE_OVERHEAD_BYTES;
+                states.push(state);
+            } else {
+                added_bytes += key.len() + ROW_OVERHEAD_BYTES;
+                let states = RowStates { newest: state, older: Vec::new() };
+                rows.insert(key.clone(), states);
+            }
+        }
+        drop(rows);
+        self.bytes.fetch_add(added_bytes, Ordering::Relaxed);
+    }
+
+    /// About how many bytes of memory the table takes.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.read().is_empty()
+    }
+
+    /// A row as of a batch: `None` if this table does not know of it, `Some(None)` if it is
+    /// deleted.
+    pub fn get(&self, key: &[u8], as_of: BatchNumber) -> Option<Option<Bytes>> {
+        self.read().get(key)?.as_of(as_of).map(|value| value.cloned())
+    }
+
+    /// Appends the first rows of a range in a direction, as of a batch, to `out`, at most `count`
+    /// of them, under the lock. Deleted ones are rows, too. Returns the rest of the range; `None`
+    /// if nothing is left of it.
+    ///
+    /// Rows that are not shown count as well, so that the lock is held for a bounded time.
+    pub fn rows(
+        &self,
+        mut range: RowRange,
+        direction: Direction,
+        as_of: BatchNumber,
+        count: usize,
+        out: &mut Vec<MemoryRow>,
+    ) -> Option<RowRange> {
+        if range.start >= range.end {
+            return None;
+        }
+        let rows = self.read();
+        let bounds = (Bound::Included(&range.start[..]), Bound::Excluded(&range.end[..]));
+        let mut within = rows.range::<[u8], _>(bounds);
+        for _ in 0..count {
+            let next = match direction {
+                Direction::Forward => within.next(),
+                Direction::Reverse => within.next_back(),
+            };
+            let (key, states) = next?;
+            if let Some(value) = states.as_of(as_of) {
+                out.push((key.clone(), value.cloned()));
+            }
+        }
+        let next = match direction {
+            Direction::Forward => within.next(),
+            Direction::Reverse => within.next_back(),
+        };
+        let (key, _) = next?;
+        match direction {
+            Direction::Forward => range.start = key.clone(),
+            Direction::Reverse => range.end = keys::only(key).end,
+        }
+        Some(range)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Bytes, RowStates>> {
+        self.rows.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Model = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+    fn key() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(prop_oneof![Just(0u8), Just(255), 97..100u8], 0..3)
+    }
+
+    fn batches() -> impl Strategy<Value = Vec<Model>> {
+        let value = prop::option::of(prop::collection::vec(any::<u8>(), 0..4));
+        prop::collection::vec(prop::collection::btree_map(key(), value, 0..6), 1..20)
+    }
+
+    fn batch(rows: &Model) -> WriteBatch {
+        let mut batch = WriteBatch::default();
+        for (key, value) in rows {
+            match value {
+                Some(value) => batch.put(key.clone().into(), value.clone().into()),
+                None => batch.delete(key.clone().into()),
+            }
+        }
+        batch
+    }
+
+    fn scan(
+        table: &MemoryTable,
+        range: &RowRange,
+        direction: Direction,
+        as_of: BatchNumber,
+        count: usize,
+    ) -> Vec<MemoryRow> {
+        let (mut out, mut left) = (Vec::new(), Some(range.clone()));
+        while let Some(range) = left {
+            let before = out.len();
+            left = table.rows(range, direction, as_of, count, &mut out);
+            assert!(out.len() <= before + count);
+        }
+        out
+    }
+
+    proptest! {
+        /// The state after each batch is asked for after the last one has been written.
+        #[test]
+        fn it_has_the_rows_of_a_plain_map_as_of_every_batch(
+            batches in batches(),
+            (start, end) in (key(), key()),
+            count in 1..5usize,
+        ) {
+            let table = MemoryTable::default();
+            let mut states = vec![Model::new()];
+            for (number, rows) in (1..).zip(&batches) {
+                table.write(number, &batch(rows));
+                let mut state = states[states.len() - 1].clone();
+                state.extend(rows.clone());
+                states.push(state);
+            }
+            let range = RowRange { start: start.clone().into(), end: end.clone().into() };
+            for (as_of, state) in (0..).zip(&states) {
+                let mut expected: Vec<MemoryRow> = state
+                    .iter()
+                    .filter(|(key, _)| (&start..&end).contains(key))
+                    .map(|(key, value)| (key.clone().into(), value.clone().map(Bytes::from)))
+                    .collect();
+                let found = scan(&table, &range, Direction::Forward, as_of, count);
+                prop_assert_eq!(&found, &expected);
+                expected.reverse();
+                let found = scan(&table, &range, Direction::Reverse, as_of, count);
+                prop_assert_eq!(found, expected);
+                let found = table.get(&start, as_of);
+                let expected = state.get(&start).map(|value| value.clone().map(Bytes::from));
+                prop_assert_eq!(found, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_reader_beside_the_writer_sees_whole_batches() {
+        let (table, published, done) =
+            (MemoryTable::default(), AtomicU64::new(0), AtomicBool::new(false));
+        let keys = 0..40u8;
+        std::thread::scope(|scope| {
+            for direction in [Direction::Forward, Direction::Reverse] {
+                let (table, published, done) = (&table, &published, &done);
+                scope.spawn(move || {
+                    let mut scans = 0;
+                    while !done.load(Ordering::Acquire) || scans == 0 {
+                        let as_of = published.load(Ordering::Acquire);
+                        let all = RowRange { start: Bytes::new(), end: vec![255].into() };
+                        let rows = scan(table, &all, direction, as_of, 3);
+                        let expected = Some(Bytes::copy_from_slice(&as_of.to_le_bytes()));
+                        assert_eq!(rows.len(), if as_of == 0 { 0 } else { 40 });
+                        assert!(rows.iter().all(|(_, value)| *value == expected), "{as_of}");
+                        scans += 1;
+                    }
+                });
+            }
+            for number in 1..400u64 {
+                let value = || Some(number.to_le_bytes().to_vec());
+                table
+                    .write(number, &batch(&keys.clone().map(|key| (vec![key], value())).collect()));
+                published.store(number, Ordering::Release);
+            }
+            done.store(true, Ordering::Release);
+        });
+    }
+
+    #[test]
+    fn its_bytes_grow_with_every_state_of_a_row() {
+        let table = MemoryTable::default();
+        assert!(table.is_empty());
+        let mut last = table.bytes();
+        for number in 1..10 {
+            let value = (number % 3 > 0).then(|| vec![0; 10]);
+            table.write(number, &batch(&Model::from([(b"key".to_vec(), value)])));
+            assert!(table.bytes() > last);
+            last = table.bytes();
+        }
+        assert!(!table.is_empty());
+    }
+}
