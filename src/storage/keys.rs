@@ -87,6 +87,13 @@ pub fn space(row: &[u8]) -> Option<KeySpace> {
     }
 }
 
+/// Every row that an engine can have, also of no encoding: keys are shorter than 64 KiB, and none
+/// is greater than so many of the greatest byte.
+#[cfg(test)]
+pub(super) fn every_row() -> RowRange {
+    RowRange { start: Bytes::new(), end: vec![0xff; 1 << 16].into() }
+}
+
 pub fn all() -> RowRange {
     RowRange {
         start: Bytes::from_static(&[SPACE_VERSIONS]),

@@ -65,6 +65,8 @@ pub(super) struct StoreDirectory {
     /// The number of the next file.
     next_number: AtomicU64,
     damage: OnceLock<FoundDamage>,
+    /// Set when it is unknown what a crash would leave: what was tried, the path, and the detail.
+    failed: OnceLock<(&'static str, String, String)>,
 }
 
 struct FoundDamage {
@@ -74,7 +76,12 @@ struct FoundDamage {
 
 impl StoreDirectory {
     pub fn new(directory: Arc<dyn Directory>) -> StoreDirectory {
-        StoreDirectory { directory, next_number: AtomicU64::new(1), damage: OnceLock::new() }
+        StoreDirectory {
+            directory,
+            next_number: AtomicU64::new(1),
+            damage: OnceLock::new(),
+            failed: OnceLock::new(),
+        }
     }
 
     pub fn files(&self) -> &dyn Directory {
@@ -96,6 +103,24 @@ impl StoreDirectory {
     /// [`EngineError::Damaged`] if damage was found before.
     pub fn check_sound(&self) -> Result<(), EngineError> {
         self.damage.get().map_or(Ok(()), |found| Err(found.error()))
+    }
+
+    /// # Errors
+    ///
+    /// [`EngineError::File`] if it is unknown what a crash would leave, so that nothing may be
+    /// written; [`EngineError::Damaged`] if damage was found before.
+    pub fn check_writable(&self) -> Result<(), EngineError> {
+        self.check_sound()?;
+        self.failed.get().map_or(Ok(()), |(action, path, detail)| {
+            Err(EngineError::File { action, path: path.clone(), detail: detail.clone() })
+        })
+    }
+
+    /// Has everything that would write fail from now on as this has failed.
+    pub fn set_failed(&self, error: &EngineError) {
+        if let EngineError::File { action, path, detail } = error {
+            let _ = self.failed.set((action, path.clone(), detail.clone()));
+        }
     }
 
     /// The error for damage in a file: that of the first one that was found.
@@ -122,6 +147,7 @@ impl StoreDirectory {
         kind: FileKind,
         expendable: Expendable,
     ) -> Result<FileWriter, EngineError> {
+        self.check_writable()?;
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let name = kind.name(number);
         let created = match expendable {

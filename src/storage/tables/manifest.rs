@@ -60,7 +60,7 @@ pub(super) struct Manifest {
     pub last_seal: SealNumber,
     /// In ascending order of numbers.
     pub segments: Vec<SegmentFacts>,
-    /// The newest first.
+    /// In the order of time, the newest first.
     pub runs: Vec<RunFacts>,
 }
 
@@ -243,6 +243,14 @@ impl Manifest {
         // What is missing makes the checksum wrong.
         let manifest = Manifest::decode(&bytes[..read]);
         manifest.map(Some).map_err(|error| store.damaged(MANIFEST, error.to_string()))
+    }
+
+    /// Forgets the segments to which no table refers.
+    pub fn drop_unused_segments(&mut self) {
+        let tables = self.runs.iter().flat_map(|run| &run.tables);
+        let used: BTreeSet<u64> =
+            tables.flat_map(|table| &table.values).map(|(segment, _)| *segment).collect();
+        self.segments.retain(|segment| used.contains(&segment.number));
     }
 
     fn files(&self) -> BTreeSet<(FileKind, u64)> {

@@ -20,10 +20,11 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
 
+use super::block::TableValue;
 use crate::storage::engine::{Direction, WriteBatch};
 use crate::storage::keys::{self, RowRange};
 
@@ -164,6 +165,67 @@ impl MemoryTable {
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Bytes, RowStates>> {
         self.rows.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Rows are copied out in groups, the first of this size: most searches want one row.
+const FIRST_GROUP_ROWS: usize = 2;
+/// Each group is twice as large as the one before, up to this: a few microseconds under the lock.
+const GROUP_ROWS_MAX: usize = 128;
+
+/// A row of a table as of a batch, and the way from there to the others of a range.
+pub(super) struct MemoryCursor {
+    table: Arc<MemoryTable>,
+    direction: Direction,
+    as_of: BatchNumber,
+    /// The range behind the group; `None` if nothing is left of it.
+    left: Option<RowRange>,
+    group: Vec<MemoryRow>,
+    group_rows: usize,
+    /// The row of the group that the cursor is at.
+    at: usize,
+}
+
+impl MemoryCursor {
+    pub fn new(
+        table: Arc<MemoryTable>,
+        range: RowRange,
+        direction: Direction,
+        as_of: BatchNumber,
+    ) -> MemoryCursor {
+        let (left, group, group_rows) = (Some(range), Vec::new(), FIRST_GROUP_ROWS);
+        let mut cursor = MemoryCursor { table, direction, as_of, left, group, group_rows, at: 0 };
+        cursor.fill();
+        cursor
+    }
+
+    pub fn key(&self) -> Option<&[u8]> {
+        self.group.get(self.at).map(|(key, _)| &key[..])
+    }
+
+    /// The row that the cursor is at; `None` at the end of the range.
+    pub fn row(&self) -> Option<(&[u8], TableValue<'_>)> {
+        let (key, value) = self.group.get(self.at)?;
+        Some((key, value.as_ref().map_or(TableValue::Deleted, |value| TableValue::Inline(value))))
+    }
+
+    pub fn advance(&mut self) {
+        self.at += 1;
+        if self.at >= self.group.len() {
+            self.group.clear();
+            self.at = 0;
+            self.fill();
+        }
+    }
+
+    fn fill(&mut self) {
+        while self.group.is_empty()
+            && let Some(range) = self.left.take()
+        {
+            let (count, out) = (self.group_rows, &mut self.group);
+            self.left = self.table.rows(range, self.direction, self.as_of, count, out);
+            self.group_rows = (2 * self.group_rows).min(GROUP_ROWS_MAX);
+        }
     }
 }
 

@@ -25,11 +25,15 @@ mod block;
 mod cache;
 mod directory;
 mod filter;
+mod levels;
 mod manifest;
 mod memory_table;
+mod merge;
+mod run;
 mod section;
 mod table;
 mod table_writer;
 #[cfg(test)]
 mod test_disk;
 mod values;
+mod view;

@@ -241,9 +241,7 @@ impl Table {
         let filter = match self.cache.get(self.file.place(position)) {
             Some(Cached::Filter(filter)) => filter,
             _ => {
-                let bytes = self.footer.filter_bytes;
-                let filter = self.file.read_section(position, bytes, Filter::decode)?;
-                let filter = Arc::new(filter);
+                let filter = Arc::new(self.read_filter()?);
                 self.cache.add(self.file.place(position), Cached::Filter(filter.clone()));
                 filter
             }
@@ -261,14 +259,33 @@ impl Table {
         if let Some(Cached::Index(index)) = self.cache.get(self.file.place(position)) {
             return Ok(index);
         }
-        let index = self.file.read_section(position, self.footer.index_bytes, |bytes| {
-            TableIndex::decode(bytes, &self.facts, &self.footer)
-        })?;
-        let index = Arc::new(index);
+        let index = Arc::new(self.read_index()?);
         if reread == Reread::Likely {
             self.cache.add(self.file.place(position), Cached::Index(index.clone()));
         }
         Ok(index)
+    }
+
+    /// The index of the table as it is on the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn read_index(&self) -> Result<TableIndex, EngineError> {
+        let Footer { blocks_bytes, index_bytes, .. } = self.footer;
+        self.file.read_section(blocks_bytes, index_bytes, |bytes| {
+            TableIndex::decode(bytes, &self.facts, &self.footer)
+        })
+    }
+
+    /// Reads the filter from the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn read_filter(&self) -> Result<Filter, EngineError> {
+        let position = self.footer.blocks_bytes + self.footer.index_bytes;
+        self.file.read_section(position, self.footer.filter_bytes, Filter::decode)
     }
 
     /// A block of the table, from the cache if it is there.

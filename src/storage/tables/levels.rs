@@ -1,0 +1,186 @@
+//! The files of the store as of one manifest, open: its runs and its value segments.
+//!
+//! Levels do not change. A step of the background makes the next ones, and readers that hold the
+//! former ones read on in their files: a file that the manifest does not name any more is removed
+//! when its last reader has gone.
+//!
+//! What it leaves out: which change is made, and that there is one at a time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::block::ValueRef;
+use super::cache::TableCache;
+use super::directory::{FileKind, StoreDirectory, remove};
+use super::manifest::{Manifest, RunFacts, SealNumber};
+use super::run::Run;
+use super::table::{Table, TableFacts};
+use super::values::{SegmentFacts, ValueSegment};
+use crate::storage::engine::EngineError;
+
+pub(super) struct Levels {
+    manifest: Manifest,
+    /// In the order of time, the newest first.
+    pub runs: Vec<Arc<Run>>,
+    segments: BTreeMap<u64, Arc<ValueSegment>>,
+}
+
+/// Files that are whole and that no manifest names yet. They are removed if that stays so.
+pub(super) struct UnnamedFiles {
+    store: Arc<StoreDirectory>,
+    pub tables: Vec<TableFacts>,
+    pub segments: Vec<SegmentFacts>,
+}
+
+impl UnnamedFiles {
+    pub fn none(store: &Arc<StoreDirectory>) -> UnnamedFiles {
+        UnnamedFiles { store: store.clone(), tables: Vec::new(), segments: Vec::new() }
+    }
+}
+
+impl Drop for UnnamedFiles {
+    fn drop(&mut self) {
+        for table in &self.tables {
+            remove(&self.store, &FileKind::Table.name(table.number));
+        }
+        for segment in &self.segments {
+            remove(&self.store, &FileKind::Values.name(segment.number));
+        }
+    }
+}
+
+/// The next change of the levels.
+pub(super) enum Change {
+    /// A seal is on the disk.
+    Move {
+        seal: SealNumber,
+        /// The number of rows of the store as of the seal.
+        rows: u64,
+    },
+    /// The runs of these seals, which are neighbours, have become one.
+    Merge { first_seal: SealNumber, last_seal: SealNumber },
+}
+
+impl Levels {
+    /// Opens all files that a manifest names.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn open(
+        store: &Arc<StoreDirectory>,
+        cache: &Arc<TableCache>,
+        manifest: Manifest,
+    ) -> Result<Levels, EngineError> {
+        Levels::open_with(store, cache, manifest, None)
+    }
+
+    /// Opens files that `before` does not have open.
+    fn open_with(
+        store: &Arc<StoreDirectory>,
+        cache: &Arc<TableCache>,
+        manifest: Manifest,
+        before: Option<&Levels>,
+    ) -> Result<Levels, EngineError> {
+        let known: BTreeMap<u64, &Arc<Table>> = before
+            .into_iter()
+            .flat_map(Levels::tables)
+            .map(|table| (table.facts().number, table))
+            .collect();
+        let mut runs = Vec::new();
+        for RunFacts { first_seal, last_seal, tables } in &manifest.runs {
+            let mut open = Vec::new();
+            for facts in tables {
+                open.push(match known.get(&facts.number) {
+                    Some(table) => Arc::clone(table),
+                    None => Arc::new(Table::open(store, cache, facts.clone())?),
+                });
+            }
+            let (first_seal, last_seal) = (*first_seal, *last_seal);
+            runs.push(Arc::new(Run { first_seal, last_seal, tables: open }));
+        }
+        let mut segments = BTreeMap::new();
+        for facts in &manifest.segments {
+            let known = before.and_then(|before| before.segments.get(&facts.number));
+            let segment = match known {
+                Some(segment) => segment.clone(),
+                None => Arc::new(ValueSegment::open(store, *facts)?),
+            };
+            segments.insert(facts.number, segment);
+        }
+        Ok(Levels { manifest, runs, segments })
+    }
+
+    /// Makes a change with these files durable, and returns the levels after it. The files of
+    /// tables and segments that are gone with it become obsolete.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`] or [`EngineError::Read`] if the new files cannot be opened;
+    /// [`EngineError::File`] if it is unknown which levels a crash would leave, after which
+    /// nothing may be written.
+    pub fn change(
+        &self,
+        store: &Arc<StoreDirectory>,
+        cache: &Arc<TableCache>,
+        change: &Change,
+        mut files: UnnamedFiles,
+    ) -> Result<Levels, EngineError> {
+        let mut manifest = self.manifest.clone();
+        let (first_seal, last_seal) = match *change {
+            Change::Move { seal, rows } => {
+                assert!(seal > manifest.last_seal, "seal {seal} after {}", manifest.last_seal);
+                (manifest.last_seal, manifest.rows) = (seal, rows);
+                (seal, seal)
+            }
+            Change::Merge { first_seal, last_seal } => (first_seal, last_seal),
+        };
+        let is_newer = |run: &RunFacts| run.first_seal > last_seal;
+        let at = manifest.runs.iter().take_while(|run| is_newer(run)).count();
+        manifest.runs.retain(|run| run.last_seal < first_seal || is_newer(run));
+        if !files.tables.is_empty() {
+            let tables = files.tables.clone();
+            manifest.runs.insert(at, RunFacts { first_seal, last_seal, tables });
+        }
+        manifest.segments.extend_from_slice(&files.segments);
+        manifest.segments.sort_unstable_by_key(|segment| segment.number);
+        manifest.drop_unused_segments();
+        manifest.next_number = store.next_number();
+        let next = Levels::open_with(store, cache, manifest, Some(self))?;
+        // From here on the manifest may name them, whatever the outcome.
+        files.tables.clear();
+        files.segments.clear();
+        next.manifest.store(store).inspect_err(|error| store.set_failed(error))?;
+        let stays = |table: &Arc<Table>| next.tables().any(|other| Arc::ptr_eq(table, other));
+        self.tables().filter(|table| !stays(table)).for_each(|table| table.set_obsolete());
+        let gone = self.segments.iter().filter(|(number, _)| !next.segments.contains_key(number));
+        gone.for_each(|(_, segment)| segment.set_obsolete());
+        Ok(next)
+    }
+
+    /// The number of rows as of the last seal.
+    pub fn rows(&self) -> u64 {
+        self.manifest.rows
+    }
+
+    pub fn last_seal(&self) -> SealNumber {
+        self.manifest.last_seal
+    }
+
+    /// The tables of all runs.
+    pub fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.runs.iter().flat_map(|run| &run.tables)
+    }
+
+    /// A long value of a row of these levels.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn read_value(&self, value: ValueRef) -> Result<Vec<u8>, EngineError> {
+        let Some(segment) = self.segments.get(&value.place.file) else {
+            panic!("{value:?} is in no segment of the manifest");
+        };
+        segment.read(value)
+    }
+}

@@ -1,0 +1,216 @@
+//! A run: tables whose keys do not overlap, in order, which together are the rows of a contiguous
+//! stretch of seals. And a cursor over it, in either direction.
+//!
+//! A cursor keeps its direction: the scans above never turn round, and a cursor that may turn has
+//! twice the states. It holds the block it is at, so a block that the cache evicts meanwhile stays.
+//! In each block it looks up once where the range begins and ends; the steps within are by number,
+//! without comparing keys.
+//!
+//! What it leaves out: runs beside each other, which `merge` puts together.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::block::{Block, TableValue};
+use super::manifest::SealNumber;
+use super::table::{Reread, Table, TableIndex};
+use crate::storage::engine::{Direction, EngineError};
+use crate::storage::keys::{self, RowRange};
+
+pub(super) struct Run {
+    pub first_seal: SealNumber,
+    pub last_seal: SealNumber,
+    /// In ascending order of keys, at least one.
+    pub tables: Vec<Arc<Table>>,
+}
+
+impl Run {
+    /// The length of its files, without long values.
+    pub fn bytes(&self) -> u64 {
+        self.tables.iter().map(|table| table.facts().bytes).sum()
+    }
+
+    /// The number of rows, deleted ones included.
+    pub fn rows(&self) -> u64 {
+        self.tables.iter().map(|table| table.facts().rows).sum()
+    }
+
+    pub fn deleted_rows(&self) -> u64 {
+        self.tables.iter().map(|table| table.facts().deleted_rows).sum()
+    }
+
+    /// Shows the state of a row, if the run has one.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn get<T>(
+        &self,
+        key: &[u8],
+        show: impl FnOnce(TableValue<'_>) -> T,
+    ) -> Result<Option<T>, EngineError> {
+        let at = self.tables.partition_point(|table| table.facts().last_key[..] < *key);
+        let Some(table) = self.tables.get(at) else { return Ok(None) };
+        if table.facts().first_key[..] > *key || !table.may_have(keys::without_timestamp(key))? {
+            return Ok(None);
+        }
+        let index = table.index(Reread::Likely)?;
+        // Not beyond the last block, whose last key is the table's.
+        let block = table.block(&index, index.seek(key), Reread::Likely)?;
+        let row = block.seek(key);
+        Ok((row < block.rows() && block.key(row) == key).then(|| show(block.value(row))))
+    }
+
+    /// The tables that can have rows of a range.
+    fn tables_of(&self, range: &RowRange) -> Range<usize> {
+        let first = self.tables.partition_point(|table| table.facts().last_key[..] < range.start);
+        let end = self.tables.partition_point(|table| table.facts().first_key[..] < range.end);
+        first..end
+    }
+
+    /// Whether the run may have rows of a range.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn may_have(&self, range: &RowRange) -> Result<bool, EngineError> {
+        let tables = self.tables_of(range);
+        let Some(common) = keys::common_to(range) else { return Ok(!tables.is_empty()) };
+        for table in tables {
+            if self.tables[table].may_have(common)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A row of a run, and the way from there to the others of a range.
+pub(super) struct RunCursor {
+    run: Arc<Run>,
+    range: RowRange,
+    direction: Direction,
+    reread: Reread,
+    /// Tables that are still to come.
+    tables: Range<usize>,
+    /// `None` at the end of the range.
+    at: Option<BlockPosition>,
+}
+
+/// Where in a table a cursor is.
+struct BlockPosition {
+    table: usize,
+    index: Arc<TableIndex>,
+    number: usize,
+    block: Arc<Block>,
+    /// The rows of the block that are within the range and not done, at least one. The cursor is
+    /// at their first or last.
+    rows: Range<usize>,
+}
+
+impl RunCursor {
+    /// A cursor at the first row of a range in a direction.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn new(
+        run: Arc<Run>,
+        range: RowRange,
+        direction: Direction,
+        reread: Reread,
+    ) -> Result<RunCursor, EngineError> {
+        let tables = if range.start < range.end { run.tables_of(&range) } else { 0..0 };
+        let mut cursor = RunCursor { run, range, direction, reread, tables, at: None };
+        cursor.enter_next_table()?;
+        Ok(cursor)
+    }
+
+    /// The row that the cursor is at; `None` at the end of the range.
+    pub fn row(&self) -> Option<(&[u8], TableValue<'_>)> {
+        let at = self.at.as_ref()?;
+        let row = self.row_number(at);
+        Some((at.block.key(row), at.block.value(row)))
+    }
+
+    /// The key of that row.
+    pub fn key(&self) -> Option<&[u8]> {
+        let at = self.at.as_ref()?;
+        Some(at.block.key(self.row_number(at)))
+    }
+
+    fn row_number(&self, at: &BlockPosition) -> usize {
+        match self.direction {
+            Direction::Forward => at.rows.start,
+            Direction::Reverse => at.rows.end - 1,
+        }
+    }
+
+    /// Goes to the next row of the range. After an error the cursor is not used any more.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn advance(&mut self) -> Result<(), EngineError> {
+        let Some(at) = &mut self.at else { return Ok(()) };
+        match self.direction {
+            Direction::Forward => at.rows.start += 1,
+            Direction::Reverse => at.rows.end -= 1,
+        }
+        if at.rows.is_empty() { self.leave_block() } else { Ok(()) }
+    }
+
+    /// Goes to the next block with rows of the range.
+    fn leave_block(&mut self) -> Result<(), EngineError> {
+        while let Some(BlockPosition { table, index, number, block, rows }) = self.at.take() {
+            let (next, is_last) = match self.direction {
+                Direction::Forward => (Some(number + 1), rows.end < block.rows()),
+                Direction::Reverse => (number.checked_sub(1), rows.start > 0),
+            };
+            if is_last {
+                // Beyond the rows of the range the block has others: there the range ends.
+                self.tables = 0..0;
+                return Ok(());
+            }
+            match next.filter(|next| *next < index.blocks()) {
+                Some(next) => self.enter_block(table, index, next)?,
+                None => return self.enter_next_table(),
+            }
+            if self.at.as_ref().is_some_and(|at| !at.rows.is_empty()) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn enter_next_table(&mut self) -> Result<(), EngineError> {
+        let next = match self.direction {
+            Direction::Forward => self.tables.next(),
+            Direction::Reverse => self.tables.next_back(),
+        };
+        let Some(table) = next else { return Ok(()) };
+        let index = self.run.tables[table].index(self.reread)?;
+        let block = match self.direction {
+            Direction::Forward => index.seek(&self.range.start),
+            Direction::Reverse => index.seek(&self.range.end).min(index.blocks() - 1),
+        };
+        self.enter_block(table, index, block)?;
+        match self.at.as_ref().is_some_and(|at| at.rows.is_empty()) {
+            // From the end of the range, the first block may have only rows behind it.
+            true => self.leave_block(),
+            false => Ok(()),
+        }
+    }
+
+    fn enter_block(
+        &mut self,
+        table: usize,
+        index: Arc<TableIndex>,
+        number: usize,
+    ) -> Result<(), EngineError> {
+        let block = self.run.tables[table].block(&index, number, self.reread)?;
+        let rows = block.seek(&self.range.start)..block.seek(&self.range.end);
+        self.at = Some(BlockPosition { table, index, number, block, rows });
+        Ok(())
+    }
+}
