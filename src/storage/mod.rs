@@ -50,8 +50,8 @@ mod rows;
 mod sessions;
 mod set_aside;
 pub mod snapshot;
-#[cfg(test)]
-mod tables;
+#[cfg(any(test, feature = "internals"))]
+pub mod tables;
 mod versions;
 
 use std::path::PathBuf;

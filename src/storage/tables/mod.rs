@@ -21,15 +21,19 @@
 //! What it leaves out: a log of its own (the Raft log is the durable truth, and is kept until a
 //! seal is in the manifest), compression, and locking the directory, which `storage::datadir` does.
 
+mod background;
 mod block;
 mod cache;
 mod directory;
+mod engine;
 mod filter;
 mod levels;
 mod manifest;
 mod memory_table;
 mod merge;
+mod policy;
 mod run;
+mod scrub;
 mod section;
 mod table;
 mod table_writer;
@@ -37,3 +41,44 @@ mod table_writer;
 mod test_disk;
 mod values;
 mod view;
+
+pub use engine::TableEngine;
+
+/// Bounds of an engine of tables. Tests draw them small, so that few rows make many tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TablesOptions {
+    /// A memory table of so many bytes is full.
+    pub memory_table_bytes: usize,
+    /// A block ends with the row with which it reaches so many bytes.
+    pub block_bytes: usize,
+    /// The number of runs of one size class that become one.
+    pub fan: usize,
+    /// A table, or a value segment, ends with the row with which it reaches so many bytes.
+    pub table_bytes: u64,
+    /// A step of a merge takes so many rows.
+    pub merge_step_rows: usize,
+    /// Longer values are stored in value segments.
+    pub long_value_bytes: usize,
+    /// Blocks, indexes and filters in memory.
+    pub cache_bytes: usize,
+}
+
+impl Default for TablesOptions {
+    fn default() -> TablesOptions {
+        TablesOptions {
+            // With two of them being moved, a server stays below 64 MiB.
+            memory_table_bytes: 8 * 1024 * 1024,
+            // The size with which this layout was measured against others and chosen.
+            block_bytes: 8 * 1024,
+            // Two or three classes for ten million rows: a row is written about three times.
+            fan: 8,
+            // Ten million small rows make some 25 tables; an index is less than half a mebibyte.
+            table_bytes: 64 * 1024 * 1024,
+            // About a millisecond of work.
+            merge_step_rows: 1024,
+            // A value of a page of the disk is not worth a read of its own.
+            long_value_bytes: 4 * 1024,
+            cache_bytes: 16 * 1024 * 1024,
+        }
+    }
+}

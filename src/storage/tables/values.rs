@@ -99,10 +99,6 @@ impl ValueSegment {
         Ok(ValueSegment { file, facts })
     }
 
-    pub fn facts(&self) -> SegmentFacts {
-        self.facts
-    }
-
     /// Has the file removed with the last reader of this segment.
     pub fn set_obsolete(&self) {
         self.file.set_obsolete();

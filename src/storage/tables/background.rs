@@ -1,0 +1,206 @@
+//! The work behind the writes, one bounded step at a time: seals are moved to the disk, and runs
+//! are merged.
+//!
+//! One caller works at a time. A step either moves one memory table, whose bytes are bounded, or
+//! merges a number of rows. So a caller with other duties, such as the simulator, gets control
+//! back, and a seal never waits longer than for one step of a merge.
+//!
+//! Moving a seal makes it durable: its files, then the manifest. A failure is final, as a failed
+//! checkpoint is. A merge is given up when it fails, its files are removed, and it is begun anew
+//! another time; only the replacement of the manifest at its end is final. Damage that a merge
+//! meets is damage of the store.
+//!
+//! What it leaves out: who calls it, and when. And values in segments of which little is still
+//! referred to are not rewritten.
+
+use std::sync::Arc;
+
+use super::TablesOptions;
+use super::block::TableValue;
+use super::cache::TableCache;
+use super::directory::{Expendable, StoreDirectory};
+use super::levels::{Change, Levels, UnnamedFiles};
+use super::manifest::SealNumber;
+use super::memory_table::{BatchNumber, MemoryCursor, MemoryTable};
+use super::merge::{MergeCursor, MergeSource};
+use super::run::{Run, RunCursor};
+use super::table::Reread;
+use super::table_writer::TableWriter;
+use super::values::ValueWriter;
+use crate::storage::engine::{Direction, EngineError};
+use crate::storage::keys;
+
+/// A memory table that a durable batch has ended.
+#[derive(Clone)]
+pub(super) struct Sealed {
+    pub table: Arc<MemoryTable>,
+    pub seal: SealNumber,
+    /// The last batch in it.
+    pub as_of: BatchNumber,
+    /// The number of rows of the store then.
+    pub rows: u64,
+}
+
+/// What every step needs.
+pub(super) struct StoreParts {
+    pub store: Arc<StoreDirectory>,
+    pub cache: Arc<TableCache>,
+    pub options: TablesOptions,
+}
+
+impl StoreParts {
+    /// Writes a seal to the disk, and returns the levels with it, which are durable.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::File`], [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn move_seal(&self, sealed: &Sealed, levels: &Levels) -> Result<Levels, EngineError> {
+        let Sealed { table, seal, as_of, rows } = sealed;
+        let mut output = OutputFiles::new(self, Expendable::No);
+        // There is nothing yet that a deleted row could hide.
+        let drops_deleted = levels.runs.is_empty();
+        let mut cursor =
+            MemoryCursor::new(table.clone(), keys::every_row(), Direction::Forward, *as_of);
+        while let Some((key, value)) = cursor.row() {
+            match value {
+                TableValue::Deleted if drops_deleted => {}
+                TableValue::Inline(value) if value.len() > self.options.long_value_bytes => {
+                    output.add_long(self, key, value)?;
+                }
+                value => output.add(self, key, value)?,
+            }
+            cursor.advance();
+        }
+        let change = Change::Move { seal: *seal, rows: *rows };
+        levels.change(&self.store, &self.cache, &change, output.finish()?)
+    }
+}
+
+/// The files that a step writes: one table after the other, and segments beside them.
+struct OutputFiles {
+    expendable: Expendable,
+    /// Those that are whole.
+    files: UnnamedFiles,
+    table: Option<TableWriter>,
+    segment: Option<ValueWriter>,
+}
+
+impl OutputFiles {
+    fn new(parts: &StoreParts, expendable: Expendable) -> OutputFiles {
+        let files = UnnamedFiles::none(&parts.store);
+        OutputFiles { expendable, files, table: None, segment: None }
+    }
+
+    /// Adds a row, whose key is greater than all before it.
+    fn add(
+        &mut self,
+        parts: &StoreParts,
+        key: &[u8],
+        value: TableValue<'_>,
+    ) -> Result<(), EngineError> {
+        let StoreParts { store, options, .. } = parts;
+        let mut writer = match self.table.take() {
+            Some(writer) => writer,
+            None => TableWriter::create(store, options.block_bytes, self.expendable)?,
+        };
+        writer.add(key, value)?;
+        match writer.bytes() >= options.table_bytes {
+            true => self.files.tables.push(writer.finish()?),
+            false => self.table = Some(writer),
+        }
+        Ok(())
+    }
+
+    /// Adds a row whose value goes into a segment.
+    fn add_long(
+        &mut self,
+        parts: &StoreParts,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), EngineError> {
+        let mut writer = match self.segment.take() {
+            Some(writer) => writer,
+            None => ValueWriter::create(&parts.store, self.expendable)?,
+        };
+        let reference = writer.add(value)?;
+        match writer.bytes() >= parts.options.table_bytes {
+            true => self.files.segments.push(writer.finish()?),
+            false => self.segment = Some(writer),
+        }
+        self.add(parts, key, TableValue::Long(reference))
+    }
+
+    fn finish(mut self) -> Result<UnnamedFiles, EngineError> {
+        if let Some(writer) = self.table.take() {
+            self.files.tables.push(writer.finish()?);
+        }
+        if let Some(writer) = self.segment.take() {
+            self.files.segments.push(writer.finish()?);
+        }
+        Ok(self.files)
+    }
+}
+
+/// A merge that is under way.
+pub(super) struct MergeJob {
+    first_seal: SealNumber,
+    last_seal: SealNumber,
+    cursor: MergeCursor,
+    /// No run is older than these.
+    drops_deleted: bool,
+    output: OutputFiles,
+}
+
+impl MergeJob {
+    /// Begins to merge runs that are neighbours, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn begin(
+        parts: &StoreParts,
+        runs: &[Arc<Run>],
+        drops_deleted: bool,
+    ) -> Result<MergeJob, EngineError> {
+        let (Some(newest), Some(oldest)) = (runs.first(), runs.last()) else {
+            panic!("no runs are merged");
+        };
+        let mut sources = Vec::new();
+        for run in runs {
+            let all = keys::every_row();
+            let cursor = RunCursor::new(run.clone(), all, Direction::Forward, Reread::Unlikely)?;
+            sources.push(MergeSource::Run(cursor));
+        }
+        let cursor = MergeCursor::new(sources, Direction::Forward);
+        let output = OutputFiles::new(parts, Expendable::Yes);
+        let (first_seal, last_seal) = (oldest.first_seal, newest.last_seal);
+        Ok(MergeJob { first_seal, last_seal, cursor, drops_deleted, output })
+    }
+
+    /// Merges some rows. Returns whether all are merged.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`]; the merge is to be given up.
+    pub fn step(&mut self, parts: &StoreParts) -> Result<bool, EngineError> {
+        for _ in 0..parts.options.merge_step_rows {
+            let Some((key, value)) = self.cursor.row() else { return Ok(true) };
+            if value != TableValue::Deleted || !self.drops_deleted {
+                self.output.add(parts, key, value)?;
+            }
+            self.cursor.advance()?;
+        }
+        Ok(false)
+    }
+
+    /// Ends a merge of which all rows are merged, and returns the levels with its outcome.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`]; if nothing may be written any more, the directory says so.
+    pub fn finish(self, parts: &StoreParts, levels: &Levels) -> Result<Levels, EngineError> {
+        let MergeJob { first_seal, last_seal, output, .. } = self;
+        let change = Change::Merge { first_seal, last_seal };
+        levels.change(&parts.store, &parts.cache, &change, output.finish()?)
+    }
+}
