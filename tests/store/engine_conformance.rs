@@ -7,9 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use acervo::storage::disk::DiskEngine;
-use acervo::storage::engine::{Direction, Durability, Engine, EngineError, WriteBatch};
+use acervo::storage::engine::{
+    Direction, Durability, Engine, EngineError, EngineView, Scrubbed, WriteBatch,
+};
+use acervo::storage::files::RealDirectory;
 use acervo::storage::keys::RowRange;
 use acervo::storage::memory::MemoryEngine;
+use acervo::storage::tables::{TableEngine, TablesOptions};
 use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -92,6 +96,105 @@ impl Bed for Killed {
     fn crash(&mut self) {
         let next = TempDir::new().unwrap();
         std::fs::copy(self.0.path(), next.path().join("store.redb")).unwrap();
+        self.0.dir = next;
+        self.0.crash();
+    }
+
+    fn end(&mut self) {
+        self.0.end();
+    }
+}
+
+/// Tables with sizes so small that a few rows make many of them, and two steps of the background
+/// after each batch: seals are moved and runs merged all the time.
+struct BusyTables(TableEngine);
+
+impl BusyTables {
+    fn open(dir: &TempDir) -> BusyTables {
+        let options = TablesOptions {
+            memory_table_bytes: 100,
+            block_bytes: 64,
+            fan: 2,
+            table_bytes: 300,
+            merge_step_rows: 7,
+            long_value_bytes: 16,
+            cache_bytes: 16 * 1024,
+        };
+        let directory = Arc::new(RealDirectory::open(dir.path()).unwrap());
+        BusyTables(TableEngine::open(directory, options).unwrap())
+    }
+}
+
+impl Engine for BusyTables {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.0.get(key)
+    }
+
+    fn view(&self) -> Result<Box<dyn EngineView>, EngineError> {
+        self.0.view()
+    }
+
+    fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
+        self.0.write(batch, durability)?;
+        for _ in 0..2 {
+            self.0.work()?;
+        }
+        Ok(())
+    }
+
+    fn rows(&self) -> u64 {
+        self.0.rows()
+    }
+
+    fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError> {
+        self.0.scrub(from_block, blocks)
+    }
+}
+
+struct TablesDropped {
+    dir: TempDir,
+    engine: Option<Arc<BusyTables>>,
+}
+
+impl Bed for TablesDropped {
+    fn start() -> Self {
+        let mut bed = TablesDropped { dir: TempDir::new().unwrap(), engine: None };
+        bed.crash();
+        bed
+    }
+
+    fn engine(&self) -> Arc<dyn Engine> {
+        self.engine.clone().unwrap()
+    }
+
+    fn crash(&mut self) {
+        self.engine = None;
+        self.engine = Some(Arc::new(BusyTables::open(&self.dir)));
+    }
+
+    fn end(&mut self) {
+        self.engine = None;
+    }
+}
+
+/// Killed: what the directory holds at this moment, while the engine is open, is all there is.
+struct TablesKilled(TablesDropped);
+
+impl Bed for TablesKilled {
+    fn start() -> Self {
+        TablesKilled(TablesDropped::start())
+    }
+
+    fn engine(&self) -> Arc<dyn Engine> {
+        self.0.engine()
+    }
+
+    fn crash(&mut self) {
+        let next = TempDir::new().unwrap();
+        for file in std::fs::read_dir(self.0.dir.path()).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), next.path().join(file.file_name())).unwrap();
+        }
         self.0.dir = next;
         self.0.crash();
     }
@@ -422,6 +525,8 @@ macro_rules! conformance {
 conformance!(memory, Memory, 256);
 conformance!(redb_dropped, Dropped, 24);
 conformance!(redb_killed, Killed, 24);
+conformance!(tables_dropped, TablesDropped, 24);
+conformance!(tables_killed, TablesKilled, 24);
 
 #[test]
 fn a_file_that_is_no_store_and_one_in_use_are_typed_errors() {

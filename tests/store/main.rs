@@ -9,4 +9,5 @@ mod datadir_crash;
 mod engine_conformance;
 #[path = "../support/log_disk.rs"]
 mod log_disk;
+mod tables_crash;
 mod versions_model;
