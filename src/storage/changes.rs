@@ -75,7 +75,7 @@ impl<'a> Changes<'a> {
         );
         self.steps.step();
         self.hash.add(state_row_hash(&row, &value));
-        self.batch.put(row, value);
+        self.batch.insert(row, value);
     }
 
     /// Removes a row, which must exist with this value.
@@ -92,7 +92,7 @@ impl<'a> Changes<'a> {
         );
         self.steps.step();
         self.hash.subtract(hash);
-        self.batch.delete(row);
+        self.batch.remove(row);
     }
 
     /// Sets a fact about the store. It is not part of the hash, because it follows from the history

@@ -15,6 +15,7 @@
 //! - Damage is found by checksums, named, and refused. Only a torn tail of the log, which was never
 //!   acknowledged, is cut off. Where there are other servers, damaged data is set aside: without
 //!   its store a server waits for a snapshot, without its log it starts as a blank one.
+//! - `tables` is an engine of our own that is to take the place of [`disk`]; no server uses it yet.
 //! - `redb` is used in [`disk`] and in the file below it, `checked_file`, and nowhere else.
 //!
 //! A server that the other servers' logs do not reach back to receives a [`snapshot`], which

@@ -115,6 +115,7 @@ impl BusyTables {
             memory_table_bytes: 100,
             block_bytes: 64,
             fan: 2,
+            small_run_bytes: 500,
             table_bytes: 300,
             merge_step_rows: 7,
             long_value_bytes: 16,

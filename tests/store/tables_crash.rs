@@ -38,6 +38,7 @@ fn open(disk: &SimDisk, rng: &mut StdRng) -> Result<TableEngine, EngineError> {
         memory_table_bytes: 1,
         block_bytes: rng.random_range(1..200),
         fan: rng.random_range(2..5),
+        small_run_bytes: rng.random_range(1..2000),
         table_bytes: rng.random_range(1..2000),
         merge_step_rows: rng.random_range(1..30),
         long_value_bytes: rng.random_range(10..60),

@@ -6,7 +6,7 @@
 //!
 //! What it leaves out: which change is made, and that there is one at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::block::ValueRef;
@@ -151,8 +151,9 @@ impl Levels {
         files.tables.clear();
         files.segments.clear();
         next.manifest.store(store).inspect_err(|error| store.set_failed(error))?;
-        let stays = |table: &Arc<Table>| next.tables().any(|other| Arc::ptr_eq(table, other));
-        self.tables().filter(|table| !stays(table)).for_each(|table| table.set_obsolete());
+        let named: BTreeSet<u64> = next.tables().map(|table| table.facts().number).collect();
+        let gone = self.tables().filter(|table| !named.contains(&table.facts().number));
+        gone.for_each(|table| table.set_obsolete());
         let gone = self.segments.iter().filter(|(number, _)| !next.segments.contains_key(number));
         gone.for_each(|(_, segment)| segment.set_obsolete());
         Ok(next)

@@ -310,6 +310,15 @@ mod tests {
         }
     }
 
+    /// Lets the other threads end, also when the writer fails.
+    struct SetOnDrop<'a>(&'a AtomicBool);
+
+    impl Drop for SetOnDrop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+
     #[test]
     fn a_reader_beside_the_writer_sees_whole_batches() {
         let (table, published, done) =
@@ -331,13 +340,13 @@ mod tests {
                     }
                 });
             }
+            let _done = SetOnDrop(&done);
             for number in 1..400u64 {
                 let value = || Some(number.to_le_bytes().to_vec());
                 table
                     .write(number, &batch(&keys.clone().map(|key| (vec![key], value())).collect()));
                 published.store(number, Ordering::Release);
             }
-            done.store(true, Ordering::Release);
         });
     }
 

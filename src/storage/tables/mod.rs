@@ -18,6 +18,19 @@
 //! Files of a store: `MANIFEST`, `N.table` and `N.values`, with one sequence of numbers `N` that
 //! are never used twice.
 //!
+//! The parts, from below:
+//!
+//! | part | is for |
+//! | --- | --- |
+//! | `section`, `block`, `filter` | bytes of files, pure: encoded, checked, decoded |
+//! | `directory` | names, numbers, whole files, reads within bounds, the first damage |
+//! | `table`, `table_writer`, `values`, `cache` | files of rows and of long values |
+//! | `manifest`, `levels` | which files there are; these files, open |
+//! | `memory_table` | rows of the newest batches |
+//! | `run`, `merge`, `view` | cursors over one run, over everything, as of one batch |
+//! | `policy`, `background`, `scrub` | which step is next; that step; verifying files |
+//! | `engine` | all of it as an [`Engine`](super::engine::Engine) |
+//!
 //! What it leaves out: a log of its own (the Raft log is the durable truth, and is kept until a
 //! seal is in the manifest), compression, and locking the directory, which `storage::datadir` does.
 
@@ -53,6 +66,8 @@ pub struct TablesOptions {
     pub block_bytes: usize,
     /// The number of runs of one size class that become one.
     pub fan: usize,
+    /// Runs up to so many bytes are of the lowest size class.
+    pub small_run_bytes: u64,
     /// A table, or a value segment, ends with the row with which it reaches so many bytes.
     pub table_bytes: u64,
     /// A step of a merge takes so many rows.
@@ -72,6 +87,8 @@ impl Default for TablesOptions {
             block_bytes: 8 * 1024,
             // Two or three classes for ten million rows: a row is written about three times.
             fan: 8,
+            // An idle group seals every ten seconds: a file for less would be too much.
+            small_run_bytes: 64 * 1024,
             // Ten million small rows make some 25 tables; an index is less than half a mebibyte.
             table_bytes: 64 * 1024 * 1024,
             // About a millisecond of work.

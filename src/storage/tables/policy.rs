@@ -2,13 +2,13 @@
 //!
 //! Rule: seals are moved first, since they are what memory waits for. Then runs are merged that are
 //! neighbours in time, by *size class*: a class holds sizes up to `fan` times those of the class
-//! below, and the lowest ends at the bytes of a memory table's smallest table. A run counts as at
-//! least as large as every newer one, so classes only grow from the newest run to the oldest, and
-//! the runs of a class are neighbours. When a class has `fan` runs, these become one.
+//! below, and the lowest ends where less is not worth a run of its own. A run counts as at least as
+//! large as every newer one, so classes only grow from the newest run to the oldest, and the runs
+//! of a class are neighbours. When a class has `fan` runs, these become one.
 //!
 //! So there are at most `fan - 1` runs a class when nothing is left to do, whatever the sizes of
-//! the seals were: without the second sentence of the rule, small runs between large ones would
-//! never be merged. A row is written about once a class.
+//! the seals were. If each run counted with its own size, small runs between large ones would never
+//! be merged. A row is written about once a class.
 //!
 //! A marker of a deleted row goes only with the oldest run, below which there is nothing that it
 //! could hide. It cannot go together with the state that it hides, as two runs that are merged may
@@ -18,10 +18,29 @@
 //! What it leaves out: merging a stretch of keys at a time, which would bound the room that the
 //! largest merges take.
 
-/// The size of the lowest class: less is not worth a run of its own.
-const LOWEST_CLASS_BYTES: u64 = 64 * 1024;
 /// All runs become one when one of so many rows is a marker.
 const DELETED_SHARE: u64 = 8;
+
+/// How sizes of runs are classed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SizeClasses {
+    /// How much larger the runs of a class are than those of the one below, and how many runs of a
+    /// class become one.
+    pub fan: usize,
+    /// The size up to which a run is of the lowest class.
+    pub lowest_bytes: u64,
+}
+
+impl SizeClasses {
+    fn of(self, bytes: u64) -> u32 {
+        let (mut class, mut class_bytes) = (0, self.lowest_bytes.max(1));
+        while bytes > class_bytes {
+            class += 1;
+            class_bytes = class_bytes.saturating_mul(self.fan as u64);
+        }
+        class
+    }
+}
 
 /// The size of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,21 +60,26 @@ pub(super) enum BackgroundStep {
 }
 
 /// The next step; `None` if there is nothing to do. `runs` has the newest first.
-pub(super) fn next_step(seals: usize, runs: &[RunSize], fan: usize) -> Option<BackgroundStep> {
+pub(super) fn next_step(
+    seals: usize,
+    runs: &[RunSize],
+    classes: SizeClasses,
+) -> Option<BackgroundStep> {
     if seals > 0 {
         return Some(BackgroundStep::Move);
     }
     let all = 0..runs.len();
-    let merge = full_class(runs, fan).or_else(|| wants_reclaiming(runs).then_some(all));
+    let merge = full_class(runs, classes).or_else(|| wants_reclaiming(runs).then_some(all));
     merge.map(BackgroundStep::Merge)
 }
 
 /// The runs of the newest class that has `fan` of them.
-fn full_class(runs: &[RunSize], fan: usize) -> Option<std::ops::Range<usize>> {
+fn full_class(runs: &[RunSize], classes: SizeClasses) -> Option<std::ops::Range<usize>> {
+    let SizeClasses { fan, .. } = classes;
     assert!(fan >= 2, "runs are merged {fan} at a time");
     let (mut start, mut class) = (0, 0);
     for (at, run) in runs.iter().enumerate() {
-        let own = size_class(run.bytes, fan);
+        let own = classes.of(run.bytes);
         if own > class {
             if at - start >= fan {
                 return Some(start..at);
@@ -72,20 +96,15 @@ fn wants_reclaiming(runs: &[RunSize]) -> bool {
     deleted_rows > 0 && deleted_rows >= rows / DELETED_SHARE
 }
 
-fn size_class(bytes: u64, fan: usize) -> u32 {
-    let (mut class, mut class_bytes) = (0, LOWEST_CLASS_BYTES);
-    while bytes > class_bytes {
-        class += 1;
-        class_bytes = class_bytes.saturating_mul(fan as u64);
-    }
-    class
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn classes(fan: usize) -> SizeClasses {
+        SizeClasses { fan, lowest_bytes: 64 * 1024 }
+    }
 
     fn of_bytes(bytes: u64) -> RunSize {
         RunSize { bytes, rows: bytes / 100 + 1, deleted_rows: 0 }
@@ -93,7 +112,7 @@ mod tests {
 
     fn settle(runs: &mut Vec<RunSize>, fan: usize) -> (u64, usize) {
         let (mut written, mut merges) = (0, 0);
-        while let Some(step) = next_step(0, runs, fan) {
+        while let Some(step) = next_step(0, runs, classes(fan)) {
             let BackgroundStep::Merge(merged) = step else { panic!("there are no seals") };
             assert!(merged.len() >= 2 || runs[merged.clone()].iter().any(|it| it.deleted_rows > 0));
             let bytes = runs[merged.clone()].iter().map(|run| run.bytes).sum();
@@ -117,8 +136,8 @@ mod tests {
             for bytes in &seals {
                 runs.insert(0, of_bytes(*bytes));
                 settle(&mut runs, fan);
-                let classes = size_class(seals.iter().sum(), fan) as usize + 1;
-                prop_assert!(runs.len() <= (fan - 1) * classes, "{} runs", runs.len());
+                let most = classes(fan).of(seals.iter().sum()) as usize + 1;
+                prop_assert!(runs.len() <= (fan - 1) * most, "{} runs", runs.len());
             }
         }
     }
@@ -138,18 +157,18 @@ mod tests {
     #[test]
     fn seals_come_first_and_markers_are_reclaimed() {
         let run = |rows, deleted_rows| RunSize { bytes: 1 << 20, rows, deleted_rows };
-        assert_eq!(next_step(1, &[], 4), Some(BackgroundStep::Move));
-        assert_eq!(next_step(0, &[], 4), None);
-        assert_eq!(next_step(0, &[run(80, 9), run(100, 0)], 4), None);
-        let all = next_step(0, &[run(80, 30), run(100, 0)], 4);
+        assert_eq!(next_step(1, &[], classes(4)), Some(BackgroundStep::Move));
+        assert_eq!(next_step(0, &[], classes(4)), None);
+        assert_eq!(next_step(0, &[run(80, 9), run(100, 0)], classes(4)), None);
+        let all = next_step(0, &[run(80, 30), run(100, 0)], classes(4));
         assert_eq!(all, Some(BackgroundStep::Merge(0..2)));
-        assert_eq!(next_step(0, &[run(1, 0)], 4), None);
+        assert_eq!(next_step(0, &[run(1, 0)], classes(4)), None);
     }
 
     #[test]
     fn a_class_is_a_stretch_of_neighbours_up_to_a_larger_run() {
         let sizes = |bytes: &[u64]| bytes.iter().map(|bytes| of_bytes(*bytes)).collect::<Vec<_>>();
-        let step = |bytes: &[u64]| next_step(0, &sizes(bytes), 3);
+        let step = |bytes: &[u64]| next_step(0, &sizes(bytes), classes(3));
         let large = 1 << 20;
         assert_eq!(step(&[1, 1, large, large]), None);
         assert_eq!(step(&[1, 1, 1, large]), Some(BackgroundStep::Merge(0..3)));

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::atomic::AtomicBool;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -20,6 +21,7 @@ fn random_options(rng: &mut StdRng) -> TablesOptions {
         memory_table_bytes: 1,
         block_bytes: rng.random_range(1..100),
         fan: rng.random_range(2..4),
+        small_run_bytes: rng.random_range(1..600),
         table_bytes: rng.random_range(1..500),
         merge_step_rows: rng.random_range(1..20),
         long_value_bytes: rng.random_range(4..30),
@@ -40,12 +42,19 @@ fn random_batch(rng: &mut StdRng, rows: &mut Rows) -> WriteBatch {
     let mut batch = WriteBatch::default();
     for _ in 0..rng.random_range(0..8) {
         let key = random_key(rng);
+        let (is_told, exists) = (rng.random_bool(0.5), rows.contains_key(&key));
         if rng.random_bool(0.65) {
             let value = vec![rng.random(); rng.random_range(0..40)];
-            batch.put(key.clone().into(), value.clone().into());
+            match is_told && !exists {
+                true => batch.insert(key.clone().into(), value.clone().into()),
+                false => batch.put(key.clone().into(), value.clone().into()),
+            }
             rows.insert(key, value);
         } else {
-            batch.delete(key.clone().into());
+            match is_told && exists {
+                true => batch.remove(key.clone().into()),
+                false => batch.delete(key.clone().into()),
+            }
             rows.remove(&key);
         }
     }
@@ -162,6 +171,7 @@ fn history(disk: &TestDisk) -> (Result<(), EngineError>, Vec<Rows>) {
         memory_table_bytes: 1,
         block_bytes: 20,
         fan: 2,
+        small_run_bytes: 150,
         table_bytes: 60,
         merge_step_rows: 3,
         long_value_bytes: 12,
@@ -287,4 +297,65 @@ fn the_first_damage_is_final() {
     );
     assert_eq!(engine.work().unwrap_err().to_string(), first);
     assert_eq!(engine.scrub(0, 1).unwrap_err().to_string(), first);
+}
+
+/// Lets the other threads end, also when the writer fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// A thread takes steps while another writes and two read: each batch sets every row to its number.
+#[test]
+fn views_are_whole_while_seals_are_moved_and_runs_merged_by_another_thread() {
+    let options = TablesOptions {
+        block_bytes: 100,
+        fan: 2,
+        small_run_bytes: 300,
+        table_bytes: 400,
+        merge_step_rows: 5,
+        long_value_bytes: 4,
+        cache_bytes: 10_000,
+        ..TablesOptions::default()
+    };
+    let engine = open(&TestDisk::default(), options).unwrap();
+    let write = |number: u64| {
+        let mut batch = WriteBatch::default();
+        for key in 0..30u8 {
+            batch.put(vec![key].into(), number.to_le_bytes().to_vec().into());
+        }
+        let durable = number.is_multiple_of(3);
+        let durability = if durable { Durability::Durable } else { Durability::Lazy };
+        engine.write(&batch, durability).unwrap();
+    };
+    write(1);
+    let done = AtomicBool::new(false);
+    let is_done = || done.load(Ordering::Acquire);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done() {
+                engine.work().unwrap();
+            }
+        });
+        for direction in [Direction::Forward, Direction::Reverse] {
+            let (engine, is_done) = (&engine, &is_done);
+            scope.spawn(move || {
+                let mut last = 0;
+                while !is_done() || last == 0 {
+                    let rows = scan(&*engine.view().unwrap(), &everything(), direction).unwrap();
+                    assert_eq!(rows.len(), 30);
+                    assert!(rows.iter().all(|(_, value)| *value == rows[0].1), "a torn view");
+                    let number = u64::from_le_bytes(rows[0].1[..].try_into().unwrap());
+                    assert!(number >= last, "a view older than the one before");
+                    last = number;
+                }
+            });
+        }
+        let _done = SetOnDrop(&done);
+        (2..200).for_each(write);
+    });
+    assert_eq!(engine.rows(), 30);
 }
