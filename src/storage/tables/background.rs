@@ -18,7 +18,7 @@ use std::sync::Arc;
 use super::TablesOptions;
 use super::block::TableValue;
 use super::cache::TableCache;
-use super::directory::{Expendable, StoreDirectory};
+use super::directory::{Expendable, TableDirectory};
 use super::levels::{Change, Levels, UnnamedFiles};
 use super::manifest::SealNumber;
 use super::memory_table::{BatchNumber, MemoryCursor, MemoryTable};
@@ -43,7 +43,7 @@ pub(super) struct Sealed {
 
 /// What every step needs.
 pub(super) struct StoreParts {
-    pub store: Arc<StoreDirectory>,
+    pub store: Arc<TableDirectory>,
     pub cache: Arc<TableCache>,
     pub options: TablesOptions,
 }

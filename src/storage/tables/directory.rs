@@ -60,7 +60,7 @@ impl FileKind {
 }
 
 /// The directory of one store, which no other process uses.
-pub(super) struct StoreDirectory {
+pub(super) struct TableDirectory {
     directory: Arc<dyn Directory>,
     /// The number of the next file.
     next_number: AtomicU64,
@@ -74,9 +74,9 @@ struct FoundDamage {
     detail: String,
 }
 
-impl StoreDirectory {
-    pub fn new(directory: Arc<dyn Directory>) -> StoreDirectory {
-        StoreDirectory {
+impl TableDirectory {
+    pub fn new(directory: Arc<dyn Directory>) -> TableDirectory {
+        TableDirectory {
             directory,
             next_number: AtomicU64::new(1),
             damage: OnceLock::new(),
@@ -210,7 +210,7 @@ pub(super) enum Expendable {
 
 /// A file that is being written.
 pub(super) struct FileWriter {
-    store: Arc<StoreDirectory>,
+    store: Arc<TableDirectory>,
     file: Arc<dyn DiskFile>,
     name: String,
     pub number: u64,
@@ -276,7 +276,7 @@ impl Drop for FileWriter {
 
 /// A file that is whole. It is removed with its last reader if it has become obsolete.
 pub(super) struct StoreFile {
-    store: Arc<StoreDirectory>,
+    store: Arc<TableDirectory>,
     file: Arc<dyn DiskFile>,
     name: String,
     number: u64,
@@ -346,7 +346,7 @@ impl Drop for StoreFile {
 }
 
 /// Removes a file that nothing refers to. If that fails, the next opening does it.
-pub(super) fn remove(store: &StoreDirectory, name: &str) {
+pub(super) fn remove(store: &TableDirectory, name: &str) {
     if let Err(error) = files::remove_if_present(store.files(), name) {
         log::warn!("{} is left until the next start: {error}", store.path(name));
     }
@@ -357,11 +357,11 @@ mod tests {
     use super::super::test_disk::TestDisk;
     use super::*;
 
-    fn store(disk: &TestDisk) -> Arc<StoreDirectory> {
-        Arc::new(StoreDirectory::new(Arc::new(disk.clone())))
+    fn store(disk: &TestDisk) -> Arc<TableDirectory> {
+        Arc::new(TableDirectory::new(Arc::new(disk.clone())))
     }
 
-    fn write(store: &Arc<StoreDirectory>, bytes: &[u8]) -> u64 {
+    fn write(store: &Arc<TableDirectory>, bytes: &[u8]) -> u64 {
         let mut file = store.create(FileKind::Values, Expendable::No).unwrap();
         file.append(|_, out| out.extend_from_slice(bytes)).unwrap();
         let number = file.number;

@@ -28,9 +28,9 @@ use super::TablesOptions;
 use super::background::{MergeJob, Sealed, StoreParts};
 use super::block::TableValue;
 use super::cache::TableCache;
-use super::directory::StoreDirectory;
+use super::directory::TableDirectory;
 use super::levels::Levels;
-use super::manifest::{Manifest, SealNumber};
+use super::manifest::{SealNumber, TableManifest};
 use super::memory_table::{BatchNumber, MemoryTable};
 use super::policy::{self, BackgroundStep, RunSize, SizeClasses};
 use super::scrub;
@@ -74,8 +74,8 @@ impl TableEngine {
         directory: Arc<dyn Directory>,
         options: TablesOptions,
     ) -> Result<TableEngine, EngineError> {
-        let store = Arc::new(StoreDirectory::new(directory));
-        let manifest = Manifest::open(&store)?;
+        let store = Arc::new(TableDirectory::new(directory));
+        let manifest = TableManifest::open(&store)?;
         let cache = Arc::new(TableCache::new(options.cache_bytes));
         let levels = Levels::open(&store, &cache, manifest)?;
         let (rows, last_seal) = (levels.rows(), levels.last_seal());

@@ -11,15 +11,15 @@ use std::sync::Arc;
 
 use super::block::ValueRef;
 use super::cache::TableCache;
-use super::directory::{FileKind, StoreDirectory, remove};
-use super::manifest::{Manifest, RunFacts, SealNumber};
+use super::directory::{FileKind, TableDirectory, remove};
+use super::manifest::{RunFacts, SealNumber, TableManifest};
 use super::run::Run;
 use super::table::{Table, TableFacts};
 use super::values::{SegmentFacts, ValueSegment};
 use crate::storage::engine::EngineError;
 
 pub(super) struct Levels {
-    manifest: Manifest,
+    manifest: TableManifest,
     /// In the order of time, the newest first.
     pub runs: Vec<Arc<Run>>,
     segments: BTreeMap<u64, Arc<ValueSegment>>,
@@ -27,13 +27,13 @@ pub(super) struct Levels {
 
 /// Files that are whole and that no manifest names yet. They are removed if that stays so.
 pub(super) struct UnnamedFiles {
-    store: Arc<StoreDirectory>,
+    store: Arc<TableDirectory>,
     pub tables: Vec<TableFacts>,
     pub segments: Vec<SegmentFacts>,
 }
 
 impl UnnamedFiles {
-    pub fn none(store: &Arc<StoreDirectory>) -> UnnamedFiles {
+    pub fn none(store: &Arc<TableDirectory>) -> UnnamedFiles {
         UnnamedFiles { store: store.clone(), tables: Vec::new(), segments: Vec::new() }
     }
 }
@@ -68,18 +68,18 @@ impl Levels {
     ///
     /// [`EngineError::Damaged`], [`EngineError::Read`].
     pub fn open(
-        store: &Arc<StoreDirectory>,
+        store: &Arc<TableDirectory>,
         cache: &Arc<TableCache>,
-        manifest: Manifest,
+        manifest: TableManifest,
     ) -> Result<Levels, EngineError> {
         Levels::open_with(store, cache, manifest, None)
     }
 
     /// Opens files that `before` does not have open.
     fn open_with(
-        store: &Arc<StoreDirectory>,
+        store: &Arc<TableDirectory>,
         cache: &Arc<TableCache>,
-        manifest: Manifest,
+        manifest: TableManifest,
         before: Option<&Levels>,
     ) -> Result<Levels, EngineError> {
         let known: BTreeMap<u64, &Arc<Table>> = before
@@ -121,7 +121,7 @@ impl Levels {
     /// nothing may be written.
     pub fn change(
         &self,
-        store: &Arc<StoreDirectory>,
+        store: &Arc<TableDirectory>,
         cache: &Arc<TableCache>,
         change: &Change,
         mut files: UnnamedFiles,

@@ -32,7 +32,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use super::directory::{FileKind, StoreDirectory, remove};
+use super::directory::{FileKind, TableDirectory, remove};
 use super::section::{self, Fields, Place, SectionError, put_key};
 use super::table::TableFacts;
 use super::values::SegmentFacts;
@@ -51,7 +51,7 @@ pub(super) type SealNumber = u64;
 
 /// The contents of the manifest: which files the store has, and how far it has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Manifest {
+pub(super) struct TableManifest {
     /// Files of lower numbers were created before.
     pub next_number: u64,
     /// The number of rows of the store as of the last seal.
@@ -73,7 +73,7 @@ pub(super) struct RunFacts {
     pub tables: Vec<TableFacts>,
 }
 
-impl Manifest {
+impl TableManifest {
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend_from_slice(&FORMAT.to_le_bytes());
@@ -92,19 +92,19 @@ impl Manifest {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Manifest, SectionError> {
+    fn decode(bytes: &[u8]) -> Result<TableManifest, SectionError> {
         let mut fields = Fields(section::open(PLACE, bytes)?);
         if fields.u32() != Some(FORMAT) {
             return Err(SectionError::Encoding("the manifest is not of this release's format"));
         }
-        let manifest = Manifest::decode_fields(&mut fields)
+        let manifest = TableManifest::decode_fields(&mut fields)
             .filter(|_| fields.0.is_empty())
             .ok_or(SectionError::Encoding("the manifest is not in its encoding"))?;
         manifest.check().map_err(SectionError::Encoding)?;
         Ok(manifest)
     }
 
-    fn decode_fields(fields: &mut Fields<'_>) -> Option<Manifest> {
+    fn decode_fields(fields: &mut Fields<'_>) -> Option<TableManifest> {
         let (next_number, rows, last_seal) = (fields.u64()?, fields.u64()?, fields.u64()?);
         let segments = decode_list(fields, |fields| {
             Some(SegmentFacts { number: fields.u64()?, bytes: fields.u64()? })
@@ -113,7 +113,7 @@ impl Manifest {
             let (first_seal, last_seal) = (fields.u64()?, fields.u64()?);
             Some(RunFacts { first_seal, last_seal, tables: decode_list(fields, decode_table)? })
         })?;
-        Some(Manifest { next_number, rows, last_seal, segments, runs })
+        Some(TableManifest { next_number, rows, last_seal, segments, runs })
     }
 
     /// What holds of every manifest, whoever reads or writes it.
@@ -172,7 +172,7 @@ impl Manifest {
     /// # Errors
     ///
     /// [`EngineError::File`], after which it is unknown which manifest a crash would leave.
-    pub fn store(&self, store: &StoreDirectory) -> Result<(), EngineError> {
+    pub fn store(&self, store: &TableDirectory) -> Result<(), EngineError> {
         if let Err(broken) = self.check() {
             panic!("{broken}: {self:?}");
         }
@@ -198,14 +198,14 @@ impl Manifest {
     ///
     /// [`EngineError::Damaged`], [`EngineError::Read`]; [`EngineError::File`] if the blank store
     /// cannot be written.
-    pub fn open(store: &StoreDirectory) -> Result<Manifest, EngineError> {
+    pub fn open(store: &TableDirectory) -> Result<TableManifest, EngineError> {
         let names = store.files().list().map_err(|error| store.unreadable("", &error))?;
         let found: Vec<(FileKind, u64)> =
             names.iter().filter_map(|name| FileKind::parse(name)).collect();
-        let manifest = match Manifest::read(store)? {
+        let manifest = match TableManifest::read(store)? {
             Some(manifest) => manifest,
             None if found.is_empty() => {
-                let blank = Manifest { next_number: 1, ..Manifest::default() };
+                let blank = TableManifest { next_number: 1, ..TableManifest::default() };
                 blank.store(store)?;
                 blank
             }
@@ -227,7 +227,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    fn read(store: &StoreDirectory) -> Result<Option<Manifest>, EngineError> {
+    fn read(store: &TableDirectory) -> Result<Option<TableManifest>, EngineError> {
         let opened = store.files().open(MANIFEST).and_then(|file| Ok((file.len_bytes()?, file)));
         let (length, file) = match opened {
             Ok(opened) => opened,
@@ -241,7 +241,7 @@ impl Manifest {
         let read = file.read_at(&mut bytes, 0);
         let read = read.map_err(|error| store.unreadable(MANIFEST, &error))?;
         // What is missing makes the checksum wrong.
-        let manifest = Manifest::decode(&bytes[..read]);
+        let manifest = TableManifest::decode(&bytes[..read]);
         manifest.map(Some).map_err(|error| store.damaged(MANIFEST, error.to_string()))
     }
 

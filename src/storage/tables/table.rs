@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use super::block::Block;
 use super::cache::{Cached, TableCache};
-use super::directory::{FileKind, StoreDirectory, StoreFile};
+use super::directory::{FileKind, StoreFile, TableDirectory};
 use super::filter::Filter;
 use super::section::{self, Fields, SectionError, put_key};
 use crate::storage::engine::EngineError;
@@ -202,7 +202,7 @@ impl Table {
     ///
     /// [`EngineError::Damaged`], [`EngineError::Read`].
     pub fn open(
-        store: &Arc<StoreDirectory>,
+        store: &Arc<TableDirectory>,
         cache: &Arc<TableCache>,
         facts: TableFacts,
     ) -> Result<Table, EngineError> {

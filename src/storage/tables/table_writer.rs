@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::block::{BlockBuilder, TableValue};
-use super::directory::{Expendable, FileKind, FileWriter, StoreDirectory};
+use super::directory::{Expendable, FileKind, FileWriter, TableDirectory};
 use super::filter::FilterBuilder;
 use super::section;
 use super::table::{Footer, TableFacts, TableIndex};
@@ -39,7 +39,7 @@ impl TableWriter {
     ///
     /// [`EngineError::File`].
     pub fn create(
-        store: &Arc<StoreDirectory>,
+        store: &Arc<TableDirectory>,
         block_bytes: usize,
         expendable: Expendable,
     ) -> Result<TableWriter, EngineError> {

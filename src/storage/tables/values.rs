@@ -21,7 +21,7 @@
 use std::sync::Arc;
 
 use super::block::ValueRef;
-use super::directory::{Expendable, FileKind, FileWriter, StoreDirectory, StoreFile};
+use super::directory::{Expendable, FileKind, FileWriter, StoreFile, TableDirectory};
 use super::section;
 use crate::storage::engine::EngineError;
 
@@ -44,7 +44,7 @@ impl ValueWriter {
     ///
     /// [`EngineError::File`].
     pub fn create(
-        store: &Arc<StoreDirectory>,
+        store: &Arc<TableDirectory>,
         expendable: Expendable,
     ) -> Result<ValueWriter, EngineError> {
         Ok(ValueWriter { file: store.create(FileKind::Values, expendable)? })
@@ -92,7 +92,7 @@ impl ValueSegment {
     ///
     /// [`EngineError::Damaged`], [`EngineError::Read`].
     pub fn open(
-        store: &Arc<StoreDirectory>,
+        store: &Arc<TableDirectory>,
         facts: SegmentFacts,
     ) -> Result<ValueSegment, EngineError> {
         let file = store.open(FileKind::Values, facts.number, facts.bytes)?;
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn values_are_found_and_damage_of_any_bit_and_place_is() {
         let disk = TestDisk::default();
-        let store = || Arc::new(StoreDirectory::new(Arc::new(disk.clone())));
+        let store = || Arc::new(TableDirectory::new(Arc::new(disk.clone())));
         let mut writer = ValueWriter::create(&store(), Expendable::No).unwrap();
         let values = [&b"one value"[..], b"", b"another value"];
         let references = values.map(|value| writer.add(value).unwrap());
@@ -155,7 +155,7 @@ mod tests {
         for length in 0..22 {
             let cut = disk.after_kill();
             cut.cut("1.values", length);
-            let store = Arc::new(StoreDirectory::new(Arc::new(cut)));
+            let store = Arc::new(TableDirectory::new(Arc::new(cut)));
             assert!(ValueSegment::open(&store, facts).is_err(), "{length} bytes");
         }
     }

@@ -224,7 +224,8 @@ fn a_crash_before_any_operation_leaves_the_state_of_a_seal() {
             assert!(last_two.contains(&found), "stopped at {stop_at}: {found:?}");
             assert!(outcome.is_err() || found == states[newest], "stopped at {stop_at}");
             // It is a store like any other, which has no other files.
-            let manifest = Manifest::open(&StoreDirectory::new(Arc::new(crashed.clone()))).unwrap();
+            let manifest =
+                TableManifest::open(&TableDirectory::new(Arc::new(crashed.clone()))).unwrap();
             let tables = manifest.runs.iter().map(|run| run.tables.len()).sum::<usize>();
             let files = tables + manifest.segments.len() + 1;
             assert_eq!(crashed.names().len(), files, "{:?}", crashed.names());

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::storage::tables::test_disk::TestDisk;
 
-fn store(disk: &TestDisk) -> StoreDirectory {
-    StoreDirectory::new(Arc::new(disk.clone()))
+fn store(disk: &TestDisk) -> TableDirectory {
+    TableDirectory::new(Arc::new(disk.clone()))
 }
 
 fn table(number: u64, first_key: &str, last_key: &str, values: &[(u64, u64)]) -> TableFacts {
@@ -30,9 +30,9 @@ fn run(first_seal: u64, last_seal: u64, tables: &[TableFacts]) -> RunFacts {
     RunFacts { first_seal, last_seal, tables: tables.to_vec() }
 }
 
-fn sample() -> Manifest {
+fn sample() -> TableManifest {
     let older = [table(1, "a", "f", &[(2, 50), (4, 1)]), table(3, "g", "g", &[])];
-    Manifest {
+    TableManifest {
         next_number: 9,
         rows: 70,
         last_seal: 8,
@@ -41,16 +41,16 @@ fn sample() -> Manifest {
     }
 }
 
-fn open(disk: &TestDisk) -> Result<Manifest, EngineError> {
-    Manifest::open(&store(disk))
+fn open(disk: &TestDisk) -> Result<TableManifest, EngineError> {
+    TableManifest::open(&store(disk))
 }
 
-fn is_damage(opened: &Result<Manifest, EngineError>) -> bool {
+fn is_damage(opened: &Result<TableManifest, EngineError>) -> bool {
     matches!(opened, Err(EngineError::Damaged { .. }))
 }
 
 /// Creates the files that a manifest names, and makes their names durable with it.
-fn write(disk: &TestDisk, manifest: &Manifest) {
+fn write(disk: &TestDisk, manifest: &TableManifest) {
     for (kind, number) in manifest.files() {
         if !disk.names().contains(&kind.name(number)) {
             crate::storage::files::Directory::create(disk, &kind.name(number)).unwrap();
@@ -83,7 +83,7 @@ fn it_is_read_as_it_was_written_and_damage_of_any_bit_or_length_is_found() {
 fn tables_without_a_manifest_are_damage_and_no_blank_store() {
     let disk = TestDisk::default();
     let blank = open(&disk).unwrap();
-    assert_eq!(blank, Manifest { next_number: 1, ..Manifest::default() });
+    assert_eq!(blank, TableManifest { next_number: 1, ..TableManifest::default() });
     assert_eq!(open(&disk).unwrap(), blank);
     write(&disk, &sample());
     crate::storage::files::Directory::remove(&disk, MANIFEST).unwrap();
@@ -99,7 +99,7 @@ fn what_it_does_not_name_is_removed_and_the_number_not_used_again() {
         crate::storage::files::Directory::create(&disk, name).unwrap();
     }
     let store = store(&disk);
-    assert_eq!(Manifest::open(&store).unwrap(), sample());
+    assert_eq!(TableManifest::open(&store).unwrap(), sample());
     assert_eq!(store.next_number(), 18);
     let expected = [
         "070.table",
@@ -165,7 +165,7 @@ fn a_blank_store_that_was_stopped_anywhere_is_begun_again() {
 
 #[test]
 fn a_manifest_that_contradicts_itself_is_damage() {
-    let broken: [fn(&mut Manifest); 12] = [
+    let broken: [fn(&mut TableManifest); 12] = [
         |it| it.runs.reverse(),
         |it| it.runs[0].first_seal = 5,
         |it| it.runs[0].first_seal = 8,
@@ -182,7 +182,7 @@ fn a_manifest_that_contradicts_itself_is_damage() {
     for (number, change) in broken.into_iter().enumerate() {
         let mut manifest = sample();
         change(&mut manifest);
-        let decoded = Manifest::decode(&manifest.encode());
+        let decoded = TableManifest::decode(&manifest.encode());
         assert!(matches!(decoded, Err(SectionError::Encoding(_))), "{number}: {decoded:?}");
     }
 }
@@ -205,7 +205,7 @@ proptest! {
             bytes[at] = byte;
         }
         section::seal(PLACE, &mut bytes, 0);
-        if let Ok(manifest) = Manifest::decode(&bytes) {
+        if let Ok(manifest) = TableManifest::decode(&bytes) {
             prop_assert_eq!(manifest.encode(), bytes);
         }
     }

@@ -11,7 +11,7 @@ use super::*;
 use crate::storage::engine::WriteBatch;
 use crate::storage::keys::RowRange;
 use crate::storage::tables::cache::TableCache;
-use crate::storage::tables::directory::{Expendable, StoreDirectory};
+use crate::storage::tables::directory::{Expendable, TableDirectory};
 use crate::storage::tables::memory_table::MemoryTable;
 use crate::storage::tables::run::Run;
 use crate::storage::tables::table::{Reread, Table};
@@ -36,7 +36,7 @@ fn random_rows(rng: &mut StdRng) -> Rows {
 
 /// A run whose tables and blocks have random sizes.
 fn run(rng: &mut StdRng, rows: &Rows) -> Arc<Run> {
-    let store = Arc::new(StoreDirectory::new(Arc::new(TestDisk::default())));
+    let store = Arc::new(TableDirectory::new(Arc::new(TestDisk::default())));
     let cache = Arc::new(TableCache::new(rng.random_range(0..8192)));
     let (block_bytes, table_bytes) = (rng.random_range(1..60), rng.random_range(1..400));
     let (mut tables, mut writer) = (Vec::new(), None);

@@ -12,11 +12,11 @@ use crate::storage::tables::test_disk::TestDisk;
 
 type Rows = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
-fn store(disk: &TestDisk) -> Arc<StoreDirectory> {
-    Arc::new(StoreDirectory::new(Arc::new(disk.clone())))
+fn store(disk: &TestDisk) -> Arc<TableDirectory> {
+    Arc::new(TableDirectory::new(Arc::new(disk.clone())))
 }
 
-fn write(store: &Arc<StoreDirectory>, rows: &Rows, block_bytes: usize) -> TableFacts {
+fn write(store: &Arc<TableDirectory>, rows: &Rows, block_bytes: usize) -> TableFacts {
     let mut writer = TableWriter::create(store, block_bytes, Expendable::No).unwrap();
     for (key, value) in rows {
         let value = value.as_ref().map_or(TableValue::Deleted, |value| TableValue::Inline(value));
