@@ -11,12 +11,12 @@ use acervo::model::{
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::datadir::DataDir;
-use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
 use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::PageLimits;
 use acervo::storage::snapshot::SnapshotSink;
+use acervo::storage::tables::TableEngine;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use rand::rngs::StdRng;
@@ -70,7 +70,7 @@ fn random_batch(next: &mut LogIndex, size: u64, rng: &mut StdRng) -> Vec<LogEntr
 
 fn store(criterion: &mut Criterion) {
     let dir = TempDir::new().expect("a folder");
-    let engine = DiskEngine::open(&dir.path().join("store.redb"), limits::ENGINE_CACHE_BYTES);
+    let engine = TableEngine::open_at(&dir.path().join("store"));
     let mut machine =
         StateMachine::open(Arc::new(engine.expect("an engine")), StateLimits::default())
             .expect("a state");
@@ -101,7 +101,7 @@ fn store(criterion: &mut Criterion) {
                 || random_batch(&mut next, size, &mut rng),
                 |entries| {
                     black_box(machine.apply(&entries).expect("applied"));
-                    if machine.needs_checkpoint(0, limits::CHECKPOINT_BYTES) {
+                    if machine.needs_seal(0, limits::SEAL_BYTES) {
                         machine.checkpoint().expect("durable");
                     }
                 },
@@ -137,7 +137,7 @@ fn log(criterion: &mut Criterion) {
 /// it.
 fn snapshot(criterion: &mut Criterion) {
     let dir = TempDir::new().expect("a folder");
-    let engine = DiskEngine::open(&dir.path().join("store.redb"), limits::ENGINE_CACHE_BYTES);
+    let engine = TableEngine::open_at(&dir.path().join("store"));
     let mut machine =
         StateMachine::open(Arc::new(engine.expect("an engine")), StateLimits::default())
             .expect("a state");
@@ -178,7 +178,7 @@ fn snapshot(criterion: &mut Criterion) {
 /// Versions, on each engine: many keys of one version, and few of many.
 fn versions(criterion: &mut Criterion) {
     let dir = TempDir::new().expect("a folder");
-    let disk = DiskEngine::open(&dir.path().join("store.redb"), limits::ENGINE_CACHE_BYTES);
+    let disk = TableEngine::open_at(&dir.path().join("store"));
     let disk: Arc<dyn Engine> = Arc::new(disk.expect("an engine"));
     let engines = [("disk", disk), ("memory", Arc::new(MemoryEngine::new()) as Arc<dyn Engine>)];
     // A smoke run shows that it runs; it need not wait for millions of writes.

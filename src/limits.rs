@@ -424,49 +424,19 @@ pub const DISK_RESERVE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const LOG_SEGMENT_DISK_PART: u64 = 32;
 /// … but no less than this.
 pub const LOG_SEGMENT_BYTES_MIN: u64 = 2 * LOG_ZERO_FILL_BYTES;
-/// A store that has little to do is looked at this often: one that takes a quarter more of the disk
-/// than it holds is copied into a smaller file.
-pub const SHRINK_INTERVAL_DEFAULT: Duration = Duration::from_secs(20);
-
-/// Bounds of the work of making a store smaller.
-#[derive(Clone, Copy, Debug)]
-pub struct ShrinkLimits {
-    /// What a store may take besides, since less is not worth a copy.
-    pub slack_bytes: u64,
-    /// The copy is made in steps of so many bytes of rows: a few milliseconds each.
-    pub step_bytes: usize,
-    /// It is made durable after so many bytes, so that little of it is in memory.
-    pub sync_bytes: usize,
-}
-
-impl Default for ShrinkLimits {
-    fn default() -> ShrinkLimits {
-        ShrinkLimits {
-            slack_bytes: 2 * 1024 * 1024,
-            step_bytes: 256 * 1024,
-            sync_bytes: 4 * 1024 * 1024,
-        }
-    }
-}
-
 /// A leader whose disk is full hands over to a server with room. When that fails it leads on, and
 /// tries again after so many ticks: each attempt that fails delays removals by about an election
 /// time-out.
 pub const DISK_HANDOVER_AGAIN_TICKS: u64 = 500;
-/// The engine makes a durable commit at least every so many applied entries …
-pub const CHECKPOINT_ENTRIES: u64 = 64 * 1024;
+/// What was applied is sealed at least every so many entries …
+pub const SEAL_ENTRIES: u64 = 64 * 1024;
 /// … or so many bytes of them …
-pub const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
+pub const SEAL_BYTES: u64 = 64 * 1024 * 1024;
 /// … or this long after the first of them.
-pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+pub const SEAL_INTERVAL: Duration = Duration::from_secs(10);
 /// From the end of one pass over the store to the beginning of the next. A bit rots once in months;
 /// what matters is that it is found before a second server's copy rots, too.
 pub const SCRUB_INTERVAL_DEFAULT: Duration = Duration::from_hours(24);
-/// The engine's page cache.
-pub const ENGINE_CACHE_BYTES: usize = 24 * 1024 * 1024;
-/// The page cache of an engine that takes in a snapshot beside the one in use.
-pub const STAGING_CACHE_BYTES: usize = 8 * 1024 * 1024;
-
 // ---- client library -----------------------------------------------------------------------
 
 /// Time in which a client's connection is to be established, greeting included.

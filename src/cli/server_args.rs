@@ -77,10 +77,6 @@ pub struct TuningArgs {
     /// background
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
     pub scrub_interval: Duration,
-    /// How often an idle store is looked at, and copied into a smaller file if it takes too much of
-    /// the disk
-    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
-    pub shrink_interval: Duration,
     /// Threads that answer requests [default: one a processor]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
@@ -151,7 +147,6 @@ impl ServerArgs {
             replication_delay: self.replication_delay,
             history: self.tuning.history,
             scrub_interval: self.tuning.scrub_interval,
-            shrink_interval: self.tuning.shrink_interval,
             value_bytes_max: self.tuning.max_value,
             console: self.tuning.console == Switch::On,
             sync: self.tuning.sync == Switch::On,
@@ -230,7 +225,6 @@ impl TuningArgs {
             format!("--sync={}", self.sync.name()),
             format!("--max-value={}", self.max_value),
             format!("--scrub-interval={}us", self.scrub_interval.as_micros()),
-            format!("--shrink-interval={}us", self.shrink_interval.as_micros()),
         ];
         flags.extend(self.history.map(|history| format!("--history={history}")));
         flags.extend(self.workers.map(|workers| format!("--workers={workers}")));
@@ -270,7 +264,6 @@ mod tests {
         assert_eq!(config.in_sync_timeout, limits::IN_SYNC_TIMEOUT_DEFAULT);
         assert_eq!(config.value_bytes_max, limits::VALUE_BYTES_MAX_DEFAULT);
         assert_eq!(config.scrub_interval, limits::SCRUB_INTERVAL_DEFAULT);
-        assert_eq!(config.shrink_interval, limits::SHRINK_INTERVAL_DEFAULT);
         assert!(config.console && config.sync && !config.stop_on_stdin_end);
     }
 
@@ -284,7 +277,6 @@ mod tests {
             "--max-value=64KiB",
             "--history=24h",
             "--scrub-interval=1h",
-            "--shrink-interval=5s",
             "--workers=3",
         ];
         let passed = server(&given).unwrap().tuning.flags();
@@ -297,7 +289,6 @@ mod tests {
                 "--sync=off",
                 "--max-value=65536",
                 "--scrub-interval=3600000000us",
-                "--shrink-interval=5000000us",
                 "--history=1d",
                 "--workers=3"
             ]

@@ -113,8 +113,6 @@ pub struct ServerConfig {
     pub history: Option<History>,
     /// From the end of one check of the whole store to the beginning of the next.
     pub scrub_interval: Duration,
-    /// How often an idle store is looked at for room that it can give back.
-    pub shrink_interval: Duration,
     /// The most bytes a value may have.
     pub value_bytes_max: usize,
     /// Whether console lines are written.
@@ -199,7 +197,6 @@ mod tests {
             replication_delay: Duration::ZERO,
             history: None,
             scrub_interval: crate::limits::SCRUB_INTERVAL_DEFAULT,
-            shrink_interval: crate::limits::SHRINK_INTERVAL_DEFAULT,
             value_bytes_max: 1024,
             console: true,
             sync: true,

@@ -136,7 +136,6 @@ pub(super) fn config(root: &Path, listen: SocketAddr, servers: &[SocketAddr]) ->
         replication_delay: Duration::ZERO,
         history: None,
         scrub_interval: limits::SCRUB_INTERVAL_DEFAULT,
-        shrink_interval: limits::SHRINK_INTERVAL_DEFAULT,
         value_bytes_max: limits::VALUE_BYTES_MAX_DEFAULT,
         console: false,
         sync: true,

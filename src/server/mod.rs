@@ -240,7 +240,6 @@ impl OpenedServer {
         let threads = ThreadsConfig {
             workers: config.workers,
             scrub_interval: config.scrub_interval,
-            shrink_interval: config.shrink_interval,
             console: console.clone(),
         };
         let Storage { machine, log, .. } = storage;

@@ -4,18 +4,20 @@
 //! grow old by the log's clock, which stands in the commands. The same log gives the same rows, the
 //! same outcomes and the same hash.
 //!
-//! An [`apply`](StateMachine::apply) is one lazy engine batch, or a few if there is much to do. A
-//! [`checkpoint`](StateMachine::checkpoint) is a durable one, which also holds the applied point,
-//! and the sessions as of it: nobody reads these rows before. After a crash the engine stands at
-//! its last checkpoint, versions and sessions together, and the log from
-//! [`durable_index`](StateMachine::durable_index) on is applied again.
+//! An [`apply`](StateMachine::apply) is one batch of the engine, or a few if there is much to do. A
+//! [`seal`](StateMachine::seal) ends them with one that also holds the applied point, and the
+//! sessions as of it: nobody reads these rows before. The engine makes a seal durable behind the
+//! back of the state machine. After a crash it stands at its last durable seal, versions and
+//! sessions together, and the log from [`durable_index`](StateMachine::durable_index) on is applied
+//! again.
 //!
-//! A snapshot for another server is read from a view as of a checkpoint
+//! A snapshot for another server is read from a view as of a seal
 //! ([`begin_snapshot`](StateMachine::begin_snapshot)); one from another server replaces the whole
 //! engine ([`install`](StateMachine::install)).
 //!
-//! What it leaves out: deciding when to checkpoint (the driver asks
-//! [`needs_checkpoint`](StateMachine::needs_checkpoint)).
+//! What it leaves out: deciding when to seal (the driver asks
+//! [`needs_seal`](StateMachine::needs_seal)), and the work behind the engine's writes, which
+//! another thread does ([`Store::work`]).
 
 mod op_writer;
 
@@ -28,7 +30,7 @@ use serde::de::DeserializeOwned;
 
 use self::op_writer::OpWriter;
 use super::changes::Changes;
-use super::engine::{Durability, Engine, EngineError, EngineView, Steps, WriteBatch};
+use super::engine::{Engine, EngineError, EngineView, Steps, WriteBatch};
 use super::garbage_collection::{
     self, Budget, META_COMPACTED_AS_OF, META_COMPACTION, META_REMOVED_UP_TO,
 };
@@ -40,7 +42,7 @@ use super::removals::{self, KnownRemovals, PendingRemovals, RangeRemoval};
 use super::rows::{Rows, ViewRows};
 use super::sessions::{DedupVerdict, META_KNOWN_SINCE, Sessions, decode_known_since};
 use super::snapshot::{SnapshotSource, StagedSnapshot};
-use crate::limits::{self, ShrinkLimits};
+use crate::limits;
 use crate::model::{
     Action, AppliedPoint, AppliedWrite, Command, EntryError, FeatureLevel, GarbageCollection,
     GroupRules, History, LogEntry, LogIndex, MachineSummary, OpApplied, Operation, ReadView,
@@ -125,8 +127,7 @@ impl ApplyError {
 
 /// What readers on other threads and the apply thread share.
 pub(super) struct Shared {
-    /// Replaced when a snapshot is installed.
-    engine: RwLock<Arc<dyn Engine>>,
+    opened: RwLock<OpenedEngine>,
     applied: RwLock<AppliedPoint>,
     applying_timestamp: AtomicI64,
     /// Of what is being applied.
@@ -136,6 +137,14 @@ pub(super) struct Shared {
     samples: RwLock<Arc<ClockSamples>>,
     /// The removals in what a reader sees: changing while a batch that changes them is written.
     removals: RwLock<Arc<KnownRemovals>>,
+}
+
+/// The engine in use, which the installation of a snapshot replaces.
+#[derive(Clone)]
+struct OpenedEngine {
+    engine: Arc<dyn Engine>,
+    /// The applied index that it was opened with.
+    index: LogIndex,
 }
 
 impl Shared {
@@ -163,8 +172,17 @@ impl Shared {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
+    fn opened(&self) -> OpenedEngine {
+        self.opened.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(super) fn engine(&self) -> Arc<dyn Engine> {
-        self.engine.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.opened().engine
+    }
+
+    pub(super) fn durable_index(&self) -> LogIndex {
+        let OpenedEngine { engine, index } = self.opened();
+        engine.durable().unwrap_or(index)
     }
 
     /// Whether a read view looks further back than what was removed stays.
@@ -214,18 +232,17 @@ pub struct StateMachine {
     level: FeatureLevel,
     /// What the group goes by; `None` before anything was written.
     rules: Option<GroupRules>,
-    durable_index: LogIndex,
-    /// What was applied since the last checkpoint.
-    lazy_entries: u64,
-    lazy_bytes: u64,
-    /// When the driver was first seen with something applied since the last checkpoint.
-    lazy_since_us: Option<u64>,
+    /// What was applied since the last seal.
+    unsealed_entries: u64,
+    unsealed_bytes: u64,
+    /// When the driver was first seen with something applied since the last seal.
+    unsealed_since_us: Option<u64>,
     left: Left,
     poisoned: bool,
 }
 
 impl StateMachine {
-    /// Opens the state that the engine's last durable batch left. The limits of `release` count
+    /// Opens the state that the engine's last durable seal left. The limits of `release` count
     /// where the group has settled on none.
     ///
     /// # Errors
@@ -246,7 +263,7 @@ impl StateMachine {
         let clock = stored_clock(&*engine, point.timestamp, limits)?;
         let left = Left::stored(&*engine, point)?;
         let shared = Shared {
-            engine: RwLock::new(engine.clone()),
+            opened: RwLock::new(OpenedEngine { engine: engine.clone(), index: point.index }),
             applied: RwLock::new(point),
             applying_timestamp: AtomicI64::new(point.timestamp.0),
             steps: Steps::default(),
@@ -263,10 +280,9 @@ impl StateMachine {
             known_level,
             level,
             rules,
-            durable_index: point.index,
-            lazy_entries: 0,
-            lazy_bytes: 0,
-            lazy_since_us: None,
+            unsealed_entries: 0,
+            unsealed_bytes: 0,
+            unsealed_since_us: None,
             left,
             poisoned: false,
         })
@@ -282,9 +298,9 @@ impl StateMachine {
         self.point
     }
 
-    /// The applied index of the last durable commit: the log is to be kept from here on.
+    /// The applied index of the last durable seal: the log is to be kept from here on.
     pub fn durable_index(&self) -> LogIndex {
-        self.durable_index
+        self.shared.durable_index()
     }
 
     /// The newest feature level that this release knows.
@@ -366,8 +382,8 @@ impl StateMachine {
             let command = Command::decode(&entry.data)
                 .map_err(|source| ApplyError::Undecodable { index: entry.index, source })?;
             point.index = entry.index;
-            self.lazy_entries += 1;
-            self.lazy_bytes += entry.data.len() as u64;
+            self.unsealed_entries += 1;
+            self.unsealed_bytes += entry.data.len() as u64;
             let Some(Command { timestamp, clock_us, action }) = command else { continue };
             if timestamp <= point.timestamp {
                 return Err(ApplyError::TimestampOrder {
@@ -461,7 +477,7 @@ impl StateMachine {
             self.shared.set_samples(&clock);
         }
         self.shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
-        self.engine.write(&batch, Durability::Lazy)?;
+        self.engine.write(&batch)?;
         self.point = point;
         self.clock = clock;
         *self.shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
@@ -514,47 +530,29 @@ impl StateMachine {
         self.rules.map_or(History::All, |rules| rules.history)
     }
 
-    /// Whether a [`checkpoint`](StateMachine::checkpoint) is due, by what was applied since the
-    /// last one or by the time: the interval begins with the first call that finds something to
-    /// save. `now_us` is monotonic, in microseconds; `bytes_max` is normally
-    /// [`limits::CHECKPOINT_BYTES`].
-    pub fn needs_checkpoint(&mut self, now_us: u64, bytes_max: u64) -> bool {
-        if self.lazy_entries == 0 {
+    /// Whether a [`seal`](StateMachine::seal) is due, by what was applied since the last one, by
+    /// the time, or because the engine's memory for it is full. The interval begins with the first
+    /// call that finds something to save. `now_us` is monotonic, in microseconds; `bytes_max` is
+    /// normally [`limits::SEAL_BYTES`].
+    pub fn needs_seal(&mut self, now_us: u64, bytes_max: u64) -> bool {
+        if self.unsealed_entries == 0 {
             return false;
         }
-        let since_us = *self.lazy_since_us.get_or_insert(now_us);
-        self.lazy_entries >= limits::CHECKPOINT_ENTRIES
-            || self.lazy_bytes >= bytes_max
-            || now_us.saturating_sub(since_us) >= limits::CHECKPOINT_INTERVAL.as_micros() as u64
+        let since_us = *self.unsealed_since_us.get_or_insert(now_us);
+        self.unsealed_entries >= limits::SEAL_ENTRIES
+            || self.unsealed_bytes >= bytes_max
+            || now_us.saturating_sub(since_us) >= limits::SEAL_INTERVAL.as_micros() as u64
+            || self.engine.is_full()
     }
 
-    /// Gives room back to the disk, one bounded step; whether there is more to do.
+    /// Ends what was applied since the last seal, sessions included: the engine makes it durable.
     ///
     /// # Errors
     ///
     /// [`ApplyError::Engine`]; then every later call fails with [`ApplyError::Poisoned`].
-    pub fn shrink(&mut self, limits: &ShrinkLimits) -> Result<bool, ApplyError> {
-        self.guarded(|machine| Ok(machine.engine.shrink(limits)?))
-    }
-
-    /// Gives up what [`shrink`](StateMachine::shrink) has begun.
-    pub fn stop_shrinking(&self) {
-        self.engine.stop_shrinking();
-    }
-
-    /// About how much can be applied before the store takes more of the disk.
-    pub fn reusable_bytes(&self) -> u64 {
-        self.engine.reusable_bytes()
-    }
-
-    /// Makes everything applied so far durable, sessions included.
-    ///
-    /// # Errors
-    ///
-    /// [`ApplyError::Engine`]; then every later call fails with [`ApplyError::Poisoned`].
-    pub fn checkpoint(&mut self) -> Result<(), ApplyError> {
+    pub fn seal(&mut self) -> Result<(), ApplyError> {
         self.guarded(|machine| {
-            if machine.lazy_entries == 0 {
+            if machine.unsealed_entries == 0 {
                 return Ok(());
             }
             let mut batch = WriteBatch::default();
@@ -562,22 +560,31 @@ impl StateMachine {
             batch.put(keys::meta(META_FORMAT), STATE_FORMAT_VERSION.to_le_bytes().to_vec().into());
             batch.put(keys::meta(META_APPLIED), encode_point(&machine.point));
             batch.put(keys::meta(META_CLOCK), machine.clock.encode());
-            machine.engine.write(&batch, Durability::Durable)?;
+            machine.engine.seal(&batch, machine.point.index)?;
             machine.sessions.saved();
-            machine.durable_index = machine.point.index;
-            machine.nothing_lazy();
+            machine.nothing_unsealed();
             Ok(())
         })
     }
 
-    /// Makes everything applied so far durable, and gives it for another server to read, as it is
-    /// now, while writes go on here.
+    /// Returns when everything applied so far is durable, sessions included.
     ///
     /// # Errors
     ///
-    /// As [`checkpoint`](StateMachine::checkpoint).
+    /// As [`seal`](StateMachine::seal).
+    pub fn checkpoint(&mut self) -> Result<(), ApplyError> {
+        self.seal()?;
+        self.guarded(|machine| Ok(machine.engine.flush()?))
+    }
+
+    /// Gives everything applied so far for another server to read, as it is now, while writes go on
+    /// here.
+    ///
+    /// # Errors
+    ///
+    /// As [`seal`](StateMachine::seal).
     pub fn begin_snapshot(&mut self) -> Result<SnapshotSource, ApplyError> {
-        self.checkpoint()?;
+        self.seal()?;
         Ok(SnapshotSource::new(self.engine.view()?, self.point))
     }
 
@@ -614,21 +621,22 @@ impl StateMachine {
             let shared = &machine.shared;
             shared.set_samples(&machine.clock);
             shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
-            *shared.engine.write().unwrap_or_else(PoisonError::into_inner) = engine.clone();
+            let opened = OpenedEngine { engine: engine.clone(), index: point.index };
+            *shared.opened.write().unwrap_or_else(PoisonError::into_inner) = opened;
             *shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
             shared.set_removals(KnownRemovals::Settled(after));
             machine.left = left;
             machine.engine = engine;
-            (machine.point, machine.durable_index) = (point, point.index);
-            machine.nothing_lazy();
+            machine.point = point;
+            machine.nothing_unsealed();
             Ok(point)
         })
     }
 
-    /// Notes that everything applied is durable.
-    fn nothing_lazy(&mut self) {
-        (self.lazy_entries, self.lazy_bytes) = (0, 0);
-        self.lazy_since_us = None;
+    /// Notes that everything applied is in a seal.
+    fn nothing_unsealed(&mut self) {
+        (self.unsealed_entries, self.unsealed_bytes) = (0, 0);
+        self.unsealed_since_us = None;
     }
 
     /// Runs a step after whose failure the sessions in memory no longer match the engine.
@@ -760,7 +768,7 @@ fn stored_level(engine: &dyn Engine, known: FeatureLevel) -> Result<FeatureLevel
     Ok(level)
 }
 
-/// The log's clock as of the last checkpoint.
+/// The log's clock as of the last seal.
 fn stored_clock(
     engine: &dyn Engine,
     timestamp: Timestamp,

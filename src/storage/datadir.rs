@@ -18,20 +18,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::files::{self, Directory, DiskFile, RealDirectory};
 use super::reserve::{DiskReserve, ReservedDirectory};
 use super::set_aside::{self, SET_ASIDE_MAX};
-use super::snapshot::DiskStaging;
+use super::snapshot::{DiskStaging, StoreNames};
 use crate::limits;
 use crate::model::{ClusterId, NodeId};
 
-/// The format version of the directory that this release writes, and the newest that it reads.
-pub const DIRECTORY_FORMAT_VERSION: u32 = 1;
+/// The format version of the directory that this release writes, and the only one that it reads.
+pub const DIRECTORY_FORMAT_VERSION: u32 = 2;
 
 const LOCK: &str = "LOCK";
 const IDENTITY: &str = "IDENTITY";
 const IDENTITY_NEW: &str = "IDENTITY.new";
 const LOG: &str = "log";
-const STORE: &str = "store.redb";
-const SNAPSHOT_PARTIAL: &str = "snapshot.partial";
-const SNAPSHOT_STAGED: &str = "snapshot.redb";
+const STORES: StoreNames = StoreNames {
+    partial: "snapshot.partial",
+    staged: "snapshot",
+    in_use: STORE,
+    replaced: "store.replaced",
+};
+const STORE: &str = "store";
 /// The directory that `mkfs` creates at the root of a file system, which may be mounted as the data
 /// directory.
 const LOST_AND_FOUND: &str = "lost+found";
@@ -95,13 +99,13 @@ pub enum DataDirError {
         /// The group of the server that was to open it.
         expected: ClusterId,
     },
-    /// A later release wrote the directory.
+    /// Another release wrote the directory.
     #[error(
-        "data directory {} has format {version}, newer than this release reads \
-         ({DIRECTORY_FORMAT_VERSION}): run the release that wrote it",
+        "data directory {} has format {version}, and this release reads \
+         {DIRECTORY_FORMAT_VERSION}: run the release that wrote it",
         path.display()
     )]
-    NewerFormat {
+    OtherFormat {
         path: PathBuf,
         /// The format version of the directory.
         version: u32,
@@ -253,7 +257,7 @@ impl Verdicts {
 /// Why an `IDENTITY` could not be read.
 #[derive(Debug, PartialEq, Eq)]
 enum IdentityError {
-    Newer(u32),
+    OtherFormat(u32),
     Damaged,
 }
 
@@ -336,8 +340,8 @@ impl DataDir {
         })
     }
 
-    /// Sets the engine's file aside, so that a new one is created. It is kept until the store has
-    /// been rebuilt. The file must not be open.
+    /// Sets the store aside, so that a blank one is created. It is kept until the store has been
+    /// rebuilt. No file of it may be open.
     ///
     /// # Errors
     ///
@@ -495,15 +499,15 @@ impl DataDir {
         self.path.join(LOG)
     }
 
-    /// The path of the engine's file.
+    /// The path of the store's directory.
     #[cfg(any(test, feature = "internals"))]
-    pub fn store_file(&self) -> PathBuf {
+    pub fn store_dir(&self) -> PathBuf {
         self.path.join(STORE)
     }
 
     /// Returns the staging area in which a snapshot is received and replaces the store.
     pub fn staging(&self) -> DiskStaging {
-        DiskStaging::new(self.directory.clone(), [SNAPSHOT_PARTIAL, SNAPSHOT_STAGED, STORE])
+        DiskStaging::new(self.directory.clone(), STORES)
     }
 }
 
@@ -561,8 +565,8 @@ fn read_identity(directory: &dyn Directory) -> Result<Option<Identity>, DataDirE
     let read = file.read_at(&mut text, 0).map_err(io_error("read", &name))?;
     match Identity::decode(&text[..read]) {
         Ok(identity) => Ok(Some(identity)),
-        Err(IdentityError::Newer(version)) => {
-            Err(DataDirError::NewerFormat { path: directory.path(""), version })
+        Err(IdentityError::OtherFormat(version)) => {
+            Err(DataDirError::OtherFormat { path: directory.path(""), version })
         }
         Err(IdentityError::Damaged) => Err(DataDirError::DamagedIdentity { path: name }),
     }
@@ -643,8 +647,8 @@ impl Identity {
             return Err(damaged);
         }
         let version = field("format ").and_then(|version| version.parse().ok()).ok_or(damaged)?;
-        if version > DIRECTORY_FORMAT_VERSION {
-            return Err(IdentityError::Newer(version));
+        if version != DIRECTORY_FORMAT_VERSION {
+            return Err(IdentityError::OtherFormat(version));
         }
         let cluster = field("cluster ").and_then(|id| u64::from_str_radix(id, 16).ok());
         let node = field("node ").and_then(|id| id.parse().ok());
@@ -695,7 +699,7 @@ mod tests {
         assert_eq!(again.path(), path);
         let text = fs::read_to_string(path.join(IDENTITY)).unwrap();
         assert!(
-            text.starts_with("acervo data directory\nformat 1\ncluster 0000000000000ace\nnode 2\n")
+            text.starts_with("acervo data directory\nformat 2\ncluster 0000000000000ace\nnode 2\n")
         );
     }
 
@@ -751,7 +755,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_a_missing_and_a_newer_identity_are_refused() {
+    fn a_damaged_a_missing_and_another_formats_identity_are_refused() {
         let dir = TempDir::new().unwrap();
         drop(open(dir.path()).unwrap());
         let name = dir.path().join(IDENTITY);
@@ -764,10 +768,15 @@ mod tests {
         fs::write(&name, good.replace("node 2", "node 3")).unwrap();
         assert!(matches!(open(dir.path()), Err(DataDirError::DamagedIdentity { .. })));
 
-        let body = format!("{TITLE}\nformat 2\nsomething else\n");
-        let newer = format!("{body}check {:08x}\n", crc32fast::hash(body.as_bytes()));
-        fs::write(&name, newer).unwrap();
-        assert!(matches!(open(dir.path()), Err(DataDirError::NewerFormat { version: 2, .. })));
+        for other in [1, 3] {
+            let body = format!("{TITLE}\nformat {other}\nsomething else\n");
+            let identity = format!("{body}check {:08x}\n", crc32fast::hash(body.as_bytes()));
+            fs::write(&name, identity).unwrap();
+            match open(dir.path()) {
+                Err(DataDirError::OtherFormat { version, .. }) => assert_eq!(version, other),
+                opened => panic!("{opened:?}"),
+            }
+        }
 
         fs::remove_file(&name).unwrap();
         // The log tells that there was one.

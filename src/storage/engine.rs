@@ -1,7 +1,7 @@
 //! The interface of an embedded engine: ordered rows of bytes, atomic batches, consistent scans.
 //!
 //! It is small on purpose, so that engines can be exchanged and compared: the one on disk is
-//! [`disk`](super::disk), the one for tests [`memory`](super::memory).
+//! [`tables`](super::tables), the one for tests [`memory`](super::memory).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,17 +13,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use super::keys::RowRange;
-use crate::limits::ShrinkLimits;
-
-/// When a batch must be durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// Visible at once, and durable with the next [`Durable`](Durability::Durable) batch. Lost,
-    /// with everything since the last durable batch, if the engine is closed before.
-    Lazy,
-    /// Durable when [`Engine::write`] returns, and every batch before it as well.
-    Durable,
-}
 
 /// The order in which a scan visits rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +56,6 @@ struct RowChange {
     /// `None`: the row is removed.
     value: Option<Bytes>,
     /// Whether the row exists before the batch; `None` if nobody has said so.
-    #[cfg_attr(
-        not(any(test, feature = "internals")),
-        expect(dead_code, reason = "the engine of tables reads it, which no server uses yet")
-    )]
     existed: Option<bool>,
 }
 
@@ -116,7 +101,6 @@ impl WriteBatch {
 
     /// Of each row in key order: whether the batch leaves it there, and whether it was there
     /// before, as far as that was said.
-    #[cfg(any(test, feature = "internals"))]
     pub fn presence(&self) -> impl Iterator<Item = (&Bytes, bool, Option<bool>)> {
         self.rows.iter().map(|(key, change)| (key, change.value.is_some(), change.existed))
     }
@@ -273,45 +257,91 @@ pub trait Engine: Send + Sync {
     /// [`EngineError::Read`].
     fn view(&self) -> Result<Box<dyn EngineView>, EngineError>;
 
-    /// Applies a batch. Batches come from one thread.
+    /// Applies a batch, which is visible at once. It is lost, with everything since the last
+    /// durable seal, if the engine is closed before the next one is durable. Batches come from one
+    /// thread, and so do seals.
     ///
     /// # Errors
     ///
     /// [`EngineError::File`]; after it the engine must not be written to any more.
-    fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError>;
+    fn write(&self, batch: &WriteBatch) -> Result<(), EngineError>;
 
-    /// The number of rows, lazy batches included. Known without reading anything.
+    /// Applies a batch that ends what was written since the last *seal*. All of it becomes durable
+    /// together, behind the back of the caller: [`durable`](Engine::durable) says how far that has
+    /// come. `mark` is the caller's number of this seal, and not less than the last one's.
+    ///
+    /// It waits for the disk only if the engine has no room for what is not durable yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Engine::write).
+    fn seal(&self, batch: &WriteBatch, mark: u64) -> Result<(), EngineError>;
+
+    /// The mark of the newest durable seal, and `None` if there is none since the engine was
+    /// opened.
+    fn durable(&self) -> Option<u64>;
+
+    /// Returns when every seal is durable.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Engine::write).
+    fn flush(&self) -> Result<(), EngineError>;
+
+    /// A batch that is durable when this returns, with all that was written before it.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Engine::write).
+    #[cfg(any(test, feature = "internals"))]
+    fn write_durably(&self, batch: &WriteBatch) -> Result<(), EngineError> {
+        self.seal(batch, self.durable().unwrap_or(0))?;
+        self.flush()
+    }
+
+    /// Whether what was written since the last seal fills the memory that the engine has for it, so
+    /// that a seal is due.
+    fn is_full(&self) -> bool {
+        false
+    }
+
+    /// Takes one bounded step of the work behind the writes, on any thread: makes a seal durable,
+    /// or goes on with a merge. Returns whether there is more to do at once.
+    ///
+    /// # Errors
+    ///
+    /// Any [`EngineError`]: the engine must not be written to any more.
+    fn work(&self) -> Result<bool, EngineError> {
+        Ok(false)
+    }
+
+    /// The number of rows, with those that are not durable. Known without reading anything.
     fn rows(&self) -> u64;
 
-    /// Reads blocks of the engine's file from the disk, bypassing the engine's cache, and verifies
-    /// those that were read or written through this engine before: a scan has to come first.
+    /// Reads the next blocks of the engine's files from the disk, past the engine's cache, and
+    /// verifies them.
     ///
     /// # Errors
     ///
     /// [`EngineError::Damaged`].
     fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError>;
+}
 
-    /// Returns free space of the file to the disk, a bounded step at a time, on the thread that
-    /// writes. Returns whether there is more to do. Reads and writes go on in between. If the disk
-    /// has no room for the work, nothing is done.
+/// A store that is built from all its rows, in the order of their keys.
+pub trait StoreBuilder: Send {
+    /// Adds a row, whose key is greater than all before it.
     ///
     /// # Errors
     ///
-    /// [`EngineError::Damaged`]; [`EngineError::File`] if it is unknown which file a crash would
-    /// leave.
-    fn shrink(&self, limits: &ShrinkLimits) -> Result<bool, EngineError> {
-        let _ = limits;
-        Ok(false)
-    }
+    /// [`EngineError::File`]; the store cannot be finished any more.
+    fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
 
-    /// Abandons what [`shrink`](Engine::shrink) has begun, because the store is busy.
-    fn stop_shrinking(&self) {}
-
-    /// The approximate number of bytes that can be written before the engine's file takes more of
-    /// the disk.
-    fn reusable_bytes(&self) -> u64 {
-        0
-    }
+    /// Makes the store durable.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`]; then it is not a store.
+    fn finish(self: Box<Self>) -> Result<(), EngineError>;
 }
 
 /// A read view: the rows as of one state, whatever is written meanwhile. It keeps what it needs of

@@ -13,7 +13,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,8 +35,8 @@ pub trait Directory: Send + Sync {
     /// Creates a file that must not exist yet, for reading and writing. It survives a power loss
     /// only after [`sync`](Directory::sync).
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
-    /// Creates a file that is expendable until [`DiskFile::keep`] is called: when the disk is
-    /// nearly full its writes fail, where those of other files use the reserve.
+    /// Creates a file that is expendable until it is opened anew: when the disk is nearly full its
+    /// writes fail, where those of other files use the reserve.
     fn create_expendable(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         self.create(name)
     }
@@ -53,6 +53,8 @@ pub trait Directory: Send + Sync {
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Makes created, removed and renamed names durable.
     fn sync(&self) -> io::Result<()>;
+    /// Removes a directory below this one, which must have no files.
+    fn remove_directory(&self, name: &str) -> io::Result<()>;
     /// Opens a directory below this one; it is created, durably, if it does not exist.
     fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>>;
     /// The space on the file system that the directory is on.
@@ -76,10 +78,6 @@ pub struct Space {
 pub trait DiskFile: Send + Sync {
     /// The length of the file.
     fn len_bytes(&self) -> io::Result<u64>;
-    /// The bytes that the file takes on the disk, which is less than its length if it has holes.
-    fn used_bytes(&self) -> io::Result<u64> {
-        self.len_bytes()
-    }
     /// Reads at most `buffer.len()` bytes from `offset`; fewer only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `bytes` at `offset`, growing the file as needed.
@@ -89,8 +87,6 @@ pub trait DiskFile: Send + Sync {
     /// Allocates disk space for this many bytes from the beginning of the file; new bytes read as
     /// zeroes.
     fn allocate(&self, len_bytes: u64) -> io::Result<()>;
-    /// Makes the file not expendable any more.
-    fn keep(&self) {}
     /// Returns when everything written to the file, and its length, is durable.
     fn sync_data(&self) -> io::Result<()>;
     /// Locks the file until it is closed; returns false if another open file description holds the
@@ -104,6 +100,19 @@ pub(crate) fn remove_if_present(directory: &dyn Directory, name: &str) -> io::Re
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Removes a directory below this one with all its files, if it exists. What it held may come back
+/// in part if the power goes before the next [`Directory::sync`].
+pub(crate) fn remove_directory_if_present(parent: &dyn Directory, name: &str) -> io::Result<()> {
+    if !parent.list()?.iter().any(|present| present == name) {
+        return Ok(());
+    }
+    let directory = parent.directory(name)?;
+    for file in directory.list()? {
+        remove_if_present(&*directory, &file)?;
+    }
+    parent.remove_directory(name)
 }
 
 /// Makes the names in a directory durable. An empty path means the current directory.
@@ -222,6 +231,10 @@ impl Directory for RealDirectory {
         Ok(rustix::fs::fsync(&self.fd)?)
     }
 
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)?)
+    }
+
     fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
         match rustix::fs::mkdirat(&self.fd, name, DIRECTORY_MODE) {
             Ok(()) => {
@@ -278,11 +291,6 @@ impl Directory for RealDirectory {
 impl DiskFile for File {
     fn len_bytes(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
-    }
-
-    fn used_bytes(&self) -> io::Result<u64> {
-        // The system counts in blocks of 512 bytes, whatever the file system's own size is.
-        Ok(MetadataExt::blocks(&self.metadata()?).saturating_mul(512))
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {

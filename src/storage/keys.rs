@@ -89,7 +89,6 @@ pub fn space(row: &[u8]) -> Option<KeySpace> {
 
 /// Every row that an engine can have, also of no encoding: keys are shorter than 64 KiB, and none
 /// is greater than so many of the greatest byte.
-#[cfg(any(test, feature = "internals"))]
 pub(super) fn every_row() -> RowRange {
     RowRange { start: Bytes::new(), end: vec![0xff; 1 << 16].into() }
 }
@@ -147,14 +146,12 @@ pub fn version_prefix(row: &[u8]) -> &[u8] {
 
 /// A row of a version or of a removal without its timestamp, any other row as it is. The rows of
 /// one key and one space have this in common, with each other alone.
-#[cfg(any(test, feature = "internals"))]
 pub(super) fn without_timestamp(row: &[u8]) -> &[u8] {
     up_to_terminator(row).unwrap_or(row)
 }
 
 /// What [`without_timestamp`] is of every row that can be in a range, if it is the same for all: of
 /// the versions or the removals of one key, and of a single row.
-#[cfg(any(test, feature = "internals"))]
 pub(super) fn common_to(range: &RowRange) -> Option<&[u8]> {
     match up_to_terminator(&range.start) {
         Some(common) if range.end <= after(common) => Some(common),
@@ -162,7 +159,6 @@ pub(super) fn common_to(range: &RowRange) -> Option<&[u8]> {
     }
 }
 
-#[cfg(any(test, feature = "internals"))]
 fn up_to_terminator(row: &[u8]) -> Option<&[u8]> {
     match row.split_first() {
         // The first two zeroes are the terminator: in the escaped key, `FF` follows each zero.

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::engine::{
-    Direction, Durability, Engine, EngineError, EngineView, RowValue, RowVisitor, Scrubbed,
-    WriteBatch,
+    Direction, Engine, EngineError, EngineView, RowValue, RowVisitor, Scrubbed, WriteBatch,
 };
 use super::keys::RowRange;
-use super::pieces;
+
+/// Longer values are out of line, as they are in tables.
+const LONG_VALUE_BYTES: usize = 4 * 1024;
 
 type Rows = Arc<BTreeMap<Bytes, Bytes>>;
 
@@ -27,6 +28,7 @@ pub struct MemoryEngine {
 struct MemoryState {
     visible: Rows,
     durable: Rows,
+    durable_mark: Option<u64>,
 }
 
 impl MemoryEngine {
@@ -35,7 +37,15 @@ impl MemoryEngine {
         MemoryEngine::default()
     }
 
-    /// Has the effect of a power loss: everything since the last durable batch is lost.
+    /// Has this engine, without rows so far, hold these as if it had been opened with them.
+    pub fn fill(&self, rows: &WriteBatch) {
+        let mut state = self.state();
+        let rows = rows.rows().filter_map(|(key, value)| Some((key.clone(), value?.clone())));
+        state.durable = Arc::new(rows.collect());
+        state.visible = state.durable.clone();
+    }
+
+    /// Has the effect of a power loss: everything since the last seal is lost.
     pub fn crash(&self) {
         let mut state = self.state();
         state.visible = state.durable.clone();
@@ -57,7 +67,7 @@ impl Engine for MemoryEngine {
         Ok(Box::new(MemoryView { rows: self.state().visible.clone() }))
     }
 
-    fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
+    fn write(&self, batch: &WriteBatch) -> Result<(), EngineError> {
         let mut state = self.state();
         let rows = Arc::make_mut(&mut state.visible);
         for (key, value) in batch.rows() {
@@ -66,9 +76,22 @@ impl Engine for MemoryEngine {
                 None => rows.remove(key),
             };
         }
-        if durability == Durability::Durable {
-            state.durable = state.visible.clone();
-        }
+        Ok(())
+    }
+
+    fn seal(&self, batch: &WriteBatch, mark: u64) -> Result<(), EngineError> {
+        self.write(batch)?;
+        let mut state = self.state();
+        state.durable = state.visible.clone();
+        state.durable_mark = Some(mark);
+        Ok(())
+    }
+
+    fn durable(&self) -> Option<u64> {
+        self.state().durable_mark
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
         Ok(())
     }
 
@@ -98,7 +121,7 @@ impl EngineView for MemoryView {
         let bounds = (Bound::Included(&range.start), Bound::Excluded(&range.end));
         let rows = self.rows.range::<Bytes, _>(bounds);
         let mut visit = |(key, value): (&Bytes, &Bytes)| {
-            if !pieces::is_long(key.len(), value.len()) {
+            if value.len() <= LONG_VALUE_BYTES {
                 return visit(key, RowValue::Inline(value));
             }
             let read = || Ok(value.to_vec());

@@ -3,8 +3,8 @@
 //! Two durable structures and one rule between them. The *log* ([`log::DiskLog`]) is synced once a
 //! batch, before anything is acknowledged. The *store* ([`apply::StateMachine`] over an
 //! [`engine::Engine`]) is the result of applying the log up to the applied index. Its batches are
-//! not synced one by one: a crash takes it back to its last checkpoint, with versions, sessions and
-//! applied index together. Rule: the log is kept from the last checkpoint on, so at start the
+//! not synced one by one: a crash takes it back to its last durable seal, with versions, sessions
+//! and applied index together. Rule: the log is kept from the last durable seal on, so at start the
 //! entries after it are applied again ([`open`]).
 //!
 //! Invariants:
@@ -15,8 +15,6 @@
 //! - Damage is found by checksums, named, and refused. Only a torn tail of the log, which was never
 //!   acknowledged, is cut off. Where there are other servers, damaged data is set aside: without
 //!   its store a server waits for a snapshot, without its log it starts as a blank one.
-//! - `tables` is an engine of our own that is to take the place of [`disk`]; no server uses it yet.
-//! - `redb` is used in [`disk`] and in the file below it, `checked_file`, and nowhere else.
 //!
 //! A server that the other servers' logs do not reach back to receives a [`snapshot`], which
 //! replaces log and store together; [`open`] completes or undoes an installation that a crash
@@ -27,23 +25,18 @@
 
 pub mod apply;
 mod changes;
-mod checked_file;
 pub mod datadir;
-pub mod disk;
 pub mod engine;
 pub mod files;
 #[cfg(test)]
 mod formats;
 mod garbage_collection;
-#[cfg(test)]
-mod gated_file;
 mod hash;
 pub mod keys;
 pub mod log;
 mod log_clock;
 #[cfg(any(test, feature = "internals"))]
 pub mod memory;
-mod pieces;
 pub mod reads;
 mod removals;
 pub mod reserve;
@@ -51,7 +44,6 @@ mod rows;
 mod sessions;
 mod set_aside;
 pub mod snapshot;
-#[cfg(any(test, feature = "internals"))]
 pub mod tables;
 mod versions;
 
@@ -62,10 +54,10 @@ use crate::limits;
 use crate::model::{AppliedPoint, LogEntry, LogIndex, Recovered, StateLimits};
 use apply::{ApplyError, StateMachine};
 use datadir::{DataDir, DataDirError, Untrusted};
-use disk::DiskEngine;
 use engine::Engine;
 use log::{DiskLog, LogError, LogOptions, RecoveredLog};
 use snapshot::{DiskStaging, StagingArea};
+use tables::TableEngine;
 
 /// Why a server's storage could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -224,10 +216,10 @@ fn open_once(
 /// reset for the snapshot if and only if it starts after the store's applied index.
 fn finish_installation(
     staging: &DiskStaging,
-    store: DiskEngine,
+    store: TableEngine,
     found: &RecoveredLog,
 ) -> Result<Arc<dyn Engine>, ApplyError> {
-    staging.remove_partial()?;
+    staging.remove_leftovers()?;
     let applied = apply::stored_point(&store)?.index;
     if applied + 1 < found.first_index
         && let Some((staged, staged_index)) = open_staged(staging)?
@@ -242,8 +234,8 @@ fn finish_installation(
 }
 
 /// The staged snapshot and its index; `None` also if it is found damaged, at whichever step.
-fn open_staged(staging: &DiskStaging) -> Result<Option<(DiskEngine, LogIndex)>, ApplyError> {
-    let open = || -> Result<Option<(DiskEngine, LogIndex)>, ApplyError> {
+fn open_staged(staging: &DiskStaging) -> Result<Option<(TableEngine, LogIndex)>, ApplyError> {
+    let open = || -> Result<Option<(TableEngine, LogIndex)>, ApplyError> {
         let Some(staged) = staging.open_staged()? else { return Ok(None) };
         let index = apply::stored_point(&staged)?.index;
         Ok(Some((staged, index)))
@@ -422,10 +414,16 @@ mod tests {
         );
     }
 
-    fn rot(path: &std::path::Path) {
-        let mut bytes = std::fs::read(path).unwrap();
-        bytes[5_000..].iter_mut().for_each(|byte| *byte ^= 1);
-        std::fs::write(path, bytes).unwrap();
+    /// Damages every table of a store.
+    fn rot(store: &std::path::Path) {
+        for file in std::fs::read_dir(store).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_some_and(|kind| kind == "table") {
+                let mut bytes = std::fs::read(&path).unwrap();
+                bytes.iter_mut().for_each(|byte| *byte ^= 1);
+                std::fs::write(&path, bytes).unwrap();
+            }
+        }
     }
 
     /// A server with nine entries of which the store has applied seven; the log begins with
@@ -450,7 +448,7 @@ mod tests {
         let dir = TempDir::new().unwrap();
         storage_from(&dir, 1);
         let mut data_dir = data_dir(&dir);
-        rot(&data_dir.store_file());
+        rot(&data_dir.store_dir());
         let error = open(&mut data_dir, options(), Redundancy::Alone).map(drop).unwrap_err();
         assert!(error.is_damaged_store(), "{error}");
         let storage = open(&mut data_dir, options(), Redundancy::Replicated).unwrap();
@@ -485,7 +483,7 @@ mod tests {
         assert_eq!(storage.recovered.applied.index, 9);
         drop(storage);
         // From now on it is a store like any other.
-        rot(&data_dir.store_file());
+        rot(&data_dir.store_dir());
         let storage = open(&mut data_dir, options(), Redundancy::Replicated).unwrap();
         assert!(storage.recovered.store_lost && !data_dir.rebuilds_state());
     }
@@ -495,7 +493,7 @@ mod tests {
         let dir = TempDir::new().unwrap();
         storage_from(&dir, 4);
         let mut data_dir = data_dir(&dir);
-        rot(&data_dir.store_file());
+        rot(&data_dir.store_dir());
         let incarnation = data_dir.incarnation();
         for _ in 0..2 {
             let Recovered { store_lost, hard_state, applied, entries, last_index, .. } =
@@ -538,13 +536,13 @@ mod tests {
         let dir = TempDir::new().unwrap();
         storage_from(&dir, 4);
         let mut data_dir = data_dir(&dir);
-        std::fs::remove_file(data_dir.store_file()).unwrap();
-        let staged = dir.path().join("snapshot.redb");
+        std::fs::remove_dir_all(data_dir.store_dir()).unwrap();
+        let staged = dir.path().join("snapshot");
         {
-            let engine = DiskEngine::open(&staged, limits::STAGING_CACHE_BYTES).unwrap();
+            let engine = TableEngine::open_at(&staged).unwrap();
             let mut batch = engine::WriteBatch::default();
             batch.put(keys::meta("applied"), Bytes::from_static(b"rotten"));
-            engine.write(&batch, engine::Durability::Durable).unwrap();
+            engine.write_durably(&batch).unwrap();
         }
         for _ in 0..2 {
             let recovered =

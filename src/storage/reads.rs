@@ -1,19 +1,16 @@
 //! Reads the store, from any thread, while it is written.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::apply::{ApplyError, Shared};
-use super::engine::Direction;
 use super::garbage_collection::Horizon;
-use super::keys::{self, RowRange};
 use super::removals::PendingRemovals;
 use super::rows::{Rows, ViewRows};
 pub use super::versions::PageLimits;
 use super::versions::Reader;
-use crate::model::{AppliedPoint, PageNext, PageOf, ReadView, Row, Timestamp, Version};
+use crate::model::{AppliedPoint, LogIndex, PageNext, PageOf, ReadView, Row, Timestamp, Version};
 
 /// A handle that reads the store: cheap to clone, for any thread.
 ///
@@ -140,35 +137,29 @@ impl Store {
         }
     }
 
-    /// Reads rows from `from` on, about `bytes_max` bytes, so that the engine's pages that contain
-    /// them are verified. Returns where to continue.
-    ///
-    /// # Errors
-    ///
-    /// [`ApplyError::Engine`].
-    pub fn scrub_rows(&self, from: &Bytes, bytes_max: usize) -> Result<Option<Bytes>, ApplyError> {
-        let (view, _) = self.shared.view()?;
-        let range = RowRange { start: from.clone(), end: keys::all().end };
-        let (mut bytes, mut next) = (0, None);
-        view.scan(&range, Direction::Forward, &mut |key, value| {
-            if bytes >= bytes_max {
-                next = Some(Bytes::copy_from_slice(key));
-                return ControlFlow::Break(());
-            }
-            bytes += key.len() + value.len();
-            ControlFlow::Continue(())
-        })?;
-        Ok(next)
-    }
-
-    /// Reads blocks of the engine's file from disk that were read or written before, and verifies
-    /// them. Returns where to continue.
+    /// Reads blocks of the engine's files from the disk and verifies them. Returns where to
+    /// continue.
     ///
     /// # Errors
     ///
     /// [`ApplyError::Engine`].
     pub fn scrub_blocks(&self, from: u64, blocks: u64) -> Result<Option<u64>, ApplyError> {
         Ok(self.shared.engine().scrub(from, blocks)?.next_block)
+    }
+
+    /// Takes one bounded step of the work behind the engine's writes. Returns whether there is more
+    /// to do at once.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Engine`].
+    pub fn work(&self) -> Result<bool, ApplyError> {
+        Ok(self.shared.engine().work()?)
+    }
+
+    /// The applied index of the last durable seal: the log is to be kept from here on.
+    pub fn durable_index(&self) -> LogIndex {
+        self.shared.durable_index()
     }
 
     /// The number of rows of the store: an upper bound of the number of keys, known without

@@ -12,7 +12,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,8 +33,6 @@ pub struct DiskReserve {
     file: Arc<dyn DiskFile>,
     /// The size of the complete reserve; also the free space below which the disk counts as full.
     whole_bytes: u64,
-    /// The bytes that the store can add without taking more of the disk.
-    reusable_bytes: AtomicU64,
     state: Mutex<ReserveState>,
     /// Notified for writes that wait: the server stops.
     closing: Condvar,
@@ -84,7 +82,6 @@ impl DiskReserve {
             directories: [directory, log],
             file,
             whole_bytes,
-            reusable_bytes: AtomicU64::new(0),
             state: Mutex::new(state),
             closing: Condvar::new(),
             closed: AtomicBool::new(false),
@@ -142,10 +139,8 @@ impl DiskReserve {
         // Hysteresis: a full disk counts as full until there is somewhat more room, so that single
         // writes do not change it.
         let margin_bytes = if before >= DiskSpace::Full { whole_bytes / 4 } else { 0 };
-        let reusable_bytes = self.reusable_bytes.load(Ordering::Relaxed);
         // The room beside the reserve, also if that is not complete.
-        let room_bytes =
-            (held_bytes + free_bytes).saturating_add(reusable_bytes).saturating_sub(whole_bytes);
+        let room_bytes = (held_bytes + free_bytes).saturating_sub(whole_bytes);
         if held_bytes <= whole_bytes / 2 {
             DiskSpace::Exhausted
         } else if !self.is_enough(held_bytes) || room_bytes < whole_bytes + margin_bytes {
@@ -155,12 +150,6 @@ impl DiskReserve {
         } else {
             DiskSpace::Ample
         }
-    }
-
-    /// Sets the bytes that the store can add without taking more of the disk. It may be an
-    /// estimate: an error is taken from the reserve.
-    pub fn set_reusable(&self, bytes: u64) {
-        self.reusable_bytes.store(bytes, Ordering::Relaxed);
     }
 
     fn is_enough(&self, held_bytes: u64) -> bool {
@@ -228,7 +217,7 @@ struct ReservedFile {
     reserve: Arc<DiskReserve>,
     path: PathBuf,
     /// The file is expendable: its writes fail on a full disk, and do not use the reserve.
-    expendable: AtomicBool,
+    expendable: bool,
 }
 
 fn is_full(error: &io::Error) -> bool {
@@ -250,7 +239,7 @@ fn with_room<T>(
 
 impl ReservedFile {
     fn with_room<T>(&self, step: impl Fn() -> io::Result<T>) -> io::Result<T> {
-        if self.expendable.load(Ordering::Acquire) {
+        if self.expendable {
             self.reserve.check_enough()?;
             return step();
         }
@@ -261,7 +250,6 @@ impl ReservedFile {
 impl ReservedDirectory {
     fn file(&self, name: &str, inner: Arc<dyn DiskFile>, expendable: bool) -> Arc<dyn DiskFile> {
         let path = self.inner.path(name);
-        let expendable = AtomicBool::new(expendable);
         Arc::new(ReservedFile { inner, reserve: self.reserve.clone(), path, expendable })
     }
 
@@ -300,6 +288,10 @@ impl Directory for ReservedDirectory {
         self.inner.sync()
     }
 
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        self.inner.remove_directory(name)
+    }
+
     fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
         let inner = self.with_room(name, || self.inner.directory(name))?;
         Ok(Arc::new(ReservedDirectory { inner, reserve: self.reserve.clone() }))
@@ -323,10 +315,6 @@ impl DiskFile for ReservedFile {
         self.inner.len_bytes()
     }
 
-    fn used_bytes(&self) -> io::Result<u64> {
-        self.inner.used_bytes()
-    }
-
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.inner.read_at(buffer, offset)
     }
@@ -341,10 +329,6 @@ impl DiskFile for ReservedFile {
 
     fn allocate(&self, len_bytes: u64) -> io::Result<()> {
         self.inner.allocate(len_bytes)
-    }
-
-    fn keep(&self) {
-        self.expendable.store(false, Ordering::Release);
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -136,7 +136,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::storage::engine::{Durability, Engine};
+    use crate::storage::engine::Engine;
     use crate::storage::memory::MemoryEngine;
 
     type Change = (u8, Option<u8>);
@@ -161,7 +161,7 @@ mod tests {
             (stop_after, reverse) in (1..14usize, any::<bool>()),
         ) {
             let engine = MemoryEngine::new();
-            engine.write(&batch(&stored), Durability::Lazy).unwrap();
+            engine.write(&batch(&stored)).unwrap();
             let mut model: BTreeMap<u8, u8> =
                 stored.iter().filter_map(|(key, value)| Some((*key, (*value)?))).collect();
             for (key, value) in &changes {

@@ -6,8 +6,8 @@
 //! Sessions grow old by the log's own clock (`log_clock`), which no leap of timestamps moves: it
 //! would make retries that are under way new.
 //!
-//! Sessions live in memory. Those that changed are written to the engine with a checkpoint only;
-//! after a crash the engine stands at its last checkpoint, and the log from there on brings them
+//! Sessions live in memory. Those that changed are written to the engine with a seal only;
+//! after a crash the engine stands at its last durable seal, and the log from there on brings them
 //! back.
 //!
 //! What is forgotten is never applied again. Sessions end after [`StateLimits::session_expiry_us`],
@@ -97,7 +97,7 @@ impl Sessions {
         self.limits = limits;
     }
 
-    /// Reads the sessions of the last checkpoint.
+    /// Reads the sessions of the last durable seal.
     pub fn load(engine: &dyn Engine, limits: StateLimits) -> Result<Sessions, ApplyError> {
         let mut sessions = Sessions::new(limits);
         if let Some(stored) = engine.get(&keys::meta(META_KNOWN_SINCE))? {
@@ -239,7 +239,7 @@ impl Sessions {
         hash.add(known_since_hash(heard));
     }
 
-    /// Adds the changes since the last checkpoint to its batch.
+    /// Adds the changes since the last seal to the batch of the next.
     pub fn save(&self, batch: &mut WriteBatch) {
         if let Some(known_since) = self.known_since {
             let known_since = known_since.0.to_le_bytes().to_vec();
@@ -254,7 +254,7 @@ impl Sessions {
         }
     }
 
-    /// The changes are durable.
+    /// The changes are in the engine.
     pub fn saved(&mut self) {
         self.dirty.clear();
     }
@@ -556,7 +556,7 @@ mod tests {
         let engine = MemoryEngine::new();
         let mut batch = WriteBatch::default();
         sessions.save(&mut batch);
-        engine.write(&batch, super::super::engine::Durability::Durable).unwrap();
+        engine.write_durably(&batch).unwrap();
         sessions.saved();
         let loaded = Sessions::load(&engine, StateLimits::default()).unwrap();
         assert_eq!(loaded.clients, sessions.clients);
@@ -580,7 +580,7 @@ mod tests {
         assert_eq!((&other.clients, other_hash), (&sessions.clients, hash));
         let mut batch = WriteBatch::default();
         sessions.save(&mut batch);
-        engine.write(&batch, super::super::engine::Durability::Durable).unwrap();
+        engine.write_durably(&batch).unwrap();
         let loaded = Sessions::load(&engine, StateLimits::default()).unwrap();
         assert_eq!(loaded.clients, sessions.clients);
         assert_eq!(
@@ -598,7 +598,7 @@ mod tests {
         let engine = MemoryEngine::new();
         let mut batch = WriteBatch::default();
         batch.put(keys::session(ClientId(1)), Bytes::from_static(b"short"));
-        engine.write(&batch, super::super::engine::Durability::Lazy).unwrap();
+        engine.write(&batch).unwrap();
         assert!(matches!(
             Sessions::load(&engine, StateLimits::default()),
             Err(ApplyError::Damaged(_))

@@ -18,70 +18,41 @@ const LOGS: &str = "log.damaged";
 pub(super) const SET_ASIDE_MAX: usize = 8;
 
 /// Renames the store called `name` to the first free name, durably. Returns false if none is free.
-/// The file must not be open.
+/// No file of it may be open.
 pub(super) fn set_store_aside(directory: &dyn Directory, name: &str) -> io::Result<bool> {
-    let taken = directory.list()?;
-    set_aside(directory, name, STORES, &taken)
+    set_aside(directory, name, STORES)
 }
 
 /// Renames the log's directory called `name` to the first free name, durably. Returns false if none
 /// is free. No file in it may be open.
 pub(super) fn set_log_aside(directory: &dyn Directory, name: &str) -> io::Result<bool> {
-    let taken = logs(directory)?;
-    set_aside(directory, name, LOGS, &taken)
+    set_aside(directory, name, LOGS)
 }
 
 /// Removes the stores that were set aside, because a store has been rebuilt from the other servers.
 /// Keeps them if a log was set aside, too: they are the last data of this server, which may not be
 /// an eligible voter yet.
 pub(super) fn store_rebuilt(directory: &dyn Directory) -> io::Result<()> {
-    match logs(directory)?.is_empty() {
-        true => remove_stores(directory),
-        false => Ok(()),
+    let present = directory.list()?;
+    match names(LOGS).any(|log| present.contains(&log)) {
+        true => Ok(()),
+        false => remove(directory, STORES),
     }
 }
 
 /// Removes everything that was set aside, because the server does not need it any more.
 pub(super) fn remove_all(directory: &dyn Directory) -> io::Result<()> {
-    remove_stores(directory)?;
-    for log in logs(directory)? {
-        // The directory itself stays: a later rename replaces it.
-        let log = directory.directory(&log)?;
-        for name in log.list()? {
-            files::remove_if_present(&*log, &name)?;
-        }
-        log.sync()?;
-    }
-    Ok(())
+    remove(directory, STORES)?;
+    remove(directory, LOGS)
 }
 
-fn remove_stores(directory: &dyn Directory) -> io::Result<()> {
+fn remove(directory: &dyn Directory, aside: &str) -> io::Result<()> {
+    names(aside).try_for_each(|name| files::remove_directory_if_present(directory, &name))
+}
+
+fn set_aside(directory: &dyn Directory, name: &str, aside: &str) -> io::Result<bool> {
     let present = directory.list()?;
-    for name in names(STORES).filter(|name| present.contains(name)) {
-        files::remove_if_present(directory, &name)?;
-    }
-    Ok(())
-}
-
-/// The names of the logs that are set aside. A directory without files was removed before.
-fn logs(directory: &dyn Directory) -> io::Result<Vec<String>> {
-    let present = directory.list()?;
-    let mut logs = Vec::new();
-    for name in names(LOGS).filter(|name| present.contains(name)) {
-        if !directory.directory(&name)?.list()?.is_empty() {
-            logs.push(name);
-        }
-    }
-    Ok(logs)
-}
-
-fn set_aside(
-    directory: &dyn Directory,
-    name: &str,
-    aside: &str,
-    taken: &[String],
-) -> io::Result<bool> {
-    let Some(free) = names(aside).find(|name| !taken.contains(name)) else { return Ok(false) };
+    let Some(free) = names(aside).find(|name| !present.contains(name)) else { return Ok(false) };
     match directory.rename(name, &free) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         moved => {

@@ -9,10 +9,10 @@ use acervo::model::{
     Trim, WriteFate, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
-use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::{PageLimits, Store};
+use acervo::storage::tables::TableEngine;
 use bytes::Bytes;
 use tempfile::TempDir;
 
@@ -38,7 +38,7 @@ impl Machine {
 
     pub fn disk(step_us: i64) -> Machine {
         let folder = tempfile::tempdir().unwrap();
-        let engine = DiskEngine::open(&folder.path().join("store"), 1 << 20).unwrap();
+        let engine = TableEngine::open_at(&folder.path().join("store")).unwrap();
         Machine::on("the disk engine", Arc::new(engine), step_us, Some(folder))
     }
 

@@ -40,7 +40,7 @@ fn a_data_directory_is_its_owners_alone_whatever_the_umask_and_whatever_it_was()
         assert!(exited_with(group.terminate(0), 0));
         // As an earlier release, or somebody's chmod, has left it.
         fs::set_permissions(group.data_dir(0), PermissionsExt::from_mode(0o755)).unwrap();
-        let store = group.data_dir(0).join("store.redb");
+        let store = group.data_dir(0).join("store/MANIFEST");
         fs::set_permissions(store, PermissionsExt::from_mode(0o644)).unwrap();
         group.start_server(0);
         group.client().put("key", "value").unwrap();
@@ -67,7 +67,7 @@ fn a_link_or_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for() {
     assert!(exited_with(group.terminate(0), 0));
     let log_file = fs::read_dir(group.data_dir(0).join("log")).unwrap().next().unwrap();
     let log_file = log_file.unwrap().path();
-    let names = ["LOCK", "IDENTITY", "store.redb"].map(|name| group.data_dir(0).join(name));
+    let names = ["LOCK", "IDENTITY", "store/MANIFEST"].map(|name| group.data_dir(0).join(name));
     let aside = group.dir.path().join("aside");
     for path in names.iter().chain([&log_file]) {
         fs::rename(path, &aside).unwrap();

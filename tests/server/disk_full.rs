@@ -185,18 +185,18 @@ fn a_full_disk_refuses_what_adds_to_it_and_nothing_else_until_there_is_room() {
     }
 }
 
-/// What a server's store takes of the disk.
+/// What a server's store takes of the disk. Files may go while this looks.
 fn store_bytes(group: &Group, at: usize) -> u64 {
-    let file = group.data_dir(at).join("store.redb");
-    std::fs::metadata(file).unwrap().blocks() * 512
+    let files = std::fs::read_dir(group.data_dir(at).join("store")).unwrap();
+    let taken =
+        |file: std::io::Result<std::fs::DirEntry>| Some(file.ok()?.metadata().ok()?.blocks());
+    files.filter_map(taken).sum::<u64>() * 512
 }
 
 #[test]
-fn an_idle_store_gives_back_what_it_does_not_need_and_holds_what_it_held() {
-    let flags = ["--console", "off", "--shrink-interval", "100ms"];
-    let mut group = Group::start(1, &flags);
+fn a_store_takes_little_more_than_it_holds_in_whatever_order_it_was_written() {
+    let mut group = Group::start(1, &["--console", "off"]);
     let client = group.client();
-    // In no order: pages are half empty.
     let key = |i: u32| format!("{:08x}", i.wrapping_mul(0x9E37_79B1));
     let value = |i: u32| i.to_string().repeat(20);
     for first in (0..60_000).step_by(1000) {
@@ -204,7 +204,6 @@ fn an_idle_store_gives_back_what_it_does_not_need_and_holds_what_it_held() {
         client.put_all(pairs).unwrap();
     }
     let after = 60_000 * 185 * 13 / 10;
-    eventually("the store is copied", || (store_bytes(&group, 0) < after).then_some(()));
     let check = |client: &Client| {
         for i in (0..60_000).step_by(977) {
             let got = client.get_linearizable(key(i)).unwrap();
@@ -213,12 +212,12 @@ fn an_idle_store_gives_back_what_it_does_not_need_and_holds_what_it_held() {
     };
     check(&client);
     client.put("more", "data").unwrap();
-    group.kill(0);
+    assert!(exited_with(group.terminate(0), 0));
+    let bytes = store_bytes(&group, 0);
+    assert!((60_000 * 100..after).contains(&bytes), "{bytes} bytes");
     group.start_server(0);
     check(&client);
     assert_eq!(client.get("more").unwrap().value(), Some(&b"data"[..]));
-    let copy = group.data_dir(0).join("store.redb.copy");
-    eventually("no copy is left", || (!copy.exists()).then_some(()));
 }
 
 #[test]

@@ -18,7 +18,7 @@ use acervo::model::{
 use acervo::server::snapshots::intake::Intake;
 use acervo::server::work::{SnapshotReport, SnapshotWork};
 use acervo::storage::apply::{Applied, StateMachine};
-use acervo::storage::engine::{Direction, Durability, Engine, EngineView, WriteBatch};
+use acervo::storage::engine::{Direction, Engine, EngineView, WriteBatch};
 use acervo::storage::keys;
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::Store;
@@ -73,7 +73,7 @@ impl Machine {
             })?;
         }
         let engine = Arc::new(MemoryEngine::new());
-        engine.write(&batch, Durability::Durable).map_err(text)?;
+        engine.fill(&batch);
         let machine = StateMachine::open(engine.clone(), release).map_err(text)?;
         let believed = (machine.applied() != saved.point).then_some(saved.point);
         Ok(Machine { engine, machine, believed })

@@ -11,11 +11,11 @@ use acervo::model::{
     StateLimits, Term, Timestamp, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
-use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
 use acervo::storage::files::Directory;
 use acervo::storage::log::{DiskLog, LogError, LogOptions, RecoveredLog};
 use acervo::storage::memory::MemoryEngine;
+use acervo::storage::tables::TableEngine;
 use acervo::storage::{Redundancy, StateSource, Storage, assemble};
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -600,8 +600,8 @@ fn a_crash_after_any_apply_and_a_replay_give_the_identical_state() {
 fn a_crash_and_a_replay_give_the_identical_state_on_disk() {
     for seed in seeds(0..4) {
         let dir = tempfile::TempDir::new().unwrap();
-        let path = dir.path().join("store.redb");
+        let path = dir.path().join("store");
         // Dropping the engine leaves what killing the process would.
-        replay_agrees(seed, 6, || Arc::new(DiskEngine::open(&path, 1 << 20).unwrap()));
+        replay_agrees(seed, 6, || Arc::new(TableEngine::open_at(&path).unwrap()));
     }
 }

@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
 
-use acervo::limits::ShrinkLimits;
 use acervo::model::{
     AppliedPoint, ClientId, ClusterId, Command, Del, DiskSpace, HardState, LogBatch, LogEntry,
     LogIndex, NodeId, Put, RequestId, StateLimits, Timestamp, WriteOp,
@@ -141,16 +140,14 @@ fn live(
     machine.checkpoint()?;
     promised.checkpoint = LAST - 2;
 
-    // The store is copied into a smaller file, and written to meanwhile. A copy that fails is given
-    // up, and the disk that has stopped is noticed by what is written next.
-    let limits = ShrinkLimits { slack_bytes: 0, step_bytes: 1000, sync_bytes: 3000 };
-    let steps = (0..3).take_while(|_| machine.shrink(&limits).is_ok_and(|more| more)).count();
+    // A merge and a seal are under way together. A merge that fails is given up, and the disk that
+    // has stopped is noticed by what is sealed next.
+    let store = machine.store();
+    while store.work().is_ok_and(|more| more) {}
     machine.apply(&entries(LAST - 1, LAST - 1).entries)?;
     machine.checkpoint()?;
     promised.checkpoint = LAST - 1;
-    assert_eq!(steps, 3, "it is not copied");
-    let more = (0..1000).take_while(|_| machine.shrink(&limits).is_ok_and(|more| more)).count();
-    assert!((5..1000).contains(&more) || disk.space().is_err(), "{more} steps");
+    while store.work().is_ok_and(|more| more) {}
     machine.apply(&entries(LAST, LAST).entries)?;
     machine.checkpoint()?;
     promised.checkpoint = LAST;
@@ -174,9 +171,7 @@ fn check(disk: &SimDisk, plan: Plan, expected: &Expected, promised: Promised, mo
     }
     assert_eq!(recovered.applied, expected.point(recovered.applied.index), "{moment}");
     let mut left = disk.list().unwrap();
-    left.retain(|name| {
-        !["IDENTITY", "LOCK", "RESERVE", "log", "store.redb"].contains(&name.as_str())
-    });
+    left.retain(|name| !["IDENTITY", "LOCK", "RESERVE", "log", "store"].contains(&name.as_str()));
     assert!(left.is_empty(), "{moment}: {left:?} are left");
 
     machine.apply(&recovered.entries).unwrap();
@@ -202,7 +197,7 @@ fn check_every_moment(plan: Plan) {
         let mut promised = Promised::default();
         assert!(operation < 10_000, "it never gets through");
         if live(&disk, plan, &expected, &mut promised).is_ok() {
-            assert!(promised.reset && operation > 100, "only {operation} moments");
+            assert!(promised.reset && operation > 60, "only {operation} moments");
             return;
         }
         let cut = disk.copy();
@@ -326,6 +321,11 @@ enum Damage {
     LogLost,
 }
 
+/// Flips a bit of the store, always the same one.
+fn flip_store(disk: &SimDisk) {
+    disk.flip("store/MANIFEST", 17, 3);
+}
+
 /// A server that has taken in a snapshot, and what is damaged of it.
 fn damaged(damage: Damage) -> SimDisk {
     let disk = SimDisk::new();
@@ -335,7 +335,7 @@ fn damaged(damage: Damage) -> SimDisk {
     // A store that a clean end has left.
     drop(open(&disk).unwrap());
     if matches!(damage, Damage::Store | Damage::Both) {
-        disk.flip("store.redb", 4096 + 17, 3);
+        flip_store(&disk);
     }
     let names = disk.files().into_iter().map(|(name, _)| name);
     for name in names.filter(|name| name.starts_with("log/")) {
@@ -376,7 +376,7 @@ fn check_rebuilding(disk: &SimDisk, damage: Damage, moment: &str) {
         );
         drop((storage.log, storage.machine));
         // The disk fails on: the blank store is damaged, too.
-        disk.flip("store.redb", 4096 + 17, 3);
+        flip_store(disk);
     }
 }
 
@@ -427,7 +427,7 @@ fn check_every_moment_of_a_verdict(verdict: Untrusted) {
     println!("replay with ACERVO_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let sound = damaged(Damage::Store);
-    sound.flip("store.redb", 4096 + 17, 3);
+    flip_store(&sound);
     // The server runs, is judged, ends, sets aside, and starts again.
     let live = |disk: &SimDisk, set_down: &mut bool| -> Result<(), Box<dyn Error>> {
         let mut data_dir = data_dir(disk)?;
@@ -484,7 +484,7 @@ fn a_verdict_outlasts_every_moment_from_when_it_is_durable_until_it_is_carried_o
 #[test]
 fn a_verdict_is_never_taken_back_by_a_lesser_one() {
     let disk = damaged(Damage::Store);
-    disk.flip("store.redb", 4096 + 17, 3);
+    flip_store(&disk);
     let verdicts = data_dir(&disk).unwrap().verdicts();
     for verdict in [Untrusted::Store, Untrusted::Everything, Untrusted::Store] {
         verdicts.set_down(verdict).unwrap();
@@ -505,7 +505,7 @@ fn too_many_damaged_stores_are_refused() {
     let refused = (0..20).find_map(|_| {
         let opened = open_in_a_group(&disk).map(drop);
         if opened.is_ok() {
-            disk.flip("store.redb", 4096 + 17, 3);
+            flip_store(&disk);
         }
         opened.err()
     });
@@ -530,13 +530,9 @@ fn what_was_set_aside_goes_when_the_server_is_whole_and_its_log_is_not_taken_for
     }
     // Nothing is left but the word that there was something.
     for name in disk.list().unwrap() {
-        match name.as_str() {
-            "log" => {
-                let log = disk.directory("log").unwrap();
-                log.list().unwrap().iter().for_each(|name| log.remove(name).unwrap());
-            }
-            "store.redb" => disk.remove(&name).unwrap(),
-            _ => {}
+        if ["log", "store"].contains(&name.as_str()) {
+            let directory = disk.directory(&name).unwrap();
+            directory.list().unwrap().iter().for_each(|name| directory.remove(name).unwrap());
         }
     }
     let alone = open(&disk).map(drop).unwrap_err().to_string();
@@ -548,7 +544,7 @@ fn what_was_set_aside_goes_when_the_server_is_whole_and_its_log_is_not_taken_for
 #[test]
 fn a_read_that_fails_ends_the_start_and_sets_nothing_aside() {
     let whole = damaged(Damage::Store);
-    whole.flip("store.redb", 4096 + 17, 3);
+    flip_store(&whole);
     whole.set_faults(Faults::default());
     let recovered = open_in_a_group(&whole).unwrap().recovered;
     let reads = whole.reads();

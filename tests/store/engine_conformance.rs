@@ -2,14 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use acervo::storage::disk::DiskEngine;
-use acervo::storage::engine::{
-    Direction, Durability, Engine, EngineError, EngineView, Scrubbed, WriteBatch,
-};
+use acervo::storage::engine::{Direction, Engine, EngineError, EngineView, Scrubbed, WriteBatch};
 use acervo::storage::files::RealDirectory;
 use acervo::storage::keys::RowRange;
 use acervo::storage::memory::MemoryEngine;
@@ -17,8 +13,6 @@ use acervo::storage::tables::{TableEngine, TablesOptions};
 use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
-
-const CACHE_BYTES: usize = 1 << 20;
 
 /// An engine and its end: a crash, after which it is opened again.
 trait Bed {
@@ -48,63 +42,6 @@ impl Bed for Memory {
     }
 }
 
-/// Dropped and opened again.
-struct Dropped {
-    dir: TempDir,
-    engine: Option<Arc<DiskEngine>>,
-}
-
-impl Dropped {
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("store.redb")
-    }
-}
-
-impl Bed for Dropped {
-    fn start() -> Self {
-        let mut bed = Dropped { dir: TempDir::new().unwrap(), engine: None };
-        bed.crash();
-        bed
-    }
-
-    fn engine(&self) -> Arc<dyn Engine> {
-        self.engine.clone().unwrap()
-    }
-
-    fn crash(&mut self) {
-        self.engine = None;
-        self.engine = Some(Arc::new(DiskEngine::open(&self.path(), CACHE_BYTES).unwrap()));
-    }
-
-    fn end(&mut self) {
-        self.engine = None;
-    }
-}
-
-/// Killed: what the file holds at this moment, while the engine is open, is all there is.
-struct Killed(Dropped);
-
-impl Bed for Killed {
-    fn start() -> Self {
-        Killed(Dropped::start())
-    }
-
-    fn engine(&self) -> Arc<dyn Engine> {
-        self.0.engine()
-    }
-
-    fn crash(&mut self) {
-        let next = TempDir::new().unwrap();
-        std::fs::copy(self.0.path(), next.path().join("store.redb")).unwrap();
-        self.0.dir = next;
-        self.0.crash();
-    }
-
-    fn end(&mut self) {
-        self.0.end();
-    }
-}
-
 /// Tables with sizes so small that a few rows make many of them, and two steps of the background
 /// after each batch: seals are moved and runs merged all the time.
 struct BusyTables(TableEngine);
@@ -124,6 +61,13 @@ impl BusyTables {
         let directory = Arc::new(RealDirectory::open(dir.path()).unwrap());
         BusyTables(TableEngine::open(directory, options).unwrap())
     }
+
+    fn work_a_little(&self) -> Result<(), EngineError> {
+        for _ in 0..2 {
+            self.0.work()?;
+        }
+        Ok(())
+    }
 }
 
 impl Engine for BusyTables {
@@ -135,12 +79,22 @@ impl Engine for BusyTables {
         self.0.view()
     }
 
-    fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
-        self.0.write(batch, durability)?;
-        for _ in 0..2 {
-            self.0.work()?;
-        }
-        Ok(())
+    fn write(&self, batch: &WriteBatch) -> Result<(), EngineError> {
+        self.0.write(batch)?;
+        self.work_a_little()
+    }
+
+    fn seal(&self, batch: &WriteBatch, mark: u64) -> Result<(), EngineError> {
+        self.0.seal(batch, mark)?;
+        self.work_a_little()
+    }
+
+    fn durable(&self) -> Option<u64> {
+        self.0.durable()
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        self.0.flush()
     }
 
     fn rows(&self) -> u64 {
@@ -205,6 +159,11 @@ impl Bed for TablesKilled {
     }
 }
 
+fn write_batch(engine: &dyn Engine, batch: &WriteBatch, durably: bool) {
+    let written = if durably { engine.write_durably(batch) } else { engine.write(batch) };
+    written.unwrap();
+}
+
 fn batch(rows: &[(&str, Option<&str>)]) -> WriteBatch {
     let mut batch = WriteBatch::default();
     for (key, value) in rows {
@@ -245,11 +204,11 @@ fn rows_are_set_replaced_and_removed<B: Bed>() {
     let bed = B::start();
     let engine = bed.engine();
     assert_eq!(engine.get(b"a").unwrap(), None);
-    engine.write(&batch(&[("a", Some("1")), ("b", Some(""))]), Durability::Lazy).unwrap();
+    engine.write(&batch(&[("a", Some("1")), ("b", Some(""))])).unwrap();
     assert_eq!(engine.get(b"a").unwrap().as_deref(), Some(&b"1"[..]));
     assert_eq!(engine.get(b"b").unwrap().as_deref(), Some(&b""[..]));
     let rows = [("a", None), ("b", Some("2")), ("c", Some("3")), ("c", None), ("d", None)];
-    engine.write(&batch(&rows), Durability::Durable).unwrap();
+    engine.write_durably(&batch(&rows)).unwrap();
     assert_eq!(engine.get(b"a").unwrap(), None);
     assert_eq!(engine.get(b"b").unwrap().as_deref(), Some(&b"2"[..]));
     assert_eq!(engine.get(b"c").unwrap(), None, "the last change counts");
@@ -259,7 +218,7 @@ fn scans_keep_to_their_range_and_direction<B: Bed>() {
     let bed = B::start();
     let engine = &*bed.engine();
     let rows = ["a", "b", "c", "d", "e"].map(|key| (key, Some("v")));
-    engine.write(&batch(&rows), Durability::Lazy).unwrap();
+    engine.write(&batch(&rows)).unwrap();
     assert_eq!(keys_in(engine, "b", "d", Direction::Forward), "bc");
     assert_eq!(keys_in(engine, "b", "d", Direction::Reverse), "cb");
     assert_eq!(keys_in(engine, "", "z", Direction::Reverse), "edcba");
@@ -274,14 +233,14 @@ fn a_crash_goes_back_to_exactly_the_last_durable_batch<B: Bed>() {
     let mut bed = B::start();
     for round in 0..5 {
         let kept = format!("kept {round}");
-        let write = |rows: &[(&str, Option<&str>)], durability| {
-            bed.engine().write(&batch(rows), durability).unwrap();
+        let write = |rows: &[(&str, Option<&str>)], durably| {
+            write_batch(&*bed.engine(), &batch(rows), durably);
         };
-        write(&[("lazy", Some(&kept)), ("gone", Some("x"))], Durability::Lazy);
-        write(&[("gone", None)], Durability::Lazy);
-        write(&[("durable", Some(&kept))], Durability::Durable);
-        write(&[("lazy", Some("lost")), ("new", Some("lost"))], Durability::Lazy);
-        write(&[("durable", None)], Durability::Lazy);
+        write(&[("lazy", Some(&kept)), ("gone", Some("x"))], false);
+        write(&[("gone", None)], false);
+        write(&[("durable", Some(&kept))], true);
+        write(&[("lazy", Some("lost")), ("new", Some("lost"))], false);
+        write(&[("durable", None)], false);
         assert_eq!(bed.engine().get(b"durable").unwrap(), None);
         bed.crash();
         let engine = bed.engine();
@@ -307,9 +266,7 @@ fn a_scan_sees_one_moment_while_batches_are_written<B: Bed>() {
         let extra = |number: u32| Bytes::copy_from_slice(&(rows + number % 7).to_be_bytes());
         batch.delete(extra(number.wrapping_sub(1)));
         batch.put(extra(number), Bytes::copy_from_slice(&number.to_be_bytes()));
-        let durability =
-            if number.is_multiple_of(16) { Durability::Durable } else { Durability::Lazy };
-        engine.write(&batch, durability).unwrap();
+        write_batch(&*engine, &batch, number.is_multiple_of(16));
     };
     write(0);
     let done = AtomicBool::new(false);
@@ -351,13 +308,13 @@ impl Drop for SetOnDrop<'_> {
 fn a_visitor_may_write<B: Bed>() {
     let bed = B::start();
     let engine = bed.engine();
-    engine.write(&batch(&[("a", Some("1")), ("b", Some("1"))]), Durability::Lazy).unwrap();
+    engine.write(&batch(&[("a", Some("1")), ("b", Some("1"))])).unwrap();
     let mut seen = 0;
     engine
         .scan(&range(b"", b"z"), Direction::Forward, &mut |_, value| {
             assert_eq!(value, b"1");
             seen += 1;
-            engine.write(&batch(&[("b", Some("2")), ("c", Some("2"))]), Durability::Lazy).unwrap();
+            engine.write(&batch(&[("b", Some("2")), ("c", Some("2"))])).unwrap();
             ControlFlow::Continue(())
         })
         .unwrap();
@@ -367,10 +324,10 @@ fn a_visitor_may_write<B: Bed>() {
 
 fn a_view_does_not_change_and_outlives_its_engine<B: Bed>() {
     let mut bed = B::start();
-    let write = |bed: &B, rows: &[(&str, Option<&str>)], durability| {
-        bed.engine().write(&batch(rows), durability).unwrap();
+    let write = |bed: &B, rows: &[(&str, Option<&str>)], durably| {
+        write_batch(&*bed.engine(), &batch(rows), durably);
     };
-    write(&bed, &[("a", Some("1")), ("b", Some("1")), ("c", Some("1"))], Durability::Lazy);
+    write(&bed, &[("a", Some("1")), ("b", Some("1")), ("c", Some("1"))], false);
     let view = bed.engine().view().unwrap();
     let seen = |direction| {
         let mut rows = String::new();
@@ -383,9 +340,8 @@ fn a_view_does_not_change_and_outlives_its_engine<B: Bed>() {
         rows
     };
     for round in 0..200 {
-        let durability = if round % 20 == 0 { Durability::Durable } else { Durability::Lazy };
         let other = format!("{round}");
-        write(&bed, &[("a", None), ("b", Some(&other)), (&other, Some("x"))], durability);
+        write(&bed, &[("a", None), ("b", Some(&other)), (&other, Some("x"))], round % 20 == 0);
         assert_eq!(seen(Direction::Forward), "b1c1");
         assert_eq!(seen(Direction::Reverse), "c1b1");
     }
@@ -441,9 +397,7 @@ fn any_history_matches_a_sorted_map<B: Bed>(cases: u32) {
                             }
                         }
                     }
-                    let durability =
-                        if is_durable { Durability::Durable } else { Durability::Lazy };
-                    bed.engine().write(&batch, durability).unwrap();
+                    write_batch(&*bed.engine(), &batch, is_durable);
                     if is_durable {
                         durable = visible.clone();
                     }
@@ -524,21 +478,5 @@ macro_rules! conformance {
 }
 
 conformance!(memory, Memory, 256);
-conformance!(redb_dropped, Dropped, 24);
-conformance!(redb_killed, Killed, 24);
 conformance!(tables_dropped, TablesDropped, 24);
 conformance!(tables_killed, TablesKilled, 24);
-
-#[test]
-fn a_file_that_is_no_store_and_one_in_use_are_typed_errors() {
-    let dir = TempDir::new().unwrap();
-    let path = dir.path().join("store.redb");
-    let _held = DiskEngine::open(&path, CACHE_BYTES).unwrap();
-    let error = DiskEngine::open(&path, CACHE_BYTES).unwrap_err();
-    assert!(matches!(error, EngineError::Open { .. }), "{error}");
-
-    let other = dir.path().join("other");
-    std::fs::write(&other, "not a store ".repeat(1000)).unwrap();
-    let error = DiskEngine::open(&other, CACHE_BYTES).unwrap_err();
-    assert!(matches!(error, EngineError::Damaged { .. }), "{error}");
-}

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use acervo::storage::engine::{Direction, Durability, Engine, EngineError, WriteBatch};
+use acervo::storage::engine::{Direction, Engine, EngineError, WriteBatch};
 use acervo::storage::keys::RowRange;
 use acervo::storage::tables::{TableEngine, TablesOptions};
 use bytes::Bytes;
@@ -90,10 +90,10 @@ fn live(
     for _ in 0..rng.random_range(1..40) {
         let batch = change(rng, &mut rows);
         if rng.random_bool(0.5) {
-            engine.write(&batch, Durability::Lazy)?;
+            engine.write(&batch)?;
         } else {
             expected.under_way = Some(rows.clone());
-            engine.write(&batch, Durability::Durable)?;
+            engine.write_durably(&batch)?;
             expected.durable = rows.clone();
             expected.under_way = None;
         }

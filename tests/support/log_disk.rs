@@ -14,15 +14,18 @@ const SECTOR_BYTES: usize = 512;
 const BLOCK_BYTES: usize = 4096;
 
 /// A directory of a disk. Clones are the same one.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
-    /// What the names in this directory begin with.
-    prefix: String,
+    /// Its number among the directories that were opened.
+    number: usize,
 }
 
 #[derive(Default)]
 struct State {
+    /// What the names in each directory begin with, which changes when a directory is renamed that
+    /// somebody has open.
+    directories: Vec<String>,
     /// Every file there was, by its number; without a name it is still there for who has it open.
     files: Vec<Content>,
     /// Full names and the files they stand for, as a process sees them …
@@ -82,7 +85,7 @@ enum NameChange {
 
 impl SimDisk {
     pub fn new() -> SimDisk {
-        SimDisk::default()
+        SimDisk::of(State { directories: vec![String::new()], ..State::default() })
     }
 
     /// Sets what is to go wrong and starts counting from 0.
@@ -147,8 +150,15 @@ impl SimDisk {
         let state = self.state();
         let (files, names) = (state.files.clone(), state.names.clone());
         let (durable_names, renaming) = (state.durable_names.clone(), state.renaming.clone());
-        let state = State { files, names, durable_names, renaming, ..State::default() };
-        SimDisk { state: Arc::new(Mutex::new(state)), prefix: self.prefix.clone() }
+        let directories = vec![state.directories[self.number].clone()];
+        SimDisk::of(State {
+            directories,
+            files,
+            names,
+            durable_names,
+            renaming,
+            ..State::default()
+        })
     }
 
     /// Flips one bit, for good.
@@ -160,12 +170,13 @@ impl SimDisk {
         file.durable[byte] ^= 1 << bit;
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+    /// The first directory of a disk.
+    fn of(state: State) -> SimDisk {
+        SimDisk { state: Arc::new(Mutex::new(state)), number: 0 }
     }
 
-    fn full(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
     }
 
     fn file(&self, number: usize) -> Arc<dyn DiskFile> {
@@ -260,6 +271,11 @@ impl Change {
 }
 
 impl State {
+    /// A name in a directory, with that of the directory.
+    fn full(&self, directory: &SimDisk, name: &str) -> String {
+        format!("{}{name}", self.directories[directory.number])
+    }
+
     fn check_running(&self) -> io::Result<()> {
         if self.stopped { Err(io::Error::other("no power")) } else { Ok(()) }
     }
@@ -293,7 +309,8 @@ impl Directory for SimDisk {
     fn list(&self) -> io::Result<Vec<String>> {
         let state = self.state();
         state.check_running()?;
-        let below = state.names.keys().filter_map(|name| name.strip_prefix(&*self.prefix));
+        let prefix = &*state.directories[self.number];
+        let below = state.names.keys().filter_map(|name| name.strip_prefix(prefix));
         // A directory below shows as the first part of the names in it.
         let mut names: Vec<String> =
             below.filter_map(|name| Some(name.split('/').next()?.to_owned())).collect();
@@ -304,41 +321,48 @@ impl Directory for SimDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state();
         state.check_running()?;
-        if state.names.contains_key(&self.full(name)) {
+        if state.names.contains_key(&state.full(self, name)) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         state.count_operation()?;
         let number = state.files.len();
         state.files.push(Content::default());
-        state.change_names(NameChange::Create(self.full(name), number));
+        let name = state.full(self, name);
+        state.change_names(NameChange::Create(name, number));
         Ok(self.file(number))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let state = self.state();
         state.check_running()?;
-        let file = state.names.get(&self.full(name)).ok_or(io::ErrorKind::NotFound)?;
+        let file = state.names.get(&state.full(self, name)).ok_or(io::ErrorKind::NotFound)?;
         Ok(self.file(*file))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.state();
         state.check_running()?;
-        if !state.names.contains_key(&self.full(name)) {
+        if !state.names.contains_key(&state.full(self, name)) {
             return Err(io::ErrorKind::NotFound.into());
         }
         state.count_operation()?;
-        state.change_names(NameChange::Remove(self.full(name)));
+        let name = state.full(self, name);
+        state.change_names(NameChange::Remove(name));
         Ok(())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.state();
-        let (from, to) = (self.full(from), self.full(to));
+        let (from, to) = (state.full(self, from), state.full(self, to));
         let change = if state.names.contains_key(&from) {
             NameChange::Rename(from, to)
         } else if state.names.keys().any(|name| is_below(name, &from)) {
             assert!(!state.names.keys().any(|name| is_below(name, &to)), "{to} is not empty");
+            for open in &mut state.directories {
+                if let Some(below) = open.strip_prefix(&format!("{from}/")) {
+                    *open = format!("{to}/{below}");
+                }
+            }
             NameChange::RenameDirectory(from, to)
         } else {
             return Err(io::ErrorKind::NotFound.into());
@@ -353,10 +377,10 @@ impl Directory for SimDisk {
         if !state.count_sync()? {
             return Err(io::Error::other("the disk failed"));
         }
-        let State { durable_names, renaming, .. } = &mut *state;
+        let State { durable_names, renaming, directories, .. } = &mut *state;
         let mut unsynced: Vec<NameChange> = Vec::new();
         for change in std::mem::take(renaming) {
-            if !change.is_in(&self.prefix) {
+            if !change.is_in(&directories[self.number]) {
                 unsynced.push(change);
                 continue;
             }
@@ -370,11 +394,26 @@ impl Directory for SimDisk {
     }
 
     fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
-        self.state().check_running()?;
-        Ok(Arc::new(SimDisk {
-            state: self.state.clone(),
-            prefix: format!("{}{name}/", self.prefix),
-        }))
+        let mut state = self.state();
+        state.check_running()?;
+        let prefix = format!("{}/", state.full(self, name));
+        let open = state.directories.iter().position(|open| *open == prefix);
+        let number = open.unwrap_or(state.directories.len());
+        if open.is_none() {
+            state.directories.push(prefix);
+        }
+        drop(state);
+        Ok(Arc::new(SimDisk { state: self.state.clone(), number }))
+    }
+
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        let mut state = self.state();
+        let full = state.full(self, name);
+        if state.names.keys().any(|name| is_below(name, &full)) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        // A directory without files has no name here.
+        state.count_operation()
     }
 
     fn space(&self) -> io::Result<Space> {
@@ -391,11 +430,11 @@ impl Directory for SimDisk {
 
     fn is_in_place(&self, names: &[&str]) -> io::Result<bool> {
         let state = self.state();
-        Ok(names.iter().all(|name| state.names.contains_key(&self.full(name))))
+        Ok(names.iter().all(|name| state.names.contains_key(&state.full(self, name))))
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        PathBuf::from("/sim").join(self.full(name))
+        PathBuf::from("/sim").join(self.state().full(self, name))
     }
 }
 

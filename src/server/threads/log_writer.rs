@@ -114,6 +114,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::applier;
+    use super::super::background::Background;
     use super::*;
     use crate::model::{ClusterId, HardState, LogEntry, NodeId, SnapshotId, StateLimits};
     use crate::net::{EventLoop, LoopConfig};
@@ -166,6 +167,10 @@ mod tests {
 
         fn sync(&self) -> io::Result<()> {
             self.directory.sync()
+        }
+
+        fn remove_directory(&self, name: &str) -> io::Result<()> {
+            self.directory.remove_directory(name)
         }
 
         fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
@@ -228,15 +233,10 @@ mod tests {
         let (completions, completed) = CompletionSender::new(event_loop.wake_handle());
         let open = || StateMachine::open(Arc::new(MemoryEngine::new()), StateLimits::default());
         let (staging, reserve) = (data_dir.staging(), data_dir.reserve().clone());
-        let interval = Duration::from_secs(3600);
-        let applier = applier::start(
-            open().unwrap(),
-            staging,
-            reserve.clone(),
-            interval,
-            completions.clone(),
-        );
-        let applier = applier.unwrap();
+        let machine = open().unwrap();
+        let (sealed, background) = Background::start(machine.store(), completions.clone()).unwrap();
+        let applier =
+            applier::start(machine, staging, reserve.clone(), sealed, completions.clone()).unwrap();
         let writer = start(log, reserve, applier.queue(), completions).unwrap();
 
         let mut theirs = open().unwrap();
@@ -260,7 +260,7 @@ mod tests {
         }
         writer.push(LogWork::Install(InstallRequest { number: 7, snapshot, hard_state }));
         assert!(writer.finish(deadline));
-        assert!(applier.finish(deadline));
+        assert!(applier.finish(deadline) && background.finish(deadline));
         let told: Vec<&str> = completed
             .try_iter()
             .filter_map(|completion| match completion {

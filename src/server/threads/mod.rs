@@ -2,6 +2,7 @@
 //!
 //! - `log_writer` and `applier` do their work in order, each from a queue that joins what waits
 //!   (`writer`).
+//! - `background` makes durable what the applier has sealed, and merges what was written before.
 //! - `workers` answer reads and read what servers that are late need; `decoders` decode long
 //!   frames.
 //! - `scrubber` reads the store again, `disk_watch` looks at the disk, `judge` makes verdicts
@@ -12,6 +13,7 @@
 //! deadline.
 
 mod applier;
+mod background;
 mod catch_up;
 mod completions;
 mod decoders;
@@ -28,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
+use self::background::Background;
 use self::completions::{CompletionSender, has_ended};
 use self::decoders::Decoders;
 use self::disk_watch::DiskWatch;
@@ -50,7 +53,6 @@ pub(super) struct ThreadsConfig {
     /// The number of workers.
     pub workers: usize,
     pub scrub_interval: Duration,
-    pub shrink_interval: Duration,
     pub console: ServerConsole,
 }
 
@@ -58,6 +60,7 @@ pub(super) struct ThreadsConfig {
 pub(super) struct Threads {
     log: WriterThread<LogWork>,
     applier: WriterThread<StoreWork>,
+    background: Background,
     workers: Workers<ReadJob>,
     catch_up: Workers<CatchUpWork>,
     decoders: Decoders,
@@ -93,14 +96,16 @@ impl Threads {
         })?;
         let catch_up = catch_up::start(log.reader(), &sender)?;
         let scrubber = Scrubber::start(machine.store(), config.scrub_interval, sender.clone())?;
-        let (staging, interval) = (data_dir.staging(), config.shrink_interval);
-        let applier = applier::start(machine, staging, reserve.clone(), interval, sender.clone())?;
+        let (sealed, background) = Background::start(machine.store(), sender.clone())?;
+        let staging = data_dir.staging();
+        let applier = applier::start(machine, staging, reserve.clone(), sealed, sender.clone())?;
         let log = log_writer::start(log, reserve.clone(), applier.queue(), sender.clone())?;
         let verdicts = data_dir.verdicts();
         let set_down = Arc::new(move |untrusted| verdicts.set_down(untrusted));
         Ok(Threads {
             log,
             applier,
+            background,
             workers,
             catch_up,
             decoders: Decoders::start(&sender)?,
@@ -211,6 +216,7 @@ impl Threads {
         let Threads {
             log,
             applier,
+            background,
             workers,
             catch_up,
             decoders,
@@ -231,8 +237,10 @@ impl Threads {
         // The log writer hands work to the applier, and so ends before it.
         let log = log.finish(deadline);
         let applier = applier.finish(deadline);
+        // It ends when the applier cannot seal any more.
+        let background = background.finish(deadline);
         let judge = judge.finish(deadline);
-        scrubber && workers && catch_up && log && applier && judge
+        scrubber && workers && catch_up && log && applier && background && judge
     }
 }
 

@@ -1,14 +1,12 @@
 //! Reads the whole store again in the background, so that damage is found while the other servers
 //! can still replace it.
 //!
-//! A pass reads every row, and so every page that is not in the engine's cache; then every block of
-//! the file that is known, and so what is below the cache, too. It goes at
+//! A pass reads every block of the store's files from the disk, past the engine's cache. It goes at
 //! [`SCRUB_BYTES_PER_SECOND`].
 
 use std::io;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::super::get::StoreFault;
@@ -23,8 +21,8 @@ const SCRUB_BYTES_PER_SECOND: usize = 8 * 1024 * 1024;
 /// Bytes read between two pauses: a millisecond of a disk's time. A larger row is read at once.
 const SCRUB_PIECE_BYTES: usize = 256 * 1024;
 
-/// Bytes of a block of the store's file, each of which has a checksum.
-const BLOCK_BYTES: usize = 4096;
+/// Bytes of a block of the store's files, each of which has a checksum.
+const BLOCK_BYTES: usize = 8 * 1024;
 
 /// The thread that reads the store again and again.
 pub(super) struct Scrubber {
@@ -77,14 +75,6 @@ impl Scrubber {
 
 impl Pass<'_> {
     fn run(&self) -> Result<Result<(), ApplyError>, Over> {
-        let mut next = Some(Bytes::new());
-        while let Some(from) = next {
-            match self.store.scrub_rows(&from, SCRUB_PIECE_BYTES) {
-                Ok(rest) => next = rest,
-                Err(error) => return Ok(Err(error)),
-            }
-            self.pause()?;
-        }
         let mut next = Some(0);
         while let Some(from) = next {
             let blocks = (SCRUB_PIECE_BYTES / BLOCK_BYTES) as u64;

@@ -82,7 +82,7 @@ mod tests {
     use crate::node::RequestToken;
     use crate::storage::apply::StateMachine;
     use crate::storage::engine::{
-        Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
+        Direction, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
     };
     use crate::storage::keys::RowRange;
     use crate::storage::memory::MemoryEngine;
@@ -134,8 +134,20 @@ mod tests {
             self.engine.view()
         }
 
-        fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
-            self.engine.write(batch, durability)
+        fn write(&self, batch: &WriteBatch) -> Result<(), EngineError> {
+            self.engine.write(batch)
+        }
+
+        fn seal(&self, batch: &WriteBatch, mark: u64) -> Result<(), EngineError> {
+            self.engine.seal(batch, mark)
+        }
+
+        fn durable(&self) -> Option<u64> {
+            self.engine.durable()
+        }
+
+        fn flush(&self) -> Result<(), EngineError> {
+            self.engine.flush()
         }
 
         fn rows(&self) -> u64 {

@@ -415,33 +415,33 @@ fn what_cannot_be_applied_is_a_typed_error_and_final() {
 }
 
 #[test]
-fn a_checkpoint_is_due_by_entries_by_bytes_and_by_time() {
+fn a_seal_is_due_by_entries_by_bytes_and_by_time() {
     let (_, mut machine) = machine();
-    let interval_us = limits::CHECKPOINT_INTERVAL.as_micros() as u64;
-    assert!(!machine.needs_checkpoint(u64::MAX, limits::CHECKPOINT_BYTES), "nothing to save");
+    let interval_us = limits::SEAL_INTERVAL.as_micros() as u64;
+    assert!(!machine.needs_seal(u64::MAX, limits::SEAL_BYTES), "nothing to save");
     let noop = |index| LogEntry { term: 1, index, data: Bytes::new() };
     machine.apply(&[noop(1)]).unwrap();
-    assert!(!machine.needs_checkpoint(5, limits::CHECKPOINT_BYTES), "the interval begins here");
-    assert!(!machine.needs_checkpoint(4 + interval_us, limits::CHECKPOINT_BYTES));
-    assert!(machine.needs_checkpoint(5 + interval_us, limits::CHECKPOINT_BYTES));
+    assert!(!machine.needs_seal(5, limits::SEAL_BYTES), "the interval begins here");
+    assert!(!machine.needs_seal(4 + interval_us, limits::SEAL_BYTES));
+    assert!(machine.needs_seal(5 + interval_us, limits::SEAL_BYTES));
     machine.checkpoint().unwrap();
     assert_eq!(machine.durable_index(), 1);
-    assert!(!machine.needs_checkpoint(u64::MAX, limits::CHECKPOINT_BYTES));
+    assert!(!machine.needs_seal(u64::MAX, limits::SEAL_BYTES));
 
     let (_, mut machine) = self::machine();
-    let many: Vec<_> = (1..=limits::CHECKPOINT_ENTRIES).map(noop).collect();
+    let many: Vec<_> = (1..=limits::SEAL_ENTRIES).map(noop).collect();
     let (last, most) = many.split_last().unwrap();
     machine.apply(most).unwrap();
-    assert!(!machine.needs_checkpoint(0, limits::CHECKPOINT_BYTES));
+    assert!(!machine.needs_seal(0, limits::SEAL_BYTES));
     machine.apply(std::slice::from_ref(last)).unwrap();
-    assert!(machine.needs_checkpoint(0, limits::CHECKPOINT_BYTES));
+    assert!(machine.needs_seal(0, limits::SEAL_BYTES));
 
     let (_, mut machine) = self::machine();
-    let value = Bytes::from(vec![0; limits::CHECKPOINT_BYTES as usize]);
+    let value = Bytes::from(vec![0; limits::SEAL_BYTES as usize]);
     let mut script = Script::default();
     script.write(WriteOp::Put(Put { key: Bytes::from("k"), value, tells_previous: true }));
     machine.apply(&script.entries).unwrap();
-    assert!(machine.needs_checkpoint(0, limits::CHECKPOINT_BYTES));
+    assert!(machine.needs_seal(0, limits::SEAL_BYTES));
 }
 
 /// Rows that another format has otherwise were taken for damage: the store of a newer release would
@@ -459,7 +459,7 @@ fn a_state_of_another_format_is_refused_whatever_its_other_rows_are() {
         let mut batch = WriteBatch::default();
         batch.put(keys::meta(META_FORMAT), Bytes::copy_from_slice(&9u32.to_le_bytes()));
         batch.put(keys::meta(name), value);
-        engine.write(&batch, Durability::Durable).unwrap();
+        engine.write_durably(&batch).unwrap();
         assert!(matches!(stored_point(&*engine), Err(ApplyError::OtherFormat(9))), "{name}");
         let opened = StateMachine::open(engine, StateLimits::default());
         assert!(matches!(opened, Err(ApplyError::OtherFormat(9))), "{name}");

@@ -2,8 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
+
 use super::StagingArea;
-use crate::storage::engine::{Engine, EngineError};
+use crate::storage::engine::{Engine, EngineError, StoreBuilder, WriteBatch};
 use crate::storage::memory::MemoryEngine;
 
 /// Staging in memory, for tests and simulations. Clones share their stores.
@@ -46,11 +48,28 @@ impl MemoryStaging {
     }
 }
 
+struct MemoryBuilder {
+    engine: Arc<MemoryEngine>,
+    rows: WriteBatch,
+}
+
+impl StoreBuilder for MemoryBuilder {
+    fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        self.rows.put(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), EngineError> {
+        self.engine.fill(&self.rows);
+        Ok(())
+    }
+}
+
 impl StagingArea for MemoryStaging {
-    fn begin(&self) -> Result<Arc<dyn Engine>, EngineError> {
+    fn begin(&self) -> Result<Box<dyn StoreBuilder>, EngineError> {
         let engine = Arc::new(MemoryEngine::new());
         self.with(|stores| stores.partial = Some(engine.clone()));
-        Ok(engine)
+        Ok(Box::new(MemoryBuilder { engine, rows: WriteBatch::default() }))
     }
 
     fn complete(&self) -> Result<(), EngineError> {

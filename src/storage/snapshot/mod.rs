@@ -4,8 +4,8 @@
 //!
 //! The rows are sent as a sequence of chunks, each complete in itself and with a checksum. Neither
 //! end ever holds more than a chunk and its engine's cache in memory, and neither disturbs its
-//! state machine: the source reads as of one state while writes go on, the sink writes a file of
-//! its own.
+//! state machine: the source reads as of one state while writes go on, the sink writes a store of
+//! its own beside the one in use.
 //!
 //! Invariants:
 //!
@@ -31,6 +31,7 @@ mod staging;
 pub use memory::MemoryStaging;
 pub use sink::{SnapshotSink, StagedSnapshot};
 pub use source::SnapshotSource;
+pub(super) use staging::StoreNames;
 pub use staging::{DiskStaging, StagingArea};
 
 use bytes::Bytes;

@@ -6,11 +6,10 @@ use bytes::Bytes;
 
 use super::chunk;
 use super::{SnapshotChunk, SnapshotError, StagingArea};
-use crate::limits;
 use crate::model::{AppliedPoint, FeatureLevel};
 use crate::storage::apply::{self, ApplyError, MetaRow};
 use crate::storage::changes::state_row_hash;
-use crate::storage::engine::{Durability, Engine, EngineError, WriteBatch};
+use crate::storage::engine::{Engine, EngineError, StoreBuilder};
 use crate::storage::hash::StateHash;
 use crate::storage::keys::{self, KeySpace};
 use crate::storage::sessions;
@@ -21,13 +20,12 @@ pub struct SnapshotSink {
     /// `None` once the snapshot is finished.
     staging: Option<Box<dyn StagingArea>>,
     /// `None` after a failure.
-    engine: Option<Arc<dyn Engine>>,
+    store: Option<Box<dyn StoreBuilder>>,
     point: AppliedPoint,
     /// The newest level that this release knows.
     known: FeatureLevel,
     next_sequence: u64,
     received: Received,
-    unsynced_bytes: u64,
 }
 
 /// The state as of the rows received so far.
@@ -57,15 +55,14 @@ impl SnapshotSink {
         staging: impl StagingArea + 'static,
         point: AppliedPoint,
     ) -> Result<SnapshotSink, ApplyError> {
-        let engine = staging.begin()?;
+        let store = staging.begin()?;
         Ok(SnapshotSink {
             staging: Some(Box::new(staging)),
-            engine: Some(engine),
+            store: Some(store),
             point,
             known: FeatureLevel::NEWEST,
             next_sequence: 0,
             received: Received::default(),
-            unsynced_bytes: 0,
         })
     }
 
@@ -82,7 +79,7 @@ impl SnapshotSink {
     ///
     /// Any [`SnapshotError`]; each says whether anything was changed.
     pub fn push(&mut self, chunk: &SnapshotChunk) -> Result<(), SnapshotError> {
-        let Some(engine) = &self.engine else { return Err(SnapshotError::Stopped) };
+        let Some(store) = &mut self.store else { return Err(SnapshotError::Stopped) };
         let sequence = chunk.sequence;
         if sequence != self.next_sequence {
             return Err(SnapshotError::OutOfSequence {
@@ -93,7 +90,7 @@ impl SnapshotSink {
         let rows =
             chunk::open(sequence, &chunk.data).ok_or(SnapshotError::Checksum { sequence })?;
         let mut received = self.received.clone();
-        let mut batch = WriteBatch::default();
+        let mut checked = Vec::new();
         for row in rows {
             let malformed = |detail| SnapshotError::Malformed { sequence, detail };
             let (key, value) = row.ok_or(malformed("a row is cut short"))?;
@@ -103,17 +100,10 @@ impl SnapshotSink {
                 return Err(SnapshotError::UnknownLevel { level, known: self.known });
             }
             taken.map_err(malformed)?;
-            batch.put(key, value);
+            checked.push((key, value));
         }
-        self.unsynced_bytes += chunk.data.len() as u64;
-        let durability = if self.unsynced_bytes >= limits::CHECKPOINT_BYTES {
-            self.unsynced_bytes = 0;
-            Durability::Durable
-        } else {
-            Durability::Lazy
-        };
-        if let Err(error) = engine.write(&batch, durability) {
-            self.engine = None;
+        if let Err(error) = checked.iter().try_for_each(|(key, value)| store.add(key, value)) {
+            self.store = None;
             return Err(error.into());
         }
         self.received = received;
@@ -128,13 +118,12 @@ impl SnapshotSink {
     /// [`SnapshotError::Mismatch`], [`SnapshotError::Engine`], [`SnapshotError::Stopped`]; the
     /// snapshot is then gone.
     pub fn finish(mut self) -> Result<StagedSnapshot, SnapshotError> {
-        let engine = self.engine.take().ok_or(SnapshotError::Stopped)?;
+        let store = self.store.take().ok_or(SnapshotError::Stopped)?;
         let point = self.point;
         if self.received.point != point || self.received.hash.0 != point.hash {
             return Err(SnapshotError::Mismatch { index: point.index });
         }
-        engine.write(&WriteBatch::default(), Durability::Durable)?;
-        drop(engine);
+        store.finish()?;
         let Some(staging) = self.staging.take() else { return Err(SnapshotError::Stopped) };
         match staging.complete() {
             Ok(()) => Ok(StagedSnapshot { staging, point }),
@@ -148,7 +137,7 @@ impl SnapshotSink {
 
 impl Drop for SnapshotSink {
     fn drop(&mut self) {
-        self.engine = None;
+        self.store = None;
         if let Some(staging) = self.staging.take() {
             staging.abandon();
         }

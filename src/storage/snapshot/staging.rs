@@ -4,24 +4,22 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::limits;
-use crate::storage::disk::{DiskEngine, Purpose};
-use crate::storage::engine::{Engine, EngineError};
-use crate::storage::files::Directory;
+use crate::storage::engine::{Engine, EngineError, StoreBuilder};
+use crate::storage::files::{self, Directory};
 use crate::storage::set_aside;
+use crate::storage::tables::{TableEngine, TableStoreBuilder, TablesOptions};
 
 /// A place for one store *under construction*, which becomes the *staged* one once it is complete,
 /// and then the store in use.
 pub trait StagingArea: Send {
-    /// Creates an empty store under construction; an earlier one is removed.
+    /// Begins an empty store under construction; an earlier one is removed.
     ///
     /// # Errors
     ///
     /// [`EngineError::Open`], [`EngineError::File`].
-    fn begin(&self) -> Result<Arc<dyn Engine>, EngineError>;
+    fn begin(&self) -> Result<Box<dyn StoreBuilder>, EngineError>;
 
-    /// Makes the store under construction the staged one, durably. Its last batch was a durable
-    /// one, and it is not open any more.
+    /// Makes the store under construction, which is finished, the staged one, durably.
     ///
     /// # Errors
     ///
@@ -43,52 +41,63 @@ pub trait StagingArea: Send {
     fn discard(&self);
 }
 
-/// Staging in a data directory: one file under construction, one staged, one in use, distinguished
-/// by their names alone.
+/// The names of the directories that a store can be in.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::storage) struct StoreNames {
+    pub partial: &'static str,
+    pub staged: &'static str,
+    pub in_use: &'static str,
+    /// The former store in use, from the moment at which it makes way for the staged one.
+    pub replaced: &'static str,
+}
+
+/// Staging in a data directory: directories of one store each, distinguished by their names alone.
+///
+/// A directory cannot be renamed over another one that has files, so the store in use makes way
+/// first. A crash between the two renames leaves no store in use, and the log begins after the
+/// snapshot by then: [`storage::open`](crate::storage::open) promotes the staged one again.
 #[derive(Clone)]
 pub struct DiskStaging {
     directory: Arc<dyn Directory>,
-    partial: &'static str,
-    staged: &'static str,
-    store: &'static str,
+    names: StoreNames,
 }
 
 impl DiskStaging {
-    /// `names` are those of the file under construction, the staged one, and the one in use.
-    pub(in crate::storage) fn new(
-        directory: Arc<dyn Directory>,
-        [partial, staged, store]: [&'static str; 3],
-    ) -> DiskStaging {
-        DiskStaging { directory, partial, staged, store }
+    pub(in crate::storage) fn new(directory: Arc<dyn Directory>, names: StoreNames) -> DiskStaging {
+        DiskStaging { directory, names }
     }
 
     /// Opens the store in use; a blank one is created if there is none.
-    pub(in crate::storage) fn open_store(&self) -> Result<DiskEngine, EngineError> {
-        let cache_bytes = limits::ENGINE_CACHE_BYTES;
-        DiskEngine::open_on(self.directory.clone(), self.store, cache_bytes, Purpose::Use)
+    pub(in crate::storage) fn open_store(&self) -> Result<TableEngine, EngineError> {
+        TableEngine::open(self.directory(self.names.in_use)?, TablesOptions::default())
     }
 
     /// Opens the staged store, if there is one.
-    pub(in crate::storage) fn open_staged(&self) -> Result<Option<DiskEngine>, EngineError> {
-        match self.directory.open(self.staged) {
-            Ok(_) => {
-                let cache_bytes = limits::STAGING_CACHE_BYTES;
-                let (directory, name) = (self.directory.clone(), self.staged);
-                DiskEngine::open_on(directory, name, cache_bytes, Purpose::Staging).map(Some)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.failed("open", self.staged)(error)),
+    pub(in crate::storage) fn open_staged(&self) -> Result<Option<TableEngine>, EngineError> {
+        let staged = self.names.staged;
+        let names = self.directory.list().map_err(self.failed("list", ""))?;
+        if !names.iter().any(|name| name == staged) {
+            return Ok(None);
         }
+        TableEngine::open(self.directory(staged)?, TablesOptions::default()).map(Some)
     }
 
     /// Removes the staged store, if there is one.
     pub(in crate::storage) fn remove_staged(&self) -> Result<(), EngineError> {
-        self.remove(self.staged)
+        self.remove(self.names.staged)
     }
 
-    /// Removes the store under construction, if there is one.
-    pub(in crate::storage) fn remove_partial(&self) -> Result<(), EngineError> {
-        self.remove(self.partial)
+    /// Removes the store under construction and the one that was replaced, if there are any.
+    pub(in crate::storage) fn remove_leftovers(&self) -> Result<(), EngineError> {
+        self.remove(self.names.partial)?;
+        self.remove(self.names.replaced)
+    }
+
+    fn directory(&self, name: &str) -> Result<Arc<dyn Directory>, EngineError> {
+        self.directory.directory(name).map_err(|error| EngineError::Open {
+            path: self.directory.path(name).display().to_string(),
+            detail: error.to_string(),
+        })
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<(), EngineError> {
@@ -98,9 +107,9 @@ impl DiskStaging {
             .map_err(self.failed("rename", from))
     }
 
-    /// Removes a store, and the files that an interrupted creation of it has left.
     fn remove(&self, name: &str) -> Result<(), EngineError> {
-        DiskEngine::remove(&*self.directory, name).map_err(self.failed("remove", name))
+        files::remove_directory_if_present(&*self.directory, name)
+            .map_err(self.failed("remove", name))
     }
 
     fn failed(&self, action: &'static str, name: &str) -> impl FnOnce(io::Error) -> EngineError {
@@ -110,28 +119,37 @@ impl DiskStaging {
 }
 
 impl StagingArea for DiskStaging {
-    fn begin(&self) -> Result<Arc<dyn Engine>, EngineError> {
-        self.remove_partial()?;
-        let cache_bytes = limits::STAGING_CACHE_BYTES;
-        let (directory, name) = (self.directory.clone(), self.partial);
-        Ok(Arc::new(DiskEngine::open_on(directory, name, cache_bytes, Purpose::Staging)?))
+    fn begin(&self) -> Result<Box<dyn StoreBuilder>, EngineError> {
+        self.remove(self.names.partial)?;
+        let directory = self.directory(self.names.partial)?;
+        Ok(Box::new(TableStoreBuilder::new(directory, TablesOptions::default())))
     }
 
     fn complete(&self) -> Result<(), EngineError> {
-        self.rename(self.partial, self.staged)
+        // Its files are durable, and so is the staged store with the next rename.
+        self.rename(self.names.partial, self.names.staged)
     }
 
     fn promote(&self) -> Result<Arc<dyn Engine>, EngineError> {
-        self.rename(self.staged, self.store)?;
+        let StoreNames { staged, in_use, replaced, .. } = self.names;
+        self.remove(replaced)?;
+        match self.directory.rename(in_use, replaced) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            moved => moved.map_err(self.failed("rename", in_use))?,
+        }
+        self.rename(staged, in_use)?;
         let engine = self.open_store()?;
-        if let Err(error) = set_aside::store_rebuilt(&*self.directory) {
-            log::warn!("a damaged store is left until the next start: {error}");
+        let tidied = self.remove(replaced).map_err(|error| error.to_string()).and_then(|()| {
+            set_aside::store_rebuilt(&*self.directory).map_err(|error| error.to_string())
+        });
+        if let Err(error) = tidied {
+            log::warn!("a store that was replaced is left until the next start: {error}");
         }
         Ok(Arc::new(engine))
     }
 
     fn abandon(&self) {
-        if let Err(error) = self.remove_partial() {
+        if let Err(error) = self.remove(self.names.partial) {
             log::warn!("an unfinished snapshot is left until the next start: {error}");
         }
     }

@@ -13,12 +13,12 @@ use crate::model::{
 };
 use crate::storage::apply::{ApplyError, StateMachine};
 use crate::storage::datadir::DataDir;
-use crate::storage::disk::DiskEngine;
 use crate::storage::engine::{
-    Direction, Durability, Engine, EngineView, Scrubbed, Visitor, WriteBatch,
+    Direction, Engine, EngineView, Scrubbed, StoreBuilder, Visitor, WriteBatch,
 };
 use crate::storage::keys::{self, RowRange};
 use crate::storage::memory::MemoryEngine;
+use crate::storage::tables::TableEngine;
 
 const CHUNK_BYTES: usize = 200;
 
@@ -271,12 +271,12 @@ fn files(dir: &TempDir) -> Vec<String> {
 fn on_disk_a_snapshot_takes_the_stores_place_under_its_readers() {
     let dir = TempDir::new().unwrap();
     let data_dir = data_dir(&dir);
-    let engine = DiskEngine::open(&data_dir.store_file(), 1 << 20).unwrap();
+    let engine = TableEngine::open_at(&data_dir.store_dir()).unwrap();
     let mut receiver = machine(Arc::new(engine), 3);
     let reader = receiver.store();
 
     let other = TempDir::new().unwrap();
-    let engine = DiskEngine::open(&other.path().join("store"), 1 << 20).unwrap();
+    let engine = TableEngine::open_at(&other.path().join("store")).unwrap();
     let mut sender = machine(Arc::new(engine), 500);
     let mut source = sender.begin_snapshot().unwrap();
     let point = source.point();
@@ -287,15 +287,15 @@ fn on_disk_a_snapshot_takes_the_stores_place_under_its_readers() {
     cancelled.push(&first).unwrap();
     assert!(files(&dir).contains(&"snapshot.partial".to_owned()));
     drop(cancelled);
-    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "store.redb"]);
+    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "store"]);
 
     let mut all = vec![first];
     all.extend(chunks(source, 1000));
     let staged = take_in(data_dir.staging(), point, &all).unwrap();
-    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "snapshot.redb", "store.redb"]);
+    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "snapshot", "store"]);
     assert_eq!(reader.applied().index, 3);
     receiver.install(staged).unwrap();
-    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "store.redb"]);
+    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "store"]);
     assert_eq!(reader.applied(), point);
     let newest = reader.get(b"key 19").unwrap();
     assert_eq!(newest, version(5000, "value 500"));
@@ -303,15 +303,33 @@ fn on_disk_a_snapshot_takes_the_stores_place_under_its_readers() {
     receiver.checkpoint().unwrap();
     let expected = receiver.applied();
     drop((receiver, reader));
-    let engine = DiskEngine::open(&data_dir.store_file(), 1 << 20).unwrap();
+    let engine = TableEngine::open_at(&data_dir.store_dir()).unwrap();
     assert_eq!(
         StateMachine::open(Arc::new(engine), StateLimits::default()).unwrap().applied(),
         expected
     );
 }
 
-/// An engine on a disk that is full.
+fn no_space() -> EngineError {
+    EngineError::File {
+        action: "write",
+        path: "store".to_owned(),
+        detail: "no space left on device".to_owned(),
+    }
+}
+
+/// An engine, or a store under construction, on a disk that is full.
 struct Full(MemoryEngine);
+
+impl StoreBuilder for Full {
+    fn add(&mut self, _: &[u8], _: &[u8]) -> Result<(), EngineError> {
+        Err(no_space())
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), EngineError> {
+        Err(no_space())
+    }
+}
 
 impl Engine for Full {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
@@ -331,12 +349,20 @@ impl Engine for Full {
         self.0.view()
     }
 
-    fn write(&self, _: &WriteBatch, _: Durability) -> Result<(), EngineError> {
-        Err(EngineError::File {
-            action: "write",
-            path: "store".to_owned(),
-            detail: "no space left on device".to_owned(),
-        })
+    fn write(&self, _: &WriteBatch) -> Result<(), EngineError> {
+        Err(no_space())
+    }
+
+    fn seal(&self, _: &WriteBatch, _: u64) -> Result<(), EngineError> {
+        Err(no_space())
+    }
+
+    fn durable(&self) -> Option<u64> {
+        None
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        Ok(())
     }
 
     fn rows(&self) -> u64 {
@@ -351,9 +377,9 @@ impl Engine for Full {
 struct FullStaging(MemoryStaging);
 
 impl StagingArea for FullStaging {
-    fn begin(&self) -> Result<Arc<dyn Engine>, EngineError> {
+    fn begin(&self) -> Result<Box<dyn StoreBuilder>, EngineError> {
         self.0.begin()?;
-        Ok(Arc::new(Full(MemoryEngine::new())))
+        Ok(Box::new(Full(MemoryEngine::new())))
     }
 
     fn complete(&self) -> Result<(), EngineError> {

@@ -30,11 +30,13 @@ use super::values::ValueWriter;
 use crate::storage::engine::{Direction, EngineError};
 use crate::storage::keys;
 
-/// A memory table that a durable batch has ended.
+/// A memory table that a seal has ended.
 #[derive(Clone)]
 pub(super) struct Sealed {
     pub table: Arc<MemoryTable>,
     pub seal: SealNumber,
+    /// The caller's number of the seal.
+    pub mark: u64,
     /// The last batch in it.
     pub as_of: BatchNumber,
     /// The number of rows of the store then.
@@ -55,7 +57,7 @@ impl StoreParts {
     ///
     /// [`EngineError::File`], [`EngineError::Damaged`], [`EngineError::Read`].
     pub fn move_seal(&self, sealed: &Sealed, levels: &Levels) -> Result<Levels, EngineError> {
-        let Sealed { table, seal, as_of, rows } = sealed;
+        let Sealed { table, seal, as_of, rows, .. } = sealed;
         let mut output = OutputFiles::new(self, Expendable::No);
         // There is nothing yet that a deleted row could hide.
         let drops_deleted = levels.runs.is_empty();
@@ -64,9 +66,7 @@ impl StoreParts {
         while let Some((key, value)) = cursor.row() {
             match value {
                 TableValue::Deleted if drops_deleted => {}
-                TableValue::Inline(value) if value.len() > self.options.long_value_bytes => {
-                    output.add_long(self, key, value)?;
-                }
+                TableValue::Inline(value) => output.add_value(self, key, value)?,
                 value => output.add(self, key, value)?,
             }
             cursor.advance();
@@ -77,7 +77,7 @@ impl StoreParts {
 }
 
 /// The files that a step writes: one table after the other, and segments beside them.
-struct OutputFiles {
+pub(super) struct OutputFiles {
     expendable: Expendable,
     /// Those that are whole.
     files: UnnamedFiles,
@@ -86,7 +86,7 @@ struct OutputFiles {
 }
 
 impl OutputFiles {
-    fn new(parts: &StoreParts, expendable: Expendable) -> OutputFiles {
+    pub fn new(parts: &StoreParts, expendable: Expendable) -> OutputFiles {
         let files = UnnamedFiles::none(&parts.store);
         OutputFiles { expendable, files, table: None, segment: None }
     }
@@ -111,13 +111,16 @@ impl OutputFiles {
         Ok(())
     }
 
-    /// Adds a row whose value goes into a segment.
-    fn add_long(
+    /// Adds a row, whose value goes into a segment if it is long.
+    pub fn add_value(
         &mut self,
         parts: &StoreParts,
         key: &[u8],
         value: &[u8],
     ) -> Result<(), EngineError> {
+        if value.len() <= parts.options.long_value_bytes {
+            return self.add(parts, key, TableValue::Inline(value));
+        }
         let mut writer = match self.segment.take() {
             Some(writer) => writer,
             None => ValueWriter::create(&parts.store, self.expendable)?,
@@ -130,7 +133,7 @@ impl OutputFiles {
         self.add(parts, key, TableValue::Long(reference))
     }
 
-    fn finish(mut self) -> Result<UnnamedFiles, EngineError> {
+    pub fn finish(mut self) -> Result<UnnamedFiles, EngineError> {
         if let Some(writer) = self.table.take() {
             self.files.tables.push(writer.finish()?);
         }

@@ -1,8 +1,12 @@
 //! The engine: batches into the active memory table, seals, views, and steps of the background.
 //!
-//! A lazy batch is visible and is lost with the process. A durable batch ends the active memory
-//! table, which is then a seal, and returns when that is in the manifest: whatever a crash leaves
-//! is the state of a seal.
+//! A batch is visible at once, and is lost with the process. A *seal* ends the active memory table
+//! with a last batch; a step of the background writes the table to the disk and names it in the
+//! manifest, and the seal is durable. Whatever a crash leaves is the state of a seal.
+//!
+//! The engine holds one active memory table, and [`SEALED_MAX`] that wait for the disk: whoever
+//! seals one more writes the oldest itself, and so waits for a disk that is slow or hangs. Writes
+//! then wait in the log, whose bounds are the server's.
 //!
 //! A view takes the number of the last batch, the memory tables and the levels under one lock that
 //! is held for a few copies of references. When a seal is moved, the memory table and the new
@@ -15,8 +19,8 @@
 //! was there. Versions say so: looking for each in the runs, which mostly have its key, made a PUT
 //! five to ten times as dear.
 //!
-//! What it leaves out: ending a full memory table, which the thread that writes has to do with a
-//! durable batch, and threads.
+//! What it leaves out: sealing a full memory table, which the thread that writes has to do, since a
+//! seal holds rows of its own; and threads.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,8 +39,12 @@ use super::memory_table::{BatchNumber, MemoryTable};
 use super::policy::{self, BackgroundStep, RunSize, SizeClasses};
 use super::scrub;
 use super::view::TablesView;
-use crate::storage::engine::{Durability, Engine, EngineError, EngineView, Scrubbed, WriteBatch};
+use crate::storage::engine::{Engine, EngineError, EngineView, Scrubbed, WriteBatch};
 use crate::storage::files::Directory;
+
+/// Memory tables that wait for the disk. With two of them the next one fills while one is written
+/// and the other waits; more would hide a slow disk, and take memory.
+const SEALED_MAX: usize = 2;
 
 /// A store of tables in a directory of its own.
 pub struct TableEngine {
@@ -60,6 +68,7 @@ struct Current {
     /// In the order of their seals, the oldest first.
     sealed: VecDeque<Sealed>,
     levels: Arc<Levels>,
+    durable_mark: Option<u64>,
 }
 
 impl TableEngine {
@@ -84,53 +93,31 @@ impl TableEngine {
             parts: StoreParts { store, cache, options },
             writer: Mutex::new(WriterState { last_batch: 0, last_seal }),
             background: Mutex::new(None),
-            current: RwLock::new(Current { active, sealed, levels: Arc::new(levels) }),
+            current: RwLock::new(Current {
+                active,
+                sealed,
+                levels: Arc::new(levels),
+                durable_mark: None,
+            }),
             published: AtomicU64::new(0),
             rows: AtomicU64::new(rows),
         })
     }
 
-    /// Whether the active memory table has reached its bytes, so that the next batch should be a
-    /// durable one.
-    pub fn is_full(&self) -> bool {
-        let active = self.with_current(|current| current.active.clone());
-        active.bytes() >= self.parts.options.memory_table_bytes
-    }
-
-    /// Takes one bounded step of the background. Returns whether to go on at once: not if there was
-    /// nothing to do, and not after a merge was given up, as the next one would be, too.
+    /// Opens the store in a directory of the system, which is created if it does not exist, with
+    /// the options that servers have.
     ///
     /// # Errors
     ///
-    /// [`EngineError::File`]: a seal could not be made durable, or it is unknown what a crash would
-    /// leave; the engine must not be written to any more. [`EngineError::Damaged`],
-    /// [`EngineError::Read`]. A merge that could not be written for another reason is given up, and
-    /// is no error.
-    pub fn work(&self) -> Result<bool, EngineError> {
-        let mut background = self.background();
-        self.parts.store.check_writable()?;
-        let (seals, levels) =
-            self.with_current(|current| (current.sealed.len(), current.levels.clone()));
-        if seals == 0 && background.is_some() {
-            return self.merge_on(&mut background);
-        }
-        let size = |run: &Arc<super::run::Run>| RunSize {
-            bytes: run.bytes(),
-            rows: run.rows(),
-            deleted_rows: run.deleted_rows(),
-        };
-        let sizes: Vec<RunSize> = levels.runs.iter().map(size).collect();
-        let TablesOptions { fan, small_run_bytes: lowest_bytes, .. } = self.parts.options;
-        match policy::next_step(seals, &sizes, SizeClasses { fan, lowest_bytes }) {
-            Some(BackgroundStep::Move) => self.move_oldest(&background).map(|()| true),
-            Some(BackgroundStep::Merge(runs)) => {
-                let drops_deleted = runs.end == levels.runs.len();
-                *background =
-                    Some(MergeJob::begin(&self.parts, &levels.runs[runs], drops_deleted)?);
-                self.merge_on(&mut background)
-            }
-            None => Ok(false),
-        }
+    /// As [`open`](TableEngine::open).
+    #[cfg(any(test, feature = "internals"))]
+    pub fn open_at(path: &std::path::Path) -> Result<TableEngine, EngineError> {
+        let opened = crate::storage::files::RealDirectory::open(path);
+        let directory = opened.map_err(|error| EngineError::Open {
+            path: path.display().to_string(),
+            detail: error.to_string(),
+        })?;
+        TableEngine::open(Arc::new(directory), TablesOptions::default())
     }
 
     /// Moves the oldest seal to the disk. The caller holds `background`.
@@ -143,8 +130,9 @@ impl TableEngine {
         // Without the seal there is no way on: the log would be cut short by later ones.
         let levels = levels.inspect_err(|error| self.parts.store.set_failed(error))?;
         self.with_current_mut(|current| {
-            current.sealed.pop_front();
             current.levels = Arc::new(levels);
+            // Its mark may have risen meanwhile.
+            current.durable_mark = current.sealed.pop_front().map(|moved| moved.mark);
         });
         Ok(())
     }
@@ -204,6 +192,38 @@ impl TableEngine {
         Ok((added, removed))
     }
 
+    /// Applies a batch; the number of rows after it.
+    fn apply(&self, writer: &mut WriterState, batch: &WriteBatch) -> Result<u64, EngineError> {
+        self.parts.store.check_writable()?;
+        let (added, removed) = self.count(batch)?;
+        let rows = self.rows.load(Ordering::Relaxed) + added;
+        assert!(rows >= removed, "{removed} of {rows} rows are removed");
+        let rows = rows - removed;
+        writer.last_batch += 1;
+        let active = self.with_current(|current| current.active.clone());
+        active.write(writer.last_batch, batch);
+        self.published.store(writer.last_batch, Ordering::Release);
+        self.rows.store(rows, Ordering::Relaxed);
+        Ok(rows)
+    }
+
+    /// Moves seals to the disk until at most `most` wait for it.
+    fn move_down_to(&self, most: usize) -> Result<(), EngineError> {
+        let waiting = || self.with_current(|current| current.sealed.len());
+        while waiting() > most {
+            let background = self.background();
+            if waiting() > most {
+                self.move_oldest(&background)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn writer(&self) -> MutexGuard<'_, WriterState> {
+        // After a panic under this lock the state machine does not write any more.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn with_current<T>(&self, use_it: impl FnOnce(&Current) -> T) -> T {
         // Each change of it is a single assignment or two that cannot fail, so a poisoned lock is
         // ignored.
@@ -222,6 +242,7 @@ impl TableEngine {
 
 impl Engine for TableEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.parts.store.check_sound()?;
         let view = self.tables_view();
         let found = view.get(key, |value| match value {
             TableValue::Inline(value) => Ok(Some(Bytes::copy_from_slice(value))),
@@ -236,35 +257,67 @@ impl Engine for TableEngine {
         Ok(Box::new(self.tables_view()))
     }
 
-    fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
-        // After a panic under this lock the state machine does not write any more.
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.parts.store.check_writable()?;
-        let (added, removed) = self.count(batch)?;
-        let rows = self.rows.load(Ordering::Relaxed) + added;
-        assert!(rows >= removed, "{removed} of {rows} rows are removed");
-        let rows = rows - removed;
-        writer.last_batch += 1;
-        let active = self.with_current(|current| current.active.clone());
-        active.write(writer.last_batch, batch);
-        self.published.store(writer.last_batch, Ordering::Release);
-        self.rows.store(rows, Ordering::Relaxed);
-        if durability == Durability::Lazy {
-            return Ok(());
-        }
-        if !active.is_empty() {
-            writer.last_seal += 1;
-            let (seal, as_of) = (writer.last_seal, writer.last_batch);
-            self.with_current_mut(|current| {
+    fn write(&self, batch: &WriteBatch) -> Result<(), EngineError> {
+        self.apply(&mut self.writer(), batch).map(drop)
+    }
+
+    fn seal(&self, batch: &WriteBatch, mark: u64) -> Result<(), EngineError> {
+        let mut writer = self.writer();
+        let rows = self.apply(&mut writer, batch)?;
+        let is_empty = self.with_current(|current| current.active.is_empty());
+        writer.last_seal += u64::from(!is_empty);
+        let (seal, as_of) = (writer.last_seal, writer.last_batch);
+        self.with_current_mut(|current| match current.sealed.back_mut() {
+            _ if !is_empty => {
                 let table = std::mem::take(&mut current.active);
-                current.sealed.push_back(Sealed { table, seal, as_of, rows });
-            });
+                current.sealed.push_back(Sealed { table, seal, mark, as_of, rows });
+            }
+            // There is nothing new: this seal is durable when the one before it is.
+            Some(sealed) => sealed.mark = mark,
+            None => current.durable_mark = Some(mark),
+        });
+        self.move_down_to(SEALED_MAX)
+    }
+
+    fn durable(&self) -> Option<u64> {
+        self.with_current(|current| current.durable_mark)
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        self.move_down_to(0)
+    }
+
+    fn is_full(&self) -> bool {
+        let active = self.with_current(|current| current.active.clone());
+        active.bytes() >= self.parts.options.memory_table_bytes
+    }
+
+    fn work(&self) -> Result<bool, EngineError> {
+        let mut background = self.background();
+        self.parts.store.check_writable()?;
+        let (seals, levels) =
+            self.with_current(|current| (current.sealed.len(), current.levels.clone()));
+        if seals == 0 && background.is_some() {
+            return self.merge_on(&mut background);
         }
-        let background = self.background();
-        while self.with_current(|current| !current.sealed.is_empty()) {
-            self.move_oldest(&background)?;
+        let size = |run: &Arc<super::run::Run>| RunSize {
+            bytes: run.bytes(),
+            rows: run.rows(),
+            deleted_rows: run.deleted_rows(),
+        };
+        let sizes: Vec<RunSize> = levels.runs.iter().map(size).collect();
+        let TablesOptions { fan, small_run_bytes: lowest_bytes, .. } = self.parts.options;
+        // After a merge that was given up the next one would be, too: not at once.
+        match policy::next_step(seals, &sizes, SizeClasses { fan, lowest_bytes }) {
+            Some(BackgroundStep::Move) => self.move_oldest(&background).map(|()| true),
+            Some(BackgroundStep::Merge(runs)) => {
+                let drops_deleted = runs.end == levels.runs.len();
+                *background =
+                    Some(MergeJob::begin(&self.parts, &levels.runs[runs], drops_deleted)?);
+                self.merge_on(&mut background)
+            }
+            None => Ok(false),
         }
-        Ok(())
     }
 
     fn rows(&self) -> u64 {

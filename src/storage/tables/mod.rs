@@ -1,9 +1,9 @@
 //! The store's engine of our own: a log-structured merge tree on [`files`](super::files), so that
 //! the simulated disk, the reserve and the gates of tests stay below it.
 //!
-//! A batch goes into a memory table. A durable batch *seals* the memory table, and a background
-//! step writes it as a *table*: an immutable file of sorted rows. The tables of one seal, or of
-//! one merge, form a *run*. The manifest names all runs, and is replaced as a whole.
+//! A batch goes into a memory table. A *seal* ends the memory table, and a background step writes
+//! it as a *table*: an immutable file of sorted rows. The tables of one seal, or of one merge, form
+//! a *run*. The manifest names all runs, and is replaced as a whole.
 //!
 //! Invariants:
 //!
@@ -29,6 +29,7 @@
 //! | `memory_table` | rows of the newest batches |
 //! | `run`, `merge`, `view` | cursors over one run, over everything, as of one batch |
 //! | `policy`, `background`, `scrub` | which step is next; that step; verifying files |
+//! | `builder` | a whole store from the rows of a snapshot |
 //! | `engine` | all of it as an [`Engine`](super::engine::Engine) |
 //!
 //! What it leaves out: a log of its own (the Raft log is the durable truth, and is kept until a
@@ -36,6 +37,7 @@
 
 mod background;
 mod block;
+mod builder;
 mod cache;
 mod directory;
 mod engine;
@@ -55,6 +57,7 @@ mod test_disk;
 mod values;
 mod view;
 
+pub use builder::TableStoreBuilder;
 pub use engine::TableEngine;
 
 /// Bounds of an engine of tables. Tests draw them small, so that few rows make many tables.

@@ -157,6 +157,10 @@ impl Directory for TestDisk {
         Ok(())
     }
 
+    fn remove_directory(&self, _: &str) -> io::Result<()> {
+        unimplemented!("a store has no directories")
+    }
+
     fn directory(&self, _name: &str) -> io::Result<Arc<dyn Directory>> {
         Err(io::ErrorKind::Unsupported.into())
     }

@@ -22,7 +22,7 @@ use acervo::share::fetch::Trailer;
 use acervo::share::folder::{FileIdentity, state};
 use acervo::share::offer::FileStamp;
 use acervo::storage::apply::StateMachine;
-use acervo::storage::engine::{Durability, Engine, WriteBatch};
+use acervo::storage::engine::{Engine, WriteBatch};
 use acervo::storage::files::{Directory, DiskFile, Space};
 use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
@@ -347,6 +347,10 @@ impl Directory for RamDisk {
         Ok(())
     }
 
+    fn remove_directory(&self, _: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// The log has none.
     fn directory(&self, _: &str) -> io::Result<Arc<dyn Directory>> {
         Err(io::ErrorKind::Unsupported.into())
@@ -487,7 +491,7 @@ pub fn rows(data: &[u8]) {
         left = rest;
         batch.put(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
     }
-    engine.write(&batch, Durability::Durable).expect("memory takes every row");
+    engine.write_durably(&batch).expect("memory takes every row");
     let Ok(mut machine) = StateMachine::open(engine, StateLimits::default()) else { return };
     let store = machine.store();
     let end = Bytes::from_static(&[0xff; 8]);

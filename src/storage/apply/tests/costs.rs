@@ -50,12 +50,24 @@ impl Engine for Watched {
         Ok(Box::new(WatchedView { view: self.engine.view()?, rows, long_values }))
     }
 
-    fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
+    fn write(&self, batch: &WriteBatch) -> Result<(), EngineError> {
         self.around_write();
         self.batches.lock().unwrap().push(batch.rows().count());
-        self.engine.write(batch, durability)?;
+        self.engine.write(batch)?;
         self.around_write();
         Ok(())
+    }
+
+    fn seal(&self, batch: &WriteBatch, mark: u64) -> Result<(), EngineError> {
+        self.engine.seal(batch, mark)
+    }
+
+    fn durable(&self) -> Option<u64> {
+        self.engine.durable()
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        self.engine.flush()
     }
 
     fn rows(&self) -> u64 {

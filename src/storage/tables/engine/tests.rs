@@ -104,19 +104,23 @@ fn any_history_matches_a_sorted_map_in_views_of_any_moment() {
         let options = random_options(rng);
         let mut disk = TestDisk::default();
         let mut engine = open(&disk, options).unwrap();
-        let (mut rows, mut durable) = (Rows::new(), Rows::new());
+        // `sealed` is what each seal holds, by its mark.
+        let (mut rows, mut sealed) = (Rows::new(), vec![Rows::new()]);
+        let mut opened_at = 0;
         let mut views: Vec<(Box<dyn EngineView>, Rows)> = Vec::new();
         for _ in 0..rng.random_range(1..120) {
             match rng.random_range(0..20) {
                 0..8 => {
-                    let durability = match rng.random_bool(0.4) {
-                        true => Durability::Durable,
-                        false => Durability::Lazy,
-                    };
                     let batch = random_batch(rng, &mut rows);
-                    engine.write(&batch, durability).unwrap();
-                    if durability == Durability::Durable {
-                        durable = rows.clone();
+                    if rng.random_bool(0.6) {
+                        engine.write(&batch).unwrap();
+                        continue;
+                    }
+                    engine.seal(&batch, sealed.len() as u64).unwrap();
+                    sealed.push(rows.clone());
+                    if rng.random_bool(0.3) {
+                        engine.flush().unwrap();
+                        assert_eq!(engine.durable(), Some(sealed.len() as u64 - 1));
                     }
                 }
                 8..13 => {
@@ -133,8 +137,10 @@ fn any_history_matches_a_sorted_map_in_views_of_any_moment() {
                         false => disk.after_power_loss(),
                     };
                     let options = TablesOptions { block_bytes: 9, ..options };
+                    let mark = engine.durable().unwrap_or(opened_at);
                     engine = open(&disk, options).unwrap();
-                    rows.clone_from(&durable);
+                    sealed.truncate(mark as usize + 1);
+                    (rows, opened_at) = (sealed[mark as usize].clone(), mark);
                 }
                 16 => {
                     let mut next = Some(0);
@@ -194,10 +200,10 @@ fn history(disk: &TestDisk) -> (Result<(), EngineError>, Vec<Rows>) {
                     rows.insert(key, value);
                 }
             }
-            engine.write(&batch, Durability::Lazy)?;
+            engine.write(&batch)?;
             // From here on the state may be durable, also if the write fails.
             sealed.push(rows.clone());
-            engine.write(&WriteBatch::default(), Durability::Durable)?;
+            engine.write_durably(&WriteBatch::default())?;
             while engine.work()? {}
         }
         Ok(())
@@ -229,7 +235,7 @@ fn a_crash_before_any_operation_leaves_the_state_of_a_seal() {
             let tables = manifest.runs.iter().map(|run| run.tables.len()).sum::<usize>();
             let files = tables + manifest.segments.len() + 1;
             assert_eq!(crashed.names().len(), files, "{:?}", crashed.names());
-            engine.write(&WriteBatch::default(), Durability::Durable).unwrap();
+            engine.write_durably(&WriteBatch::default()).unwrap();
             while engine.work().unwrap() {}
             assert_eq!(all(&engine).unwrap(), found);
         }
@@ -243,12 +249,13 @@ fn after_a_failed_seal_nothing_is_written_and_reads_go_on() {
     let mut batch = WriteBatch::default();
     batch.put(Bytes::from_static(b"a"), Bytes::from_static(b"1"));
     disk.stop_at(disk.operations() + 3);
-    let failed = engine.write(&batch, Durability::Durable).unwrap_err();
+    engine.seal(&batch, 1).unwrap();
+    let failed = engine.flush().unwrap_err();
     assert!(matches!(failed, EngineError::File { .. }), "{failed}");
-    for durability in [Durability::Lazy, Durability::Durable] {
-        assert!(matches!(engine.write(&batch, durability), Err(EngineError::File { .. })));
+    for refused in [engine.write(&batch), engine.seal(&batch, 2), engine.flush()] {
+        assert!(matches!(refused, Err(EngineError::File { .. })));
     }
-    assert!(engine.work().is_err());
+    assert!(engine.work().is_err() && engine.durable().is_none());
     assert_eq!(engine.get(b"a").unwrap().as_deref(), Some(&b"1"[..]));
 }
 
@@ -292,10 +299,7 @@ fn the_first_damage_is_final() {
     let first = all(&engine).unwrap_err().to_string();
     disk.flip(&table, 3);
     assert_eq!(all(&engine).unwrap_err().to_string(), first);
-    assert_eq!(
-        engine.write(&WriteBatch::default(), Durability::Lazy).unwrap_err().to_string(),
-        first
-    );
+    assert_eq!(engine.write(&WriteBatch::default()).unwrap_err().to_string(), first);
     assert_eq!(engine.work().unwrap_err().to_string(), first);
     assert_eq!(engine.scrub(0, 1).unwrap_err().to_string(), first);
 }
@@ -328,9 +332,10 @@ fn views_are_whole_while_seals_are_moved_and_runs_merged_by_another_thread() {
         for key in 0..30u8 {
             batch.put(vec![key].into(), number.to_le_bytes().to_vec().into());
         }
-        let durable = number.is_multiple_of(3);
-        let durability = if durable { Durability::Durable } else { Durability::Lazy };
-        engine.write(&batch, durability).unwrap();
+        match number.is_multiple_of(3) {
+            true => engine.seal(&batch, number).unwrap(),
+            false => engine.write(&batch).unwrap(),
+        }
     };
     write(1);
     let done = AtomicBool::new(false);
