@@ -16,15 +16,22 @@ mod support;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use acervo::bench::load::{self, Measured, Plan, Until};
-use acervo::bench::{Protocol, StoreProtocol, Workload};
+use acervo::bench::load;
+use acervo::bench::{
+    Distribution, Measured, Mix, Pace, Plan, Protocol, StoreLoad, StoreProtocol, Until,
+};
 use criterion::{Criterion, Throughput};
 use floor::{Echo, File, Floor};
 use hdrhistogram::Histogram;
 use support::Group;
 
-const VALUE_BYTES: usize = 100;
-const KEYS: u64 = 100_000;
+const PUTS: StoreLoad = StoreLoad {
+    mix: Mix::Put,
+    linearizable: false,
+    distribution: Distribution::Uniform,
+    keys: 100_000,
+    value_bytes: 100,
+};
 const CLIENTS: [usize; 3] = [1, 8, 64];
 
 #[derive(Clone, Copy)]
@@ -109,13 +116,18 @@ impl Running {
             Running::Floor(floor) => (floor.leader, &mut Echo),
             Running::Acervo { leader, .. } => {
                 let mut random = rand::make_rng();
-                let (put, bytes) = (Workload::Put, VALUE_BYTES);
-                (*leader, &mut StoreProtocol::new(put, clients, KEYS, bytes, &mut random))
+                (*leader, &mut StoreProtocol::new(PUTS, clients, 1, &mut random))
             }
         };
-        let until = Until::Requests(requests);
-        let plan = Plan { clients, targets: vec![target], until, seed: requests };
-        let measured = load::run(&plan, protocol).expect("the load runs");
+        let plan = Plan {
+            clients,
+            pipeline: 1,
+            targets: vec![target],
+            pace: Pace::Closed,
+            until: Until::Requests(requests),
+            seed: requests,
+        };
+        let measured = load::run(&plan, protocol, None).expect("the load runs");
         assert!(measured.errors.is_empty(), "requests failed: {:?}", measured.errors);
         measured
     }

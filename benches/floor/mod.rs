@@ -8,6 +8,8 @@
 //! no store, no second thread. The load is [`acervo::bench::load`]'s, the same as for the real
 //! thing.
 
+#![allow(dead_code, reason = "each bench uses its own part of what is shared")]
+
 mod server;
 
 use std::io::{BufRead, BufReader};
@@ -15,7 +17,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use acervo::bench::{Answer, Protocol};
+use acervo::bench::{Answer, OpKind, Protocol};
 use acervo::limits::FRAME_HEADER_BYTES;
 use rand::rngs::SmallRng;
 use tempfile::TempDir;
@@ -68,6 +70,11 @@ impl Floor {
         let leader = start("leader", &more);
         Floor { leader, processes, _dir: dir }
     }
+
+    /// The processes of its servers.
+    pub fn processes(&self) -> Vec<u32> {
+        self.processes.iter().map(Child::id).collect()
+    }
 }
 
 fn command(log: &Path, file: File) -> Command {
@@ -91,7 +98,8 @@ impl Drop for Floor {
     }
 }
 
-/// What a load's clients say to the floor: frames of [`BODY_BYTES`], any frame is an answer.
+/// What a load's clients say to the floor: frames of [`BODY_BYTES`], any frame is an answer. They
+/// bear no numbers, so each client may have one under way.
 pub struct Echo;
 
 impl Protocol for Echo {
@@ -103,13 +111,13 @@ impl Protocol for Echo {
         Ok(())
     }
 
-    fn request(&mut self, _client: usize, _random: &mut SmallRng, out: &mut Vec<u8>) {
+    fn request(&mut self, _client: usize, _slot: usize, _random: &mut SmallRng, out: &mut Vec<u8>) {
         out.extend_from_slice(&(BODY_BYTES as u32).to_be_bytes());
         out.resize(out.len() + BODY_BYTES, b'v');
     }
 
-    fn answer(&mut self, _client: usize, _frame: &[u8]) -> Result<Answer, String> {
-        Ok(Answer::Done)
+    fn answer(&mut self, _client: usize, _frame: &[u8]) -> Result<(usize, Answer), String> {
+        Ok((0, Answer::Done(OpKind::Update)))
     }
 }
 

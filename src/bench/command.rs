@@ -7,15 +7,26 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use super::report::BenchReport;
-use super::{LoadError, Plan, StoreProtocol, Until, Workload, load};
+use super::live::LiveLine;
+use super::report::{BenchFigures, BenchReport};
+use super::{
+    Distribution, LoadError, Measured, Mix, Pace, Plan, StoreLoad, StoreProtocol, Until, load,
+};
 use crate::client::{Client, ClientError};
 use crate::limits;
 use crate::process::exit_status;
 use crate::wire::message::Role;
 
-/// Clients that write the keys before a bench of reads.
+/// Clients that write the keys before a bench that reads them.
 const BENCH_FILL_CLIENTS: usize = 64;
+/// Writes that each of them has under way: the keys are to be there soon, and nothing is measured.
+const BENCH_FILL_PIPELINE: usize = 16;
+/// The most bytes of values that all clients may have under way together, so that the generator
+/// holds no more of them.
+const BENCH_UNDER_WAY_BYTES_MAX: usize = 1024 * 1024 * 1024;
+/// The most requests that all clients may have under way together: a group takes no more than
+/// [`limits::REQUESTS_MAX`] of them at each of a few servers.
+const BENCH_UNDER_WAY_MAX: usize = 64 * 1024;
 
 /// The servers that the requests of a bench go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,14 +42,22 @@ pub enum BenchTarget {
 /// The options of `acervo bench`.
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
-    /// The kind of requests.
-    pub workload: Workload,
+    /// What the requests are.
+    pub mix: Mix,
+    /// Whether a majority confirms reads.
+    pub linearizable: bool,
+    /// How keys are drawn.
+    pub distribution: Distribution,
     /// The servers of the group.
     pub servers: Vec<SocketAddr>,
     /// The servers that requests go to.
     pub target: BenchTarget,
-    /// Number of clients, each with one request under way.
+    /// Number of clients, each with a connection to each server.
     pub clients: usize,
+    /// Requests that each client may have under way.
+    pub pipeline: usize,
+    /// When requests are due.
+    pub pace: Pace,
     /// Time that is measured.
     pub measured: Duration,
     /// Time under load before it is measured.
@@ -53,6 +72,8 @@ pub struct BenchOptions {
     pub seed: Option<u64>,
     /// Print JSON instead of text.
     pub json: bool,
+    /// Show on standard error how it goes.
+    pub live: bool,
 }
 
 /// Why a bench has no figures.
@@ -83,6 +104,19 @@ pub enum BenchError {
     /// The load could not be put on the group.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The clients together would have more under way than the generator can hold.
+    #[error(
+        "{clients} clients with {pipeline} requests of {value_bytes} bytes each are too many: all \
+         together have at most {BENCH_UNDER_WAY_MAX} requests and 1 GiB of values under way"
+    )]
+    TooMuch { clients: usize, pipeline: usize, value_bytes: usize },
+    /// The report is printed, and has no operation that was done.
+    #[error("no operation was done{}", code.map(|code| format!("; most failed with {code}"))
+        .unwrap_or_else(|| ", and none was answered".to_owned()))]
+    NothingDone {
+        /// The most frequent code.
+        code: Option<&'static str>,
+    },
     /// The report could not be printed.
     #[error("the report could not be printed: {0}")]
     Output(#[from] io::Error),
@@ -92,12 +126,13 @@ impl BenchError {
     /// The process's exit status.
     pub fn exit_status(&self) -> u8 {
         match self {
-            BenchError::UnknownTarget(_) => exit_status::USAGE,
+            BenchError::UnknownTarget(_) | BenchError::TooMuch { .. } => exit_status::USAGE,
             BenchError::Client(error) if error.is_of_the_request() => exit_status::USAGE,
             BenchError::Client(_)
             | BenchError::NobodyAnswered(_)
             | BenchError::NoLeader
             | BenchError::Fill { .. }
+            | BenchError::NothingDone { .. }
             | BenchError::Load(LoadError::Connect { .. }) => exit_status::UNAVAILABLE,
             BenchError::Load(_) | BenchError::Output(_) => exit_status::FAILED,
         }
@@ -109,67 +144,88 @@ impl BenchError {
 /// # Errors
 /// See [`BenchError`].
 pub fn run(options: &BenchOptions, command: String, out: &mut dyn Write) -> Result<(), BenchError> {
+    let BenchOptions { clients, pipeline, value_bytes, .. } = *options;
+    let under_way = clients.saturating_mul(pipeline);
+    if under_way > BENCH_UNDER_WAY_MAX
+        || under_way.saturating_mul(value_bytes) > BENCH_UNDER_WAY_BYTES_MAX
+    {
+        return Err(BenchError::TooMuch { clients, pipeline, value_bytes });
+    }
+    let live = if options.live { LiveLine::start().ok() } else { None };
     let targets = targets(options)?;
     let seed = options.seed.unwrap_or_else(|| rand::rng().random());
     // The clients' identities must differ between two runs of one seed: a group remembers
     // what it has answered to whom.
     let mut identities: SmallRng = rand::make_rng();
     if options.fill {
-        fill(options, &targets, seed, &mut identities)?;
+        fill(options, &targets, seed, &mut identities, live.as_ref())?;
     }
     let plan = Plan {
-        clients: options.clients,
+        clients,
+        pipeline,
         targets,
+        pace: options.pace,
         until: Until::Time { warm_up: options.warm_up, measured: options.measured },
         seed,
     };
-    let mut protocol = StoreProtocol::new(
-        options.workload,
-        options.clients,
-        options.keys,
-        options.value_bytes,
-        &mut identities,
-    );
-    let measured = load::run(&plan, &mut protocol)?;
+    let load = options.store_load(options.mix);
+    let mut protocol = StoreProtocol::new(load, clients, pipeline, &mut identities);
+    let measured = load::run(&plan, &mut protocol, live.as_ref())?;
+    // What is left of the live line is gone before the report comes.
+    drop(live);
+    report(options, command, plan, &measured, out)?;
+    if measured.operations == 0 {
+        return Err(BenchError::NothingDone { code: measured.most_frequent_error() });
+    }
+    Ok(())
+}
+
+impl BenchOptions {
+    fn store_load(&self, mix: Mix) -> StoreLoad {
+        StoreLoad {
+            mix,
+            linearizable: self.linearizable,
+            distribution: self.distribution,
+            keys: self.keys,
+            value_bytes: self.value_bytes,
+        }
+    }
+}
+
+fn report(
+    options: &BenchOptions,
+    command: String,
+    plan: Plan,
+    measured: &Measured,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let ended = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (operation, linearizable) = match options.workload {
-        Workload::Put | Workload::Fill => ("put", false),
-        Workload::Get => ("get", false),
-        Workload::GetLinearizable => ("get", true),
-        Workload::Range { linearizable } => ("range", linearizable),
-    };
     let report = BenchReport {
         command,
         version: env!("CARGO_PKG_VERSION"),
         ended_at_s: ended.as_secs(),
-        operation,
-        clients: options.clients,
+        operation: options.mix.name(),
+        clients: plan.clients,
+        pipeline: plan.pipeline,
+        rate: match plan.pace {
+            Pace::Closed => None,
+            Pace::Open { per_second } => Some(per_second),
+        },
         targets: plan.targets,
         keys: options.keys,
+        distribution: options.distribution.name(),
         value_bytes: options.value_bytes,
-        linearizable,
+        linearizable: options.linearizable,
         warm_up_s: options.warm_up.as_secs_f64(),
-        seed,
-        elapsed_s: 0.0,
-        operations: 0,
-        operations_per_s: 0.0,
-        not_found: 0,
-        mean_us: 0.0,
-        p50_us: 0.0,
-        p99_us: 0.0,
-        p999_us: 0.0,
-        max_us: 0.0,
-        errors: Default::default(),
-        generator_busy: None,
-    }
-    .with_figures(&measured);
+        seed: plan.seed,
+        figures: BenchFigures::of(measured),
+    };
     if options.json {
         report.print_json(out)?
     } else {
         report.print_text(out)?
     }
-    out.flush()?;
-    Ok(())
+    out.flush()
 }
 
 /// The servers meant by `--target`, among those that answer.
@@ -218,47 +274,27 @@ fn fill(
     targets: &[SocketAddr],
     seed: u64,
     identities: &mut SmallRng,
+    live: Option<&LiveLine>,
 ) -> Result<(), BenchError> {
-    let clients = BENCH_FILL_CLIENTS;
-    let until = Until::Requests(options.keys);
-    let plan = Plan { clients, targets: targets.to_vec(), until, seed };
-    let (keys, value_bytes) = (options.keys, options.value_bytes);
-    let mut protocol = StoreProtocol::new(Workload::Fill, clients, keys, value_bytes, identities);
-    let measured = load::run(&plan, &mut protocol)?;
-    let failed = measured.errors.values().sum();
-    match measured.errors.iter().max_by_key(|(_, count)| **count) {
-        Some((code, _)) => Err(BenchError::Fill { failed, keys, code }),
-        None => Ok(()),
+    let keys = options.keys;
+    let (clients, mut pipeline) = (BENCH_FILL_CLIENTS, BENCH_FILL_PIPELINE);
+    // Long values are not sent faster for being many at once.
+    while pipeline > 1 && clients * pipeline * options.value_bytes > BENCH_UNDER_WAY_BYTES_MAX / 8 {
+        pipeline /= 2;
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use rand::SeedableRng;
-
-    use super::*;
-
-    #[test]
-    fn a_fill_starts_with_distinct_keys() {
-        use super::super::Protocol;
-        let mut random = SmallRng::seed_from_u64(1);
-        let mut protocol = StoreProtocol::new(Workload::Fill, 1, 100, 0, &mut random);
-        let mut frames = std::collections::BTreeSet::new();
-        for _ in 0..100 {
-            let mut frame = Vec::new();
-            protocol.request(0, &mut random, &mut frame);
-            let Ok(crate::wire::message::Message::Request {
-                body: crate::wire::message::Request::Write(write),
-                ..
-            }) = crate::wire::codec::decode(&frame[limits::FRAME_HEADER_BYTES..])
-            else {
-                panic!("a fill writes");
-            };
-            let crate::model::WriteOp::Put(crate::model::Put { key, .. }) = write.op else {
-                panic!("a fill puts")
-            };
-            frames.insert(key);
-        }
-        assert_eq!(frames.len(), 100);
+    let plan = Plan {
+        clients,
+        pipeline,
+        targets: targets.to_vec(),
+        pace: Pace::Closed,
+        until: Until::Requests(keys),
+        seed,
+    };
+    let load = options.store_load(Mix::Fill);
+    let mut protocol = StoreProtocol::new(load, clients, pipeline, identities);
+    let measured = load::run(&plan, &mut protocol, live)?;
+    match measured.most_frequent_error() {
+        Some(code) => Err(BenchError::Fill { failed: measured.failures(), keys, code }),
+        None => Ok(()),
     }
 }

@@ -2,18 +2,23 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::args::{Format, FormatArgs, GroupArgs, parse_server};
 use super::units::parse_size;
-use crate::bench::Workload;
 use crate::bench::command::{BenchOptions, BenchTarget};
+use crate::bench::{Distribution, Mix, Pace};
 use crate::limits;
 
 /// The most clients of `acervo bench`, each of which has a connection to each server.
 const BENCH_CLIENTS_MAX: usize = 1024;
 /// The most keys of `acervo bench`, whose names have eight digits.
 const BENCH_KEYS_MAX: u64 = 100_000_000;
+/// The most requests that a client of `acervo bench` has under way: beyond, a server stops reading.
+const BENCH_PIPELINE_MAX: usize = limits::REQUESTS_PER_CONNECTION_MAX;
+/// The highest rate of `acervo bench`, far above what one generator sends.
+const BENCH_RATE_MAX: u64 = 10_000_000;
 
 /// The flags and arguments of `acervo bench`.
 #[derive(Debug, Args)]
@@ -22,15 +27,31 @@ Examples:
   acervo bench put
   acervo bench put --clients 1 --target leader --seconds 30
   acervo bench get --fill --json >> figures.jsonl
+  acervo bench ycsb-a --fill --clients 16 --pipeline 16
+  acervo bench ycsb-b --rate 5000
 
+The mixes ycsb-a to ycsb-f are YCSB's core workloads: a half reads half updates, b 5 % updates,
+c reads alone, d 5 % inserts and reads of what is new, e scans of up to 100 keys and 5 % inserts,
+f half reads, half reads with a write of the same key after them. Without --rate a client asks
+again when it is answered; with it, requests are due at that rate whatever the group does, and
+latency counts from then.
 A bench writes keys named bench-NUMBER to the group and leaves them there.")]
 pub struct BenchArgs {
     /// Which requests to measure
-    pub operation: BenchOperation,
-    /// Clients with one request under way each
+    #[arg(value_name = "MIX", value_parser = chosen(Mix::CHOICES, Mix::name))]
+    pub mix: Mix,
+    /// Clients, each with a connection to each server
     #[arg(long, value_name = "N", default_value = "64",
         value_parser = clap::value_parser!(u64).range(1..=BENCH_CLIENTS_MAX as u64))]
     pub clients: u64,
+    /// Requests that each client may have under way
+    #[arg(long, value_name = "N", default_value = "1",
+        value_parser = clap::value_parser!(u64).range(1..=BENCH_PIPELINE_MAX as u64))]
+    pub pipeline: u64,
+    /// Requests a second of all clients together, due at equal intervals; as many as go without it
+    #[arg(long, value_name = "N",
+        value_parser = clap::value_parser!(u64).range(1..=BENCH_RATE_MAX))]
+    pub rate: Option<u64>,
     /// How long to measure
     #[arg(long, value_name = "S", default_value = "10",
         value_parser = clap::value_parser!(u64).range(1..=limits::FLAG_DURATION_MAX.as_secs()))]
@@ -42,10 +63,14 @@ pub struct BenchArgs {
     /// Bytes of each value, such as 100 or 64KiB
     #[arg(long, value_name = "SIZE", default_value = "100", value_parser = parse_value_size)]
     pub value_size: usize,
-    /// Keys to choose from, uniformly
+    /// Keys to choose from
     #[arg(long, value_name = "K", default_value = "100000",
         value_parser = clap::value_parser!(u64).range(1..=BENCH_KEYS_MAX))]
     pub keys: u64,
+    /// How to choose: uniform; zipfian; latest, zipfian from the newest on. The mix says it if this
+    /// does not
+    #[arg(long, value_name = "HOW", value_parser = chosen(Distribution::ALL, Distribution::name))]
+    pub distribution: Option<Distribution>,
     /// The servers that can be asked.
     #[command(flatten)]
     pub group: GroupArgs,
@@ -66,38 +91,25 @@ pub struct BenchArgs {
     pub format: FormatArgs,
 }
 
-/// The kinds of requests that a bench can measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BenchOperation {
-    /// Writes of one key each.
-    Put,
-    /// Reads of one key each.
-    Get,
-    /// Pages of 1,000 keys.
-    Range,
-}
-
 impl BenchArgs {
-    /// The options of the bench.
+    /// The options of the bench; `live` says whether somebody sees how it goes.
     ///
     /// # Errors
     /// One sentence for a person.
-    pub fn options(&self) -> Result<BenchOptions, &'static str> {
-        let workload = match (self.operation, self.linearizable) {
-            (BenchOperation::Put, false) => Workload::Put,
-            (BenchOperation::Get, false) => Workload::Get,
-            (BenchOperation::Get, true) => Workload::GetLinearizable,
-            (BenchOperation::Range, linearizable) => Workload::Range { linearizable },
-            (BenchOperation::Put, true) => {
-                return Err("--linearizable is for reads: bench get or range");
-            }
-        };
+    pub fn options(&self, live: bool) -> Result<BenchOptions, &'static str> {
+        if self.linearizable && !self.mix.reads() {
+            return Err("--linearizable is for reads, and this mix has none");
+        }
         Ok(BenchOptions {
-            workload,
+            mix: self.mix,
+            linearizable: self.linearizable,
+            distribution: self.distribution.unwrap_or(self.mix.distribution()),
             servers: self.group.servers.clone(),
             target: self.target,
-            // The flag admits no more than fits in 32 bits.
+            // The flags admit no more than fits in 32 bits.
             clients: self.clients as usize,
+            pipeline: self.pipeline as usize,
+            pace: self.rate.map_or(Pace::Closed, |per_second| Pace::Open { per_second }),
             measured: Duration::from_secs(self.seconds),
             warm_up: Duration::from_secs(self.warm_up),
             keys: self.keys,
@@ -105,8 +117,23 @@ impl BenchArgs {
             fill: self.fill,
             seed: self.seed,
             json: self.format.get() == Format::Json,
+            live,
         })
     }
+}
+
+/// Takes one of these by its name.
+fn chosen<T, const N: usize>(
+    choices: [T; N],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T>
+where
+    T: Copy + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(choices.map(name)).try_map(move |chosen| {
+        let named = choices.into_iter().find(|choice| name(*choice) == chosen);
+        named.ok_or("it is none of the possible values")
+    })
 }
 
 fn parse_value_size(text: &str) -> Result<usize, String> {

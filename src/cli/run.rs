@@ -380,7 +380,7 @@ fn completions(args: &CompletionsArgs) -> Vec<u8> {
 }
 
 fn run_bench(args: &BenchArgs, out: &mut dyn Write) -> Ending {
-    let options = match args.options() {
+    let options = match args.options(io::stderr().is_terminal() && !text::is_dumb_terminal()) {
         Ok(options) => options,
         Err(wrong) => return Ok(usage("bench", wrong)),
     };

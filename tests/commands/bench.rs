@@ -4,7 +4,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{ACERVO, Group, exited_with, free_addresses};
+use crate::support::terminal::Terminal;
+use crate::support::{ACERVO, Group, eventually, exited_with, free_addresses};
 
 fn bench(arguments: &[&str]) -> Output {
     Command::new(ACERVO).arg("bench").args(arguments).stdin(Stdio::null()).output().unwrap()
@@ -82,6 +83,109 @@ fn ranges_are_read_a_page_at_a_time() {
 }
 
 #[test]
+fn every_mix_of_ycsb_has_the_operations_that_it_names() {
+    let group = group();
+    let kinds: [(&str, &[&str], &str); 6] = [
+        ("ycsb-a", &["read", "update"], "zipfian"),
+        ("ycsb-b", &["read", "update"], "zipfian"),
+        ("ycsb-c", &["read"], "zipfian"),
+        ("ycsb-d", &["insert", "read"], "latest"),
+        ("ycsb-e", &["insert", "scan"], "zipfian"),
+        ("ycsb-f", &["read", "read-modify-write"], "zipfian"),
+    ];
+    figures(&group, &["put", "--keys", "200", "--fill"]);
+    for (mix, wanted, distribution) in kinds {
+        // Confirmed by a majority, so that no server answers from before the fill.
+        let pipelined = ["--clients", "2", "--pipeline", "8", "--keys", "200", "--linearizable"];
+        let seen = figures(&group, &[&[mix], &pipelined[..]].concat());
+        is_sound(&seen);
+        let kinds = seen["kinds"].as_object().unwrap();
+        assert_eq!(kinds.keys().map(String::as_str).collect::<Vec<_>>(), wanted, "{seen}");
+        let each: u64 = kinds.values().map(|kind| kind["operations"].as_u64().unwrap()).sum();
+        assert_eq!(seen["operations"], each, "{seen}");
+        assert_eq!(seen["distribution"], distribution);
+        assert_eq!(seen["not_found"], 0, "{seen}");
+    }
+}
+
+#[test]
+fn an_open_load_keeps_its_rate() {
+    let group = group();
+    let seen = figures(&group, &["put", "--clients", "4", "--pipeline", "4", "--rate", "200"]);
+    is_sound(&seen);
+    assert_eq!(seen["rate"], 200);
+    // All that was due in the second, answered or not.
+    let answered = seen["operations"].as_u64().unwrap();
+    assert_eq!(answered + seen["unanswered"].as_u64().unwrap(), 200, "{seen}");
+    assert!(seen["service"]["p50_us"].as_f64() <= seen["p50_us"].as_f64(), "{seen}");
+}
+
+#[test]
+fn a_server_that_dies_in_the_middle_is_counted_and_the_load_goes_on() {
+    let mut group = group();
+    let list = group.list();
+    let mut command = Command::new(ACERVO);
+    command
+        .args([
+            "bench",
+            "put",
+            "--clients",
+            "8",
+            "--pipeline",
+            "4",
+            "--seconds",
+            "3",
+            "--keys",
+            "9",
+        ])
+        .args(["--warm-up", "0", "--json", "--servers", &list])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let running = command.spawn().unwrap();
+    let victim = (0..3).find(|at| *at != group.leader()).unwrap();
+    // What it has written tells that all of its clients are connected.
+    let client = group.client();
+    eventually("the load runs", || client.get("bench-00000003").ok()?.value().map(|_| ()));
+    group.kill(victim);
+    let done = running.wait_with_output().unwrap();
+    assert!(exited_with(done.status, 0), "{}", text(&done.stderr));
+    let seen: Value = serde_json::from_str(&text(&done.stdout)).unwrap();
+    assert!(seen["operations"].as_u64() > Some(0), "{seen}");
+    assert!(seen["errors"]["CONNECTION_LOST"].as_u64() > Some(0), "{seen}");
+}
+
+#[test]
+fn a_bench_of_which_nothing_is_done_fails_and_says_so() {
+    let mut group = group();
+    let leader = group.leader();
+    let [one, other] = [1, 2].map(|step| (leader + step) % 3);
+    group.kill(one);
+    group.kill(other);
+    let list = group.addresses()[leader].to_string();
+    // Without a majority no write is done; in some seconds the server knows it and says so.
+    let common = ["--seconds", "1", "--clients", "2", "--servers", &list, "--json"];
+    let done = bench(&[&["put"], &common[..]].concat());
+    assert!(exited_with(done.status, 3), "{}", text(&done.stderr));
+    assert!(text(&done.stderr).contains("no operation was done"), "{}", text(&done.stderr));
+    let seen: Value = serde_json::from_str(&text(&done.stdout)).unwrap();
+    assert_eq!(seen["operations"], 0, "{seen}");
+}
+
+#[test]
+fn a_terminal_is_shown_how_it_goes() {
+    let group = group();
+    let mut command = Command::new(ACERVO);
+    let list = group.list();
+    command.args(["bench", "put", "--clients", "2", "--seconds", "2", "--warm-up", "0"]);
+    command.args(["--servers", &list]);
+    let terminal = Terminal::run(command);
+    let shown = terminal
+        .wait_for("the report", |shown| shown.contains("release ").then(|| shown.to_owned()));
+    let live = shown.find(" a second   p50 ").unwrap_or_else(|| panic!("{shown:?}"));
+    assert!(live < shown.find("command ").unwrap(), "{shown:?}");
+}
+
+#[test]
 fn the_text_has_a_line_for_everything() {
     let group = group();
     let list = group.list();
@@ -97,10 +201,16 @@ fn the_text_has_a_line_for_everything() {
 
 #[test]
 fn mistakes_are_usage_errors() {
-    let mistakes: [&[&str]; 8] = [
+    let mistakes: [&[&str]; 14] = [
         &[],
         &["delete"],
+        &["ycsb-g"],
         &["put", "--clients", "0"],
+        &["put", "--pipeline", "0"],
+        &["put", "--rate", "0"],
+        &["put", "--distribution", "normal"],
+        &["put", "--clients", "1024", "--pipeline", "1024"],
+        &["put", "--value-size", "8MiB", "--pipeline", "64"],
         &["put", "--seconds", "0"],
         &["put", "--value-size", "9MiB"],
         &["put", "--linearizable"],
