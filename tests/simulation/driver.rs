@@ -19,7 +19,7 @@ use acervo::storage::snapshot::SnapshotSource;
 use acervo::wire::message::{Reply, Role, ServerMessage};
 
 use crate::checker::{Verdict, Violation, ensure};
-use crate::machine::{Machine, Saved};
+use crate::machine::{Machine, SimStaging};
 use crate::nemesis::Fault;
 use crate::server::{Piece, Process, node_id, position};
 use crate::world::{Event, MILLISECOND, SECOND, Setup, World};
@@ -501,11 +501,10 @@ impl World {
             Work::Log(LogWork::Install(InstallRequest { number, snapshot, hard_state })) => {
                 let state = &mut self.servers[server];
                 let Some(process) = &mut state.process else { return Ok(()) };
-                let Some(staged) = process.staging.staged() else {
+                let Some(saved) = process.staging.staged(process.arriving) else {
                     return Err(Violation(format!("{} installs nothing", node_id(server))));
                 };
                 process.unapplied.clear();
-                let saved = Saved::of(&staged, process.arriving)?;
                 state.disk.write_snapshot(number, snapshot, hard_state, saved);
                 self.start_sync(server);
                 Ok(())
@@ -676,7 +675,10 @@ impl World {
             state.checkpoint = snapshot.clone();
             (state.store_lost, state.saved_skew, state.refuted) = (false, 0, false);
         }
-        let machine = Machine::restore(&state.checkpoint, release)?;
+        // Drawn from nothing that anything else is drawn from.
+        let engine_seed = self.setup.seed ^ (server as u64 + 1) << 48 ^ state.life << 32;
+        let machine = Machine::restore(&state.checkpoint, release, engine_seed)?;
+        let staging = SimStaging::new(!engine_seed);
         let recovered = match state.store_lost {
             true => state.disk.recover_without_state(),
             false => state.disk.recover(machine.point(), machine.summary()),
@@ -691,7 +693,8 @@ impl World {
             .map_err(|error| Violation(format!("{} cannot start: {error}", node_id(server))))?;
         state.life += 1;
         let skew = state.saved_skew;
-        state.process = Some(Process { handed, skew, ..Process::new(node, machine, transfers) });
+        state.process =
+            Some(Process { handed, skew, ..Process::new(node, machine, staging, transfers) });
         let life = state.life;
         let delay_us = self.rng.range(0..=limits::TICK.as_micros() as u64);
         self.after(delay_us, Event::Tick { server, life });

@@ -1,15 +1,19 @@
-//! A replica's state machine: the real one of `storage`, on its engine in memory.
+//! A replica's state machine: the real one of `storage`, on its engine of tables.
 //!
 //! The checker holds it against the `model`, which is small enough to be obviously right. The real
 //! machine rather than the model in each replica: so the core's crashes, retries, snapshots and
 //! late pages meet the code that has to stand them (sessions, removals, horizons), and replicas can
 //! be compared by their own state hash and row by row.
 //!
-//! What it leaves out: engines on disks.
+//! Each life of each replica draws its own sizes of tables, so small that a few rows make several
+//! of them, and when seals are written and runs merged. So the files of replicas differ, and their
+//! states may not.
+//!
+//! What it leaves out: crashes within a step of the engine, which the crash tests of the store
+//! have.
 
 use std::ops::ControlFlow;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use acervo::model::{
     Action, AppliedPoint, AppliedWrite, Command, LogEntry, MachineSummary, OpResult, Release,
@@ -18,89 +22,102 @@ use acervo::model::{
 use acervo::server::snapshots::intake::Intake;
 use acervo::server::work::{SnapshotReport, SnapshotWork};
 use acervo::storage::apply::{Applied, StateMachine};
-use acervo::storage::engine::{Direction, Engine, EngineView, WriteBatch};
+use acervo::storage::engine::{Direction, Engine, EngineError, StoreBuilder};
 use acervo::storage::keys;
-use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::Store;
-use acervo::storage::snapshot::MemoryStaging;
+use acervo::storage::snapshot::StagingArea;
+use acervo::storage::tables::{TableEngine, TableStoreBuilder, TablesOptions};
 use bytes::Bytes;
 
+use crate::log_disk::SimDisk;
+use crate::rng::Rng;
+
 pub struct Machine {
-    engine: Arc<MemoryEngine>,
+    disk: SimDisk,
+    engine: Arc<dyn Engine>,
     machine: StateMachine,
     /// Where it claims to stand, once it has believed entries instead of applying them.
     believed: Option<AppliedPoint>,
+    /// Decides when the engine works.
+    rng: Rng,
 }
 
-/// A durable checkpoint, or a snapshot.
+/// A durable state of a replica, or a snapshot: the files of a store.
 #[derive(Clone, Default)]
 pub struct Saved {
     point: AppliedPoint,
-    rows: Option<Rc<dyn EngineView>>,
+    disk: Option<SimDisk>,
 }
 
 fn text(error: impl ToString) -> String {
     error.to_string()
 }
 
-fn visit(view: &dyn EngineView, mut row: impl FnMut(&[u8], &[u8])) -> Result<(), String> {
-    let mut each = |key: &[u8], value: &[u8]| {
-        row(key, value);
-        ControlFlow::Continue(())
-    };
-    view.scan(&keys::all(), Direction::Forward, &mut each).map_err(text)
+fn draw_options(rng: &mut Rng) -> TablesOptions {
+    TablesOptions {
+        memory_table_bytes: rng.range(1..=10_000) as usize,
+        block_bytes: rng.range(1..=500) as usize,
+        fan: rng.range(2..=4) as usize,
+        small_run_bytes: rng.range(1..=10_000),
+        table_bytes: rng.range(500..=20_000),
+        merge_step_rows: rng.range(1..=200) as usize,
+        long_value_bytes: rng.range(4..=60) as usize,
+        cache_bytes: rng.range(0..=10_000) as usize,
+    }
 }
 
 impl Saved {
-    /// What `engine` holds, which stands at `point`.
-    pub fn of(engine: &MemoryEngine, point: AppliedPoint) -> Result<Saved, String> {
-        let view = engine.view().map_err(text)?;
-        Ok(Saved { point, rows: Some(view.into()) })
-    }
-
     pub fn point(&self) -> AppliedPoint {
         self.point
     }
 }
 
 impl Machine {
-    /// Opens what was saved.
-    pub fn restore(saved: &Saved, release: Release) -> Result<Machine, String> {
-        let mut batch = WriteBatch::default();
-        if let Some(view) = &saved.rows {
-            visit(&**view, |key, value| {
-                batch.put(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
-            })?;
-        }
-        let engine = Arc::new(MemoryEngine::new());
-        engine.fill(&batch);
+    /// Opens what was saved, in a life that `seed` stands for.
+    pub fn restore(saved: &Saved, release: Release, seed: u64) -> Result<Machine, String> {
+        let mut rng = Rng::new(seed);
+        let disk = saved.disk.as_ref().map_or_else(SimDisk::new, SimDisk::copy);
+        let opened = TableEngine::open(Arc::new(disk.clone()), draw_options(&mut rng));
+        let engine: Arc<dyn Engine> = Arc::new(opened.map_err(text)?);
         let machine = StateMachine::open(engine.clone(), release).map_err(text)?;
         let believed = (machine.applied() != saved.point).then_some(saved.point);
-        Ok(Machine { engine, machine, believed })
+        Ok(Machine { disk, engine, machine, believed, rng })
     }
 
     /// Makes everything durable that is applied.
     pub fn save(&mut self) -> Result<Saved, String> {
         self.machine.checkpoint().map_err(text)?;
-        Saved::of(&self.engine, self.point())
+        Ok(Saved { point: self.point(), disk: Some(self.disk.copy()) })
     }
 
     /// Does the applier's work on snapshots, pieces and all.
     pub fn snapshot(
         &mut self,
-        intake: &mut Intake<MemoryStaging>,
-        staging: &MemoryStaging,
+        intake: &mut Intake<SimStaging>,
+        staging: &SimStaging,
         work: SnapshotWork,
     ) -> Result<Vec<SnapshotReport>, String> {
         let reports = intake.handle(&mut self.machine, work).map_err(text)?;
         if let [SnapshotReport::Installed { point, .. }] = reports.as_slice() {
-            self.engine = staging.promoted().ok_or("nothing was promoted")?;
+            let (disk, engine) = staging.promoted().ok_or("nothing was promoted")?;
+            (self.disk, self.engine) = (disk, engine);
             self.believed = None;
             if self.machine.applied() != *point {
                 return Err(format!("installed {point:?}, stands at {:?}", self.machine.applied()));
             }
         }
         Ok(reports)
+    }
+
+    /// The engine does some of the work behind the writes, and what was applied may be sealed.
+    fn work(&mut self) -> Result<(), String> {
+        if self.rng.chance(100) || self.engine.is_full() {
+            self.machine.seal().map_err(text)?;
+        }
+        for _ in 0..self.rng.below(3) {
+            self.engine.work().map_err(text)?;
+        }
+        Ok(())
     }
 
     /// Where this replica stands.
@@ -123,7 +140,9 @@ impl Machine {
             true => self.machine.apply_answering(entries),
             false => self.machine.apply(entries),
         };
-        applied.map_err(text)
+        let applied = applied.map_err(text)?;
+        self.work()?;
+        Ok(applied)
     }
 
     /// Takes an entry that a hostile server may have made, without a look at what it says: the real
@@ -155,13 +174,76 @@ impl Machine {
 
     /// Every row there is, sessions and removals included.
     pub fn rows(&mut self) -> Result<Vec<(Bytes, Bytes)>, String> {
-        let saved = self.save()?;
+        self.machine.checkpoint().map_err(text)?;
         let mut rows = Vec::new();
-        if let Some(view) = saved.rows {
-            visit(&*view, |key, value| {
-                rows.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
-            })?;
-        }
+        let view = self.engine.view().map_err(text)?;
+        let mut each = |key: &[u8], value: &[u8]| {
+            rows.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+            ControlFlow::Continue(())
+        };
+        view.scan(&keys::all(), Direction::Forward, &mut each).map_err(text)?;
         Ok(rows)
+    }
+}
+
+/// Where a replica builds the stores of snapshots. Clones share them.
+#[derive(Clone)]
+pub struct SimStaging {
+    options: TablesOptions,
+    stores: Arc<Mutex<StagedDisks>>,
+}
+
+#[derive(Default)]
+struct StagedDisks {
+    partial: Option<SimDisk>,
+    staged: Option<SimDisk>,
+    promoted: Option<(SimDisk, Arc<dyn Engine>)>,
+}
+
+impl SimStaging {
+    /// The area of a life that `seed` stands for.
+    pub fn new(seed: u64) -> SimStaging {
+        SimStaging { options: draw_options(&mut Rng::new(seed)), stores: Arc::default() }
+    }
+
+    /// The snapshot of the state at `point`, which is complete and waits for its installation.
+    pub fn staged(&self, point: AppliedPoint) -> Option<Saved> {
+        let disk = self.stores.lock().unwrap().staged.as_ref().map(SimDisk::copy);
+        disk.map(|disk| Saved { point, disk: Some(disk) })
+    }
+
+    fn promoted(&self) -> Option<(SimDisk, Arc<dyn Engine>)> {
+        self.stores.lock().unwrap().promoted.take()
+    }
+}
+
+impl StagingArea for SimStaging {
+    fn begin(&self) -> Result<Box<dyn StoreBuilder>, EngineError> {
+        let disk = SimDisk::new();
+        self.stores.lock().unwrap().partial = Some(disk.clone());
+        Ok(Box::new(TableStoreBuilder::new(Arc::new(disk), self.options)))
+    }
+
+    fn complete(&self) -> Result<(), EngineError> {
+        let mut stores = self.stores.lock().unwrap();
+        stores.staged = stores.partial.take();
+        Ok(())
+    }
+
+    fn promote(&self) -> Result<Arc<dyn Engine>, EngineError> {
+        let mut stores = self.stores.lock().unwrap();
+        let disk = stores.staged.take().expect("a snapshot is staged");
+        let opened = TableEngine::open(Arc::new(disk.clone()), self.options)?;
+        let engine: Arc<dyn Engine> = Arc::new(opened);
+        stores.promoted = Some((disk, engine.clone()));
+        Ok(engine)
+    }
+
+    fn abandon(&self) {
+        self.stores.lock().unwrap().partial = None;
+    }
+
+    fn discard(&self) {
+        self.stores.lock().unwrap().staged = None;
     }
 }

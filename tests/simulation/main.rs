@@ -10,7 +10,7 @@
 //! | part | what it is |
 //! | --- | --- |
 //! | `world`, `driver`, `links`, `clients` | virtual time, and what happens in it |
-//! | `server`, `disk`, `machine`, `network` | what cores stand on, with the real state machine |
+//! | `server`, `disk`, `machine`, `network` | what cores stand on, the real store among it |
 //! | `nemesis` | what goes wrong |
 //! | `checker`, `reads`, `model`, `linearizability` | what must hold |
 //! | `campaign` | many random seeds |
@@ -66,6 +66,9 @@ mod hostile;
 mod linearizability;
 mod links;
 mod liveness;
+#[path = "../support/log_disk.rs"]
+#[allow(dead_code, reason = "tests of crashes use the rest")]
+mod log_disk;
 mod machine;
 mod model;
 mod nemesis;

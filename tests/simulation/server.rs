@@ -9,10 +9,9 @@ use acervo::node::{ConsoleEvent, Notice, RequestToken};
 use acervo::server::snapshots::Transfers;
 use acervo::server::snapshots::intake::Intake;
 use acervo::server::work::SnapshotWork;
-use acervo::storage::snapshot::MemoryStaging;
 
 use crate::disk::Disk;
-use crate::machine::{Machine, Saved};
+use crate::machine::{Machine, Saved, SimStaging};
 
 /// A server's number in the group for its position in the simulator.
 pub fn node_id(server: usize) -> NodeId {
@@ -111,9 +110,9 @@ pub struct Process {
     /// The loop's side of snapshots: the real one.
     pub transfers: Transfers,
     /// The applier's side of snapshots: the real one.
-    pub intake: Intake<MemoryStaging>,
+    pub intake: Intake<SimStaging>,
     /// Where the intake builds stores.
-    pub staging: MemoryStaging,
+    pub staging: SimStaging,
     /// The state that the snapshot being taken in holds.
     pub arriving: AppliedPoint,
     /// When a view was last pinned for each server, until one has arrived there.
@@ -138,8 +137,7 @@ pub struct Process {
 
 impl Process {
     /// A process that has just started.
-    pub fn new(node: Node, machine: Machine, transfers: Transfers) -> Process {
-        let staging = MemoryStaging::new();
+    pub fn new(node: Node, machine: Machine, staging: SimStaging, transfers: Transfers) -> Process {
         let status = node.status();
         let handed = machine.point().index;
         Process {

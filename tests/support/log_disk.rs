@@ -145,20 +145,29 @@ impl SimDisk {
         state.names.iter().map(content).collect()
     }
 
-    /// Another disk with the same durable contents.
+    /// Another disk with the same contents, without those of files that have no name any more.
     pub fn copy(&self) -> SimDisk {
         let state = self.state();
-        let (files, names) = (state.files.clone(), state.names.clone());
-        let (durable_names, renaming) = (state.durable_names.clone(), state.renaming.clone());
-        let directories = vec![state.directories[self.number].clone()];
-        SimDisk::of(State {
-            directories,
-            files,
-            names,
-            durable_names,
-            renaming,
+        let mut copy = State {
+            directories: vec![state.directories[self.number].clone()],
+            names: state.names.clone(),
+            durable_names: state.durable_names.clone(),
+            renaming: state.renaming.clone(),
             ..State::default()
-        })
+        };
+        let State { files, names, durable_names, renaming, .. } = &mut copy;
+        let created = renaming.iter_mut().filter_map(|change| match change {
+            NameChange::Create(_, file) => Some(file),
+            _ => None,
+        });
+        let mut numbers = BTreeMap::new();
+        for file in names.values_mut().chain(durable_names.values_mut()).chain(created) {
+            *file = *numbers.entry(*file).or_insert_with(|| {
+                files.push(state.files[*file].clone());
+                files.len() - 1
+            });
+        }
+        SimDisk::of(copy)
     }
 
     /// Flips one bit, for good.
