@@ -18,6 +18,7 @@
 //! must be durable may end it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -94,13 +95,16 @@ impl MemoryTable {
         for (key, value) in batch.rows() {
             let state = RowState { batch: number, value: value.cloned() };
             added_bytes += value.map_or(0, Bytes::len);
-            if let Some(states) = rows.get_mut(&key[..]) {
-                added_bytes += STATE_OVERHEAD_BYTES;
-                states.push(state);
-            } else {
-                added_bytes += key.len() + ROW_OVERHEAD_BYTES;
-                let states = RowStates { newest: state, older: Vec::new() };
-                rows.insert(key.clone(), states);
+            // One search of the map for each row: it is most of what applying a write costs.
+            match rows.entry(key.clone()) {
+                Entry::Occupied(mut known) => {
+                    added_bytes += STATE_OVERHEAD_BYTES;
+                    known.get_mut().push(state);
+                }
+                Entry::Vacant(new) => {
+                    added_bytes += key.len() + ROW_OVERHEAD_BYTES;
+                    new.insert(RowStates { newest: state, older: Vec::new() });
+                }
             }
         }
         drop(rows);
