@@ -114,11 +114,27 @@ enum PutCommand<'a> {
 }
 
 #[derive(Deserialize)]
-enum PutOp<'a> {
+pub(super) enum PutOp<'a> {
     #[serde(rename = "PUT")]
     Put(&'a [u8], &'a [u8], bool),
     #[serde(rename = "PUT_IF")]
     PutIf(&'a [u8], &'a [u8], Condition),
+}
+
+/// How a client's write begins: a map of one entry, a text of five bytes, a list of two.
+const WRITE_HEAD: &[u8] = b"\x81\xa5WRITE\x92";
+
+/// Reads a PUT where it lies, if `action` is one and nothing else.
+pub(super) fn lend_put(action: &[u8]) -> Option<(RequestId, PutOp<'_>)> {
+    // Sooner than the decoder, which would write a sentence on anything else.
+    if !action.starts_with(WRITE_HEAD) {
+        return None;
+    }
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(action);
+    let PutCommand::Write(request, op) = PutCommand::deserialize(&mut deserializer).ok()?;
+    // Only at the end is there no marker byte to read.
+    let rest = bool::deserialize(&mut deserializer);
+    matches!(rest, Err(rmp_serde::decode::Error::InvalidMarkerRead(_))).then_some((request, op))
 }
 
 impl Command {
@@ -142,9 +158,13 @@ impl Command {
     }
 
     fn put_op(data: &Bytes) -> Option<PutOp<'_>> {
-        let PutCommand::Write(_request, op) =
-            rmp_serde::from_slice(data.get(2 * TIME_BYTES..)?).ok()?;
+        let (_request, op) = lend_put(data.get(2 * TIME_BYTES..)?)?;
         Some(op)
+    }
+
+    /// Whether an entry's data is a PUT, of which nothing is copied to tell.
+    pub fn is_put(data: &[u8]) -> bool {
+        data.get(2 * TIME_BYTES..).is_some_and(|action| lend_put(action).is_some())
     }
 
     fn put_parts(data: &Bytes, key: &[u8], value: &[u8]) -> Option<(Timestamp, Bytes, Bytes)> {

@@ -8,8 +8,8 @@ use bytes::{Bytes, BytesMut};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::command::TIME_BYTES;
-use super::{Action, Command, InvalidKey, OpShape, Operation, RequestId, Timestamp, WriteOp};
+use super::command::{PutOp, TIME_BYTES, lend_put};
+use super::{Action, Command, InvalidKey, OpShape, Operation, Put, RequestId, Timestamp, WriteOp};
 use crate::limits;
 
 /// A write with what has to be known of it until it is applied.
@@ -31,6 +31,24 @@ impl EncodedWrite {
         let action = Action::Write { request, op };
         let data = Command { timestamp: Timestamp::ZERO, clock_us: 0, action }.encode();
         EncodedWrite { request, shape, fault, data }
+    }
+
+    /// Takes a client's PUT as it was encoded for the wire, which is how the log has it: it is
+    /// copied as a whole, and nothing of it is encoded again. `None` for everything else, and for a
+    /// PUT in another form than servers write.
+    pub fn of_put(action: &[u8]) -> Option<EncodedWrite> {
+        let (request, PutOp::Put(key, value, tells_previous)) = lend_put(action)? else {
+            return None;
+        };
+        let (key_bytes, value_bytes) = (key.len(), value.len());
+        let mut data = Vec::with_capacity(2 * TIME_BYTES + action.len());
+        data.resize(2 * TIME_BYTES, 0);
+        data.extend_from_slice(action);
+        // The keys and values are not looked at to tell the rest.
+        let (key, value) = (Bytes::new(), Bytes::new());
+        let put = WriteOp::Put(Put { key, value, tells_previous });
+        let (shape, fault) = (OpShape::of_put(&put, key_bytes, value_bytes), put.check().err());
+        Some(EncodedWrite { request, shape, fault, data: data.into() })
     }
 
     /// Takes what another server has encoded, if it is a write. Takes as long as the write is.
@@ -130,7 +148,7 @@ impl<'de> Deserialize<'de> for EncodedWrite {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ClientId, OpResult, Put, PutAll};
+    use crate::model::{ClientId, OpResult, PutAll};
 
     #[test]
     fn an_encoded_write_is_the_command_it_becomes() {

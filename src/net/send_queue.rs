@@ -10,9 +10,11 @@ use bytes::Bytes;
 
 use crate::limits::SEND_SEGMENT_BYTES;
 
-/// Emptied segments kept for all connections of a loop: 4 MiB, so that a loop under load does not
-/// allocate.
-const SEND_SEGMENTS_KEEP: usize = 64;
+/// Memory of emptied segments that is kept for all connections of a loop, so that a loop under load
+/// does not allocate: that of 64 long ones, or a short one for each of thousands of clients.
+const SEND_SEGMENTS_KEEP_BYTES: usize = 64 * SEND_SEGMENT_BYTES;
+/// Room that a new segment has, for a few short answers.
+const SEND_SEGMENT_BYTES_MIN: usize = 256;
 
 /// Slices offered to the system in one vectored write: as many segments as a socket's buffer holds,
 /// and some more.
@@ -22,18 +24,28 @@ const SLICES_PER_WRITE: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct SegmentPool {
     free: Vec<Vec<u8>>,
+    /// The sum of their capacities.
+    bytes: usize,
 }
 
 impl SegmentPool {
     fn take(&mut self) -> Vec<u8> {
-        self.free.pop().unwrap_or_default()
+        match self.free.pop() {
+            Some(segment) => {
+                self.bytes -= segment.capacity();
+                segment
+            }
+            None => Vec::with_capacity(SEND_SEGMENT_BYTES_MIN),
+        }
     }
 
     fn give(&mut self, mut segment: Vec<u8>) {
         // A segment that grew for one large frame is not worth keeping.
-        if self.free.len() < SEND_SEGMENTS_KEEP && segment.capacity() <= 2 * SEND_SEGMENT_BYTES {
+        let bytes = self.bytes + segment.capacity();
+        if segment.capacity() <= 2 * SEND_SEGMENT_BYTES && bytes <= SEND_SEGMENTS_KEEP_BYTES {
             segment.clear();
             self.free.push(segment);
+            self.bytes = bytes;
         }
     }
 }
@@ -255,6 +267,10 @@ impl SendQueue {
             *slice = IoSlice::new(&segment.bytes()[from..]);
             count += 1;
         }
+        // The usual case, and a system call that does less.
+        if let [only] = &slices[..count] {
+            return socket.write(only);
+        }
         socket.write_vectored(&slices[..count])
     }
 
@@ -386,7 +402,8 @@ mod tests {
         let mut pipe = Pipe { taken: Vec::new(), room: usize::MAX, step: usize::MAX };
         queue.write_to(&mut pipe, usize::MAX, &mut pool).unwrap();
         assert_eq!(pool.free.len(), 1);
+        assert_eq!(pool.bytes, pool.free[0].capacity());
         queue.append(usize::MAX, &mut pool, |out| out.push(1)).unwrap();
-        assert!(pool.free.is_empty());
+        assert!(pool.free.is_empty() && pool.bytes == 0);
     }
 }

@@ -574,7 +574,7 @@ impl Node {
                         None => busy("too many large ranges are being removed"),
                         Some(distrust) => result_in_doubt(distrust),
                     };
-                    self.answer(&pending, &refusal, out);
+                    self.answer(&pending, refusal, out);
                 }
                 WriteFate::Answered(answer) => {
                     self.writes.wait_for_stored(key, write.index, answer);

@@ -15,13 +15,15 @@
 //! became of the write, not of its copy. A copy that comes later, or to another leader, is ordered,
 //! and is recognised when it is applied.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use slab::Slab;
 
-use super::RequestToken;
+use super::by_index::ByIndex;
 use super::config::Distrust;
+use super::origins::{Origin, Origins};
 use super::write_accounts::{OriginAccounts, is_over_share};
 use super::write_turns::WriteTurns;
 use crate::limits::{NodeLimits, origin_of};
@@ -29,15 +31,6 @@ use crate::model::{
     ClientId, Effect, EncodedWrite, LogIndex, NodeId, OpShape, RequestId, Term, Timestamp,
     WriteAnswer, WriteOutcome,
 };
-
-/// Who gets the answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// A client of this server.
-    Client(RequestToken),
-    /// Another server that forwarded it under this number.
-    Server { node: NodeId, id: u64 },
-}
 
 /// Copies of one write that wait for its outcome together, at most. A client has two under way, and
 /// one more for each connection that it loses; copies are in nobody's account, so that a flood of
@@ -70,7 +63,7 @@ pub struct Forwarded {
 pub(super) struct PendingWrite {
     /// Everybody who sent it, the first one first; never empty. They share its deadlines, or copies
     /// that keep coming would keep the first from being answered.
-    pub origins: Vec<Origin>,
+    pub origins: Origins,
     /// The client's own address, as of the first.
     pub client: SocketAddr,
     pub write: EncodedWrite,
@@ -98,20 +91,6 @@ impl PendingWrite {
         identity(&self.write.request) == identity(&other.request) && self.write.shape == other.shape
     }
 
-    /// Takes away the other servers that wait for it, which hear that they are to ask another
-    /// leader.
-    pub fn take_servers(&mut self) -> Vec<(NodeId, u64)> {
-        let mut servers = Vec::new();
-        self.origins.retain(|origin| match origin {
-            Origin::Client(_) => true,
-            Origin::Server { node, id } => {
-                servers.push((*node, *id));
-                false
-            }
-        });
-        servers
-    }
-
     /// It is long, or comes after a long one of its client, and waits for its turn as long as
     /// anything may wait.
     pub fn wait_for_turn(&mut self) {
@@ -131,24 +110,80 @@ fn identity(request: &RequestId) -> Identity {
     (request.client, request.sequence)
 }
 
-/// The writes of this leadership that were answered last, as far as their outcome is all that
-/// there was to tell.
+/// What is known of writes by what they are: which are under way, and the outcomes of those that
+/// were answered last in this leadership, as far as the outcome is all that there was to tell.
 #[derive(Debug, Default)]
-struct Answered {
-    writes: HashMap<Identity, (LogIndex, WriteOutcome)>,
-    /// Those in it, the oldest first.
-    order: VecDeque<Identity>,
+struct KnownWrites {
+    /// A write that is neither under way nor answered has none.
+    writes: HashMap<Identity, KnownWrite>,
+    /// Those that are answered, the oldest first.
+    answered: VecDeque<Identity>,
 }
 
-impl Answered {
-    fn note(&mut self, write: Identity, index: LogIndex, outcome: WriteOutcome, most: usize) {
-        if self.writes.insert(write, (index, outcome)).is_none() {
-            self.order.push_back(write);
+#[derive(Debug, Default)]
+struct KnownWrite {
+    /// Its key among those under way; of two that are not the same and have one identity the
+    /// later.
+    under_way: Option<usize>,
+    answered: Option<(LogIndex, WriteOutcome)>,
+}
+
+impl KnownWrites {
+    /// The key of the write of this identity that is under way.
+    fn under_way(&self, write: Identity) -> Option<usize> {
+        self.writes.get(&write)?.under_way
+    }
+
+    /// A write is under way. Returns the outcome of one of the same identity that was answered.
+    fn begin(&mut self, write: Identity, key: usize) -> Option<(LogIndex, WriteOutcome)> {
+        let known = self.writes.entry(write).or_default();
+        known.under_way = Some(key);
+        known.answered
+    }
+
+    /// A write is not under way any more.
+    fn end(&mut self, write: Identity, key: usize) {
+        if let Entry::Occupied(mut known) = self.writes.entry(write) {
+            known.get_mut().under_way.take_if(|under_way| *under_way == key);
+            if known.get().under_way.is_none() && known.get().answered.is_none() {
+                known.remove();
+            }
         }
-        while self.order.len() > most {
-            let oldest = self.order.pop_front();
-            oldest.and_then(|oldest| self.writes.remove(&oldest));
+    }
+
+    /// A write is not under way any more, because it was answered with its outcome. No more than
+    /// `most` are remembered.
+    fn answer(
+        &mut self,
+        write: Identity,
+        key: usize,
+        (index, outcome): (LogIndex, WriteOutcome),
+        most: usize,
+    ) {
+        let known = self.writes.entry(write).or_default();
+        known.under_way.take_if(|under_way| *under_way == key);
+        if known.answered.replace((index, outcome)).is_none() {
+            self.answered.push_back(write);
         }
+        while self.answered.len() > most {
+            let oldest = self.answered.pop_front();
+            oldest.into_iter().for_each(|oldest| self.forget_answered(oldest));
+        }
+    }
+
+    fn forget_answered(&mut self, write: Identity) {
+        if let Entry::Occupied(mut known) = self.writes.entry(write) {
+            known.get_mut().answered = None;
+            if known.get().under_way.is_none() {
+                known.remove();
+            }
+        }
+    }
+
+    /// The leadership in which they were answered is over.
+    fn forget_all_answered(&mut self) {
+        let answered = std::mem::take(&mut self.answered);
+        answered.into_iter().for_each(|write| self.forget_answered(write));
     }
 }
 
@@ -170,10 +205,7 @@ pub(super) struct Writes {
     accounts: OriginAccounts,
     /// The place in `accounts` where each of `all` is counted, by its key.
     account_of: Vec<usize>,
-    /// Those of `all` by what they are; of two that are not the same and have one identity the
-    /// later.
-    by_identity: HashMap<Identity, usize>,
-    answered: Answered,
+    known: KnownWrites,
     /// How many origins all of them have.
     origins: usize,
     /// Those that have come since what waits was last looked at, and others that wait anew.
@@ -182,8 +214,8 @@ pub(super) struct Writes {
     turns: WriteTurns,
     proposed: BTreeMap<(Term, LogIndex), usize>,
     /// Known to be new in this leadership; see `early_ack`.
-    known_new: BTreeMap<LogIndex, (usize, WriteAnswer)>,
-    settled: BTreeMap<LogIndex, (usize, WriteAnswer)>,
+    known_new: ByIndex<(usize, WriteAnswer)>,
+    settled: ByIndex<(usize, WriteAnswer)>,
     forwarded: HashMap<u64, (usize, NodeId)>,
     /// Bytes of keys and values in those of them that are not long.
     forwarded_bytes: usize,
@@ -271,7 +303,7 @@ impl Writes {
     /// what follows from its inputs, and that each is to be answered to somebody.
     pub fn check_places(&self) {
         let places = [
-            self.waiting.len() + self.turns.len(),
+            self.waiting(),
             self.proposed.len(),
             self.known_new.len(),
             self.settled.len(),
@@ -293,7 +325,12 @@ impl Writes {
     }
 
     pub fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty() || !self.turns.is_empty()
+        self.waiting() > 0
+    }
+
+    /// How many wait to be proposed or forwarded.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len() + self.turns.len()
     }
 
     /// Takes in a write, which waits to be ordered unless it is a copy of one that was done.
@@ -314,11 +351,10 @@ impl Writes {
             Some(place) => *place = account,
             None => self.account_of.push(account),
         }
-        self.by_identity.insert(identity, key);
-        let done = self.answered.writes.get(&identity);
-        match done.filter(|(index, _)| !self.settled.contains_key(index)) {
+        let done = self.known.begin(identity, key);
+        match done.filter(|(index, _)| !self.settled.contains(*index)) {
             Some((index, outcome)) => {
-                self.settled.insert(*index, (key, WriteAnswer::of(*outcome)));
+                self.settled.insert(index, (key, WriteAnswer::of(outcome)));
             }
             None => self.waiting.push_back(key),
         }
@@ -326,8 +362,8 @@ impl Writes {
 
     /// Has `origin` wait with whoever sent this write before, if it is under way.
     pub fn join(&mut self, write: &EncodedWrite, origin: Origin) -> Joined {
-        let found = self.by_identity.get(&identity(&write.request));
-        let first = found.and_then(|key| self.all.get_mut(*key));
+        let found = self.known.under_way(identity(&write.request));
+        let first = found.and_then(|key| self.all.get_mut(key));
         let Some(first) = first.filter(|first| first.is_repeated_by(write)) else {
             return Joined::No;
         };
@@ -339,15 +375,18 @@ impl Writes {
         Joined::Yes
     }
 
-    /// A write of this leadership was answered, and its outcome is all that was told.
-    pub fn note_answered(
+    /// Removes a write of this leadership that is answered with its outcome and nothing else, which
+    /// is remembered for copies of it: of no more than `most` writes.
+    pub fn remove_answered(
         &mut self,
-        write: &EncodedWrite,
+        key: usize,
         index: LogIndex,
         outcome: WriteOutcome,
         most: usize,
-    ) {
-        self.answered.note(identity(&write.request), index, outcome, most);
+    ) -> PendingWrite {
+        let pending = self.take_out(key);
+        self.known.answer(identity(&pending.write.request), key, (index, outcome), most);
+        pending
     }
 
     /// Takes everything that waits, in its turn, to place or to drop each one.
@@ -416,6 +455,13 @@ impl Writes {
     }
 
     pub fn remove(&mut self, key: usize) -> PendingWrite {
+        let pending = self.take_out(key);
+        self.known.end(identity(&pending.write.request), key);
+        pending
+    }
+
+    /// Takes a write out of everything but `known`.
+    fn take_out(&mut self, key: usize) -> PendingWrite {
         let pending = self.all.remove(key);
         let (bytes, all_bytes) = (pending.write.memory_bytes(), self.bytes);
         assert!(bytes <= all_bytes, "a write of {bytes} bytes among {all_bytes} of all writes");
@@ -425,10 +471,6 @@ impl Writes {
             self.long_bytes -= pending.write.memory_bytes();
         }
         self.origins -= pending.origins.len();
-        let identity = identity(&pending.write.request);
-        if self.by_identity.get(&identity) == Some(&key) {
-            self.by_identity.remove(&identity);
-        }
         let (rows, all_rows) = (self.counted_rows(&pending.write.shape), self.work_rows);
         assert!(rows <= all_rows, "a write of {rows} rows among {all_rows} of all writes");
         self.work_rows -= rows;
@@ -440,7 +482,7 @@ impl Writes {
     /// gone.
     pub fn leave_to_clients(&mut self, key: usize) -> (Vec<(NodeId, u64)>, bool) {
         let pending = &mut self.all[key];
-        let servers = pending.take_servers();
+        let servers = pending.origins.take_servers();
         let goes_on = !pending.origins.is_empty();
         self.origins -= servers.len();
         if !goes_on {
@@ -457,18 +499,13 @@ impl Writes {
     /// What is to be answered to a write that was proposed at `index` is known, once it is
     /// committed.
     pub fn propose_known_new(&mut self, key: usize, index: LogIndex, answer: WriteAnswer) {
-        let before = self.known_new.insert(index, (key, answer));
-        assert!(before.is_none(), "two writes, {before:?} and {key}, are entry {index}");
+        self.known_new.insert(index, (key, answer));
     }
 
     /// Everything up to `index` is committed under this leadership.
     pub fn commit(&mut self, index: LogIndex) {
-        while let Some(first) = self.known_new.first_entry()
-            && *first.key() <= index
-        {
-            let (index, write) = first.remove_entry();
-            let before = self.settled.insert(index, write);
-            assert!(before.is_none(), "entry {index} is settled twice: {before:?}");
+        while let Some((index, write)) = self.known_new.pop_up_to(index) {
+            self.settled.insert(index, write);
         }
     }
 
@@ -554,31 +591,24 @@ impl Writes {
     /// A committed write waits until every server in sync has stored `index`.
     pub fn wait_for_stored(&mut self, key: usize, index: LogIndex, answer: WriteAnswer) {
         assert!(answer.timestamp > Timestamp::ZERO, "{answer:?} of entry {index}");
-        let before = self.settled.insert(index, (key, answer));
-        assert!(before.is_none(), "entry {index} is settled twice: {before:?}");
+        self.settled.insert(index, (key, answer));
     }
 
-    /// Settled writes that every server in sync has stored, in log order.
-    pub fn take_stored(&mut self, up_to: LogIndex) -> Vec<(LogIndex, (usize, WriteAnswer))> {
-        if self.settled.first_key_value().is_none_or(|(index, _)| *index > up_to) {
-            return Vec::new();
-        }
-        let rest = match up_to.checked_add(1) {
-            Some(next) => self.settled.split_off(&next),
-            None => BTreeMap::new(),
-        };
-        std::mem::replace(&mut self.settled, rest).into_iter().collect()
+    /// The next settled write that every server in sync has stored, as they have everything up to
+    /// this index, in log order.
+    pub fn take_stored(&mut self, up_to: LogIndex) -> Option<(LogIndex, (usize, WriteAnswer))> {
+        self.settled.pop_up_to(up_to)
     }
 
     /// Leadership is lost: takes every write whose fate another leader decides now. `distrust` says
     /// whether what this server knew of their outcomes holds.
     pub fn take_led(&mut self, distrust: Option<Distrust>) -> Vec<usize> {
-        self.answered = Answered::default();
+        self.known.forget_all_answered();
         let proposed = std::mem::take(&mut self.proposed).into_values();
-        let certain = std::mem::take(&mut self.known_new).into_values().map(|(key, _)| key);
+        let certain = self.known_new.take_all().map(|(key, _)| key);
         let mut led: Vec<usize> = proposed.chain(certain).collect();
         led.iter().for_each(|key| self.all[*key].has_at_least(Effect::MayBeDone));
-        for (key, answer) in std::mem::take(&mut self.settled).into_values() {
+        for (key, answer) in self.settled.take_all() {
             // What is settled is committed and new: no other leader can undo it. Of a write that
             // changed nothing nobody may say that it is done; asked again, the group tells.
             // Nor what a write came to by a state that is in doubt.
@@ -626,7 +656,7 @@ impl Writes {
         self.turns.retain(|key| !is_over(key, Effect::NotDone));
         self.waiting.retain(|key| !is_over(*key, Effect::NotDone));
         self.proposed.retain(|_, key| !is_over(*key, Effect::MayBeDone));
-        self.known_new.retain(|_, (key, _)| !is_over(*key, Effect::MayBeDone));
+        self.known_new.retain(|(key, _)| !is_over(*key, Effect::MayBeDone));
         expired
     }
 
@@ -652,13 +682,15 @@ impl Writes {
 mod tests {
     use super::*;
     use crate::model::{Condition, OpResult, Put, PutIf, WriteOp};
+    use crate::node::RequestToken;
     use bytes::Bytes;
 
     fn pending(sequence: u64, op: WriteOp) -> PendingWrite {
         let request =
             RequestId { client: ClientId(1), sequence, answered_below: 1, begun: Timestamp::ZERO };
+        let token = RequestToken { connection: 1, request: sequence };
         PendingWrite {
-            origins: vec![Origin::Client(RequestToken { connection: 1, request: sequence })],
+            origins: Origins::of(Origin::Client(token)),
             client: ([127, 0, 0, 1], 1).into(),
             write: EncodedWrite::new(request, op),
             deadline_us: 0,

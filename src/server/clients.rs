@@ -25,13 +25,15 @@
 //! charged to the event loop's budget (`net::budget`): a request for which that has no room is
 //! refused.
 
+mod request_ids;
 mod turns;
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use self::request_ids::RequestIds;
 use self::turns::ReadTurns;
 use super::get::ReadRequest;
 use super::work::{ReadCharge, ReadJob};
@@ -94,7 +96,7 @@ struct DeferredRead {
 struct ClientState {
     address: SocketAddr,
     /// The ids of its requests under way, about as many as [`REQUESTS_PER_CONNECTION_MAX`].
-    under_way: HashSet<u64>,
+    under_way: RequestIds,
     /// [`Clients::arrivals`] when it last began a request or got an answer: the smallest is idle
     /// for longest.
     active_at: u64,
@@ -229,7 +231,7 @@ impl Clients {
         *self.origins.entry(origin_of(address.ip())).or_default() += 1;
         let client = ClientState {
             address,
-            under_way: HashSet::new(),
+            under_way: RequestIds::default(),
             active_at: self.arrivals,
             paused: false,
             waiting: HashMap::new(),
@@ -312,7 +314,7 @@ impl Clients {
     /// answer to either would end the other, and take back its charge.
     pub fn is_in_use(&self, token: RequestToken) -> bool {
         let client = self.all.get(&ConnectionId::from_u64(token.connection));
-        client.is_some_and(|client| client.under_way.contains(&token.request))
+        client.is_some_and(|client| client.under_way.contains(token.request))
     }
 
     /// Counts a request that holds `bytes`, and decides whether it is taken. Every request is ended
@@ -352,8 +354,12 @@ impl Clients {
         self.forget(memory, token);
         let Some(client) = self.all.get_mut(&connection) else { return false };
         client.active_at = self.arrivals;
-        if client.under_way.remove(&token.request) {
+        if client.under_way.remove(token.request) {
             self.under_way -= 1;
+        }
+        // Its core may have answered a read that waited.
+        if !client.waiting.is_empty() {
+            client.waiting.remove(&token.request);
         }
         let resume = client.paused && client.under_way.len() <= REQUESTS_PER_CONNECTION_MAX / 2;
         client.paused &= !resume;
@@ -362,7 +368,10 @@ impl Clients {
 
     /// Takes back the charge of a request, if it has one.
     fn forget(&mut self, memory: &mut impl ConnectionMemory, token: RequestToken) {
-        if let Some(bytes) = self.charged.remove(&token) {
+        // Most requests are small, and nothing is looked up for them.
+        if !self.charged.is_empty()
+            && let Some(bytes) = self.charged.remove(&token)
+        {
             memory.release(ConnectionId::from_u64(token.connection), bytes);
         }
     }
@@ -375,8 +384,7 @@ impl Clients {
         assert!(before.is_none(), "two reads wait as {token:?}");
     }
 
-    /// Takes out a read that may be answered now, or that the core has answered; `None` when its
-    /// client is gone.
+    /// Takes out a read that may be answered now; `None` when its client is gone.
     pub fn take_waiting(&mut self, token: RequestToken) -> Option<(SocketAddr, ReadRequest)> {
         let client = self.all.get_mut(&ConnectionId::from_u64(token.connection))?;
         client.waiting.remove(&token.request).map(|request| (client.address, request))

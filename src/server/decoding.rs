@@ -12,9 +12,13 @@ use crate::wire::message::{Message, Request, WriteRequest};
 
 /// The content of a frame.
 #[derive(Debug)]
-pub(super) enum DecodedFrame {
+pub enum DecodedFrame {
     /// A client's write, encoded for the log.
-    Write { id: u64, write: EncodedWrite },
+    Write {
+        /// The id of its request.
+        id: u64,
+        write: EncodedWrite,
+    },
     /// A message of another server, checked.
     Server(CheckedMessage),
     /// Any other message, as it was decoded.
@@ -23,7 +27,7 @@ pub(super) enum DecodedFrame {
 
 /// Why a frame could not be decoded.
 #[derive(Debug)]
-pub(super) struct Undecodable {
+pub struct Undecodable {
     /// One sentence, no longer than a reason may be.
     pub reason: String,
     /// The request's id, where it is a request that breaks no rule but a limit, and so gets an
@@ -33,7 +37,13 @@ pub(super) struct Undecodable {
 
 /// Decodes a frame's body, and does all that takes time in proportion to its length: checks a
 /// server's message, and encodes a write for the log.
-pub(super) fn decode(body: &[u8]) -> Result<DecodedFrame, Undecodable> {
+pub fn decode(body: &[u8]) -> Result<DecodedFrame, Undecodable> {
+    // Most requests that write: nothing of them is taken apart and put together again.
+    if let Some((id, request)) = codec::split_request(body)
+        && let Some(write) = EncodedWrite::of_put(request)
+    {
+        return Ok(DecodedFrame::Write { id, write });
+    }
     match codec::decode(body) {
         Ok(Message::Request { id, body: Request::Write(write) }) => {
             let WriteRequest { request, op } = write;
@@ -48,5 +58,79 @@ pub(super) fn decode(body: &[u8]) -> Result<DecodedFrame, Undecodable> {
             let request = if only_too_long { codec::request_id(body) } else { None };
             Err(Undecodable { reason: sentence(&error.to_string()), request })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::limits;
+    use crate::model::{ClientId, Del, Put, RequestId, Timestamp, WriteOp};
+
+    fn body(id: u64, request: RequestId, op: WriteOp) -> Vec<u8> {
+        let body = Request::Write(WriteRequest { request, op });
+        let mut frame = Vec::new();
+        let message = Message::Request { id, body };
+        codec::encode(&message, limits::SERVER_FRAME_BYTES_MAX, &mut frame).unwrap();
+        frame.split_off(limits::FRAME_HEADER_BYTES)
+    }
+
+    fn decoded(body: &[u8]) -> Result<(u64, EncodedWrite), String> {
+        match decode(body) {
+            Ok(DecodedFrame::Write { id, write }) => Ok((id, write)),
+            Ok(other) => panic!("no write but {other:?}"),
+            Err(error) => Err(error.reason),
+        }
+    }
+
+    proptest! {
+        /// What is copied from the frame is what would have been encoded.
+        #[test]
+        fn a_write_is_the_same_whichever_way_it_goes(
+            (id, client, sequence, below, begun) in any::<(u64, u64, u64, u64, i64)>(),
+            (key, value) in any::<(Vec<u8>, Vec<u8>)>(),
+            tells_previous: bool,
+            is_put: bool,
+        ) {
+            let (client, begun) = (ClientId(client), Timestamp(begun));
+            let request = RequestId { client, sequence, answered_below: below, begun };
+            let (key, value) = (Bytes::from(key), Bytes::from(value));
+            let op: WriteOp = match is_put {
+                true => Put { key, value, tells_previous }.into(),
+                false => Del { key, tells_previous }.into(),
+            };
+            let mut body = body(id, request, op.clone());
+            prop_assert_eq!(decoded(&body), Ok((id, EncodedWrite::new(request, op))));
+            body.push(0xc0);
+            let reason = decoded(&body).unwrap_err();
+            prop_assert!(reason.contains("more than one message"), "{}", reason);
+            for length in 0..body.len() - 1 {
+                prop_assert!(decoded(&body[..length]).is_err());
+            }
+        }
+    }
+
+    /// A client may encode otherwise than this one does: what goes into the log is the same.
+    #[test]
+    fn a_put_in_another_form_lies_in_the_log_as_every_other() {
+        let request = RequestId {
+            client: ClientId(1),
+            sequence: 2,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
+        let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"v"));
+        let op: WriteOp = Put { key, value, tells_previous: false }.into();
+        let usual = body(7, request, op.clone());
+        let (list, map) = (
+            b"\x93\xc4\x01k\xc4\x01v\xc2",
+            b"\x83\xa3key\xc4\x01k\xa5value\xc4\x01v\xaetells_previous\xc2",
+        );
+        let at = usual.windows(list.len()).position(|part| part == list).unwrap();
+        let other = [&usual[..at], map].concat();
+        assert_eq!(decoded(&other), Ok((7, EncodedWrite::new(request, op))));
     }
 }

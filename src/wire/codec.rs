@@ -13,8 +13,13 @@ use rmp_serde::decode::Error as DecodeError;
 use serde::Deserialize;
 
 use super::message::Message;
+use super::replication;
 use crate::limits::{FRAME_HEADER_BYTES, MESSAGE_DEPTH_MAX};
 use crate::model::bounded;
+
+/// What decodes bytes from where they lie.
+pub(super) type SliceDeserializer<'de> =
+    rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'de, [u8]>>;
 
 /// Why a message could not be encoded or decoded.
 #[derive(Debug, thiserror::Error)]
@@ -146,26 +151,40 @@ impl From<DecodeError> for CodecError {
     }
 }
 
+/// The beginning of a `REQUEST`: a map of one entry, a text of seven bytes, a list of two, in the
+/// shortest forms, which senders keep to.
+const REQUEST_HEAD: &[u8] = b"\x81\xa7REQUEST\x92";
+
 /// The id of a `REQUEST` of which perhaps nothing else can be decoded, so that its sender can be
 /// told. `None` when the body does not begin like one.
 pub fn request_id(body: &[u8]) -> Option<u64> {
-    // A map of one entry, a text of seven bytes, a list of two: the shortest forms, which senders
-    // keep to.
-    let rest = body.strip_prefix(b"\x81\xa7REQUEST\x92")?;
-    rmp_serde::from_read(rest).ok()
+    rmp_serde::from_read(body.strip_prefix(REQUEST_HEAD)?).ok()
+}
+
+/// The id of a `REQUEST` and the bytes of what is asked for, nothing of which is decoded. `None`
+/// when the body does not begin like one, or its sender has not taken the shortest form.
+pub fn split_request(body: &[u8]) -> Option<(u64, &[u8])> {
+    short_number(body.strip_prefix(REQUEST_HEAD)?)
 }
 
 /// Decodes a frame's body.
 pub fn decode(body: &[u8]) -> Result<Message, CodecError> {
+    if let Some(message) = replication::decode(body) {
+        return Ok(message);
+    }
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
     deserializer.set_max_depth(MESSAGE_DEPTH_MAX);
     let message = Message::deserialize(&mut deserializer)?;
-    // The deserializer does not tell how far it got. Reading one more scalar does: only at the very
-    // end of the body is there no marker byte to read.
-    match bool::deserialize(&mut deserializer) {
-        Err(DecodeError::InvalidMarkerRead(_)) => Ok(message),
-        Ok(_) | Err(_) => Err(CodecError::TrailingBytes),
+    match is_at_end(&mut deserializer) {
+        true => Ok(message),
+        false => Err(CodecError::TrailingBytes),
     }
+}
+
+/// Whether nothing is left to decode. The deserializer does not tell how far it got. Reading one
+/// more scalar does: only at the very end is there no marker byte to read.
+pub(super) fn is_at_end<'de>(rest: &mut SliceDeserializer<'de>) -> bool {
+    matches!(bool::deserialize(rest), Err(DecodeError::InvalidMarkerRead(_)))
 }
 
 /// The id of the reply that begins with these bytes, a frame's header first; `None` where too
@@ -173,13 +192,21 @@ pub fn decode(body: &[u8]) -> Result<Message, CodecError> {
 pub fn reply_id(frame: &[u8]) -> Option<u64> {
     // A map of one entry, the name, and an array of two, of which the first is the id.
     let id = frame.get(FRAME_HEADER_BYTES..)?.strip_prefix(b"\x81\xa5REPLY\x92")?;
-    let (form, rest) = id.split_first()?;
+    short_number(id).map(|(id, _)| id)
+}
+
+/// A number and the bytes behind it; `None` where too little has come, or it is something else, or
+/// not in the shortest form that its kind has.
+pub(super) fn short_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (form, rest) = bytes.split_first()?;
     match form {
-        0..=0x7f => Some(u64::from(*form)),
-        0xcc => rest.first().map(|id| u64::from(*id)),
-        0xcd => rest.first_chunk().map(|id| u64::from(u16::from_be_bytes(*id))),
-        0xce => rest.first_chunk().map(|id| u64::from(u32::from_be_bytes(*id))),
-        0xcf => rest.first_chunk().map(|id| u64::from_be_bytes(*id)),
+        0..=0x7f => Some((u64::from(*form), rest)),
+        0xcc => {
+            rest.split_first_chunk().map(|(id, rest)| (u64::from(u8::from_be_bytes(*id)), rest))
+        }
+        0xcd => rest.split_first_chunk().map(|(id, rest)| (u16::from_be_bytes(*id).into(), rest)),
+        0xce => rest.split_first_chunk().map(|(id, rest)| (u32::from_be_bytes(*id).into(), rest)),
+        0xcf => rest.split_first_chunk().map(|(id, rest)| (u64::from_be_bytes(*id), rest)),
         _ => None,
     }
 }

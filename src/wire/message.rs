@@ -90,16 +90,20 @@ impl Message {
     /// Parts of the message that are long enough not to be copied into its frame, in the order in
     /// which they are encoded.
     pub fn shared_parts(&self) -> Vec<&Bytes> {
-        let parts: Vec<&Bytes> = match self {
+        let is_long = |part: &&Bytes| part.len() >= SHARED_BYTES_MIN;
+        match self {
             Message::Server(ServerMessage::Raft(RaftMessage {
                 body: RaftBody::Append { entries, .. },
                 ..
-            })) => entries.iter().map(|entry| &entry.data).collect(),
-            Message::Server(ServerMessage::Forward { write, .. }) => vec![write.data()],
-            Message::Server(ServerMessage::SnapshotChunk { data, .. }) => vec![data],
+            })) => entries.iter().map(|entry| &entry.data).filter(is_long).collect(),
+            Message::Server(ServerMessage::Forward { write, .. }) => {
+                Some(write.data()).filter(is_long).into_iter().collect()
+            }
+            Message::Server(ServerMessage::SnapshotChunk { data, .. }) => {
+                Some(data).filter(is_long).into_iter().collect()
+            }
             _ => Vec::new(),
-        };
-        parts.into_iter().filter(|part| part.len() >= SHARED_BYTES_MIN).collect()
+        }
     }
 }
 

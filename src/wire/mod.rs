@@ -9,4 +9,5 @@
 pub mod codec;
 pub mod frame;
 pub mod message;
+mod replication;
 pub mod share;

@@ -361,7 +361,20 @@ pub struct OpShape {
 impl OpShape {
     /// Looks at every key and value once.
     pub fn of(op: &WriteOp) -> OpShape {
-        let mut shape = OpShape {
+        let mut shape = OpShape::without_keys(op);
+        op.visit(&mut |key, value| shape.add(key.len(), value.map(Bytes::len)));
+        shape
+    }
+
+    /// The shape of a PUT that has a key and a value of these lengths in the place of its own.
+    pub(super) fn of_put(put: &WriteOp, key_bytes: usize, value_bytes: usize) -> OpShape {
+        let mut shape = OpShape::without_keys(put);
+        shape.add(key_bytes, Some(value_bytes));
+        shape
+    }
+
+    fn without_keys(op: &WriteOp) -> OpShape {
+        OpShape {
             kind: std::mem::discriminant(op),
             keys: 0,
             work_rows: op.scanned_rows_max(),
@@ -373,19 +386,18 @@ impl OpShape {
             adds_data: op.adds_data(),
             known_at_commit: op.known_at_commit(),
             depends_on_state: op.depends_on_state(),
-        };
-        op.visit(&mut |key, value| {
-            shape.keys += 1;
-            shape.work_rows += 1;
-            shape.values += usize::from(value.is_some());
-            let value_bytes = value.map_or(0, Bytes::len);
-            shape.bytes += key.len() + value_bytes;
-            shape.key_bytes_min =
-                Some(shape.key_bytes_min.map_or(key.len(), |min| min.min(key.len())));
-            shape.key_bytes_max = shape.key_bytes_max.max(key.len());
-            shape.value_bytes_max = shape.value_bytes_max.max(value_bytes);
-        });
-        shape
+        }
+    }
+
+    fn add(&mut self, key_bytes: usize, value_bytes: Option<usize>) {
+        self.keys += 1;
+        self.work_rows += 1;
+        self.values += usize::from(value_bytes.is_some());
+        let value_bytes = value_bytes.unwrap_or(0);
+        self.bytes += key_bytes + value_bytes;
+        self.key_bytes_min = Some(self.key_bytes_min.map_or(key_bytes, |min| min.min(key_bytes)));
+        self.key_bytes_max = self.key_bytes_max.max(key_bytes);
+        self.value_bytes_max = self.value_bytes_max.max(value_bytes);
     }
 
     /// Bytes of memory that the operation takes, about: a list of empty values is not as small as

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::super::origins::Origin;
 use super::super::replies::unknown_session;
-use super::super::writes::Origin;
 use super::super::{ConsoleEvent, Now, Output};
 use super::{Node, Stopping, micros};
 use crate::consensus::RaftMessageFault;

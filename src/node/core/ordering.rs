@@ -10,8 +10,9 @@ use std::net::SocketAddr;
 use super::super::config::AckPolicy;
 use super::super::disk_space::disk_full;
 use super::super::in_sync::ServerProgress;
+use super::super::origins::{Origin, Origins};
 use super::super::replies::{busy, error, result_in_doubt, shutting_down};
-use super::super::writes::{Joined, Origin, PendingWrite};
+use super::super::writes::{Joined, PendingWrite};
 use super::super::{ConsoleEvent, Now, Output, RequestToken};
 use super::{Node, Stopping, micros};
 use crate::consensus::ProposeError;
@@ -21,6 +22,9 @@ use crate::model::{
     Timestamp, WriteAnswer, WriteOutcome,
 };
 use crate::wire::message::{ErrorCode, Reply, ServerMessage};
+
+/// Writes for which room is made at once where they are proposed together; for more it grows.
+const PROPOSE_COUNT_EXPECTED: usize = 256;
 
 impl Node {
     pub(super) fn write(
@@ -72,7 +76,7 @@ impl Node {
             self.long_writes.something_else_is_asked();
         }
         self.writes.add(PendingWrite {
-            origins: vec![origin],
+            origins: Origins::of(origin),
             client,
             write,
             deadline_us: now.monotonic_us + micros(limits::COMMIT_TIMEOUT),
@@ -106,6 +110,7 @@ impl Node {
             held = self.long_writes.hold_back(&self.writes, &mut next, &limits, now.monotonic_us);
             held.iter().for_each(|key| self.writes.get_mut(*key).wait_for_turn());
         }
+        let full = self.full_disks();
         let mut proposed = (0, 0);
         while !next.is_empty() || self.writes.has_waiting() {
             if self.consensus.unapplied_bytes() >= limits.unapplied_bytes_max {
@@ -127,19 +132,15 @@ impl Node {
                 self.propose_more = true;
                 break;
             }
-            let mut batch = Vec::new();
-            let mut data = Vec::new();
+            let count = (next.len() + self.writes.waiting()).min(PROPOSE_COUNT_EXPECTED);
+            let (mut batch, mut data) = (Vec::with_capacity(count), Vec::with_capacity(count));
             let mut bytes = 0;
             while let Some(key) = next.pop_front().or_else(|| self.writes.take_next_waiting()) {
                 let PendingWrite { effect, write, .. } = self.writes.get_mut(key);
-                if *effect == Effect::NotDone
-                    && write.shape.adds_data
-                    && let full = self.full_disks()
-                    && !full.is_empty()
-                {
+                if *effect == Effect::NotDone && write.shape.adds_data && !full.is_empty() {
                     let refusal = disk_full(&full);
                     let pending = self.writes.remove(key);
-                    self.answer(&pending, &refusal, out);
+                    self.answer(&pending, refusal, out);
                     continue;
                 }
                 let Some(timestamp) = self.clock.next(wall_us) else {
@@ -405,7 +406,8 @@ impl Node {
             AckPolicy::All => stored_by_all,
         };
         let distrust = self.distrust();
-        for (index, (key, mut answer)) in self.writes.take_stored(stored) {
+        let mut in_doubt = Vec::new();
+        while let Some((index, (key, mut answer))) = self.writes.take_stored(stored) {
             // What such a write came to is read from the state, like any read. It waits until the
             // doubt is settled, or another server leads; copies of it wait with it.
             let pending = self.writes.get(key);
@@ -413,17 +415,21 @@ impl Node {
                 && pending.write.shape.depends_on_state
             {
                 if now.monotonic_us < pending.deadline_us {
-                    self.writes.wait_for_stored(key, index, answer);
+                    in_doubt.push((index, key, answer));
                 } else {
                     let pending = self.writes.remove(key);
-                    self.answer(&pending, &result_in_doubt(distrust), out);
+                    self.answer(&pending, result_in_doubt(distrust), out);
                 }
                 continue;
             }
-            let pending = self.writes.remove(key);
             // A previous value from a state that is in doubt is not told: the client reads it at
             // another server.
             answer.previous.take_if(|_| distrust.is_some());
+            let most = self.config.limits.answered_writes_max;
+            let pending = match answer.previous {
+                None => self.writes.remove_answered(key, index, answer.outcome(), most),
+                Some(_) => self.writes.remove(key),
+            };
             // A copy that came after the write was done is not shown, nor a PUT whose condition did
             // not hold: nothing is stored, and no PUT_OK is sent.
             if pending.shown_as_leader
@@ -433,11 +439,10 @@ impl Node {
                 let (client, timestamp) = (pending.client, answer.timestamp);
                 out.push(Output::Console(ConsoleEvent::PutOk { client, key, timestamp }));
             }
-            if answer.previous.is_none() {
-                let most = self.config.limits.answered_writes_max;
-                self.writes.note_answered(&pending.write, index, answer.outcome(), most);
-            }
-            self.answer(&pending, &Reply::WriteOk(answer), out);
+            self.answer(&pending, Reply::WriteOk(answer), out);
+        }
+        for (index, key, answer) in in_doubt {
+            self.writes.wait_for_stored(key, index, answer);
         }
     }
 
@@ -458,13 +463,17 @@ impl Node {
     }
 
     /// Sends the reply to every origin of a write.
-    pub(super) fn answer(&self, pending: &PendingWrite, reply: &Reply, out: &mut Vec<Output>) {
-        for origin in &pending.origins {
-            let reply = reply.clone();
-            match *origin {
-                Origin::Client(token) => out.push(Output::Reply { token, reply }),
-                Origin::Server { node, id } => self.answer_forward(node, id, Some(reply), out),
-            }
+    pub(super) fn answer(&self, pending: &PendingWrite, reply: Reply, out: &mut Vec<Output>) {
+        let mut origins = pending.origins.iter();
+        let Some(last) = origins.next_back() else { return };
+        origins.for_each(|origin| self.answer_origin(origin, reply.clone(), out));
+        self.answer_origin(last, reply, out);
+    }
+
+    fn answer_origin(&self, origin: Origin, reply: Reply, out: &mut Vec<Output>) {
+        match origin {
+            Origin::Client(token) => out.push(Output::Reply { token, reply }),
+            Origin::Server { node, id } => self.answer_forward(node, id, Some(reply), out),
         }
     }
 
@@ -474,7 +483,7 @@ impl Node {
         if let Reply::Error(error) = &mut reply {
             error.effect = error.effect.max(pending.effect);
         }
-        self.answer(&pending, &reply, out);
+        self.answer(&pending, reply, out);
     }
 
     pub(super) fn answer_forward(
