@@ -14,7 +14,7 @@ use crate::model::{self, LogIndex, PageOf, ReadView, Timestamp, Version};
 use crate::node::core::Node;
 use crate::node::{ConsoleEvent, GetAnswer};
 use crate::storage::apply::ApplyError;
-use crate::storage::reads::{Page, PageError, PageLimits, Store};
+use crate::storage::reads::{InMemory, Page, PageError, PageLimits, Store};
 use crate::text::{counted, escape};
 use crate::wire::message::{
     ErrorCode, ErrorReply, GetRequest, PageRequest, PageView, ReadAt, Reply,
@@ -104,6 +104,17 @@ pub struct ReadOutcome {
 }
 
 impl ReadOutcome {
+    /// Bytes of the values, and of a page's keys, that the reply holds.
+    pub(super) fn value_bytes(&self) -> usize {
+        match &self.reply {
+            Reply::GetOk { found: Some(version), .. } => version.value.len(),
+            Reply::PageOk { rows, .. } => {
+                rows.iter().map(|row| row.key.len() + row.value().map_or(0, <[u8]>::len)).sum()
+            }
+            _ => 0,
+        }
+    }
+
     /// Takes the console line for the answer to `request`, if there is one: pages have none.
     pub(super) fn take_shown(
         &mut self,
@@ -205,16 +216,37 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> Re
 /// Answers one GET, whose key is checked, from the store.
 pub fn answer_get(store: &Store, request: &GetRequest) -> ReadOutcome {
     let low = store.applied().timestamp;
-    let at = match request.read_at {
-        ReadAt::Newest { .. } => Timestamp(i64::MAX),
-        ReadAt::Version(at) => at,
-    };
-    let found = match store.get_at(&request.key, at) {
+    let found = match store.get_at(&request.key, as_of(request)) {
         Ok(found) => found,
         Err(error) => return unreadable(|| format!("key {}", escape(&request.key)), &error),
     };
     let high = store.applying_timestamp().max(low);
     judge(request, low, found, high)
+}
+
+/// The same without the disk, and with a value of at most so many bytes; `None` where that cannot
+/// be told.
+pub fn answer_get_in_memory(
+    store: &Store,
+    request: &GetRequest,
+    value_bytes_max: usize,
+) -> Option<ReadOutcome> {
+    let low = store.applied().timestamp;
+    let found = match store.try_get_in_memory(&request.key, as_of(request), value_bytes_max) {
+        InMemory::Found(version) => Some(version),
+        InMemory::Absent => None,
+        InMemory::Unknown => return None,
+    };
+    let high = store.applying_timestamp().max(low);
+    Some(judge(request, low, found, high))
+}
+
+/// The version as of which a GET reads.
+fn as_of(request: &GetRequest) -> Timestamp {
+    match request.read_at {
+        ReadAt::Newest { .. } => Timestamp(i64::MAX),
+        ReadAt::Version(at) => at,
+    }
 }
 
 /// Answers a GET from the log, where the newest that the client has seen is a version of this very
@@ -359,6 +391,47 @@ mod tests {
         assert_eq!(page(next, &machine), (None, empty));
         let written = ReadView::as_of(Timestamp(2));
         assert_eq!(page(first, &machine), (Some(Bytes::new()), written));
+    }
+
+    /// Whatever is asked of a store in whatever state.
+    #[test]
+    fn an_answer_from_memory_is_the_one_that_a_worker_gives() {
+        let mut machine =
+            StateMachine::open(Arc::new(MemoryEngine::new()), StateLimits::default()).unwrap();
+        let client = ClientId(1);
+        for (index, length) in [(1, 0), (2, 10), (3, 11)] {
+            let begun = Timestamp::ZERO;
+            let request = RequestId { client, sequence: index, answered_below: index, begun };
+            let (key, value) = (Bytes::from_static(b"k"), Bytes::from(vec![b'v'; length]));
+            let op = WriteOp::Put(Put { key, value, tells_previous: false });
+            let data = Command::write(Timestamp(10 * index as i64), request, op).encode();
+            machine.apply(&[LogEntry { term: 1, index, data }]).unwrap();
+        }
+        let store = machine.store();
+        let times = [None, Some(5), Some(10), Some(25), Some(30), Some(31)];
+        let mut from_memory = 0;
+        for key in [&b"k"[..], b"absent"] {
+            for (at, session) in times.iter().flat_map(|at| times.map(|session| (*at, session))) {
+                let newest = ReadAt::Newest { seen: at.map(Timestamp) };
+                let version = at.map(|at| ReadAt::Version(Timestamp(at)));
+                for read_at in [Some(newest), version].into_iter().flatten() {
+                    let key = Bytes::copy_from_slice(key);
+                    let session = session.map(Timestamp);
+                    let request = GetRequest { key, read_at, session, linearizable: false };
+                    let by_worker = answer_get(&store, &request);
+                    match answer_get_in_memory(&store, &request, 10) {
+                        Some(outcome) => assert_eq!(outcome, by_worker, "{request:?}"),
+                        None => {
+                            let found = store.get_at(&request.key, as_of(&request)).unwrap();
+                            assert_eq!(found.unwrap().value.len(), 11, "{request:?}");
+                            continue;
+                        }
+                    }
+                    from_memory += 1;
+                }
+            }
+        }
+        assert!(from_memory > 50, "{from_memory}");
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! - `service`: the event loop's callbacks; below it `outputs` of the core and completions of
 //!   threads, `requests` of clients, `greetings` (greetings, and how links come up and go down),
 //!   and `conditions` such as a full disk or damage.
-//! - `clients`, `get`: the accounts of clients, and the rules for reads.
+//! - `clients`, `get`, `loop_reads`: the accounts of clients, the rules for reads, and how many of
+//!   them the loop answers by itself.
 //! - `driver`, `lifecycle`, `links`: the core and its time, whether the server goes on and how it
 //!   ends, the state of the links to the other servers.
 //! - [`work`], `threads`: what the loop has its threads do and what they tell it, and the threads.
@@ -20,12 +21,13 @@ mod clients;
 pub mod cluster;
 pub mod config;
 pub mod console;
-mod decoding;
+pub mod decoding;
 mod driver;
 pub mod get;
 mod lifecycle;
 mod links;
 mod local;
+mod loop_reads;
 pub mod questions;
 mod service;
 pub mod snapshots;

@@ -24,6 +24,7 @@ use super::decoding::{DecodedFrame, Undecodable, decode};
 use super::driver::CoreDriver;
 use super::lifecycle::{Lifecycle, Restart};
 use super::links::ServerLink;
+use super::loop_reads::LoopReads;
 use super::snapshots::{TransferLimits, Transfers};
 use super::threads::Threads;
 use super::watch::LogWatch;
@@ -83,6 +84,7 @@ pub(super) struct StoreService {
     links: Vec<ServerLink>,
     connections: ConnectionMap<ConnectionRole>,
     clients: Clients,
+    loop_reads: LoopReads,
     /// The value of [`Store::steps`] at the last tick.
     applied_steps: u64,
     transfers: Transfers,
@@ -109,6 +111,7 @@ impl StoreService {
             links: links.collect(),
             connections: ConnectionMap::default(),
             clients: Clients::new(parts.config.value_bytes_max, parts.config.workers),
+            loop_reads: LoopReads::default(),
             applied_steps: 0,
             transfers: Transfers::new(
                 parts.first_transfer,
@@ -443,6 +446,7 @@ impl Service for StoreService {
             self.parts.threads.hurry_applier();
         }
         self.submit_reads(net);
+        self.loop_reads.renew();
         // Requests that were taken, plain reads included, are answered first.
         if self.lifecycle.may_end(self.clients.nothing_under_way()) {
             log::info!("stopping: nothing is under way");

@@ -318,6 +318,11 @@ pub trait Engine: Send + Sync {
     /// The number of rows, with those that are not durable. Known without reading anything.
     fn rows(&self) -> u64;
 
+    /// Whether no read ever waits for a disk.
+    fn is_in_memory(&self) -> bool {
+        false
+    }
+
     /// Reads the next blocks of the engine's files from the disk, past the engine's cache, and
     /// verifies them.
     ///

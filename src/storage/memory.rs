@@ -99,6 +99,10 @@ impl Engine for MemoryEngine {
         self.state().visible.len() as u64
     }
 
+    fn is_in_memory(&self) -> bool {
+        true
+    }
+
     fn scrub(&self, _from_block: u64, _blocks: u64) -> Result<Scrubbed, EngineError> {
         Ok(Scrubbed { next_block: None })
     }

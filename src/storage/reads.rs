@@ -42,6 +42,17 @@ pub enum PageError {
     Store(#[from] ApplyError),
 }
 
+/// What is known of a key without the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InMemory {
+    /// The version that a read shows.
+    Found(Version),
+    /// A read shows no version.
+    Absent,
+    /// Only a read that may take longer, at the disk or for a long value, can tell.
+    Unknown,
+}
+
 impl Store {
     pub(super) fn new(shared: Arc<Shared>) -> Store {
         Store { shared }
@@ -66,6 +77,20 @@ impl Store {
         let (view, pending) = self.shared.view()?;
         let read_view = ReadView { at, removals_up_to: Timestamp(i64::MAX) };
         Reader::new(&ViewRows(&*view), read_view, pending).get(key)
+    }
+
+    /// What [`get_at`](Store::get_at) would find, if that needs no disk, no lock that is held for
+    /// long, and not much time, and the value has no more than `value_bytes_max` bytes. For threads
+    /// that must not wait. Damage that is met is left to whoever reads then.
+    pub fn try_get_in_memory(&self, key: &[u8], at: Timestamp, value_bytes_max: usize) -> InMemory {
+        if !self.shared.engine().is_in_memory() {
+            return InMemory::Unknown;
+        }
+        match self.get_at(key, at) {
+            Ok(None) => InMemory::Absent,
+            Ok(Some(found)) if found.value.len() <= value_bytes_max => InMemory::Found(found),
+            Ok(Some(_)) | Err(_) => InMemory::Unknown,
+        }
     }
 
     /// The first page of a longer read: what is in the store in this read view, of which nobody has

@@ -17,17 +17,14 @@ impl StoreService {
         for output in outputs.drain(..) {
             match output {
                 Output::Send { to, message } => self.send_to_server(net, to, message),
-                Output::Reply { token, reply } => {
-                    self.clients.take_waiting(token);
-                    self.reply(net, token, reply);
-                }
+                Output::Reply { token, reply } => self.reply(net, token, reply),
                 Output::Persist(batch) => self.parts.threads.write(LogWork::append(batch)),
                 Output::Apply { entries, answering } => {
                     self.parts.threads.apply(StoreWork::apply(entries, answering));
                 }
                 Output::ReadReady { token } => {
                     if let Some((client, request)) = self.clients.take_waiting(token) {
-                        self.clients.read(token, client, request);
+                        self.read(net, token, client, request);
                     }
                 }
                 Output::Fetch { fetch, low, high, bytes_max } => {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::super::decoding::Undecodable;
-use super::super::get::{ReadRequest, answer_from_log};
+use super::super::get::{ReadOutcome, ReadRequest, answer_from_log, answer_get_in_memory};
 use super::super::links::ServerLink;
 use super::super::work::{ReadCharge, ReadJob};
 use super::{ConnectionRole, NOT_OF_A_CLIENT, StoreService};
@@ -142,20 +142,62 @@ impl StoreService {
         if let Some(distrust) = self.distrust() {
             return self.reply(net, token, not_to_be_read(distrust));
         }
-        if let Some((_, mut answered)) = answer_from_log(self.core.node(), &read) {
-            if let Some(event) = answered.take_shown(client, &read) {
-                self.parts.console.show(event);
-            }
-            return self.reply(net, token, answered.reply);
+        if let Some((_, answered)) = answer_from_log(self.core.node(), &read) {
+            return self.answer_read(net, token, client, &read, answered);
         }
         let soon = read.wanted().filter(|wanted| self.core.node().reaches_soon(*wanted));
         let condition = match (read.is_linearizable(), soon) {
             (true, _) => ReadCondition::Linearizable,
             (false, Some(wanted)) => ReadCondition::Applied(wanted),
-            (false, None) => return self.clients.read(token, client, read),
+            (false, None) => return self.read(net, token, client, read),
         };
         self.clients.keep_waiting(token, read);
         self.input(net, Input::Read { token, condition });
+    }
+
+    /// Answers a read that waits for nothing, or leaves it to a worker.
+    pub(super) fn read(
+        &mut self,
+        net: &mut Net,
+        token: RequestToken,
+        client: SocketAddr,
+        read: ReadRequest,
+    ) {
+        match self.try_answer(&read) {
+            Some(answered) => self.answer_read(net, token, client, &read, answered),
+            None => self.clients.read(token, client, read),
+        }
+    }
+
+    /// The answer to a GET of a short value that needs no disk, as long as such answers do not hold
+    /// up the loop.
+    fn try_answer(&mut self, read: &ReadRequest) -> Option<ReadOutcome> {
+        let ReadRequest::Get(request) = read else { return None };
+        if self.distrust().is_some() {
+            return None;
+        }
+        let most = self.loop_reads.value_bytes_max(Instant::now)?;
+        let most = most.min(limits::READ_SMALL_BYTES_MAX);
+        let answered = answer_get_in_memory(&self.parts.store, request, most);
+        self.loop_reads.tried(answered.as_ref().map_or(0, ReadOutcome::value_bytes));
+        answered
+    }
+
+    /// Sends the answer to a read that no worker has done, and shows it.
+    fn answer_read(
+        &mut self,
+        net: &mut Net,
+        token: RequestToken,
+        client: SocketAddr,
+        read: &ReadRequest,
+        mut answered: ReadOutcome,
+    ) {
+        if self.parts.console.is_on()
+            && let Some(event) = answered.take_shown(client, read)
+        {
+            self.parts.console.show(event);
+        }
+        self.reply(net, token, answered.reply);
     }
 
     /// Ends a request of a client, which is read again if it had too much under way.

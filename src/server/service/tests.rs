@@ -13,13 +13,16 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::Client;
 use crate::limits;
-use crate::model::{Timestamp, Version};
+use crate::model::{ClientId, Command, LogEntry, Put, RequestId, StateLimits, Timestamp, Version};
 use crate::net::Listener;
 use crate::node::RequestToken;
 use crate::process::files;
 use crate::server::get::ReadRequest;
+use crate::server::loop_reads::LoopReads;
 use crate::server::work::{CatchUpWork, Completion, ReadJob};
 use crate::server::{OpenedServer, Stopper, local};
+use crate::storage::apply::StateMachine;
+use crate::storage::memory::MemoryEngine;
 use crate::wire::codec;
 use crate::wire::message::{
     ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, ReadAt, Reply, Request,
@@ -152,16 +155,21 @@ fn while_the_disk_does_not_take_a_verdict_in_others_lead_and_no_read_is_answered
 }
 
 fn get(reader: &mut TcpStream, id: u64) {
-    let (key, read_at) = (Bytes::from_static(b"k"), ReadAt::Newest { seen: None });
+    get_key(reader, id, b"k");
+}
+
+fn get_key(reader: &mut TcpStream, id: u64, key: &'static [u8]) {
+    let (key, read_at) = (Bytes::from_static(key), ReadAt::Newest { seen: None });
     let get = GetRequest { key, read_at, session: None, linearizable: false };
     send(reader, &Message::Request { id, body: Request::Get(get) });
 }
 
-/// Leaves a server one worker, which says when it begins a read, and answers it with another value
-/// than the store's when it is told to.
+/// Leaves a server one worker for all reads, which says when it begins a read, and answers it with
+/// another value than the store's when it is told to.
 fn gate_worker(server: &mut OpenedServer) -> (Receiver<()>, Sender<()>) {
     let (begun, begins) = bounded::<()>(0);
     let (end, ends) = bounded::<()>(0);
+    server.service.loop_reads = LoopReads::none();
     server.service.parts.threads.set_worker(move |read: ReadJob| {
         let charge = read.charge();
         // Where nobody listens any more the test is over.
@@ -291,4 +299,47 @@ fn a_verdict_that_the_disk_does_not_take_in_is_not_waited_for_for_ever() {
     witness.read_to_end(&mut Vec::new()).unwrap();
     drop(answer);
     assert_eq!(thread.join().unwrap(), Ok(true), "it is to start again");
+}
+
+#[test]
+fn short_values_in_memory_are_read_without_a_worker_and_long_ones_by_one() {
+    let mut machine =
+        StateMachine::open(Arc::new(MemoryEngine::new()), StateLimits::default()).unwrap();
+    let value = |length| Bytes::from(vec![7; length]);
+    let (short, long) = (value(limits::READ_SMALL_BYTES_MAX), limits::READ_SMALL_BYTES_MAX + 1);
+    for (index, key, value) in [(1, "short", short.clone()), (2, "long", value(long))] {
+        let (client, begun) = (ClientId(1), Timestamp::ZERO);
+        let request = RequestId { client, sequence: index, answered_below: index, begun };
+        let op = Put { key: key.into(), value, tells_previous: false }.into();
+        let data = Command::write(Timestamp(index as i64), request, op).encode();
+        machine.apply(&[LogEntry { term: 1, index, data }]).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (mut servers, stoppers, answer) = open(dir.path(), 1, 10 * DEADLINE);
+    let mut server = servers.remove(0);
+    let address = server.service.parts.config.listen;
+    let (begins, end) = gate_worker(&mut server);
+    server.service.loop_reads = LoopReads::default();
+    server.service.parts.store = machine.store();
+    let thread = thread::spawn(move || server.run().map_err(|error| error.to_string()));
+    let mut reader = greet(address);
+    get_key(&mut reader, 1, b"long");
+    begins.recv_timeout(DEADLINE).unwrap();
+    // The worker is at the long one until it is told to go on.
+    let mut found = |id, key| {
+        get_key(&mut reader, id, key);
+        match receive(&mut reader) {
+            Message::Reply { id: answered, body: Reply::GetOk { found, .. } } if answered == id => {
+                found.map(|version| version.value)
+            }
+            other => panic!("no answer to {id} but {other:?}"),
+        }
+    };
+    assert_eq!(found(2, b"short"), Some(short));
+    assert_eq!(found(3, b"absent"), None);
+    end.send(()).unwrap();
+    assert!(matches!(receive(&mut reader), Message::Reply { id: 1, body: Reply::GetOk { .. } }));
+    stoppers[0].stop();
+    drop(answer);
+    assert_eq!(thread.join().unwrap(), Ok(false));
 }

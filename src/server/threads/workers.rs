@@ -36,13 +36,7 @@ impl StoreWorker {
         if let Some(fault) = answered.fault.take() {
             self.completions.send(fault.into());
         }
-        let value_bytes = match &answered.reply {
-            Reply::GetOk { found: Some(version), .. } => version.value.len(),
-            Reply::PageOk { rows, .. } => {
-                rows.iter().map(|row| row.key.len() + row.value().map_or(0, <[u8]>::len)).sum()
-            }
-            _ => 0,
-        };
+        let value_bytes = answered.value_bytes();
         // A value over every limit is not waited for: sending it fails, as below.
         if value_bytes > allowed && value_bytes <= limits::VALUE_BYTES_MAX + limits::KEY_BYTES_MAX {
             return Completion::TooLong { read, bytes: value_bytes };
