@@ -1,0 +1,394 @@
+//! Counts the allocations of a request on its way through a server, against recorded bounds.
+//!
+//! Times change with the machine and allocations do not: a change that makes every PUT or GET
+//! allocate more is found here, whatever else runs. The way is the pure one, from a frame's body by
+//! way of the core, and of a store in memory, to the answer's frame. Left out are sockets, the log
+//! and the application of entries.
+//!
+//! A bound may be lowered whenever the count is lower. Who raises one says why in the commit.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use acervo::limits::{self, NodeLimits};
+use acervo::model::{
+    Action, AppliedPoint, AppliedWrite, ClientId, Command, GroupRules, History, LogEntry,
+    MachineSummary, NodeId, OpResult, PageOf, Put, Recovered, Release, RequestId, StateLimits,
+    Timestamp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
+};
+use acervo::node::config::{AckPolicy, NodeConfig};
+use acervo::node::core::Node;
+use acervo::node::garbage_collection::GarbageCollectionConfig;
+use acervo::node::{Input, Now, Output, RequestToken};
+use acervo::server::decoding::{DecodedFrame, decode};
+use acervo::server::get::{answer_get, answer_page};
+use acervo::storage::apply::StateMachine;
+use acervo::storage::memory::MemoryEngine;
+use acervo::storage::reads::PageLimits;
+use acervo::wire::codec;
+use acervo::wire::message::{
+    GetRequest, Message, PageRequest, PageView, ReadAt, Reply, Request, Role, WriteRequest,
+};
+use bytes::Bytes;
+
+/// The system's allocator, with a count of each thread's allocations.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    // A thread that ends may allocate when its count is gone.
+    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+}
+
+/// An allocator cannot be written without `unsafe`; this one only counts and passes on.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        count();
+        unsafe { System.realloc(memory, layout, bytes) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Does `work` and adds its allocations to `sum`.
+fn counted<T>(sum: &mut u64, work: impl FnOnce() -> T) -> T {
+    let before = ALLOCATIONS.get();
+    let done = work();
+    *sum += ALLOCATIONS.get() - before;
+    done
+}
+
+/// Compares allocations for one of `requests` with the bound, in hundredths.
+fn hold(what: &str, allocations: u64, requests: u64, bound: u64) {
+    let each = allocations * 100 / requests;
+    println!("{what}: {}.{:02} allocations", each / 100, each % 100);
+    assert!(
+        each <= bound,
+        "{what}: {}.{:02} allocations where {}.{:02} are recorded",
+        each / 100,
+        each % 100,
+        bound / 100,
+        bound % 100
+    );
+}
+
+/// The body of a message's frame, as it comes from a socket.
+fn body(message: &Message) -> Vec<u8> {
+    let mut frame = Vec::new();
+    codec::encode(message, limits::SERVER_FRAME_BYTES_MAX, &mut frame).unwrap();
+    frame.split_off(limits::FRAME_HEADER_BYTES)
+}
+
+/// The frames that a server has put in its queues, for whom.
+#[derive(Default)]
+struct Sent {
+    to_servers: Vec<(usize, Vec<u8>)>,
+    replies: usize,
+}
+
+/// One core with what a driver keeps for it.
+struct Server {
+    node: Node,
+    /// What it was told, and is to be handed over next.
+    inputs: Vec<Input>,
+    applied: AppliedPoint,
+    outputs: Vec<Output>,
+    /// Allocations of decoding, of the core and of encoding since the count began.
+    allocations: u64,
+}
+
+/// Three cores that pass frames to each other, with logs that are durable at once.
+struct Group {
+    servers: Vec<Server>,
+    frames: Vec<Vec<(usize, Vec<u8>)>>,
+    replies: usize,
+    now: Now,
+    /// Where what is encoded goes, as in a connection's queue.
+    queue: Vec<u8>,
+}
+
+const SERVERS: usize = 3;
+const LEADER: usize = 0;
+
+impl Group {
+    fn new() -> Group {
+        let nodes: Vec<NodeId> = (1..=SERVERS as u64).map(NodeId).collect();
+        let server = |id: &NodeId| {
+            let config = NodeConfig {
+                node: *id,
+                nodes: nodes.clone(),
+                names: Vec::new(),
+                first_leader: NodeId(LEADER as u64 + 1),
+                ack: AckPolicy::All,
+                in_sync_timeout: Duration::from_secs(2),
+                stall_timeout: limits::STALL_TIMEOUT,
+                election_ticks: Some(15 + id.0 as usize),
+                value_bytes_max: limits::VALUE_BYTES_MAX_DEFAULT,
+                replication_delay: Duration::ZERO,
+                console: false,
+                garbage_collection: GarbageCollectionConfig::new(History::All),
+                limits: NodeLimits::default(),
+                state_hash_every: limits::STATE_HASH_EVERY,
+                release: Release::default(),
+                level_settled: limits::LEVEL_SETTLED,
+                first_question: id.0,
+            };
+            Server {
+                node: Node::new(config, Recovered::default()).unwrap(),
+                inputs: Vec::new(),
+                applied: AppliedPoint::default(),
+                outputs: Vec::new(),
+                allocations: 0,
+            }
+        };
+        let mut group = Group {
+            servers: nodes.iter().map(server).collect(),
+            frames: vec![Vec::new(); SERVERS],
+            replies: 0,
+            now: Now { monotonic_us: 1, wall_us: 1_000_000 },
+            queue: Vec::new(),
+        };
+        for at in 0..SERVERS {
+            for server in nodes.iter().filter(|node| node.0 as usize != at + 1) {
+                let first_leader = Some(NodeId(LEADER as u64 + 1));
+                let (server, last_index, term) = (*server, 0, 0);
+                let up = Input::LinkUp { server, last_index, term, first_leader };
+                group.servers[at].inputs.push(up);
+            }
+        }
+        group.settle();
+        while group.servers[LEADER].node.status().role != Role::Leader {
+            group.tick();
+        }
+        group
+    }
+
+    fn tick(&mut self) {
+        self.now.monotonic_us += 10_000;
+        self.servers.iter_mut().for_each(|server| server.inputs.push(Input::Tick));
+        self.settle();
+    }
+
+    /// Runs all servers until nothing is under way.
+    fn settle(&mut self) {
+        while self.servers.iter().any(|server| !server.inputs.is_empty())
+            || self.frames.iter().any(|frames| !frames.is_empty())
+        {
+            (0..SERVERS).for_each(|at| self.run(at));
+        }
+    }
+
+    /// One iteration of a server's loop.
+    fn run(&mut self, at: usize) {
+        let mut sent = Sent::default();
+        let frames = std::mem::take(&mut self.frames[at]);
+        let server = &mut self.servers[at];
+        let inputs = std::mem::take(&mut server.inputs);
+        let Server { node, outputs, allocations, .. } = server;
+        for (from, frame) in &frames {
+            counted(allocations, || {
+                let input = match decode(frame).unwrap() {
+                    DecodedFrame::Server(message) => {
+                        Input::Message { from: NodeId(*from as u64 + 1), message }
+                    }
+                    DecodedFrame::Write { id, write } => Input::Write {
+                        token: RequestToken { connection: 7, request: id },
+                        client: ([127, 0, 0, 1], 7).into(),
+                        write,
+                    },
+                    DecodedFrame::Message(_) => return,
+                };
+                node.handle(self.now, input, outputs);
+            });
+        }
+        for input in inputs {
+            counted(allocations, || node.handle(self.now, input, outputs));
+        }
+        counted(allocations, || node.flush(self.now, outputs));
+        for output in std::mem::take(outputs) {
+            self.carry_out(at, output, &mut sent);
+        }
+        sent.to_servers.into_iter().for_each(|(to, frame)| self.frames[to].push((at, frame)));
+        self.replies += sent.replies;
+    }
+
+    fn carry_out(&mut self, at: usize, output: Output, sent: &mut Sent) {
+        let server = &mut self.servers[at];
+        let mut encode = |message: &Message, allocations: &mut u64| {
+            self.queue.clear();
+            counted(allocations, || {
+                assert!(message.shared_parts().is_empty());
+                codec::encode(message, limits::SERVER_FRAME_BYTES_MAX, &mut self.queue).unwrap();
+            });
+        };
+        match output {
+            Output::Send { to, message } => {
+                encode(&Message::Server(message), &mut server.allocations);
+                let body = self.queue[limits::FRAME_HEADER_BYTES..].to_vec();
+                sent.to_servers.push((to.0 as usize - 1, body));
+            }
+            Output::Reply { token, reply } => {
+                assert!(matches!(reply, Reply::WriteOk(_)), "{reply:?}");
+                let reply = Message::Reply { id: token.request, body: reply };
+                encode(&reply, &mut server.allocations);
+                sent.replies += 1;
+            }
+            Output::Persist(batch) => {
+                server.inputs.push(Input::Persisted { number: batch.number });
+            }
+            Output::Apply { entries, .. } => {
+                let applied = apply(&mut server.applied, &entries);
+                server.inputs.push(applied);
+            }
+            Output::Notice(_) => {}
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    /// Has clients write, each a PUT to the leader, and runs the servers until all are answered.
+    fn put(&mut self, requests: std::ops::Range<u64>) {
+        for id in requests.clone() {
+            let frame = body(&put(id));
+            self.frames[LEADER].push((LEADER, frame));
+        }
+        self.now.monotonic_us += 100;
+        self.now.wall_us += 100;
+        self.replies = 0;
+        self.settle();
+        assert_eq!(self.replies as u64, requests.end - requests.start);
+    }
+}
+
+/// What applying entries tells the core, without a store.
+fn apply(point: &mut AppliedPoint, entries: &[LogEntry]) -> Input {
+    let mut outcomes = Vec::new();
+    for entry in entries {
+        point.index = entry.index;
+        let Some(command) = Command::decode(&entry.data).unwrap() else { continue };
+        point.timestamp = command.timestamp;
+        let Action::Write { request, .. } = command.action else { continue };
+        let outcome = WriteOutcome { timestamp: command.timestamp, result: OpResult::Done };
+        outcomes.push(AppliedWrite {
+            index: entry.index,
+            term: entry.term,
+            fate: WriteFate::Answered(WriteAnswer::of(outcome)),
+            newest_sequence: request.sequence,
+        });
+    }
+    let rules = Some(GroupRules { limits: StateLimits::default(), history: History::All });
+    let summary = MachineSummary { rules, level: 1, ..MachineSummary::default() };
+    Input::Applied { outcomes, point: *point, summary }
+}
+
+const CLIENTS: u64 = 64;
+
+/// The PUT of the client whose turn it is.
+fn put(id: u64) -> Message {
+    let (client, sequence) = (ClientId(id % CLIENTS), 1 + id / CLIENTS);
+    let request = RequestId { client, sequence, answered_below: sequence, begun: Timestamp::ZERO };
+    let (key, value) = (Bytes::from(format!("key-{:08}", id % 1000)), Bytes::from(vec![7; 100]));
+    let op = WriteOp::Put(Put { key, value, tells_previous: false });
+    Message::Request { id, body: Request::Write(WriteRequest { request, op }) }
+}
+
+/// PUTs of 64 clients, as many at once as a loop finds when it wakes.
+#[test]
+fn a_put_allocates_no_more_than_is_recorded() {
+    // With PUTs at once, allocations of each in hundredths at the leader and at a follower.
+    for (at_once, leader, follower) in [(1, 2100, 1900), (16, 362, 143)] {
+        let mut group = Group::new();
+        // Until every list is as long as it gets.
+        let warm_up = 2 * limits::ANSWERED_WRITES_MAX as u64;
+        let total = warm_up + 4096;
+        for first in (0..total).step_by(at_once as usize) {
+            if first == warm_up {
+                group.servers.iter_mut().for_each(|server| server.allocations = 0);
+            }
+            group.put(first..first + at_once);
+        }
+        let requests = total - warm_up;
+        let counts: Vec<u64> = group.servers.iter().map(|server| server.allocations).collect();
+        hold(&format!("PUT, {at_once} at once, leader"), counts[LEADER], requests, leader);
+        hold(&format!("PUT, {at_once} at once, follower"), counts[1], requests, follower);
+    }
+}
+
+/// A store of a thousand keys.
+fn store() -> StateMachine {
+    let engine = Arc::new(MemoryEngine::new());
+    let mut machine = StateMachine::open(engine, StateLimits::default()).unwrap();
+    let entries = (0..1000).map(|id| {
+        let Message::Request { body: Request::Write(WriteRequest { request, op }), .. } = put(id)
+        else {
+            unreachable!("it is a write");
+        };
+        let data = Command::write(Timestamp(id as i64 + 1), request, op).encode();
+        LogEntry { term: 1, index: id + 1, data }
+    });
+    machine.apply(&entries.collect::<Vec<_>>()).unwrap();
+    machine
+}
+
+/// Decodes a frame, answers it and encodes the answer; returns the allocations.
+fn answer(frame: &[u8], answer: impl FnOnce(Request) -> Reply) -> u64 {
+    let mut out = Vec::with_capacity(1024 * 1024);
+    let mut allocations = 0;
+    counted(&mut allocations, || {
+        let DecodedFrame::Message(Message::Request { id, body }) = decode(frame).unwrap() else {
+            panic!("it is a request");
+        };
+        let reply = Message::Reply { id, body: answer(body) };
+        codec::encode(&reply, limits::SERVER_FRAME_BYTES_MAX, &mut out).unwrap();
+    });
+    allocations
+}
+
+#[test]
+fn a_get_allocates_no_more_than_is_recorded() {
+    let machine = store();
+    let store = machine.store();
+    let key = Bytes::from_static(b"key-00000500");
+    let read_at = ReadAt::Newest { seen: None };
+    let get = GetRequest { key, read_at, session: None, linearizable: false };
+    let frame = body(&Message::Request { id: 7, body: Request::Get(get) });
+    let allocations = answer(&frame, |request| {
+        let Request::Get(request) = request else { panic!("it is a GET") };
+        let reply = answer_get(&store, &request).reply;
+        assert!(matches!(&reply, Reply::GetOk { found: Some(_), .. }));
+        reply
+    });
+    hold("GET", allocations, 1, 600);
+}
+
+#[test]
+fn a_row_of_a_page_allocates_no_more_than_is_recorded() {
+    let machine = store();
+    let store = machine.store();
+    let of = PageOf::Range { from: Bytes::from_static(b"key"), to: Bytes::from_static(b"kez") };
+    let view = PageView::First { at: None, session: None, linearizable: false };
+    let page = PageRequest { of, view, rows_max: 1000, keys_only: false };
+    let frame = body(&Message::Request { id: 7, body: Request::Page(page) });
+    let allocations = answer(&frame, |request| {
+        let Request::Page(request) = request else { panic!("it is a page") };
+        let reply = answer_page(&store, &request, PageLimits::default()).reply;
+        assert!(matches!(&reply, Reply::PageOk { rows, .. } if rows.len() == 1000));
+        reply
+    });
+    hold("row of a page", allocations, 1000, 201);
+}
