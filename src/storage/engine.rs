@@ -206,6 +206,9 @@ impl<'a> RowValue<'a> {
 /// Called for each row with its key and its value, which it may leave unread, until it breaks.
 pub type RowVisitor<'a> = dyn FnMut(&[u8], RowValue<'_>) -> ControlFlow<()> + 'a;
 
+/// Called with the key and the value of the row that was looked for.
+pub type ShowRow<'a> = dyn FnMut(&[u8], RowValue<'_>) + 'a;
+
 /// Called for each row with its key and its whole value, until it breaks.
 pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
@@ -365,7 +368,26 @@ pub trait EngineView: Send {
         visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError>;
 
-    /// Visits the same rows with their whole values.
+    /// Shows the first row of a range *in which newer rows sort first*, unless it is empty: when a
+    /// batch set a row of it, no other row that earlier batches had set there sorted before that
+    /// one. Rows may have been deleted in any order. A single row is such a range, and so are the
+    /// versions of a key up to a time.
+    ///
+    /// An engine that stores newer rows apart from older ones may stop at the first that it finds
+    /// from the newest on. In a range of another kind it may show any of its rows, or none.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Read`].
+    fn newest(&self, range: &RowRange, show: &mut ShowRow<'_>) -> Result<(), EngineError> {
+        self.scan_rows(range, Direction::Forward, &mut |key, value| {
+            show(key, value);
+            ControlFlow::Break(())
+        })
+    }
+
+    /// Visits the rows of a range like [`scan_rows`](EngineView::scan_rows), with their whole
+    /// values.
     ///
     /// # Errors
     ///

@@ -83,9 +83,9 @@ impl Horizon {
 
     pub fn read(rows: &dyn Rows) -> Result<Horizon, ApplyError> {
         let read = |name: &str| -> Result<Timestamp, ApplyError> {
-            match rows.first(&keys::only(&keys::meta(name)))? {
+            match rows.get(&keys::meta(name))? {
                 None => Ok(Timestamp::ZERO),
-                Some((_, value)) => decode_time(&value).ok_or(ApplyError::Damaged("a time")),
+                Some(value) => decode_time(&value).ok_or(ApplyError::Damaged("a time")),
             }
         };
         Ok(Horizon {
@@ -267,8 +267,8 @@ fn delete_removed_of_key<'k>(
     budget: &mut Budget,
 ) -> Result<(), ApplyError> {
     let removal_row = keys::removal(key, at);
-    let stored = changes.rows().first(&keys::only(&removal_row))?;
-    let Some((_, removal)) = stored else { return Err(ApplyError::Damaged("a removal")) };
+    let stored = changes.rows().get(&removal_row)?;
+    let Some(removal) = stored else { return Err(ApplyError::Damaged("a removal")) };
     let below = Timestamp(Removal::decode(&removal)?.floor(at).0.saturating_sub(1));
     let mut versions = keys::versions_up_to(key, below);
     if let Some(gone) = gone.get(key) {
@@ -277,9 +277,10 @@ fn delete_removed_of_key<'k>(
     if !remove_versions(changes, key, &versions, superseding, budget)? {
         return Ok(());
     }
-    let tombstone = changes.rows().first(&keys::only(&keys::version(key, at)))?;
-    if let Some((row, stored)) = tombstone {
-        changes.delete(row, &stored);
+    let tombstone = keys::version(key, at);
+    let stored = changes.rows().get(&tombstone)?;
+    if let Some(stored) = stored {
+        changes.delete(tombstone, &stored);
         budget.remove(stored.len());
     }
     let gone = gone.entry(key).or_insert(below);
@@ -350,9 +351,7 @@ impl CompactionProgress {
     }
 
     fn read(rows: &dyn Rows) -> Result<Option<CompactionProgress>, ApplyError> {
-        let Some((_, stored)) = rows.first(&keys::only(&keys::meta(META_COMPACTION)))? else {
-            return Ok(None);
-        };
+        let Some(stored) = rows.get(&keys::meta(META_COMPACTION))? else { return Ok(None) };
         let decoded = CompactionProgress::decode(&stored);
         Ok(Some(decoded.ok_or(ApplyError::Damaged("the progress of compaction"))?))
     }
@@ -521,7 +520,7 @@ fn walk(
                 let (key, at) =
                     keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
                 let superseding = keys::superseding(at, &key);
-                if changes.rows().first(&keys::only(&superseding))?.is_none() {
+                if changes.rows().get(&superseding)?.is_none() {
                     changes.put(superseding, Bytes::new());
                 }
             }
@@ -568,7 +567,7 @@ fn compact_due_keys(
             break;
         }
         // If the key was compacted in this piece already, the rows of all its versions are gone.
-        if changes.rows().first(&keys::only(&row))?.is_none() {
+        if changes.rows().get(&row)?.is_none() {
             continue;
         }
         if let Some(kept) = kept {
@@ -593,7 +592,7 @@ fn remove_superseding(
     row: Bytes,
     budget: &mut Budget,
 ) -> Result<(), ApplyError> {
-    if changes.rows().first(&keys::only(&row))?.is_some() {
+    if changes.rows().get(&row)?.is_some() {
         changes.delete(row, &[]);
         budget.take(0);
     }

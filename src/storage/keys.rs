@@ -150,12 +150,17 @@ pub(super) fn without_timestamp(row: &[u8]) -> &[u8] {
     up_to_terminator(row).unwrap_or(row)
 }
 
+/// The row of a range that can have one row alone.
+pub(super) fn single(range: &RowRange) -> Option<&[u8]> {
+    (range.end.strip_prefix(&range.start[..]) == Some(&[0])).then_some(&range.start)
+}
+
 /// What [`without_timestamp`] is of every row that can be in a range, if it is the same for all: of
 /// the versions or the removals of one key, and of a single row.
 pub(super) fn common_to(range: &RowRange) -> Option<&[u8]> {
     match up_to_terminator(&range.start) {
         Some(common) if range.end <= after(common) => Some(common),
-        _ => (range.end.strip_prefix(&range.start[..]) == Some(&[0])).then_some(&range.start),
+        _ => single(range),
     }
 }
 
@@ -474,8 +479,9 @@ mod tests {
                 [version(key, at), removal(key, at), queued(at, key), meta("a")]
             };
             for (one, a_row) in rows(&a, at).iter().enumerate() {
-                let single = only(a_row);
-                prop_assert_eq!(common_to(&single), Some(without_timestamp(a_row)));
+                let range = only(a_row);
+                prop_assert_eq!(single(&range), Some(&a_row[..]));
+                prop_assert_eq!(common_to(&range), Some(without_timestamp(a_row)));
                 for (other, b_row) in rows(&b, bt).iter().enumerate() {
                     let is_same = one == other && (one == 3 || a == b && (one < 2 || at == bt));
                     let common = without_timestamp(a_row) == without_timestamp(b_row);

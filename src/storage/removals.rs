@@ -195,8 +195,8 @@ impl KnownRemovals {
             None => true,
             // A batch is visible as a whole, so that one row tells.
             Some((range, only_after)) => {
-                let row = ViewRows(view).first(&keys::only(&keys::range(range.at)))?;
-                row.is_some_and(|(_, value)| value == range.encode()) == *only_after
+                let row = ViewRows(view).get(&keys::range(range.at))?;
+                row.is_some_and(|value| value == range.encode()) == *only_after
             }
         };
         let ranges = if is_after { &after.ranges } else { &before.ranges };
@@ -260,7 +260,9 @@ pub(super) fn trim(
     let newest = Reader::newest(&changes.rows(), changes.ranges()).version(key)?;
     let Some(newest) = newest else { return Ok(()) };
     let below = Timestamp(newest.0.saturating_sub(1));
-    if changes.rows().has_any(&keys::versions_up_to(key, below))? {
+    let mut has_older = false;
+    changes.rows().newest(&keys::versions_up_to(key, below), &mut |_, _| has_older = true)?;
+    if has_older {
         record(changes, now, key, Removal::Below(newest));
     }
     Ok(())

@@ -6,10 +6,10 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use super::engine::{
-    Direction, EngineError, EngineView, RowValue, RowVisitor, Steps, Visitor, WriteBatch,
+    Direction, EngineError, EngineView, RowValue, RowVisitor, ShowRow, Steps, Visitor, WriteBatch,
     with_values,
 };
-use super::keys::RowRange;
+use super::keys::{self, RowRange};
 
 /// Rows that can be scanned in key order.
 pub(super) trait Rows {
@@ -22,7 +22,11 @@ pub(super) trait Rows {
         visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError>;
 
-    /// Visits the same rows with their whole values.
+    /// Shows the first row of a range in which newer rows sort first, unless it is empty
+    /// ([`EngineView::newest`]).
+    fn newest(&self, range: &RowRange, show: &mut ShowRow<'_>) -> Result<(), EngineError>;
+
+    /// Visits the rows of a range with their whole values.
     fn scan(
         &self,
         range: &RowRange,
@@ -35,6 +39,15 @@ pub(super) trait Rows {
     /// Visits the rows of a range in ascending order, with their whole values.
     fn visit(&self, range: &RowRange, visit: &mut Visitor<'_>) -> Result<(), EngineError> {
         self.scan(range, Direction::Forward, visit)
+    }
+
+    /// The value of a row.
+    fn get(&self, row: &Bytes) -> Result<Option<Bytes>, EngineError> {
+        let mut found = Ok(None);
+        self.newest(&keys::only(row), &mut |_, value| {
+            found = value.read().map(|value| Some(value.into_owned().into()));
+        })?;
+        found
     }
 
     /// The first row of a range.
@@ -69,6 +82,10 @@ impl Rows for ViewRows<'_> {
         visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError> {
         self.0.scan_rows(range, direction, visit)
+    }
+
+    fn newest(&self, range: &RowRange, show: &mut ShowRow<'_>) -> Result<(), EngineError> {
+        self.0.newest(range, show)
     }
 }
 
@@ -126,6 +143,40 @@ impl Rows for Overlay<'_> {
             }
         }
         Ok(())
+    }
+
+    fn newest(&self, range: &RowRange, show: &mut ShowRow<'_>) -> Result<(), EngineError> {
+        // The batch is newer than the view. So the view's first row comes after all that the batch
+        // sets, and it may be one that the batch deletes.
+        let deleted = match self.batch.range(range).next() {
+            Some((key, Some(new))) => {
+                self.steps.step();
+                show(key, RowValue::Inline(new));
+                return Ok(());
+            }
+            // There is no other row.
+            Some((_, None)) if keys::single(range).is_some() => {
+                self.steps.step();
+                return Ok(());
+            }
+            deleted => deleted.map(|(key, _)| key),
+        };
+        self.steps.step();
+        let mut is_decided = deleted.is_none();
+        self.view.newest(range, &mut |key, value| {
+            self.steps.step();
+            if deleted.is_none_or(|deleted| *key < **deleted) {
+                is_decided = true;
+                show(key, value);
+            }
+        })?;
+        if is_decided {
+            return Ok(());
+        }
+        self.scan_rows(range, Direction::Forward, &mut |key, value| {
+            show(key, value);
+            ControlFlow::Break(())
+        })
     }
 }
 

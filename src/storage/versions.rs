@@ -214,14 +214,13 @@ impl<'a> Reader<'a> {
     ) -> Result<Option<(Timestamp, T)>, ApplyError> {
         let mut found = Ok(None);
         let versions = keys::versions_up_to(key, self.at);
-        self.rows.scan_rows(&versions, Direction::Forward, &mut |row, stored| {
+        self.rows.newest(&versions, &mut |row, stored| {
             found = decode(row, stored).and_then(|(timestamp, value)| match value {
                 Some(value) if timestamp >= self.floor(key, self.at)? => {
                     Ok(Some((timestamp, show(value)?)))
                 }
                 _ => Ok(None),
             });
-            ControlFlow::Break(())
         })?;
         found
     }
@@ -237,10 +236,9 @@ impl<'a> Reader<'a> {
         // The newest is enough: what a deletion leaves is nothing, and what a trim leaves is a
         // version that was shown, and so newer than the removals before it. There may be very many.
         let mut newest = Ok(floor);
-        self.rows.visit(&keys::removals(key, after, self.removals_up_to), &mut |row, value| {
+        self.rows.newest(&keys::removals(key, after, self.removals_up_to), &mut |row, value| {
             let at = keys::removal_timestamp(row).map_err(|_| ApplyError::Damaged("a removal"));
-            newest = at.and_then(|at| Ok(Removal::decode(value)?.floor(at)));
-            ControlFlow::Break(())
+            newest = at.and_then(|at| Ok(Removal::decode(&value.read()?)?.floor(at)));
         })?;
         newest.map(|newest| floor.max(newest))
     }

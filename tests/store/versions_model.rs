@@ -26,9 +26,11 @@ use acervo::storage::engine::{
 use acervo::storage::keys::{self as rows, RowRange};
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::{PageError, PageLimits, Store};
-use acervo::storage::tables::TableEngine;
+use acervo::storage::tables::{TableEngine, TablesOptions};
 use bytes::Bytes;
 use proptest::prelude::*;
+
+use crate::log_disk::SimDisk;
 
 /// As much as this release does in one piece.
 const ROWS_MAX: u32 = limits::COLLECTION_ROWS_MAX as u32;
@@ -180,10 +182,28 @@ fn pages(
     }
 }
 
-/// Two machines on two engines, fed with the same log, and the model.
+/// Tables so small that few writes make many, of several blocks each, and merges of many stretches.
+const TINY: TablesOptions = TablesOptions {
+    memory_table_bytes: 1,
+    block_bytes: 60,
+    fan: 2,
+    small_run_bytes: 300,
+    table_bytes: 200,
+    merge_step_rows: 3,
+    long_value_bytes: 2,
+    cache_bytes: 10_000,
+};
+/// Small tables for a store of many rows.
+const SMALL: TablesOptions = TablesOptions { table_bytes: 1 << 20, merge_step_rows: 500, ..TINY };
+
+/// Machines on three engines, fed with the same log, and the model: in memory, on tables of the
+/// sizes that servers have, and on tiny ones.
 struct World {
     memory: (Arc<MemoryEngine>, StateMachine),
     disk: StateMachine,
+    tables: (Arc<TableEngine>, StateMachine),
+    tables_disk: SimDisk,
+    tables_options: TablesOptions,
     _folder: tempfile::TempDir,
     limits: StateLimits,
     model: Model,
@@ -206,12 +226,22 @@ fn kept(history: History) -> usize {
 
 impl World {
     fn new(limits: StateLimits) -> World {
+        World::with_tables(limits, SMALL)
+    }
+
+    fn with_tables(limits: StateLimits, tables_options: TablesOptions) -> World {
         let folder = tempfile::tempdir().unwrap();
         let engine = Arc::new(MemoryEngine::new());
         let disk: Arc<dyn Engine> = Arc::new(TableEngine::open_at(folder.path()).unwrap());
+        let tables_disk = SimDisk::new();
+        let tables = TableEngine::open(Arc::new(tables_disk.clone()), tables_options).unwrap();
+        let tables = Arc::new(tables);
         World {
             memory: (engine.clone(), StateMachine::open(engine, limits).unwrap()),
             disk: StateMachine::open(disk, limits).unwrap(),
+            tables: (tables.clone(), StateMachine::open(tables, limits).unwrap()),
+            tables_disk,
+            tables_options,
             limits,
             _folder: folder,
             model: Model::default(),
@@ -260,13 +290,21 @@ impl World {
         op
     }
 
-    /// Applies what has been logged, on both engines, and compares what was answered.
+    /// Applies what has been logged, on all engines, and compares what was answered.
     fn settle(&mut self) {
         let from = self.disk.applied().index as usize;
         let entries = &self.log[from..];
         let answers = self.memory.1.apply_answering(entries).unwrap();
         assert_eq!(answers, self.disk.apply_answering(entries).unwrap());
         assert_eq!(self.memory.1.applied(), self.disk.applied());
+        let (tables, machine) = &mut self.tables;
+        assert_eq!(answers, machine.apply_answering(entries).unwrap());
+        assert_eq!(machine.applied(), self.disk.applied());
+        // Seals and merges at moments of their own.
+        if self.log.len().is_multiple_of(3) {
+            machine.checkpoint().unwrap();
+        }
+        tables.work().unwrap();
         for answer in answers.writes {
             let WriteFate::Answered(answered) = answer.fate else { panic!("{answer:?}") };
             let before = answered.timestamp.0 - 1;
@@ -290,6 +328,22 @@ impl World {
                 Previous::Value { timestamp, value } => (value, timestamp.0),
             });
             assert_eq!(told, expected.map(|(_, value, version)| (value, version)), "{op:?}");
+        }
+    }
+
+    /// Takes the engines back to what a crash leaves of them, and applies the rest of the log.
+    fn crash(&mut self) {
+        let (engine, machine) = &mut self.memory;
+        engine.crash();
+        *machine = StateMachine::open(engine.clone(), self.limits).unwrap();
+        self.tables_disk.restart();
+        let (disk, options) = (self.tables_disk.clone(), self.tables_options);
+        let tables = Arc::new(TableEngine::open(Arc::new(disk), options).unwrap());
+        self.tables = (tables.clone(), StateMachine::open(tables, self.limits).unwrap());
+        for machine in [&mut self.memory.1, &mut self.tables.1] {
+            let kept = machine.applied().index as usize;
+            machine.apply(&self.log[kept..]).unwrap();
+            assert_eq!(machine.applied(), self.disk.applied());
         }
     }
 
@@ -368,7 +422,7 @@ impl World {
         let at = at.min(seen);
         let read_view = ReadView { at: Timestamp(at), removals_up_to: Timestamp(seen) };
         let (from, to) = (&keys[0], &keys[keys.len() - 1]);
-        for store in [self.memory.1.store(), self.disk.store()] {
+        for store in [self.memory.1.store(), self.disk.store(), self.tables.1.store()] {
             let read = |of: PageOf| {
                 let whole = PageLimits { keys_only: false, ..most };
                 let rows = pages(&store, of.clone(), read_view, whole);
@@ -591,7 +645,7 @@ proptest! {
         last_piece in (0..6u32, 0..12u64),
     ) {
         let keys = keys();
-        let mut world = World::new(limits);
+        let mut world = World::with_tables(limits, TINY);
         for step in steps {
             match step {
                 Step::Write(op) => world.write(&op),
@@ -600,15 +654,11 @@ proptest! {
                     world.settle();
                     world.memory.1.checkpoint().unwrap();
                     world.disk.checkpoint().unwrap();
+                    world.tables.1.checkpoint().unwrap();
                 }
                 Step::Crash => {
                     world.settle();
-                    let (engine, machine) = &mut world.memory;
-                    engine.crash();
-                    *machine = StateMachine::open(engine.clone(), world.limits).unwrap();
-                    let kept = machine.applied().index as usize;
-                    machine.apply(&world.log[kept..]).unwrap();
-                    prop_assert_eq!(machine.applied(), world.disk.applied());
+                    world.crash();
                 }
                 Step::Purge { age, piece: (rows_max, bytes_max), pieces } => {
                     let before_us = (world.last - age).max(0) as u64;

@@ -126,6 +126,23 @@ impl MemoryTable {
         self.read().get(key)?.as_of(as_of).map(|value| value.cloned())
     }
 
+    /// The first row of a range as of a batch, which may be a deleted one.
+    pub fn first(self: &Arc<Self>, range: &RowRange, as_of: BatchNumber) -> Option<MemoryRow> {
+        let bounds = (Bound::Included(&range.start[..]), Bound::Excluded(&range.end[..]));
+        let rows = self.read();
+        let mut within = rows.range::<[u8], _>(bounds);
+        for _ in 0..GROUP_ROWS_MAX {
+            let (key, states) = within.next()?;
+            if let Some(value) = states.as_of(as_of) {
+                return Some((key.clone(), value.cloned()));
+            }
+        }
+        drop(rows);
+        // Many rows of the range are later than the batch: the lock is given back now and then.
+        let cursor = MemoryCursor::new(self.clone(), range.clone(), Direction::Forward, as_of);
+        cursor.group.into_iter().next()
+    }
+
     /// Appends the first rows of a range in a direction, as of a batch, to `out`, at most `count`
     /// of them, under the lock. Deleted ones are rows, too. Returns the rest of the range; `None`
     /// if nothing is left of it.

@@ -49,16 +49,57 @@ impl Run {
         key: &[u8],
         show: impl FnOnce(TableValue<'_>) -> T,
     ) -> Result<Option<T>, EngineError> {
-        let at = self.tables.partition_point(|table| table.facts().last_key[..] < *key);
+        let common = keys::without_timestamp(key);
+        self.at_or_after(key, |found| found == key, Some(common), |_, value| show(value))
+    }
+
+    /// Shows the first state of a row of a range, if the run has one; `common` is
+    /// [`keys::common_to`] the range.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn first<T>(
+        &self,
+        range: &RowRange,
+        common: Option<&[u8]>,
+        show: impl FnOnce(&[u8], TableValue<'_>) -> T,
+    ) -> Result<Option<T>, EngineError> {
+        self.at_or_after(&range.start, |found| *found < *range.end, common, show)
+    }
+
+    /// Shows the first state of a row that is not less than `start`, if it is wanted. Of the wanted
+    /// rows not less than `start` none is behind an unwanted one, and `common` is what all of them
+    /// are without their timestamp, if it is the same.
+    ///
+    /// Reads one block at most, and none if the bounds of the tables or the filter tell that there
+    /// is no such row: the bounds are known without reading, so they are asked first.
+    fn at_or_after<T>(
+        &self,
+        start: &[u8],
+        is_wanted: impl Fn(&[u8]) -> bool,
+        common: Option<&[u8]>,
+        show: impl FnOnce(&[u8], TableValue<'_>) -> T,
+    ) -> Result<Option<T>, EngineError> {
+        let at = self.tables.partition_point(|table| table.facts().last_key[..] < *start);
         let Some(table) = self.tables.get(at) else { return Ok(None) };
-        if table.facts().first_key[..] > *key || !table.may_have(keys::without_timestamp(key))? {
+        let first_key = &table.facts().first_key[..];
+        if first_key > start && !is_wanted(first_key) {
+            return Ok(None);
+        }
+        // If wanted rows go on in the next table, then the last of this one is wanted, and its
+        // filter knows it.
+        if let Some(common) = common
+            && !table.may_have(common)?
+        {
             return Ok(None);
         }
         let index = table.index(Reread::Likely)?;
-        // Not beyond the last block, whose last key is the table's.
-        let block = table.block(&index, index.seek(key), Reread::Likely)?;
-        let row = block.seek(key);
-        Ok((row < block.rows() && block.key(row) == key).then(|| show(block.value(row))))
+        // Neither is beyond the end, as the last key of the table and of the block is not less.
+        let block = table.block(&index, index.seek(start), Reread::Likely)?;
+        let row = block.seek(start);
+        let key = block.key(row);
+        Ok(is_wanted(key).then(|| show(key, block.value(row))))
     }
 
     /// The tables that can have rows of a range.

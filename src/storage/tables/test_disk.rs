@@ -25,6 +25,7 @@ struct DiskState {
     /// This operation and all later ones fail.
     stop_at: Option<u64>,
     refuses_reads: bool,
+    reads: u64,
 }
 
 #[derive(Clone, Default)]
@@ -50,6 +51,11 @@ impl TestDisk {
     /// Has operation number `stop_at`, counted from 1, and all after it fail.
     pub fn stop_at(&self, stop_at: u64) {
         self.state().stop_at = Some(stop_at);
+    }
+
+    /// The number of reads of files so far.
+    pub fn reads(&self) -> u64 {
+        self.state().reads
     }
 
     pub fn refuse_reads(&self, refuses_reads: bool) {
@@ -198,7 +204,8 @@ impl DiskFile for TestFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let state = self.disk.state();
+        let mut state = self.disk.state();
+        state.reads += 1;
         if state.refuses_reads {
             return Err(io::Error::other("the disk refuses to read"));
         }

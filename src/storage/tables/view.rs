@@ -1,18 +1,22 @@
 //! A read view: the rows as of one batch, in memory tables and runs that it holds on to.
 //!
 //! Reads of one row go from the newest source to the oldest, and stop at the first that has a
-//! state of the row. Scans put all sources together, without the runs whose filters have no key of
-//! the range: most reads of the store are of the versions of one key.
+//! state of the row. So do searches for the first row of a range in which newer rows sort first
+//! ([`EngineView::newest`]): the first row of a source sorts before all rows of older sources, and
+//! no newer source knows of it unless that begins with a marker of a deleted row at or before it.
+//! In that case, and if markers are all that the sources begin with, the search scans. Versions are
+//! deleted from the oldest on, so their markers come after the version that is looked for.
+//!
+//! Scans put all sources together, without the runs whose filters have no key of the range: most
+//! reads of the store are of the versions of one key.
 //!
 //! Rows of memory tables are copied out in small groups, and a row's visitor is called without any
 //! lock: it may write to the engine, and may take its time.
-//!
-//! What it leaves out: that the newest version of a key needs no older run than the newest with a
-//! version of the key. That follows from timestamps, which an engine of plain rows does not know,
-//! and markers of deleted old versions in newer runs would have to be told apart.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::block::TableValue;
 use super::levels::Levels;
@@ -20,8 +24,8 @@ use super::memory_table::{BatchNumber, MemoryCursor, MemoryTable};
 use super::merge::{MergeCursor, MergeSource};
 use super::run::RunCursor;
 use super::table::Reread;
-use crate::storage::engine::{Direction, EngineError, EngineView, RowValue, RowVisitor};
-use crate::storage::keys::RowRange;
+use crate::storage::engine::{Direction, EngineError, EngineView, RowValue, RowVisitor, ShowRow};
+use crate::storage::keys::{self, RowRange};
 
 pub(super) struct TablesView {
     pub as_of: BatchNumber,
@@ -43,10 +47,7 @@ impl TablesView {
     ) -> Result<Option<T>, EngineError> {
         for table in &self.memory {
             if let Some(found) = table.get(key, self.as_of) {
-                return Ok(Some(show(match &found {
-                    Some(value) => TableValue::Inline(value),
-                    None => TableValue::Deleted,
-                })));
+                return Ok(Some(show(shown(found.as_ref()))));
             }
         }
         for run in &self.levels.runs {
@@ -55,6 +56,64 @@ impl TablesView {
             }
         }
         Ok(None)
+    }
+
+    /// Looks for the first row of a range in which newer rows sort first, from the newest source to
+    /// the oldest. Returns false if markers of deleted rows leave it open which it is.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    fn search(&self, range: &RowRange, show: &mut ShowRow<'_>) -> Result<bool, EngineError> {
+        // The least of the markers with which newer sources begin: rows from there on may be
+        // deleted.
+        let mut deleted_from: Option<Vec<u8>> = None;
+        let mut meet = |key: &[u8], value: TableValue<'_>| {
+            let is_open = deleted_from.as_ref().is_some_and(|from| **from <= *key);
+            match (value, is_open) {
+                (TableValue::Deleted, true) => None,
+                (TableValue::Deleted, false) => {
+                    deleted_from = Some(key.to_vec());
+                    None
+                }
+                (_, true) => Some(false),
+                (value, false) => {
+                    self.show(key, value, &mut *show);
+                    Some(true)
+                }
+            }
+        };
+        for table in &self.memory {
+            if let Some((key, value)) = table.first(range, self.as_of)
+                && let Some(decided) = meet(&key, shown(value.as_ref()))
+            {
+                return Ok(decided);
+            }
+        }
+        let common = keys::common_to(range);
+        for run in &self.levels.runs {
+            if let Some(Some(decided)) = run.first(range, common, &mut meet)? {
+                return Ok(decided);
+            }
+        }
+        Ok(deleted_from.is_none())
+    }
+
+    /// Shows a row that is not deleted.
+    fn show<T>(
+        &self,
+        key: &[u8],
+        value: TableValue<'_>,
+        mut show: impl FnMut(&[u8], RowValue<'_>) -> T,
+    ) -> Option<T> {
+        match value {
+            TableValue::Inline(value) => Some(show(key, RowValue::Inline(value))),
+            TableValue::Long(value) => {
+                let read = || self.levels.read_value(value);
+                Some(show(key, RowValue::OutOfLine { bytes: value.bytes as usize, read: &read }))
+            }
+            TableValue::Deleted => None,
+        }
     }
 
     fn cursor(&self, range: &RowRange, direction: Direction) -> Result<MergeCursor, EngineError> {
@@ -85,19 +144,36 @@ impl EngineView for TablesView {
         }
         let mut cursor = self.cursor(range, direction)?;
         while let Some((key, value)) = cursor.row() {
-            let flow = match value {
-                TableValue::Inline(value) => visit(key, RowValue::Inline(value)),
-                TableValue::Long(value) => {
-                    let read = || self.levels.read_value(value);
-                    visit(key, RowValue::OutOfLine { bytes: value.bytes as usize, read: &read })
-                }
-                TableValue::Deleted => ControlFlow::Continue(()),
-            };
-            if flow.is_break() {
+            if self.show(key, value, &mut *visit).is_some_and(|flow| flow.is_break()) {
                 break;
             }
             cursor.advance()?;
         }
         Ok(())
     }
+
+    fn newest(&self, range: &RowRange, show: &mut ShowRow<'_>) -> Result<(), EngineError> {
+        if range.start >= range.end {
+            return Ok(());
+        }
+        if let Some(row) = keys::single(range) {
+            self.get(row, |value| self.show(row, value, &mut *show))?;
+            return Ok(());
+        }
+        if self.search(range, show)? {
+            return Ok(());
+        }
+        self.scan_rows(range, Direction::Forward, &mut |key, value| {
+            show(key, value);
+            ControlFlow::Break(())
+        })
+    }
 }
+
+/// The state of a row of a memory table.
+fn shown(value: Option<&Bytes>) -> TableValue<'_> {
+    value.map_or(TableValue::Deleted, |value| TableValue::Inline(value))
+}
+
+#[cfg(test)]
+mod tests;

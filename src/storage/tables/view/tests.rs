@@ -1,0 +1,217 @@
+//! Searches for the newest version of a key against a plain scan, and how much they read.
+
+use std::collections::BTreeSet;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::*;
+use crate::model::Timestamp;
+use crate::storage::engine::{Engine, Steps, WriteBatch};
+use crate::storage::rows::{Overlay, Rows, ViewRows};
+use crate::storage::tables::test_disk::TestDisk;
+use crate::storage::tables::{TableEngine, TablesOptions};
+
+const KEYS: [&[u8]; 5] = [b"a", b"b", b"b\0", b"c", b""];
+
+type OwnedRow = (Vec<u8>, Vec<u8>);
+
+fn newest(rows: &dyn Rows, range: &RowRange) -> Option<OwnedRow> {
+    let mut found = None;
+    rows.newest(range, &mut |key, value| {
+        assert!(found.is_none(), "a second row is shown");
+        found = Some((key.to_vec(), value.read().unwrap().into_owned()));
+    })
+    .unwrap();
+    found
+}
+
+fn first_of_scan(rows: &dyn Rows, range: &RowRange) -> Option<OwnedRow> {
+    let found = rows.first(range).unwrap();
+    found.map(|(key, value)| (key.to_vec(), value.to_vec()))
+}
+
+/// Versions and removals of keys as they are written and deleted in time.
+struct History {
+    rng: StdRng,
+    now: i64,
+    rows: BTreeSet<Bytes>,
+}
+
+impl History {
+    /// A batch of some new rows, each with the time of its write, and some deleted ones: the oldest
+    /// of a key, as in garbage collection, or any.
+    fn batch(&mut self) -> WriteBatch {
+        let mut batch = WriteBatch::default();
+        for _ in 0..self.rng.random_range(0..4) {
+            self.now += 1;
+            let key = KEYS[self.rng.random_range(0..KEYS.len())];
+            let row = match self.rng.random_bool(0.8) {
+                true => keys::version(key, Timestamp(self.now)),
+                false => keys::removal(key, Timestamp(self.now)),
+            };
+            let value = vec![self.now as u8; self.rng.random_range(0..30)];
+            batch.insert(row.clone(), value.into());
+            self.rows.insert(row);
+        }
+        for _ in 0..self.rng.random_range(0..4) {
+            let any = self.rng.random_range(0..self.rows.len().max(1));
+            let Some(row) = self.rows.iter().nth(any) else { continue };
+            let common = keys::without_timestamp(row);
+            let oldest = self.rows.iter().rfind(|other| keys::without_timestamp(other) == common);
+            let row = if self.rng.random_bool(0.7) { oldest.unwrap_or(row) } else { row }.clone();
+            self.rows.remove(&row);
+            batch.remove(row);
+        }
+        batch
+    }
+
+    fn range(&mut self) -> RowRange {
+        let key = KEYS[self.rng.random_range(0..KEYS.len())];
+        let (from, up_to) = (self.rng.random_range(0..=self.now), self.rng.random_range(0..9));
+        match self.rng.random_range(0..6) {
+            0 => keys::versions_up_to(key, Timestamp(from)),
+            1 => keys::removals(key, Timestamp(from), Timestamp(from + up_to)),
+            2 => keys::only(&keys::version(key, Timestamp(from))),
+            3 => keys::removals(key, Timestamp(i64::MIN), Timestamp(i64::MAX)),
+            _ => keys::versions_up_to(key, Timestamp(i64::MAX)),
+        }
+    }
+}
+
+#[test]
+fn the_newest_row_is_the_first_of_a_scan_in_any_history() {
+    let mut found_rows = 0;
+    for seed in 0..200 {
+        println!("seed {seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let options = TablesOptions {
+            memory_table_bytes: 1,
+            block_bytes: rng.random_range(1..100),
+            fan: rng.random_range(2..5),
+            small_run_bytes: rng.random_range(1..600),
+            table_bytes: rng.random_range(1..500),
+            merge_step_rows: rng.random_range(1..20),
+            long_value_bytes: rng.random_range(4..30),
+            cache_bytes: rng.random_range(0..20_000),
+        };
+        let engine = TableEngine::open(Arc::new(TestDisk::default()), options).unwrap();
+        let mut history = History { rng, now: 0, rows: BTreeSet::new() };
+        let mut views: Vec<Box<dyn EngineView>> = Vec::new();
+        for _ in 0..history.rng.random_range(1..100) {
+            let batch = history.batch();
+            if history.rng.random_bool(0.1) {
+                views.push(engine.view().unwrap());
+            }
+            // The batch is first seen over the view, and then in it.
+            let (view, steps) = (engine.view().unwrap(), Steps::default());
+            let overlay = Overlay { view: &*view, batch: &batch, steps: &steps };
+            for _ in 0..4 {
+                let range = history.range();
+                let expected = first_of_scan(&overlay, &range);
+                assert_eq!(newest(&overlay, &range), expected, "{range:?} over {batch:?}");
+            }
+            match history.rng.random_bool(0.3) {
+                true => engine.seal(&batch, 0).unwrap(),
+                false => engine.write(&batch).unwrap(),
+            }
+            for _ in 0..history.rng.random_range(0..4) {
+                engine.work().unwrap();
+            }
+            views.push(engine.view().unwrap());
+            for view in &views {
+                let range = history.range();
+                let rows = ViewRows(&**view);
+                let expected = first_of_scan(&rows, &range);
+                assert_eq!(newest(&rows, &range), expected, "{range:?}");
+                found_rows += u32::from(expected.is_some());
+            }
+            views.pop();
+        }
+    }
+    assert!(found_rows > 1_000, "{found_rows}");
+}
+
+/// Runs of 200 keys each, of which the lowest 100 are in every run. The cache takes all.
+fn four_runs(disk: &TestDisk) -> TableEngine {
+    let options = TablesOptions { block_bytes: 512, fan: 100, ..TablesOptions::default() };
+    let engine = TableEngine::open(Arc::new(disk.clone()), options).unwrap();
+    for round in 0..4u32 {
+        let mut batch = WriteBatch::default();
+        for number in (0..100).chain(100 + 100 * round..200 + 100 * round) {
+            batch.insert(version(number, round), vec![7; 20].into());
+        }
+        engine.write_durably(&batch).unwrap();
+    }
+    engine
+}
+
+fn key(number: u32) -> Vec<u8> {
+    format!("key {number:06}").into_bytes()
+}
+
+fn version(number: u32, round: u32) -> Bytes {
+    keys::version(&key(number), Timestamp(i64::from(round)))
+}
+
+/// The number of reads of the disk that a search for the newest version of a key takes, and the
+/// time of this version.
+fn search(engine: &TableEngine, disk: &TestDisk, key: &[u8]) -> (u64, Option<i64>) {
+    let before = disk.reads();
+    let view = engine.view().unwrap();
+    let found = newest(&ViewRows(&*view), &keys::versions_up_to(key, Timestamp(i64::MAX)));
+    let at = found.map(|(row, _)| keys::version_timestamp(&row).unwrap().0);
+    (disk.reads() - before, at)
+}
+
+#[test]
+fn a_search_reads_one_block_of_the_newest_run_with_the_key_and_none_if_there_is_none() {
+    let disk = TestDisk::default();
+    let engine = four_runs(&disk);
+    // The index and the filter of the newest run, and a block.
+    assert_eq!(search(&engine, &disk, &key(99)), (3, Some(3)));
+    for number in [0, 30, 60] {
+        assert_eq!(search(&engine, &disk, &key(number)), (1, Some(3)), "{number}");
+        assert_eq!(search(&engine, &disk, &key(number)), (0, Some(3)), "{number} is in the cache");
+    }
+    // In the oldest run alone. The bounds of the others tell nothing, and their filters are right
+    // about nearly all keys.
+    search(&engine, &disk, &key(100));
+    let reads = |number| search(&engine, &disk, &key(number));
+    let in_two_blocks = (110..190).step_by(20).filter(|number| reads(*number) != (1, Some(0)));
+    assert!(in_two_blocks.count() <= 1);
+    // Between the keys of all runs, and outside of the bounds of each.
+    let absent = (0..500).map(|number| [&key(number)[..], b"!"].concat());
+    let reads: Vec<u64> = absent.map(|key| search(&engine, &disk, &key).0).collect();
+    let in_vain = reads.iter().filter(|reads| **reads > 0).count();
+    assert!(in_vain < 25, "filters are wrong {in_vain} times of 500");
+    let unread = TestDisk::default();
+    let engine = four_runs(&unread);
+    assert_eq!(search(&engine, &unread, b"key"), (0, None), "before all keys");
+    assert_eq!(search(&engine, &unread, b"l"), (0, None), "behind all keys");
+}
+
+/// Garbage collection leaves markers of old versions in newer runs than that of the newest version.
+#[test]
+fn markers_of_older_versions_do_not_make_a_search_look_further() {
+    let disk = TestDisk::default();
+    let engine = four_runs(&disk);
+    let mut batch = WriteBatch::default();
+    for number in 0..100 {
+        (0..3).for_each(|round| batch.remove(version(number, round)));
+    }
+    engine.write_durably(&batch).unwrap();
+    search(&engine, &disk, &key(0));
+    search(&engine, &disk, &key(50));
+    let (reads, newest) = search(&engine, &disk, &key(99));
+    assert_eq!(newest, Some(3));
+    assert!(reads <= 2, "a block with markers and one with the version, and not {reads}");
+    // With the newest deleted as well, the next one shows.
+    let mut batch = WriteBatch::default();
+    batch.remove(version(150, 0));
+    batch.insert(version(151, 9), Bytes::new());
+    batch.remove(version(151, 0));
+    engine.write_durably(&batch).unwrap();
+    assert_eq!(search(&engine, &disk, &key(150)).1, None);
+    assert_eq!(search(&engine, &disk, &key(151)).1, Some(9));
+}
