@@ -39,7 +39,7 @@ use super::keys;
 use super::log_clock::{ClockSamples, LogClock};
 use super::reads::Store;
 use super::removals::{self, KnownRemovals, PendingRemovals, RangeRemoval};
-use super::rows::{Rows, ViewRows};
+use super::rows::{Rows, RowsInMemory, ViewRows};
 use super::sessions::{DedupVerdict, META_KNOWN_SINCE, Sessions, decode_known_since};
 use super::snapshot::{SnapshotSource, StagedSnapshot};
 use crate::limits;
@@ -154,14 +154,25 @@ impl Shared {
 
     /// A view, and the removals in it.
     pub(super) fn view(&self) -> Result<(Box<dyn EngineView>, PendingRemovals), EngineError> {
-        let (view, removals) = {
-            // The view is taken before the lock is given back, and so while these removals are
-            // known. The state machine waits for that, and holds no lock of the engine meanwhile.
-            let removals = self.removals.read().unwrap_or_else(PoisonError::into_inner);
-            (self.engine().view()?, removals.clone())
-        };
-        let pending = removals.of(&*view)?;
+        let (view, removals) = self.view_and_known()?;
+        let pending = removals.of(&ViewRows(&*view))?;
         Ok((view, pending))
+    }
+
+    /// The same if memory alone tells it, and [`EngineError::NotInMemory`] otherwise.
+    pub(super) fn view_in_memory(
+        &self,
+    ) -> Result<(Box<dyn EngineView>, PendingRemovals), EngineError> {
+        let (view, removals) = self.view_and_known()?;
+        let pending = removals.of(&RowsInMemory(&*view))?;
+        Ok((view, pending))
+    }
+
+    fn view_and_known(&self) -> Result<(Box<dyn EngineView>, Arc<KnownRemovals>), EngineError> {
+        // The view is taken before the lock is given back, and so while these removals are known.
+        // The state machine waits for that, and holds no lock of the engine meanwhile.
+        let removals = self.removals.read().unwrap_or_else(PoisonError::into_inner);
+        Ok((self.engine().view()?, removals.clone()))
     }
 
     pub(super) fn limits(&self) -> StateLimits {

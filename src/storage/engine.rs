@@ -148,6 +148,10 @@ pub enum EngineError {
     /// The engine could not read. That need not be damage: the storage may have been unreachable.
     #[error("cannot read the store: {0}; check the disk, and start the server again")]
     Read(String),
+    /// What was looked for cannot be told from memory alone. Only
+    /// [`EngineView::newest_in_memory`] fails with it.
+    #[error("what was looked for is not in memory")]
+    NotInMemory,
     /// The bytes in the engine's file are not those that were written. Every call fails with this
     /// from now on.
     #[error("the store {path} is damaged: {detail}")]
@@ -321,11 +325,6 @@ pub trait Engine: Send + Sync {
     /// The number of rows, with those that are not durable. Known without reading anything.
     fn rows(&self) -> u64;
 
-    /// Whether no read ever waits for a disk.
-    fn is_in_memory(&self) -> bool {
-        false
-    }
-
     /// Reads the next blocks of the engine's files from the disk, past the engine's cache, and
     /// verifies them.
     ///
@@ -384,6 +383,21 @@ pub trait EngineView: Send {
             show(key, value);
             ControlFlow::Break(())
         })
+    }
+
+    /// Shows what [`newest`](EngineView::newest) would show, for threads that must not wait: it
+    /// reads no disk, and waits for no lock that is held for longer than a look-up.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::NotInMemory`] if memory alone does not tell.
+    fn newest_in_memory(
+        &self,
+        range: &RowRange,
+        show: &mut ShowRow<'_>,
+    ) -> Result<(), EngineError> {
+        let _ = (range, show);
+        Err(EngineError::NotInMemory)
     }
 
     /// Visits the rows of a range like [`scan_rows`](EngineView::scan_rows), with their whole

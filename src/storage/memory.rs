@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::engine::{
-    Direction, Engine, EngineError, EngineView, RowValue, RowVisitor, Scrubbed, WriteBatch,
+    Direction, Engine, EngineError, EngineView, RowValue, RowVisitor, Scrubbed, ShowRow, WriteBatch,
 };
 use super::keys::RowRange;
 
@@ -99,10 +99,6 @@ impl Engine for MemoryEngine {
         self.state().visible.len() as u64
     }
 
-    fn is_in_memory(&self) -> bool {
-        true
-    }
-
     fn scrub(&self, _from_block: u64, _blocks: u64) -> Result<Scrubbed, EngineError> {
         Ok(Scrubbed { next_block: None })
     }
@@ -113,6 +109,14 @@ struct MemoryView {
 }
 
 impl EngineView for MemoryView {
+    fn newest_in_memory(
+        &self,
+        range: &RowRange,
+        show: &mut ShowRow<'_>,
+    ) -> Result<(), EngineError> {
+        self.newest(range, show)
+    }
+
     fn scan_rows(
         &self,
         range: &RowRange,

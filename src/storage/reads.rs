@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::apply::{ApplyError, Shared};
 use super::garbage_collection::Horizon;
 use super::removals::PendingRemovals;
-use super::rows::{Rows, ViewRows};
+use super::rows::{Rows, RowsInMemory, ViewRows};
 pub use super::versions::PageLimits;
 use super::versions::Reader;
 use crate::model::{AppliedPoint, LogIndex, PageNext, PageOf, ReadView, Row, Timestamp, Version};
@@ -20,6 +20,17 @@ use crate::model::{AppliedPoint, LogIndex, PageNext, PageOf, ReadView, Row, Time
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
+}
+
+/// What memory alone tells of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InMemory {
+    /// The version that a read finds.
+    Found(Version),
+    /// A read finds none.
+    Absent,
+    /// Only a read by a thread that may wait tells.
+    Unknown,
 }
 
 /// Reads a page of a longer read.
@@ -40,17 +51,6 @@ pub enum PageError {
     /// The store could not be read.
     #[error(transparent)]
     Store(#[from] ApplyError),
-}
-
-/// What is known of a key without the disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum InMemory {
-    /// The version that a read shows.
-    Found(Version),
-    /// A read shows no version.
-    Absent,
-    /// Only a read that may take longer, at the disk or for a long value, can tell.
-    Unknown,
 }
 
 impl Store {
@@ -79,18 +79,29 @@ impl Store {
         Reader::new(&ViewRows(&*view), read_view, pending).get(key)
     }
 
-    /// What [`get_at`](Store::get_at) would find, if that needs no disk, no lock that is held for
-    /// long, and not much time, and the value has no more than `value_bytes_max` bytes. For threads
-    /// that must not wait. Damage that is met is left to whoever reads then.
+    /// What [`get_at`](Store::get_at) would find, for threads that must not wait: if memory alone
+    /// tells it, in the time of a look-up, and the value has no more than `value_bytes_max` bytes.
+    /// Damage that is met is left to whoever reads then.
     pub fn try_get_in_memory(&self, key: &[u8], at: Timestamp, value_bytes_max: usize) -> InMemory {
-        if !self.shared.engine().is_in_memory() {
-            return InMemory::Unknown;
-        }
-        match self.get_at(key, at) {
-            Ok(None) => InMemory::Absent,
-            Ok(Some(found)) if found.value.len() <= value_bytes_max => InMemory::Found(found),
-            Ok(Some(_)) | Err(_) => InMemory::Unknown,
-        }
+        self.look_in_memory(key, at, value_bytes_max).unwrap_or(InMemory::Unknown)
+    }
+
+    fn look_in_memory(
+        &self,
+        key: &[u8],
+        at: Timestamp,
+        value_bytes_max: usize,
+    ) -> Result<InMemory, ApplyError> {
+        let (view, pending) = self.shared.view_in_memory()?;
+        let read_view = ReadView { at, removals_up_to: Timestamp(i64::MAX) };
+        let rows = RowsInMemory(&*view);
+        let reader = Reader::new(&rows, read_view, pending);
+        let found = reader.get_with(key, |value| value.read_short(value_bytes_max))?;
+        Ok(match found {
+            None => InMemory::Absent,
+            Some((timestamp, Some(value))) => InMemory::Found(Version { timestamp, value }),
+            Some((_, None)) => InMemory::Unknown,
+        })
     }
 
     /// The first page of a longer read: what is in the store in this read view, of which nobody has

@@ -32,9 +32,9 @@ use bytes::{Buf, BufMut, Bytes};
 
 use super::apply::ApplyError;
 use super::changes::Changes;
-use super::engine::{EngineError, EngineView};
+use super::engine::EngineError;
 use super::keys;
-use super::rows::{Rows, ViewRows};
+use super::rows::Rows;
 use super::versions::{PageLimits, Reader, StoredVersion};
 use crate::model::{StateLimits, Timestamp};
 
@@ -180,12 +180,12 @@ impl KnownRemovals {
         KnownRemovals::Changing { before, after, telling }
     }
 
-    /// The removals of a view that was taken while these are known.
+    /// The removals of rows of which a view was taken while these are known.
     ///
     /// # Errors
     ///
-    /// [`EngineError::Read`].
-    pub fn of(&self, view: &dyn EngineView) -> Result<PendingRemovals, EngineError> {
+    /// [`EngineError::Read`]; [`EngineError::NotInMemory`].
+    pub fn of(&self, rows: &dyn Rows) -> Result<PendingRemovals, EngineError> {
         let (before, after, telling) = match self {
             KnownRemovals::Settled(pending) => return Ok(pending.clone()),
             KnownRemovals::Changing { before, after, telling } => (before, after, telling),
@@ -195,7 +195,7 @@ impl KnownRemovals {
             None => true,
             // A batch is visible as a whole, so that one row tells.
             Some((range, only_after)) => {
-                let row = ViewRows(view).get(&keys::range(range.at))?;
+                let row = rows.get(&keys::range(range.at))?;
                 row.is_some_and(|value| value == range.encode()) == *only_after
             }
         };

@@ -89,6 +89,25 @@ impl Rows for ViewRows<'_> {
     }
 }
 
+/// What memory alone tells of the rows of a view, for threads that must not wait: everything else
+/// fails with [`EngineError::NotInMemory`].
+pub(super) struct RowsInMemory<'a>(pub &'a dyn EngineView);
+
+impl Rows for RowsInMemory<'_> {
+    fn scan_rows(
+        &self,
+        _: &RowRange,
+        _: Direction,
+        _: &mut RowVisitor<'_>,
+    ) -> Result<(), EngineError> {
+        Err(EngineError::NotInMemory)
+    }
+
+    fn newest(&self, range: &RowRange, show: &mut ShowRow<'_>) -> Result<(), EngineError> {
+        self.0.newest_in_memory(range, show)
+    }
+}
+
 /// The rows of a view with the changes of a batch. Each scan and each row that it comes to count as
 /// steps, so that an operation that only reads is counted as well.
 pub(super) struct Overlay<'a> {

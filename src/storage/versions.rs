@@ -68,6 +68,12 @@ impl<'a> VersionValue<'a> {
         self.0.bytes().saturating_sub(1)
     }
 
+    /// The value, if it lies beside its key and has at most so many bytes.
+    pub fn read_short(&self, bytes_max: usize) -> Result<Option<Bytes>, ApplyError> {
+        let is_short = self.bytes() <= bytes_max && matches!(self.0, RowValue::Inline(_));
+        is_short.then(|| self.read()).transpose()
+    }
+
     pub fn read(&self) -> Result<Bytes, ApplyError> {
         let stored = self.0.read()?;
         let StoredVersion::Value(value) = StoredVersion::decode(&stored)? else {

@@ -24,7 +24,7 @@ use super::manifest::SealNumber;
 use super::memory_table::{BatchNumber, MemoryCursor, MemoryTable};
 use super::merge::{MergeCursor, MergeSource};
 use super::run::{Run, RunCursor};
-use super::table::Reread;
+use super::table::Access;
 use super::table_writer::TableWriter;
 use super::values::ValueWriter;
 use crate::storage::engine::{Direction, EngineError};
@@ -171,7 +171,7 @@ impl MergeJob {
         let mut sources = Vec::new();
         for run in runs {
             let all = keys::every_row();
-            let cursor = RunCursor::new(run.clone(), all, Direction::Forward, Reread::Unlikely)?;
+            let cursor = RunCursor::new(run.clone(), all, Direction::Forward, Access::Once)?;
             sources.push(MergeSource::Run(cursor));
         }
         let cursor = MergeCursor::new(sources, Direction::Forward);

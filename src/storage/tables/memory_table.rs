@@ -21,12 +21,12 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 
 use bytes::Bytes;
 
 use super::block::TableValue;
-use crate::storage::engine::{Direction, WriteBatch};
+use crate::storage::engine::{Direction, EngineError, WriteBatch};
 use crate::storage::keys::{self, RowRange};
 
 /// The bytes of a row besides its key and value: an entry of the map, whose nodes are two thirds
@@ -84,6 +84,9 @@ impl RowStates {
     }
 }
 
+/// More rows had to be passed than may be under one lock.
+struct TooManyRows;
+
 impl MemoryTable {
     /// Adds the rows of a batch, whose number is greater than those before it. Readers see nothing
     /// of it until its number is published.
@@ -128,19 +131,46 @@ impl MemoryTable {
 
     /// The first row of a range as of a batch, which may be a deleted one.
     pub fn first(self: &Arc<Self>, range: &RowRange, as_of: BatchNumber) -> Option<MemoryRow> {
+        let found = MemoryTable::first_of(&self.read(), range, as_of);
+        found.unwrap_or_else(|_| {
+            // Many rows of the range are later than the batch: the lock is given back now and then.
+            let cursor = MemoryCursor::new(self.clone(), range.clone(), Direction::Forward, as_of);
+            cursor.group.into_iter().next()
+        })
+    }
+
+    /// The same for threads that must not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::NotInMemory`] if a batch is being added, or too many rows would be passed.
+    pub fn try_first(
+        &self,
+        range: &RowRange,
+        as_of: BatchNumber,
+    ) -> Result<Option<MemoryRow>, EngineError> {
+        let rows = match self.rows.try_read() {
+            Ok(rows) => rows,
+            Err(TryLockError::Poisoned(rows)) => rows.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(EngineError::NotInMemory),
+        };
+        MemoryTable::first_of(&rows, range, as_of).map_err(|TooManyRows| EngineError::NotInMemory)
+    }
+
+    fn first_of(
+        rows: &BTreeMap<Bytes, RowStates>,
+        range: &RowRange,
+        as_of: BatchNumber,
+    ) -> Result<Option<MemoryRow>, TooManyRows> {
         let bounds = (Bound::Included(&range.start[..]), Bound::Excluded(&range.end[..]));
-        let rows = self.read();
         let mut within = rows.range::<[u8], _>(bounds);
         for _ in 0..GROUP_ROWS_MAX {
-            let (key, states) = within.next()?;
+            let Some((key, states)) = within.next() else { return Ok(None) };
             if let Some(value) = states.as_of(as_of) {
-                return Some((key.clone(), value.cloned()));
+                return Ok(Some((key.clone(), value.cloned())));
             }
         }
-        drop(rows);
-        // Many rows of the range are later than the batch: the lock is given back now and then.
-        let cursor = MemoryCursor::new(self.clone(), range.clone(), Direction::Forward, as_of);
-        cursor.group.into_iter().next()
+        Err(TooManyRows)
     }
 
     /// Appends the first rows of a range in a direction, as of a batch, to `out`, at most `count`

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::block::{Block, TableValue};
 use super::manifest::SealNumber;
-use super::table::{Reread, Table, TableIndex};
+use super::table::{Access, Table, TableIndex};
 use crate::storage::engine::{Direction, EngineError};
 use crate::storage::keys::{self, RowRange};
 
@@ -50,7 +50,8 @@ impl Run {
         show: impl FnOnce(TableValue<'_>) -> T,
     ) -> Result<Option<T>, EngineError> {
         let common = keys::without_timestamp(key);
-        self.at_or_after(key, |found| found == key, Some(common), |_, value| show(value))
+        let is_wanted = |found: &[u8]| found == key;
+        self.at_or_after(key, is_wanted, Some(common), Access::Again, |_, value| show(value))
     }
 
     /// Shows the first state of a row of a range, if the run has one; `common` is
@@ -58,14 +59,15 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    /// [`EngineError::Damaged`], [`EngineError::Read`], [`EngineError::NotInMemory`].
     pub fn first<T>(
         &self,
         range: &RowRange,
         common: Option<&[u8]>,
+        access: Access,
         show: impl FnOnce(&[u8], TableValue<'_>) -> T,
     ) -> Result<Option<T>, EngineError> {
-        self.at_or_after(&range.start, |found| *found < *range.end, common, show)
+        self.at_or_after(&range.start, |found| *found < *range.end, common, access, show)
     }
 
     /// Shows the first state of a row that is not less than `start`, if it is wanted. Of the wanted
@@ -79,6 +81,7 @@ impl Run {
         start: &[u8],
         is_wanted: impl Fn(&[u8]) -> bool,
         common: Option<&[u8]>,
+        access: Access,
         show: impl FnOnce(&[u8], TableValue<'_>) -> T,
     ) -> Result<Option<T>, EngineError> {
         let at = self.tables.partition_point(|table| table.facts().last_key[..] < *start);
@@ -90,13 +93,13 @@ impl Run {
         // If wanted rows go on in the next table, then the last of this one is wanted, and its
         // filter knows it.
         if let Some(common) = common
-            && !table.may_have(common)?
+            && !table.may_have(common, access)?
         {
             return Ok(None);
         }
-        let index = table.index(Reread::Likely)?;
+        let index = table.index(access)?;
         // Neither is beyond the end, as the last key of the table and of the block is not less.
-        let block = table.block(&index, index.seek(start), Reread::Likely)?;
+        let block = table.block(&index, index.seek(start), access)?;
         let row = block.seek(start);
         let key = block.key(row);
         Ok(is_wanted(key).then(|| show(key, block.value(row))))
@@ -118,7 +121,7 @@ impl Run {
         let tables = self.tables_of(range);
         let Some(common) = keys::common_to(range) else { return Ok(!tables.is_empty()) };
         for table in tables {
-            if self.tables[table].may_have(common)? {
+            if self.tables[table].may_have(common, Access::Again)? {
                 return Ok(true);
             }
         }
@@ -131,7 +134,7 @@ pub(super) struct RunCursor {
     run: Arc<Run>,
     range: RowRange,
     direction: Direction,
-    reread: Reread,
+    access: Access,
     /// Tables that are still to come.
     tables: Range<usize>,
     /// `None` at the end of the range.
@@ -159,10 +162,10 @@ impl RunCursor {
         run: Arc<Run>,
         range: RowRange,
         direction: Direction,
-        reread: Reread,
+        access: Access,
     ) -> Result<RunCursor, EngineError> {
         let tables = if range.start < range.end { run.tables_of(&range) } else { 0..0 };
-        let mut cursor = RunCursor { run, range, direction, reread, tables, at: None };
+        let mut cursor = RunCursor { run, range, direction, access, tables, at: None };
         cursor.enter_next_table()?;
         Ok(cursor)
     }
@@ -230,7 +233,7 @@ impl RunCursor {
             Direction::Reverse => self.tables.next_back(),
         };
         let Some(table) = next else { return Ok(()) };
-        let index = self.run.tables[table].index(self.reread)?;
+        let index = self.run.tables[table].index(self.access)?;
         let block = match self.direction {
             Direction::Forward => index.seek(&self.range.start),
             Direction::Reverse => index.seek(&self.range.end).min(index.blocks() - 1),
@@ -249,7 +252,7 @@ impl RunCursor {
         index: Arc<TableIndex>,
         number: usize,
     ) -> Result<(), EngineError> {
-        let block = self.run.tables[table].block(&index, number, self.reread)?;
+        let block = self.run.tables[table].block(&index, number, self.access)?;
         let rows = block.seek(&self.range.start)..block.seek(&self.range.end);
         self.at = Some(BlockPosition { table, index, number, block, rows });
         Ok(())

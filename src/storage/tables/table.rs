@@ -180,12 +180,15 @@ impl TableIndex {
     }
 }
 
-/// Whether what is read is likely to be read again.
+/// How parts of tables are had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reread {
-    Likely,
-    /// Each block is read once: what is not in the cache is not added to it.
-    Unlikely,
+pub(super) enum Access {
+    /// What is read is likely to be read again, and is added to the cache.
+    Again,
+    /// Each part is read once: what is not in the cache is not added to it.
+    Once,
+    /// Nothing is read: what is not in the cache is [`EngineError::NotInMemory`].
+    CacheOnly,
 }
 
 pub(super) struct Table {
@@ -235,35 +238,45 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Damaged`], [`EngineError::Read`].
-    pub fn may_have(&self, common: &[u8]) -> Result<bool, EngineError> {
+    /// [`EngineError::Damaged`], [`EngineError::Read`], [`EngineError::NotInMemory`].
+    pub fn may_have(&self, common: &[u8], access: Access) -> Result<bool, EngineError> {
         let position = self.footer.blocks_bytes + self.footer.index_bytes;
-        let filter = match self.cache.get(self.file.place(position)) {
-            Some(Cached::Filter(filter)) => filter,
-            _ => {
-                let filter = Arc::new(self.read_filter()?);
-                self.cache.add(self.file.place(position), Cached::Filter(filter.clone()));
-                filter
-            }
-        };
+        if let Some(Cached::Filter(filter)) = self.cache.get(self.file.place(position)) {
+            return Ok(filter.may_have(common));
+        }
+        let filter = self.had(position, access, || self.read_filter(), Cached::Filter)?;
         Ok(filter.may_have(common))
+    }
+
+    /// Has a part that is not in the cache.
+    fn had<T>(
+        &self,
+        position: u64,
+        access: Access,
+        read: impl FnOnce() -> Result<T, EngineError>,
+        cached: impl FnOnce(Arc<T>) -> Cached,
+    ) -> Result<Arc<T>, EngineError> {
+        if access == Access::CacheOnly {
+            return Err(EngineError::NotInMemory);
+        }
+        let part = Arc::new(read()?);
+        if access == Access::Again {
+            self.cache.add(self.file.place(position), cached(part.clone()));
+        }
+        Ok(part)
     }
 
     /// The index of the table, from the cache if it is there.
     ///
     /// # Errors
     ///
-    /// [`EngineError::Damaged`], [`EngineError::Read`].
-    pub fn index(&self, reread: Reread) -> Result<Arc<TableIndex>, EngineError> {
+    /// [`EngineError::Damaged`], [`EngineError::Read`], [`EngineError::NotInMemory`].
+    pub fn index(&self, access: Access) -> Result<Arc<TableIndex>, EngineError> {
         let position = self.footer.blocks_bytes;
         if let Some(Cached::Index(index)) = self.cache.get(self.file.place(position)) {
             return Ok(index);
         }
-        let index = Arc::new(self.read_index()?);
-        if reread == Reread::Likely {
-            self.cache.add(self.file.place(position), Cached::Index(index.clone()));
-        }
-        Ok(index)
+        self.had(position, access, || self.read_index(), Cached::Index)
     }
 
     /// The index of the table as it is on the disk.
@@ -292,22 +305,18 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    /// [`EngineError::Damaged`], [`EngineError::Read`], [`EngineError::NotInMemory`].
     pub fn block(
         &self,
         index: &TableIndex,
         block: usize,
-        reread: Reread,
+        access: Access,
     ) -> Result<Arc<Block>, EngineError> {
         let (start, _) = index.extent(block);
         if let Some(Cached::Block(block)) = self.cache.get(self.file.place(start)) {
             return Ok(block);
         }
-        let block = Arc::new(self.read_block(index, block)?);
-        if reread == Reread::Likely {
-            self.cache.add(self.file.place(start), Cached::Block(block.clone()));
-        }
-        Ok(block)
+        self.had(start, access, || self.read_block(index, block), Cached::Block)
     }
 
     /// A block of the table as it is on the disk.

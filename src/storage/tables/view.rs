@@ -23,7 +23,7 @@ use super::levels::Levels;
 use super::memory_table::{BatchNumber, MemoryCursor, MemoryTable};
 use super::merge::{MergeCursor, MergeSource};
 use super::run::RunCursor;
-use super::table::Reread;
+use super::table::Access;
 use crate::storage::engine::{Direction, EngineError, EngineView, RowValue, RowVisitor, ShowRow};
 use crate::storage::keys::{self, RowRange};
 
@@ -63,8 +63,13 @@ impl TablesView {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Damaged`], [`EngineError::Read`].
-    fn search(&self, range: &RowRange, show: &mut ShowRow<'_>) -> Result<bool, EngineError> {
+    /// [`EngineError::Damaged`], [`EngineError::Read`], [`EngineError::NotInMemory`].
+    fn search(
+        &self,
+        range: &RowRange,
+        access: Access,
+        show: &mut ShowRow<'_>,
+    ) -> Result<bool, EngineError> {
         // The least of the markers with which newer sources begin: rows from there on may be
         // deleted.
         let mut deleted_from: Option<Vec<u8>> = None;
@@ -84,7 +89,11 @@ impl TablesView {
             }
         };
         for table in &self.memory {
-            if let Some((key, value)) = table.first(range, self.as_of)
+            let first = match access {
+                Access::CacheOnly => table.try_first(range, self.as_of)?,
+                Access::Again | Access::Once => table.first(range, self.as_of),
+            };
+            if let Some((key, value)) = first
                 && let Some(decided) = meet(&key, shown(value.as_ref()))
             {
                 return Ok(decided);
@@ -92,7 +101,7 @@ impl TablesView {
         }
         let common = keys::common_to(range);
         for run in &self.levels.runs {
-            if let Some(Some(decided)) = run.first(range, common, &mut meet)? {
+            if let Some(Some(decided)) = run.first(range, common, access, &mut meet)? {
                 return Ok(decided);
             }
         }
@@ -124,7 +133,7 @@ impl TablesView {
         }
         for run in &self.levels.runs {
             if run.may_have(range)? {
-                let cursor = RunCursor::new(run.clone(), range.clone(), direction, Reread::Likely)?;
+                let cursor = RunCursor::new(run.clone(), range.clone(), direction, Access::Again)?;
                 sources.push(MergeSource::Run(cursor));
             }
         }
@@ -160,13 +169,24 @@ impl EngineView for TablesView {
             self.get(row, |value| self.show(row, value, &mut *show))?;
             return Ok(());
         }
-        if self.search(range, show)? {
+        if self.search(range, Access::Again, show)? {
             return Ok(());
         }
         self.scan_rows(range, Direction::Forward, &mut |key, value| {
             show(key, value);
             ControlFlow::Break(())
         })
+    }
+
+    fn newest_in_memory(
+        &self,
+        range: &RowRange,
+        show: &mut ShowRow<'_>,
+    ) -> Result<(), EngineError> {
+        match range.start >= range.end || self.search(range, Access::CacheOnly, show)? {
+            true => Ok(()),
+            false => Err(EngineError::NotInMemory),
+        }
     }
 }
 

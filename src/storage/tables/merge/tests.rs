@@ -14,7 +14,7 @@ use crate::storage::tables::cache::TableCache;
 use crate::storage::tables::directory::{Expendable, TableDirectory};
 use crate::storage::tables::memory_table::MemoryTable;
 use crate::storage::tables::run::Run;
-use crate::storage::tables::table::{Reread, Table};
+use crate::storage::tables::table::{Access, Table};
 use crate::storage::tables::table_writer::TableWriter;
 use crate::storage::tables::test_disk::TestDisk;
 
@@ -75,13 +75,13 @@ enum Layer {
 }
 
 impl Layer {
-    fn source(&self, range: &RowRange, direction: Direction, reread: Reread) -> MergeSource {
+    fn source(&self, range: &RowRange, direction: Direction, access: Access) -> MergeSource {
         match self {
             Layer::Memory(table) => {
                 MergeSource::Memory(MemoryCursor::new(table.clone(), range.clone(), direction, 1))
             }
             Layer::Run(run) => MergeSource::Run(
-                RunCursor::new(run.clone(), range.clone(), direction, reread).unwrap(),
+                RunCursor::new(run.clone(), range.clone(), direction, access).unwrap(),
             ),
         }
     }
@@ -138,8 +138,8 @@ fn sources_together_are_a_sorted_map_in_both_directions() {
             let (start, end) = (random_key(rng).into(), random_key(rng).into());
             let range = RowRange { start, end };
             for direction in [Direction::Forward, Direction::Reverse] {
-                let reread = if rng.random() { Reread::Likely } else { Reread::Unlikely };
-                let sources = layers.iter().map(|it| it.source(&range, direction, reread));
+                let access = if rng.random() { Access::Again } else { Access::Once };
+                let sources = layers.iter().map(|it| it.source(&range, direction, access));
                 let mut cursor = MergeCursor::new(sources.collect(), direction);
                 let mut found = Vec::new();
                 while let Some(row) = owned(cursor.row()) {

@@ -29,10 +29,10 @@ fn write(store: &Arc<TableDirectory>, rows: &Rows, block_bytes: usize) -> TableF
 fn read(disk: &TestDisk, facts: &TableFacts) -> Result<(Rows, bool), EngineError> {
     let cache = Arc::new(TableCache::new(1 << 20));
     let table = Table::open(&store(disk), &cache, facts.clone())?;
-    let index = table.index(Reread::Likely)?;
+    let index = table.index(Access::Again)?;
     let mut rows = Rows::new();
     for at in 0..index.blocks() {
-        let block = table.block(&index, at, Reread::Likely)?;
+        let block = table.block(&index, at, Access::Again)?;
         for row in 0..block.rows() {
             let value = match block.value(row) {
                 TableValue::Inline(value) => Some(value.to_vec()),
@@ -45,7 +45,7 @@ fn read(disk: &TestDisk, facts: &TableFacts) -> Result<(Rows, bool), EngineError
     }
     let mut all_known = true;
     for key in rows.keys() {
-        all_known &= table.may_have(crate::storage::keys::without_timestamp(key))?;
+        all_known &= table.may_have(crate::storage::keys::without_timestamp(key), Access::Again)?;
     }
     Ok((rows, all_known))
 }
@@ -78,9 +78,9 @@ proptest! {
         prop_assert_eq!(Some(&facts.last_key), rows.keys().next_back());
         let cache = Arc::new(TableCache::new(1 << 20));
         let table = Table::open(&store(&disk), &cache, facts.clone()).unwrap();
-        let index = table.index(Reread::Unlikely).unwrap();
+        let index = table.index(Access::Once).unwrap();
         let found = index.seek(&wanted);
-        let block = |at| table.block(&index, at, Reread::Unlikely).unwrap();
+        let block = |at| table.block(&index, at, Access::Once).unwrap();
         let before = found.checked_sub(1).map(block);
         prop_assert!(before.is_none_or(|block| block.key(block.rows() - 1) < &wanted[..]));
         prop_assert_eq!(found == index.blocks(), wanted > facts.last_key);
