@@ -25,7 +25,7 @@ use acervo::storage::engine::{
 };
 use acervo::storage::keys::{self as rows, RowRange};
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::{PageError, PageLimits, Store};
+use acervo::storage::reads::{InMemory, PageError, PageLimits, Store};
 use acervo::storage::tables::{TableEngine, TablesOptions};
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -415,6 +415,17 @@ impl World {
     /// The newest state, all at once.
     fn check_newest(&self, keys: &[Bytes]) {
         self.check(keys, self.last, self.last, page_of(100));
+        for store in [self.memory.1.store(), self.disk.store(), self.tables.1.store()] {
+            for key in keys {
+                let at = Timestamp(self.last);
+                let expected = store.get_at(key, at).unwrap();
+                match store.try_get_in_memory(key, at, 100) {
+                    InMemory::Unknown => {}
+                    InMemory::Absent => assert_eq!(expected, None, "{key:?}"),
+                    InMemory::Found(found) => assert_eq!(Some(found), expected, "{key:?}"),
+                }
+            }
+        }
     }
 
     /// Compares reads at these times, on both engines.

@@ -168,7 +168,7 @@ impl TableEngine {
         }
     }
 
-    fn tables_view(&self) -> TablesView {
+    pub(super) fn tables_view(&self) -> TablesView {
         self.with_current(|current| {
             let sealed = current.sealed.iter().rev().map(|sealed| &sealed.table);
             let memory = std::iter::once(&current.active).chain(sealed).cloned().collect();

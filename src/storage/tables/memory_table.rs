@@ -214,6 +214,12 @@ impl MemoryTable {
         Some(range)
     }
 
+    /// What a batch holds while it is added.
+    #[cfg(test)]
+    pub fn lock_for_test(&self) -> impl Drop + '_ {
+        self.rows.write().unwrap()
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Bytes, RowStates>> {
         self.rows.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -26,6 +26,20 @@ fn newest(rows: &dyn Rows, range: &RowRange) -> Option<OwnedRow> {
     found
 }
 
+/// What memory alone tells; `None` if that is not enough.
+fn newest_in_memory(view: &dyn EngineView, range: &RowRange) -> Option<Option<OwnedRow>> {
+    let (mut found, mut is_long) = (None, false);
+    let told = view.newest_in_memory(range, &mut |key, value| match value {
+        RowValue::Inline(value) => found = Some((key.to_vec(), value.to_vec())),
+        RowValue::OutOfLine { .. } => is_long = true,
+    });
+    match told {
+        Ok(()) => (!is_long).then_some(found),
+        Err(EngineError::NotInMemory) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
 fn first_of_scan(rows: &dyn Rows, range: &RowRange) -> Option<OwnedRow> {
     let found = rows.first(range).unwrap();
     found.map(|(key, value)| (key.to_vec(), value.to_vec()))
@@ -81,7 +95,7 @@ impl History {
 
 #[test]
 fn the_newest_row_is_the_first_of_a_scan_in_any_history() {
-    let mut found_rows = 0;
+    let (mut found_rows, mut told_by_memory) = (0, 0);
     for seed in 0..200 {
         println!("seed {seed}");
         let mut rng = StdRng::seed_from_u64(seed);
@@ -123,13 +137,17 @@ fn the_newest_row_is_the_first_of_a_scan_in_any_history() {
                 let range = history.range();
                 let rows = ViewRows(&**view);
                 let expected = first_of_scan(&rows, &range);
+                if let Some(in_memory) = newest_in_memory(&**view, &range) {
+                    assert_eq!(in_memory, expected, "{range:?} in memory");
+                    told_by_memory += 1;
+                }
                 assert_eq!(newest(&rows, &range), expected, "{range:?}");
                 found_rows += u32::from(expected.is_some());
             }
             views.pop();
         }
     }
-    assert!(found_rows > 1_000, "{found_rows}");
+    assert!(found_rows > 1_000 && told_by_memory > 1_000, "{found_rows} {told_by_memory}");
 }
 
 /// Runs of 200 keys each, of which the lowest 100 are in every run. The cache takes all.
@@ -189,6 +207,33 @@ fn a_search_reads_one_block_of_the_newest_run_with_the_key_and_none_if_there_is_
     let engine = four_runs(&unread);
     assert_eq!(search(&engine, &unread, b"key"), (0, None), "before all keys");
     assert_eq!(search(&engine, &unread, b"l"), (0, None), "behind all keys");
+}
+
+/// A thread that must not wait is told what is in memory tables and in the cache, and nothing else.
+#[test]
+fn a_search_in_memory_reads_nothing_and_waits_for_no_batch() {
+    let disk = TestDisk::default();
+    let engine = four_runs(&disk);
+    let range = |number| keys::versions_up_to(&key(number), Timestamp(i64::MAX));
+    let before = disk.reads();
+    let view = engine.view().unwrap();
+    assert_eq!(newest_in_memory(&*view, &range(30)), None, "nothing was read yet");
+    assert_eq!(disk.reads(), before);
+    search(&engine, &disk, &key(30));
+    let before = disk.reads();
+    let found = newest_in_memory(&*view, &range(30)).unwrap().unwrap();
+    assert_eq!(keys::version_timestamp(&found.0).unwrap(), Timestamp(3));
+    let mut batch = WriteBatch::default();
+    batch.insert(version(450, 7), Bytes::from("new"));
+    engine.write(&batch).unwrap();
+    let view = engine.view().unwrap();
+    let found = newest_in_memory(&*view, &range(450)).unwrap();
+    assert_eq!(found, Some((version(450, 7).to_vec(), b"new".to_vec())));
+    assert_eq!(disk.reads(), before);
+    // While a batch is being added nobody is waited for.
+    let tables = engine.tables_view();
+    let _adding = tables.memory[0].lock_for_test();
+    assert_eq!(newest_in_memory(&*view, &range(450)), None);
 }
 
 /// Garbage collection leaves markers of old versions in newer runs than that of the newest version.
