@@ -114,7 +114,11 @@ impl EngineView for MemoryView {
         range: &RowRange,
         show: &mut ShowRow<'_>,
     ) -> Result<(), EngineError> {
-        self.newest(range, show)
+        // All of it is in memory, also what an engine on a disk would keep elsewhere.
+        self.newest(range, &mut |key, value| match self.rows.get(key) {
+            Some(value) => show(key, RowValue::Inline(value)),
+            None => show(key, value),
+        })
     }
 
     fn scan_rows(
