@@ -9,5 +9,6 @@ mod datadir_crash;
 mod engine_conformance;
 #[path = "../support/log_disk.rs"]
 mod log_disk;
+mod room;
 mod tables_crash;
 mod versions_model;

@@ -5,14 +5,24 @@
 //! merges a number of rows. So a caller with other duties, such as the simulator, gets control
 //! back, and a seal never waits longer than for one step of a merge.
 //!
+//! A merge is done in *stretches* of keys. A stretch ends with its first whole table or segment;
+//! the manifest then names what it has written, and no longer the tables that it has used up, whose
+//! files are removed. So a merge of any size takes about as much room on the disk as one table of
+//! each of its runs and of its outcome, and a crash or a failure costs the work of one stretch.
+//! Nothing of a stretch is kept for the next one, which may come much later.
+//!
 //! Moving a seal makes it durable: its files, then the manifest. A failure is final, as a failed
-//! checkpoint is. A merge is given up when it fails, its files are removed, and it is begun anew
+//! checkpoint is. A stretch is given up when it fails, its files are removed, and it is begun anew
 //! another time; only the replacement of the manifest at its end is final. Damage that a merge
 //! meets is damage of the store.
 //!
-//! What it leaves out: who calls it, and when. And values in segments of which little is still
-//! referred to are not rewritten.
+//! Long values stay in their segments, to which the rows of the outcome refer, unless less than
+//! half of the segment is live: such values are written anew.
+//!
+//! What it leaves out: who calls it, and when.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::TablesOptions;
@@ -23,10 +33,10 @@ use super::levels::{Change, Levels, UnnamedFiles};
 use super::manifest::SealNumber;
 use super::memory_table::{BatchNumber, MemoryCursor, MemoryTable};
 use super::merge::{MergeCursor, MergeSource};
-use super::run::{Run, RunCursor};
+use super::run::RunCursor;
 use super::table::Access;
 use super::table_writer::TableWriter;
-use super::values::ValueWriter;
+use super::values::{ValueSegment, ValueWriter};
 use crate::storage::engine::{Direction, EngineError};
 use crate::storage::keys;
 
@@ -133,6 +143,10 @@ impl OutputFiles {
         self.add(parts, key, TableValue::Long(reference))
     }
 
+    fn has_whole_file(&self) -> bool {
+        !self.files.tables.is_empty() || !self.files.segments.is_empty()
+    }
+
     pub fn finish(mut self) -> Result<UnnamedFiles, EngineError> {
         if let Some(writer) = self.table.take() {
             self.files.tables.push(writer.finish()?);
@@ -144,66 +158,84 @@ impl OutputFiles {
     }
 }
 
-/// A merge that is under way.
+/// A stretch of a merge that is under way.
 pub(super) struct MergeJob {
     first_seal: SealNumber,
     last_seal: SealNumber,
     cursor: MergeCursor,
     /// No run is older than these.
     drops_deleted: bool,
+    /// Segments whose values are written anew.
+    sparse: BTreeMap<u64, (Arc<ValueSegment>, u64)>,
     output: OutputFiles,
 }
 
 impl MergeJob {
-    /// Begins to merge runs that are neighbours, the newest first.
+    /// Begins the next stretch of a merge of these runs of the levels, which are neighbours: the
+    /// first of them is the outcome so far if the second is being merged.
     ///
     /// # Errors
     ///
     /// [`EngineError::Damaged`], [`EngineError::Read`].
     pub fn begin(
         parts: &StoreParts,
-        runs: &[Arc<Run>],
-        drops_deleted: bool,
+        levels: &Levels,
+        runs: Range<usize>,
     ) -> Result<MergeJob, EngineError> {
+        let drops_deleted = runs.end == levels.runs.len();
+        let runs = &levels.runs[runs];
         let (Some(newest), Some(oldest)) = (runs.first(), runs.last()) else {
             panic!("no runs are merged");
         };
+        let (first_seal, last_seal) = match runs.get(1).is_some_and(|run| run.is_merging()) {
+            true => (newest.first_seal, newest.last_seal),
+            false => (oldest.first_seal, newest.last_seal),
+        };
+        let inputs = runs.iter().skip(usize::from(runs.len() > 1 && runs[1].is_merging()));
         let mut sources = Vec::new();
-        for run in runs {
+        for run in inputs {
             let all = keys::every_row();
             let cursor = RunCursor::new(run.clone(), all, Direction::Forward, Access::Once)?;
             sources.push(MergeSource::Run(cursor));
         }
         let cursor = MergeCursor::new(sources, Direction::Forward);
-        let output = OutputFiles::new(parts, Expendable::Yes);
-        let (first_seal, last_seal) = (oldest.first_seal, newest.last_seal);
-        Ok(MergeJob { first_seal, last_seal, cursor, drops_deleted, output })
+        let (sparse, output) = (levels.sparse_segments(), OutputFiles::new(parts, Expendable::Yes));
+        Ok(MergeJob { first_seal, last_seal, cursor, drops_deleted, sparse, output })
     }
 
-    /// Merges some rows. Returns whether all are merged.
+    /// Merges some rows. Returns whether the stretch is at its end.
     ///
     /// # Errors
     ///
-    /// [`EngineError`]; the merge is to be given up.
+    /// [`EngineError`]; the stretch is to be given up.
     pub fn step(&mut self, parts: &StoreParts) -> Result<bool, EngineError> {
         for _ in 0..parts.options.merge_step_rows {
             let Some((key, value)) = self.cursor.row() else { return Ok(true) };
-            if value != TableValue::Deleted || !self.drops_deleted {
-                self.output.add(parts, key, value)?;
+            match value {
+                TableValue::Deleted if self.drops_deleted => {}
+                TableValue::Long(long) if self.sparse.contains_key(&long.place.file) => {
+                    let (segment, _) = &self.sparse[&long.place.file];
+                    self.output.add_value(parts, key, &segment.read(long)?)?;
+                }
+                value => self.output.add(parts, key, value)?,
             }
             self.cursor.advance()?;
+            if self.output.has_whole_file() {
+                return Ok(true);
+            }
         }
         Ok(false)
     }
 
-    /// Ends a merge of which all rows are merged, and returns the levels with its outcome.
+    /// Ends a stretch, and returns the levels with it.
     ///
     /// # Errors
     ///
     /// [`EngineError`]; if nothing may be written any more, the directory says so.
     pub fn finish(self, parts: &StoreParts, levels: &Levels) -> Result<Levels, EngineError> {
-        let MergeJob { first_seal, last_seal, output, .. } = self;
-        let change = Change::Merge { first_seal, last_seal };
+        let MergeJob { first_seal, last_seal, cursor, output, .. } = self;
+        let is_finished = cursor.row().is_none();
+        let change = Change::Merge { first_seal, last_seal, is_finished };
         levels.change(&parts.store, &parts.cache, &change, output.finish()?)
     }
 }

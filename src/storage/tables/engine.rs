@@ -6,7 +6,8 @@
 //!
 //! The engine holds one active memory table, and [`SEALED_MAX`] that wait for the disk: whoever
 //! seals one more writes the oldest itself, and so waits for a disk that is slow or hangs. Writes
-//! then wait in the log, whose bounds are the server's.
+//! then wait in the log, whose bounds are the server's. So do they while there are too many runs
+//! (`policy`): a seal then waits for merges that make them fewer, unless these are given up.
 //!
 //! A view takes the number of the last batch, the memory tables and the levels under one lock that
 //! is held for a few copies of references. When a seal is moved, the memory table and the new
@@ -36,7 +37,7 @@ use super::directory::TableDirectory;
 use super::levels::Levels;
 use super::manifest::{SealNumber, TableManifest};
 use super::memory_table::{BatchNumber, MemoryTable};
-use super::policy::{self, BackgroundStep, RunSize, SizeClasses};
+use super::policy::{self, BackgroundStep, SizeClasses};
 use super::scrub;
 use super::view::TablesView;
 use crate::storage::engine::{Engine, EngineError, EngineView, Scrubbed, WriteBatch};
@@ -137,6 +138,26 @@ impl TableEngine {
         Ok(())
     }
 
+    /// Takes the next step of the background. Returns whether there is more to do at once.
+    fn step(&self, background: &mut MutexGuard<'_, Option<MergeJob>>) -> Result<bool, EngineError> {
+        self.parts.store.check_writable()?;
+        let (seals, levels) =
+            self.with_current(|current| (current.sealed.len(), current.levels.clone()));
+        let TablesOptions { fan, small_run_bytes: lowest_bytes, .. } = self.parts.options;
+        // After a merge that was given up the next one would be, too: not at once.
+        match policy::next_step(&levels.sizes(seals), SizeClasses { fan, lowest_bytes }) {
+            Some(BackgroundStep::Move) => self.move_oldest(background).map(|()| true),
+            _ if background.is_some() => self.merge_on(background),
+            Some(BackgroundStep::Merge(runs)) => {
+                **background = Some(MergeJob::begin(&self.parts, &levels, runs)?);
+                // The stretch must not keep files that it is going to make obsolete.
+                drop(levels);
+                self.merge_on(background)
+            }
+            None => Ok(false),
+        }
+    }
+
     /// Takes a step of the merge that is under way. Returns false if it was given up.
     fn merge_on(
         &self,
@@ -207,16 +228,21 @@ impl TableEngine {
         Ok(rows)
     }
 
-    /// Moves seals to the disk until at most `most` wait for it.
-    fn move_down_to(&self, most: usize) -> Result<(), EngineError> {
-        let waiting = || self.with_current(|current| current.sealed.len());
-        while waiting() > most {
-            let background = self.background();
-            if waiting() > most {
+    /// Takes steps of the background until few enough seals wait for the disk.
+    fn wait_for_room(&self) -> Result<(), EngineError> {
+        while self.waiting() > SEALED_MAX {
+            let mut background = self.background();
+            if self.waiting() > SEALED_MAX && !self.step(&mut background)? {
+                // A merge that was due is given up: too many runs are better than no room.
                 self.move_oldest(&background)?;
             }
         }
         Ok(())
+    }
+
+    /// The number of seals that wait for the disk.
+    fn waiting(&self) -> usize {
+        self.with_current(|current| current.sealed.len())
     }
 
     fn writer(&self) -> MutexGuard<'_, WriterState> {
@@ -276,7 +302,7 @@ impl Engine for TableEngine {
             Some(sealed) => sealed.mark = mark,
             None => current.durable_mark = Some(mark),
         });
-        self.move_down_to(SEALED_MAX)
+        self.wait_for_room()
     }
 
     fn durable(&self) -> Option<u64> {
@@ -284,7 +310,10 @@ impl Engine for TableEngine {
     }
 
     fn flush(&self) -> Result<(), EngineError> {
-        self.move_down_to(0)
+        while self.waiting() > 0 {
+            self.move_oldest(&self.background())?;
+        }
+        Ok(())
     }
 
     fn is_full(&self) -> bool {
@@ -293,31 +322,7 @@ impl Engine for TableEngine {
     }
 
     fn work(&self) -> Result<bool, EngineError> {
-        let mut background = self.background();
-        self.parts.store.check_writable()?;
-        let (seals, levels) =
-            self.with_current(|current| (current.sealed.len(), current.levels.clone()));
-        if seals == 0 && background.is_some() {
-            return self.merge_on(&mut background);
-        }
-        let size = |run: &Arc<super::run::Run>| RunSize {
-            bytes: run.bytes(),
-            rows: run.rows(),
-            deleted_rows: run.deleted_rows(),
-        };
-        let sizes: Vec<RunSize> = levels.runs.iter().map(size).collect();
-        let TablesOptions { fan, small_run_bytes: lowest_bytes, .. } = self.parts.options;
-        // After a merge that was given up the next one would be, too: not at once.
-        match policy::next_step(seals, &sizes, SizeClasses { fan, lowest_bytes }) {
-            Some(BackgroundStep::Move) => self.move_oldest(&background).map(|()| true),
-            Some(BackgroundStep::Merge(runs)) => {
-                let drops_deleted = runs.end == levels.runs.len();
-                *background =
-                    Some(MergeJob::begin(&self.parts, &levels.runs[runs], drops_deleted)?);
-                self.merge_on(&mut background)
-            }
-            None => Ok(false),
-        }
+        self.step(&mut self.background())
     }
 
     fn rows(&self) -> u64 {

@@ -9,10 +9,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::block::ValueRef;
 use super::cache::TableCache;
 use super::directory::{FileKind, TableDirectory, remove};
 use super::manifest::{RunFacts, SealNumber, TableManifest};
+use super::policy::{RunSize, StoreSizes};
 use super::run::Run;
 use super::table::{Table, TableFacts};
 use super::values::{SegmentFacts, ValueSegment};
@@ -57,8 +60,13 @@ pub(super) enum Change {
         /// The number of rows of the store as of the seal.
         rows: u64,
     },
-    /// The runs of these seals, which are neighbours, have become one.
-    Merge { first_seal: SealNumber, last_seal: SealNumber },
+    /// The next stretch of the runs of these seals, which are neighbours, has become one run.
+    Merge {
+        first_seal: SealNumber,
+        last_seal: SealNumber,
+        /// It was the last stretch.
+        is_finished: bool,
+    },
 }
 
 impl Levels {
@@ -88,16 +96,22 @@ impl Levels {
             .map(|table| (table.facts().number, table))
             .collect();
         let mut runs = Vec::new();
-        for RunFacts { first_seal, last_seal, tables } in &manifest.runs {
-            let mut open = Vec::new();
-            for facts in tables {
-                open.push(match known.get(&facts.number) {
+        // The key after the last one of the outcome of a merge.
+        let mut merged_up_to = Bytes::new();
+        for run in &manifest.runs {
+            let mut tables = Vec::new();
+            for facts in &run.tables {
+                tables.push(match known.get(&facts.number) {
                     Some(table) => Arc::clone(table),
                     None => Arc::new(Table::open(store, cache, facts.clone())?),
                 });
             }
-            let (first_seal, last_seal) = (*first_seal, *last_seal);
-            runs.push(Arc::new(Run { first_seal, last_seal, tables: open }));
+            let from = if run.is_merging { merged_up_to.clone() } else { Bytes::new() };
+            if let Some(last_key) = run.last_key().filter(|_| !run.is_merging) {
+                merged_up_to = [&last_key[..], &[0]].concat().into();
+            }
+            let (first_seal, last_seal) = (run.first_seal, run.last_seal);
+            runs.push(Arc::new(Run { first_seal, last_seal, from, tables }));
         }
         let mut segments = BTreeMap::new();
         for facts in &manifest.segments {
@@ -127,20 +141,20 @@ impl Levels {
         mut files: UnnamedFiles,
     ) -> Result<Levels, EngineError> {
         let mut manifest = self.manifest.clone();
-        let (first_seal, last_seal) = match *change {
+        let tables = files.tables.clone();
+        match *change {
             Change::Move { seal, rows } => {
                 assert!(seal > manifest.last_seal, "seal {seal} after {}", manifest.last_seal);
                 (manifest.last_seal, manifest.rows) = (seal, rows);
-                (seal, seal)
+                if !tables.is_empty() {
+                    let (first_seal, last_seal) = (seal, seal);
+                    let run = RunFacts { first_seal, last_seal, is_merging: false, tables };
+                    manifest.runs.insert(0, run);
+                }
             }
-            Change::Merge { first_seal, last_seal } => (first_seal, last_seal),
-        };
-        let is_newer = |run: &RunFacts| run.first_seal > last_seal;
-        let at = manifest.runs.iter().take_while(|run| is_newer(run)).count();
-        manifest.runs.retain(|run| run.last_seal < first_seal || is_newer(run));
-        if !files.tables.is_empty() {
-            let tables = files.tables.clone();
-            manifest.runs.insert(at, RunFacts { first_seal, last_seal, tables });
+            Change::Merge { first_seal, last_seal, is_finished } => {
+                replace_merged(&mut manifest.runs, (first_seal, last_seal), tables, is_finished);
+            }
         }
         manifest.segments.extend_from_slice(&files.segments);
         manifest.segments.sort_unstable_by_key(|segment| segment.number);
@@ -157,6 +171,43 @@ impl Levels {
         let gone = self.segments.iter().filter(|(number, _)| !next.segments.contains_key(number));
         gone.for_each(|(_, segment)| segment.set_obsolete());
         Ok(next)
+    }
+
+    /// Segments to less than half of which rows refer, and the number of bytes of each to which
+    /// none do. Merges write their values anew.
+    pub fn sparse_segments(&self) -> BTreeMap<u64, (Arc<ValueSegment>, u64)> {
+        let live = self.manifest.live_value_bytes();
+        let mut sparse = BTreeMap::new();
+        for SegmentFacts { number, bytes } in &self.manifest.segments {
+            // Values that two runs of an unfinished merge refer to count twice.
+            let dead = bytes.saturating_sub(live.get(number).copied().unwrap_or_default());
+            if let Some(segment) = self.segments.get(number).filter(|_| dead > bytes / 2) {
+                sparse.insert(*number, (segment.clone(), dead));
+            }
+        }
+        sparse
+    }
+
+    /// The sizes by which the next step is chosen, beside so many seals in memory.
+    pub fn sizes(&self, seals: usize) -> StoreSizes {
+        let sparse = self.sparse_segments();
+        let size = |run: &Arc<Run>| RunSize {
+            bytes: run.bytes(),
+            rows: run.rows(),
+            deleted_rows: run.deleted_rows(),
+            is_merging: run.is_merging(),
+            has_sparse_values: run
+                .tables
+                .iter()
+                .flat_map(|table| &table.facts().values)
+                .any(|(segment, _)| sparse.contains_key(segment)),
+        };
+        StoreSizes {
+            seals,
+            runs: self.runs.iter().map(size).collect(),
+            value_bytes: self.manifest.segments.iter().map(|segment| segment.bytes).sum(),
+            dead_value_bytes: sparse.values().map(|(_, dead)| dead).sum(),
+        }
     }
 
     /// The number of rows as of the last seal.
@@ -184,4 +235,33 @@ impl Levels {
         };
         segment.read(value)
     }
+}
+
+/// Replaces the runs of these seals by the outcome of merging them, as far as it has come with these
+/// tables, and what is left of them.
+fn replace_merged(
+    runs: &mut Vec<RunFacts>,
+    (first_seal, last_seal): (SealNumber, SealNumber),
+    tables: Vec<TableFacts>,
+    is_finished: bool,
+) {
+    let start = runs.partition_point(|run| run.first_seal > last_seal);
+    let count = runs[start..].iter().take_while(|run| run.first_seal >= first_seal).count();
+    let mut inputs: Vec<RunFacts> = runs.drain(start..start + count).collect();
+    let is_begun = inputs.get(1).is_some_and(|run| run.is_merging);
+    let mut done = if is_begun { inputs.remove(0).tables } else { Vec::new() };
+    done.extend(tables);
+    let outcome = RunFacts { first_seal, last_seal, is_merging: false, tables: done };
+    if is_finished {
+        inputs.clear();
+    } else {
+        let Some(last_key) = outcome.last_key() else { panic!("a stretch has no tables") };
+        for input in &mut inputs {
+            input.is_merging = true;
+            input.tables.retain(|table| table.last_key > *last_key);
+        }
+        inputs.retain(|input| !input.tables.is_empty());
+    }
+    let outcome = (!outcome.tables.is_empty()).then_some(outcome);
+    runs.splice(start..start, outcome.into_iter().chain(inputs));
 }

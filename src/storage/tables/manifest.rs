@@ -5,7 +5,7 @@
 //! MANIFEST := format u32 | next file number u64 | rows u64 | seals u64
 //!             | segment count u32 | segment* | run count u32 | run* | CRC-32 over all before
 //! segment  := number u64 | bytes u64
-//! run      := first seal u64 | last seal u64 | table count u32 | table*
+//! run      := first seal u64 | last seal u64 | is merging u8 | table count u32 | table*
 //! table    := number u64 | bytes u64 | footer checksum u32 | rows u64 | deleted rows u64
 //!             | first key | last key | value count u32 | (segment number u64, bytes u64)*
 //! ```
@@ -27,9 +27,14 @@
 //! found by the files that it names and that are gone. If they are all there it is a former state
 //! of the store, which its rows tell.
 //!
+//! A merge is written stretch by stretch. Until it is finished, its outcome so far stands before
+//! the runs that are being merged: up to the last key of the outcome its rows count, and of the
+//! others those behind that key. So tables that a stretch has used up are not named any more, and
+//! a merge that a crash has interrupted goes on where it was.
+//!
 //! What it leaves out: opening the tables it names, which compares their lengths and footers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::directory::{FileKind, TableDirectory, remove};
@@ -69,8 +74,18 @@ pub(super) struct TableManifest {
 pub(super) struct RunFacts {
     pub first_seal: SealNumber,
     pub last_seal: SealNumber,
+    /// It is being merged. The next newer run that is not has the outcome so far: up to its last
+    /// key, rows are that run's.
+    pub is_merging: bool,
     /// In ascending order of keys, at least one.
     pub tables: Vec<TableFacts>,
+}
+
+impl RunFacts {
+    /// The greatest key of a row.
+    pub fn last_key(&self) -> Option<&Vec<u8>> {
+        self.tables.last().map(|table| &table.last_key)
+    }
 }
 
 impl TableManifest {
@@ -85,6 +100,7 @@ impl TableManifest {
         put_count(self.runs.len(), &mut out);
         for run in &self.runs {
             put_numbers(&[run.first_seal, run.last_seal], &mut out);
+            out.push(u8::from(run.is_merging));
             put_count(run.tables.len(), &mut out);
             run.tables.iter().for_each(|table| encode_table(table, &mut out));
         }
@@ -111,7 +127,13 @@ impl TableManifest {
         })?;
         let runs = decode_list(fields, |fields| {
             let (first_seal, last_seal) = (fields.u64()?, fields.u64()?);
-            Some(RunFacts { first_seal, last_seal, tables: decode_list(fields, decode_table)? })
+            let is_merging = match fields.u8()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            };
+            let tables = decode_list(fields, decode_table)?;
+            Some(RunFacts { first_seal, last_seal, is_merging, tables })
         })?;
         Some(TableManifest { next_number, rows, last_seal, segments, runs })
     }
@@ -119,15 +141,33 @@ impl TableManifest {
     /// What holds of every manifest, whoever reads or writes it.
     fn check(&self) -> Result<(), &'static str> {
         let mut numbers = BTreeSet::new();
-        let mut newer = None;
+        let (mut outcome, mut newer): (Option<&RunFacts>, Option<&RunFacts>) = (None, None);
         for run in &self.runs {
-            if run.first_seal > run.last_seal || newer.is_some_and(|newer| run.last_seal >= newer) {
+            let is_in_order = match (outcome, newer) {
+                (Some(outcome), Some(newer)) if run.is_merging => {
+                    let is_older = match newer.is_merging {
+                        true => run.last_seal < newer.first_seal,
+                        false => run.last_seal <= outcome.last_seal,
+                    };
+                    is_older && outcome.first_seal <= run.first_seal
+                }
+                (Some(outcome), _) => run.last_seal < outcome.first_seal,
+                (None, _) => !run.is_merging,
+            };
+            if run.first_seal > run.last_seal || !is_in_order {
                 return Err("the runs of the manifest are not in the order of their seals");
             }
-            newer = Some(run.first_seal);
-            if run.tables.is_empty() {
+            let Some(first) = run.tables.first() else {
                 return Err("a run of the manifest has no tables");
+            };
+            match outcome.and_then(RunFacts::last_key) {
+                Some(done) if run.is_merging && first.last_key <= *done => {
+                    return Err("a merge of the manifest has used up a table that it names");
+                }
+                _ if run.is_merging => {}
+                _ => outcome = Some(run),
             }
+            newer = Some(run);
             let mut last_key: Option<&Vec<u8>> = None;
             for table in &run.tables {
                 let is_behind = last_key.is_none_or(|last| *last < table.first_key);
@@ -245,12 +285,20 @@ impl TableManifest {
         manifest.map(Some).map_err(|error| store.damaged(MANIFEST, error.to_string()))
     }
 
+    /// The bytes of each segment to which rows of tables refer.
+    pub fn live_value_bytes(&self) -> BTreeMap<u64, u64> {
+        let mut live = BTreeMap::new();
+        let tables = self.runs.iter().flat_map(|run| &run.tables);
+        for (segment, bytes) in tables.flat_map(|table| &table.values) {
+            *live.entry(*segment).or_default() += bytes;
+        }
+        live
+    }
+
     /// Forgets the segments to which no table refers.
     pub fn drop_unused_segments(&mut self) {
-        let tables = self.runs.iter().flat_map(|run| &run.tables);
-        let used: BTreeSet<u64> =
-            tables.flat_map(|table| &table.values).map(|(segment, _)| *segment).collect();
-        self.segments.retain(|segment| used.contains(&segment.number));
+        let live = self.live_value_bytes();
+        self.segments.retain(|segment| live.contains_key(&segment.number));
     }
 
     fn files(&self) -> BTreeSet<(FileKind, u64)> {

@@ -11,6 +11,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::block::{Block, TableValue};
 use super::manifest::SealNumber;
 use super::table::{Access, Table, TableIndex};
@@ -20,11 +22,25 @@ use crate::storage::keys::{self, RowRange};
 pub(super) struct Run {
     pub first_seal: SealNumber,
     pub last_seal: SealNumber,
+    /// The rows before this key are not the run's any more: the outcome of a merge that is not
+    /// finished has them. Empty if all rows are the run's.
+    pub from: Bytes,
     /// In ascending order of keys, at least one.
     pub tables: Vec<Arc<Table>>,
 }
 
 impl Run {
+    /// Whether a merge has taken rows from it, and is not finished.
+    pub fn is_merging(&self) -> bool {
+        !self.from.is_empty()
+    }
+
+    /// The part of a range that is the run's.
+    fn own(&self, range: &RowRange) -> RowRange {
+        let start = if range.start < self.from { &self.from } else { &range.start };
+        RowRange { start: start.clone(), end: range.end.clone() }
+    }
+
     /// The length of its files, without long values.
     pub fn bytes(&self) -> u64 {
         self.tables.iter().map(|table| table.facts().bytes).sum()
@@ -49,6 +65,9 @@ impl Run {
         key: &[u8],
         show: impl FnOnce(TableValue<'_>) -> T,
     ) -> Result<Option<T>, EngineError> {
+        if *key < *self.from {
+            return Ok(None);
+        }
         let common = keys::without_timestamp(key);
         let is_wanted = |found: &[u8]| found == key;
         self.at_or_after(key, is_wanted, Some(common), Access::Again, |_, value| show(value))
@@ -67,7 +86,11 @@ impl Run {
         access: Access,
         show: impl FnOnce(&[u8], TableValue<'_>) -> T,
     ) -> Result<Option<T>, EngineError> {
-        self.at_or_after(&range.start, |found| *found < *range.end, common, access, show)
+        let start = if range.start < self.from { &self.from } else { &range.start };
+        if *start >= range.end {
+            return Ok(None);
+        }
+        self.at_or_after(start, |found| *found < *range.end, common, access, show)
     }
 
     /// Shows the first state of a row that is not less than `start`, if it is wanted. Of the wanted
@@ -105,7 +128,7 @@ impl Run {
         Ok(is_wanted(key).then(|| show(key, block.value(row))))
     }
 
-    /// The tables that can have rows of a range.
+    /// The tables that can have rows of a range, which is the run's.
     fn tables_of(&self, range: &RowRange) -> Range<usize> {
         let first = self.tables.partition_point(|table| table.facts().last_key[..] < range.start);
         let end = self.tables.partition_point(|table| table.facts().first_key[..] < range.end);
@@ -118,7 +141,11 @@ impl Run {
     ///
     /// [`EngineError::Damaged`], [`EngineError::Read`].
     pub fn may_have(&self, range: &RowRange) -> Result<bool, EngineError> {
-        let tables = self.tables_of(range);
+        let own = self.own(range);
+        if own.start >= own.end {
+            return Ok(false);
+        }
+        let tables = self.tables_of(&own);
         let Some(common) = keys::common_to(range) else { return Ok(!tables.is_empty()) };
         for table in tables {
             if self.tables[table].may_have(common, Access::Again)? {
@@ -164,6 +191,7 @@ impl RunCursor {
         direction: Direction,
         access: Access,
     ) -> Result<RunCursor, EngineError> {
+        let range = run.own(&range);
         let tables = if range.start < range.end { run.tables_of(&range) } else { 0..0 };
         let mut cursor = RunCursor { run, range, direction, access, tables, at: None };
         cursor.enter_next_table()?;

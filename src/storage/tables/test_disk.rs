@@ -43,6 +43,12 @@ impl TestDisk {
         self.state().names.keys().cloned().collect()
     }
 
+    /// The bytes of all files that have a name.
+    pub fn used_bytes(&self) -> usize {
+        let state = self.state();
+        state.names.values().map(|file| state.files[*file].bytes.len()).sum()
+    }
+
     /// The number of operations that have changed something.
     pub fn operations(&self) -> u64 {
         self.state().operations

@@ -13,6 +13,8 @@ use crate::storage::engine::Direction;
 use crate::storage::keys::RowRange;
 use crate::storage::tables::test_disk::TestDisk;
 
+mod space;
+
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 type OwnedRow = (Vec<u8>, Vec<u8>);
 

@@ -27,7 +27,11 @@ fn table(number: u64, first_key: &str, last_key: &str, values: &[(u64, u64)]) ->
 }
 
 fn run(first_seal: u64, last_seal: u64, tables: &[TableFacts]) -> RunFacts {
-    RunFacts { first_seal, last_seal, tables: tables.to_vec() }
+    RunFacts { first_seal, last_seal, is_merging: false, tables: tables.to_vec() }
+}
+
+fn merging(first_seal: u64, last_seal: u64, tables: &[TableFacts]) -> RunFacts {
+    RunFacts { is_merging: true, ..run(first_seal, last_seal, tables) }
 }
 
 fn sample() -> TableManifest {
@@ -208,5 +212,40 @@ proptest! {
         if let Ok(manifest) = TableManifest::decode(&bytes) {
             prop_assert_eq!(manifest.encode(), bytes);
         }
+    }
+}
+
+/// A merge that has come up to "k": one of its tables begins before.
+#[test]
+fn a_merge_under_way_has_its_outcome_before_its_runs_and_nothing_that_is_used_up() {
+    let outcome = || run(2, 6, &[table(1, "a", "f", &[]), table(2, "g", "k", &[])]);
+    let (newer, older) =
+        (merging(5, 6, &[table(3, "h", "m", &[])]), merging(2, 3, &[table(4, "p", "z", &[])]));
+    let manifest = |runs: Vec<RunFacts>| TableManifest {
+        next_number: 9,
+        rows: 70,
+        last_seal: 8,
+        segments: Vec::new(),
+        runs,
+    };
+    let oldest = || run(1, 1, &[table(7, "a", "z", &[])]);
+    let newest = || run(7, 7, &[table(8, "a", "z", &[])]);
+    let good = manifest(vec![newest(), outcome(), newer.clone(), older.clone(), oldest()]);
+    assert_eq!(good.check(), Ok(()));
+    let disk = TestDisk::default();
+    write(&disk, &good);
+    assert_eq!(open(&disk).unwrap(), good);
+    let used_up = merging(5, 6, &[table(3, "h", "k", &[])]);
+    let bad = [
+        vec![outcome(), used_up],
+        vec![newer.clone(), older.clone()],
+        vec![outcome(), older, newer.clone()],
+        vec![outcome(), merging(1, 1, &[table(3, "p", "q", &[])])],
+        vec![outcome(), merging(6, 7, &[table(3, "p", "q", &[])])],
+        vec![outcome(), newer, run(2, 2, &[table(4, "p", "z", &[])])],
+    ];
+    for runs in bad {
+        let manifest = manifest(runs);
+        assert!(manifest.check().is_err(), "{manifest:?}");
     }
 }

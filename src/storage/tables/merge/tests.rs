@@ -53,7 +53,8 @@ fn run(rng: &mut StdRng, rows: &Rows) -> Arc<Run> {
     }
     tables.extend(writer.map(|table| table.finish().unwrap()));
     let open = |facts| Arc::new(Table::open(&store, &cache, facts).unwrap());
-    Arc::new(Run { first_seal: 1, last_seal: 1, tables: tables.into_iter().map(open).collect() })
+    let tables = tables.into_iter().map(open).collect();
+    Arc::new(Run { first_seal: 1, last_seal: 1, from: Bytes::new(), tables })
 }
 
 fn memory_table(rows: &Rows) -> Arc<MemoryTable> {

@@ -1,0 +1,157 @@
+//! The room on the disk that merges take and give back, and the bound of the number of runs.
+
+use super::*;
+use crate::storage::tables::policy::RUNS_MAX;
+
+fn small_tables() -> TablesOptions {
+    TablesOptions {
+        block_bytes: 200,
+        fan: 4,
+        small_run_bytes: 1 << 20,
+        table_bytes: 2000,
+        merge_step_rows: 20,
+        long_value_bytes: 100,
+        ..TablesOptions::default()
+    }
+}
+
+fn row_key(number: u32) -> Bytes {
+    Bytes::from(format!("row {number:06}"))
+}
+
+/// Writes values of so many bytes to these rows, and seals them.
+fn fill(engine: &TableEngine, rows: impl Iterator<Item = u32>, value_bytes: usize) {
+    let mut batch = WriteBatch::default();
+    rows.for_each(|row| batch.put(row_key(row), vec![row as u8; value_bytes].into()));
+    engine.write_durably(&batch).unwrap();
+}
+
+fn delete(engine: &TableEngine, rows: impl Iterator<Item = u32>) {
+    let mut batch = WriteBatch::default();
+    rows.for_each(|row| batch.remove(row_key(row)));
+    engine.write_durably(&batch).unwrap();
+}
+
+/// Takes steps until there is nothing to do; the most bytes that the disk had to hold meanwhile.
+fn settle(engine: &TableEngine, disk: &TestDisk) -> usize {
+    let mut most = disk.used_bytes();
+    while engine.work().unwrap() {
+        most = most.max(disk.used_bytes());
+    }
+    most
+}
+
+#[test]
+fn a_merge_of_any_size_needs_room_for_a_few_tables() {
+    let disk = TestDisk::default();
+    let engine = open(&disk, small_tables()).unwrap();
+    (0..4).for_each(|round| fill(&engine, (0..800).map(|row| 4 * row + round), 20));
+    let before = disk.used_bytes();
+    assert!(before > 100_000, "{before}");
+    let most = settle(&engine, &disk);
+    assert_eq!(engine.with_current(|current| current.levels.runs.len()), 1);
+    // Of each run the table that the stretch has come into, and the outcome of the stretch.
+    let tables = 4 + 2;
+    assert!(most < before + tables * 2500, "{most} bytes where {before} are merged");
+    assert_eq!(all(&engine).unwrap().len(), 3200);
+}
+
+/// A merge of which a part is done goes on after a restart, and newer rows come in between.
+#[test]
+fn a_merge_goes_on_where_it_was_with_newer_runs_before_it() {
+    let mut disk = TestDisk::default();
+    let mut engine = open(&disk, small_tables()).unwrap();
+    (0..4).for_each(|round| fill(&engine, (0..400).map(|row| 4 * row + round), 20));
+    let is_merging = |engine: &TableEngine| {
+        engine.with_current(|current| current.levels.runs.iter().any(|run| run.is_merging()))
+    };
+    let (mut restarts, mut written) = (0, 0);
+    while engine.work().unwrap() {
+        if !is_merging(&engine) {
+            continue;
+        }
+        let runs = engine.with_current(|current| current.levels.runs.clone());
+        let left = runs.iter().filter(|run| run.is_merging()).map(|run| run.rows()).sum::<u64>();
+        disk = disk.after_power_loss();
+        engine = open(&disk, small_tables()).unwrap();
+        restarts += 1;
+        assert_eq!(all(&engine).unwrap().len(), 1600);
+        if restarts % 5 == 0 {
+            // The second half of the keys gets other values.
+            fill(&engine, 800 + written..900 + written, 7);
+            written += 100;
+        }
+        // Without a restart in between, so that each stretch comes to its end.
+        let same = |engine: &TableEngine| {
+            let runs = engine.with_current(|current| current.levels.runs.clone());
+            let now = runs.iter().filter(|run| run.is_merging()).map(|run| run.rows()).sum::<u64>();
+            is_merging(engine) && now == left
+        };
+        while same(&engine) && engine.work().unwrap() {}
+    }
+    assert!(restarts > 5, "{restarts} restarts");
+    let rows = all(&engine).unwrap();
+    assert_eq!(rows.len(), 1600);
+    let overwritten = rows.values().filter(|value| value.len() == 7).count();
+    assert_eq!(overwritten, written as usize);
+}
+
+#[test]
+fn deleted_rows_give_their_room_back_without_further_writes() {
+    let disk = TestDisk::default();
+    let engine = open(&disk, small_tables()).unwrap();
+    (0..3).for_each(|round| fill(&engine, (0..800).map(|row| 3 * row + round), 20));
+    settle(&engine, &disk);
+    let before = disk.used_bytes();
+    delete(&engine, 0..2300);
+    settle(&engine, &disk);
+    assert_eq!(all(&engine).unwrap().len(), 100);
+    let after = disk.used_bytes();
+    assert!(after < before / 10, "{after} of {before} bytes are left");
+    assert_eq!(engine.rows(), 100);
+}
+
+/// One long value in ten stays of every segment.
+#[test]
+fn long_values_that_are_deleted_give_their_room_back() {
+    let disk = TestDisk::default();
+    let engine = open(&disk, small_tables()).unwrap();
+    (0..3).for_each(|round| fill(&engine, (0..200).map(|row| 3 * row + round), 500));
+    settle(&engine, &disk);
+    let before = disk.used_bytes();
+    assert!(before > 300_000, "{before}");
+    let old_view = engine.view().unwrap();
+    delete(&engine, (0..600).filter(|row| row % 10 != 0));
+    settle(&engine, &disk);
+    let rows = all(&engine).unwrap();
+    assert_eq!(rows.len(), 60);
+    assert!(rows.iter().all(|(_, value)| value.len() == 500));
+    assert!(disk.used_bytes() > before, "a view holds on to its files");
+    assert_eq!(scan(&*old_view, &everything(), Direction::Forward).unwrap().len(), 600);
+    drop(old_view);
+    let after = disk.used_bytes();
+    assert!(after < before / 4, "{after} of {before} bytes are left");
+    let again = open(&disk.after_power_loss(), small_tables()).unwrap();
+    assert_eq!(all(&again).unwrap(), rows);
+    again.scrub(0, u64::MAX).unwrap();
+}
+
+/// Without a thread for it, and with no class of runs that is full.
+#[test]
+fn seals_merge_runs_themselves_when_there_are_too_many() {
+    let disk = TestDisk::default();
+    let engine = open(&disk, TablesOptions { fan: 100, ..small_tables() }).unwrap();
+    for round in 0..80 {
+        let mut batch = WriteBatch::default();
+        batch.put(row_key(round % 50), vec![round as u8; 20].into());
+        engine.seal(&batch, u64::from(round)).unwrap();
+        let (runs, sealed) =
+            engine.with_current(|current| (current.levels.runs.len(), current.sealed.len()));
+        assert!(runs <= RUNS_MAX && sealed <= SEALED_MAX, "{runs} runs, {sealed} seals");
+        assert!(engine.durable() >= Some(u64::from(round)).filter(|it| *it >= 2).map(|it| it - 2));
+    }
+    engine.flush().unwrap();
+    let rows = all(&engine).unwrap();
+    assert_eq!(rows.len(), 50);
+    assert_eq!(rows[&row_key(29)[..]], vec![79; 20]);
+}
