@@ -8,8 +8,11 @@
 //!
 //! What it leaves out: bytes of a segment to which no row refers.
 
+use std::sync::Arc;
+
 use super::block::TableValue;
 use super::levels::Levels;
+use super::table::Access;
 use crate::storage::engine::EngineError;
 
 /// Bits of a position that number a block: more than a table can have.
@@ -35,10 +38,14 @@ pub(super) fn scrub(
         if number > first_table {
             first_block = 0;
         }
-        let index = table.read_index()?;
-        if first_block == 0 {
-            table.read_filter()?;
-        }
+        let index = match first_block {
+            0 => {
+                table.read_filter()?;
+                Arc::new(table.read_index()?)
+            }
+            // It was verified with the first block.
+            _ => table.index(Access::Again)?,
+        };
         for block in first_block..index.blocks() {
             if blocks == 0 {
                 return Ok(Some(number << BLOCK_BITS | block as u64));
