@@ -237,8 +237,8 @@ impl Levels {
     }
 }
 
-/// Replaces the runs of these seals by the outcome of merging them, as far as it has come with these
-/// tables, and what is left of them.
+/// Replaces the runs of these seals by the outcome of merging them, as far as it has come with
+/// these tables, and what is left of them.
 fn replace_merged(
     runs: &mut Vec<RunFacts>,
     (first_seal, last_seal): (SealNumber, SealNumber),

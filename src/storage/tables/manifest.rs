@@ -89,7 +89,7 @@ impl RunFacts {
 }
 
 impl TableManifest {
-    fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend_from_slice(&FORMAT.to_le_bytes());
         put_numbers(&[self.next_number, self.rows, self.last_seal], &mut out);
@@ -108,7 +108,12 @@ impl TableManifest {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<TableManifest, SectionError> {
+    /// The manifest in these bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`SectionError`].
+    pub fn decode(bytes: &[u8]) -> Result<TableManifest, SectionError> {
         let mut fields = Fields(section::open(PLACE, bytes)?);
         if fields.u32() != Some(FORMAT) {
             return Err(SectionError::Encoding("the manifest is not of this release's format"));
@@ -139,7 +144,11 @@ impl TableManifest {
     }
 
     /// What holds of every manifest, whoever reads or writes it.
-    fn check(&self) -> Result<(), &'static str> {
+    ///
+    /// # Errors
+    ///
+    /// What does not hold, in words.
+    pub fn check(&self) -> Result<(), &'static str> {
         let mut numbers = BTreeSet::new();
         let (mut outcome, mut newer): (Option<&RunFacts>, Option<&RunFacts>) = (None, None);
         for run in &self.runs {

@@ -42,6 +42,10 @@ mod cache;
 mod directory;
 mod engine;
 mod filter;
+#[cfg(test)]
+mod formats;
+#[cfg(any(test, feature = "internals"))]
+pub mod fuzzing;
 mod levels;
 mod manifest;
 mod memory_table;

@@ -75,9 +75,9 @@ pub(super) struct RunSize {
 pub(super) struct StoreSizes {
     /// Seals that are in memory.
     pub seals: usize,
-    /// The newest first.
+    /// Those on the disk, the newest first.
     pub runs: Vec<RunSize>,
-    /// Bytes of value segments.
+    /// The bytes of all value segments.
     pub value_bytes: u64,
     /// Bytes to which nothing refers, in segments of which less than half is live.
     pub dead_value_bytes: u64,

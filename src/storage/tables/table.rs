@@ -27,13 +27,13 @@ use super::filter::Filter;
 use super::section::{self, Fields, SectionError, put_key};
 use crate::storage::engine::EngineError;
 
-const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 1;
 const CHECKSUM_BYTES: u64 = 4;
 /// Bytes of the footer with its checksum.
 pub(super) const FOOTER_BYTES: u64 = 4 + 5 * 8 + CHECKSUM_BYTES;
 
 /// Facts about a table, as they stand in the manifest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TableFacts {
     pub number: u64,
     pub bytes: u64,
@@ -49,7 +49,7 @@ pub(super) struct TableFacts {
 }
 
 /// The end of a table's file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Footer {
     pub blocks_bytes: u64,
     pub index_bytes: u64,
@@ -67,12 +67,14 @@ impl Footer {
         }
     }
 
-    fn decode(bytes: &[u8]) -> Result<Footer, SectionError> {
+    pub fn decode(bytes: &[u8]) -> Result<Footer, SectionError> {
         let mut fields = Fields(bytes);
         if fields.u32() != Some(FORMAT) {
             return Err(SectionError::Encoding("the table is not of this release's format"));
         }
-        Footer::decode_fields(&mut fields).ok_or(SectionError::Encoding("the footer is cut short"))
+        Footer::decode_fields(&mut fields)
+            .filter(|_| fields.0.is_empty())
+            .ok_or(SectionError::Encoding("the footer is not in its encoding"))
     }
 
     fn decode_fields(fields: &mut Fields<'_>) -> Option<Footer> {
@@ -121,7 +123,11 @@ impl TableIndex {
     }
 
     /// The index in these bytes, whose blocks must be in order and fill what the footer says.
-    fn decode(bytes: &[u8], facts: &TableFacts, footer: &Footer) -> Result<Self, SectionError> {
+    pub fn decode(
+        bytes: &[u8],
+        facts: &TableFacts,
+        footer: &Footer,
+    ) -> Result<TableIndex, SectionError> {
         let cut_short = SectionError::Encoding("the index is cut short");
         let mut fields = Fields(bytes);
         if fields.key().ok_or(cut_short)? != facts.first_key {
@@ -168,13 +174,14 @@ impl TableIndex {
         size_of::<TableIndex>() + self.keys.len() + self.entries.len() * size_of::<IndexEntry>()
     }
 
-    fn last_key(&self, block: usize) -> &[u8] {
+    /// The key of the last row of a block.
+    pub fn last_key(&self, block: usize) -> &[u8] {
         let start = block.checked_sub(1).map_or(0, |before| self.entries[before].key_end);
         &self.keys[start as usize..self.entries[block].key_end as usize]
     }
 
     /// Where a block begins and ends in the file.
-    fn extent(&self, block: usize) -> (u64, u64) {
+    pub fn extent(&self, block: usize) -> (u64, u64) {
         let start = block.checked_sub(1).map_or(0, |before| self.entries[before].block_end);
         (start, self.entries[block].block_end)
     }

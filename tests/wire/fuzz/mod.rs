@@ -105,6 +105,11 @@ fn any_rows_are_a_store_or_an_error() {
 }
 
 #[test]
+fn any_bytes_are_a_part_of_a_table_or_an_error() {
+    run("tables");
+}
+
+#[test]
 fn any_bytes_are_the_state_of_a_shared_folder_or_none() {
     run("share_state");
 }

@@ -28,6 +28,7 @@ use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::PageLimits;
 use acervo::storage::snapshot::{MemoryStaging, SnapshotChunk, SnapshotSink};
+use acervo::storage::tables::fuzzing as tables;
 use acervo::wire::codec;
 use acervo::wire::frame::{Deframer, FrameError};
 use bytes::Bytes;
@@ -40,7 +41,7 @@ pub struct Target {
 }
 
 /// Every target there is.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "frames", run: frames, examples: frame_examples },
     Target { name: "messages", run: messages, examples: message_examples },
     Target { name: "log", run: log, examples: log_examples },
@@ -48,6 +49,7 @@ pub const TARGETS: [Target; 7] = [
     Target { name: "part", run: part, examples: part_examples },
     Target { name: "rows", run: rows, examples: row_examples },
     Target { name: "share_state", run: share_state, examples: share_state_examples },
+    Target { name: "tables", run: tables::decode, examples: tables::examples },
 ];
 
 // ---- frames ---------------------------------------------------------------------------------
