@@ -37,6 +37,7 @@ use super::garbage_collection::{
 use super::hash::StateHash;
 use super::keys;
 use super::log_clock::{ClockSamples, LogClock};
+use super::queue_fronts::QueueFronts;
 use super::reads::Store;
 use super::removals::{self, KnownRemovals, PendingRemovals, RangeRemoval};
 use super::rows::{Rows, RowsInMemory, ViewRows};
@@ -378,7 +379,9 @@ impl StateMachine {
         let ranges = self.left.pending.ranges.clone();
         let steps = self.shared.steps.clone();
         let steps_before = steps.count();
-        let mut changes = Changes::new(&*view, StateHash(point.hash), ranges, steps.clone());
+        let fronts = self.left.fronts;
+        let mut changes =
+            Changes::new(&*view, StateHash(point.hash), ranges, fronts, steps.clone());
         let mut left_touched = false;
         let mut count = 0;
         for entry in entries {
@@ -474,7 +477,8 @@ impl StateMachine {
         }
         let before = self.left.pending.clone();
         if left_touched {
-            self.left = Left::read(&changes.rows(), changes.ranges())?;
+            let ranges = changes.ranges();
+            self.left = Left::read(&changes.rows(), ranges, changes.fronts, point.timestamp)?;
         }
         point.hash = changes.hash.0;
         let batch = changes.into_batch();
@@ -670,16 +674,26 @@ struct Left {
     oldest_removal: Option<Timestamp>,
     /// The earliest time as of which compaction of the history has something to do.
     history_due: Option<Timestamp>,
+    fronts: QueueFronts,
 }
 
 impl Left {
-    /// Of a state with these removals of ranges.
-    fn read(rows: &dyn Rows, ranges: &Arc<Vec<RangeRemoval>>) -> Result<Left, ApplyError> {
-        let keys = rows.has_any(&keys::queue())?;
+    /// Of a state with these removals of ranges, of which no row is later than `now`.
+    fn read(
+        rows: &dyn Rows,
+        ranges: &Arc<Vec<RangeRemoval>>,
+        mut fronts: QueueFronts,
+        now: Timestamp,
+    ) -> Result<Left, ApplyError> {
+        let queued = removals::oldest_queued(rows, &fronts)?;
+        fronts.set_oldest_removal(queued, now);
+        let superseding = garbage_collection::oldest_superseding(rows, &fronts)?;
+        fronts.set_oldest_superseding(superseding, now);
         Ok(Left {
-            pending: PendingRemovals { keys, ranges: ranges.clone() },
-            oldest_removal: removals::oldest(rows, ranges)?,
-            history_due: garbage_collection::history_due(rows)?,
+            pending: PendingRemovals { keys: queued.is_some(), ranges: ranges.clone() },
+            oldest_removal: queued.into_iter().chain(ranges.first().map(|range| range.at)).min(),
+            history_due: garbage_collection::history_due(rows, superseding)?,
+            fronts,
         })
     }
 
@@ -688,7 +702,7 @@ impl Left {
         let view = engine.view()?;
         let rows = ViewRows(&*view);
         let ranges = removals::read_ranges(&rows, point.timestamp)?;
-        Left::read(&rows, &Arc::new(ranges))
+        Left::read(&rows, &Arc::new(ranges), QueueFronts::UNKNOWN, point.timestamp)
     }
 }
 

@@ -9,8 +9,10 @@ use bytes::Bytes;
 use super::engine::{EngineView, Steps, WriteBatch};
 use super::hash::{StateHash, row_hash};
 use super::keys;
+use super::queue_fronts::QueueFronts;
 use super::removals::RangeRemoval;
 use super::rows::Overlay;
+use crate::model::Timestamp;
 
 /// A batch under construction.
 pub(super) struct Changes<'a> {
@@ -18,6 +20,8 @@ pub(super) struct Changes<'a> {
     batch: WriteBatch,
     pub hash: StateHash,
     ranges: Arc<Vec<RangeRemoval>>,
+    /// Where the rows that are ordered by time begin, with the changes so far.
+    pub fronts: QueueFronts,
     steps: Steps,
 }
 
@@ -29,9 +33,10 @@ impl<'a> Changes<'a> {
         view: &'a dyn EngineView,
         hash: StateHash,
         ranges: Arc<Vec<RangeRemoval>>,
+        fronts: QueueFronts,
         steps: Steps,
     ) -> Changes<'a> {
-        Changes { view, batch: WriteBatch::counted(steps.clone()), hash, ranges, steps }
+        Changes { view, batch: WriteBatch::counted(steps.clone()), hash, ranges, fronts, steps }
     }
 
     /// The rows as they would be with the changes so far.
@@ -65,6 +70,18 @@ impl<'a> Changes<'a> {
             ranges.insert(position, rest.clone());
             self.put(keys::range(rest.at), rest.encode());
         }
+    }
+
+    /// Adds the row by which a removal is found in order of time.
+    pub fn put_queued(&mut self, at: Timestamp, key: &[u8]) {
+        self.fronts.queued(at);
+        self.put(keys::queued(at, key), Bytes::new());
+    }
+
+    /// Adds the row by which a key is compacted once its version of this time is old enough.
+    pub fn put_superseding(&mut self, at: Timestamp, key: &[u8]) {
+        self.fronts.superseded(at);
+        self.put(keys::superseding(at, key), Bytes::new());
     }
 
     /// Adds a row, which must not exist.

@@ -43,6 +43,7 @@ use super::apply::{ApplyError, decode_fact, encode_fact};
 use super::changes::{Changes, state_row_hash};
 use super::engine::Direction;
 use super::keys;
+use super::queue_fronts::QueueFronts;
 use super::removals::{RangeRemoval, Removal};
 use super::rows::Rows;
 use super::versions::StoredVersion;
@@ -163,11 +164,11 @@ pub(super) fn delete_removed(
     mut budget: Budget,
 ) -> Result<(), ApplyError> {
     let removed_up_to = Horizon::read(&changes.rows())?.removed_up_to;
-    let superseding = oldest_superseding(&changes.rows())?;
+    let superseding = oldest_superseding(&changes.rows(), &changes.fronts)?;
     let mut reached = removed_up_to;
     let most = budget.rows.max(1) as usize;
     let mut queued = Vec::new();
-    changes.rows().visit(&keys::queue(), &mut |row, _| {
+    changes.rows().visit(&changes.fronts.queue(), &mut |row, _| {
         queued.push(Bytes::copy_from_slice(row));
         if queued.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
@@ -371,18 +372,25 @@ impl CompactionProgress {
 }
 
 /// The time of the oldest superseding row.
-fn oldest_superseding(rows: &dyn Rows) -> Result<Option<Timestamp>, ApplyError> {
-    let Some((row, _)) = rows.first(&keys::all_superseding())? else { return Ok(None) };
+pub(super) fn oldest_superseding(
+    rows: &dyn Rows,
+    fronts: &QueueFronts,
+) -> Result<Option<Timestamp>, ApplyError> {
+    let Some((row, _)) = rows.first(&fronts.superseding())? else { return Ok(None) };
     let (at, _) = keys::decode_superseding(&row).map_err(|_| ApplyError::Damaged(SUPERSEDING))?;
     Ok(Some(at))
 }
 
-/// The earliest time as of which compaction has something to do.
-pub(super) fn history_due(rows: &dyn Rows) -> Result<Option<Timestamp>, ApplyError> {
-    match CompactionProgress::read(rows)? {
-        Some(CompactionProgress::Walking { .. }) => Ok(Some(Timestamp::ZERO)),
-        Some(CompactionProgress::Within { .. }) | None => oldest_superseding(rows),
-    }
+/// The earliest time as of which compaction has something to do, where this is the time of the
+/// oldest superseding row.
+pub(super) fn history_due(
+    rows: &dyn Rows,
+    oldest_superseding: Option<Timestamp>,
+) -> Result<Option<Timestamp>, ApplyError> {
+    Ok(match CompactionProgress::read(rows)? {
+        Some(CompactionProgress::Walking { .. }) => Some(Timestamp::ZERO),
+        Some(CompactionProgress::Within { .. }) | None => oldest_superseding,
+    })
 }
 
 /// Begins the walk through all versions if another history is kept from now on.
@@ -511,7 +519,8 @@ fn walk(
 ) -> Result<Option<CompactionProgress>, ApplyError> {
     // Compacted versions leave no superseding row, and none is older than this. The rows that the
     // walk adds are newer than the versions that it compacts.
-    let oldest = oldest_superseding(&changes.rows())?.unwrap_or(Timestamp(i64::MAX));
+    let oldest = oldest_superseding(&changes.rows(), &changes.fronts)?;
+    let oldest = oldest.unwrap_or(Timestamp(i64::MAX));
     let before_oldest = Timestamp(oldest.0.saturating_sub(1));
     loop {
         if within.is_none() {
@@ -521,7 +530,7 @@ fn walk(
                     keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
                 let superseding = keys::superseding(at, &key);
                 if changes.rows().get(&superseding)?.is_none() {
-                    changes.put(superseding, Bytes::new());
+                    changes.put_superseding(at, &key);
                 }
             }
             let Some((row, at)) = found.due else {
@@ -556,7 +565,7 @@ fn compact_due_keys(
 ) -> Result<Option<CompactionProgress>, ApplyError> {
     let most = budget.rows.max(1) as usize;
     let mut rows = Vec::new();
-    changes.rows().visit(&keys::all_superseding(), &mut |row, _| {
+    changes.rows().visit(&changes.fronts.superseding(), &mut |row, _| {
         rows.push(Bytes::copy_from_slice(row));
         if rows.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;

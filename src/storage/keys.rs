@@ -233,6 +233,11 @@ pub fn queue() -> RowRange {
     space_rows(SPACE_QUEUE)
 }
 
+/// Those of removals that are not older than `from`.
+pub fn queue_from(from: Timestamp) -> RowRange {
+    RowRange { start: oldest_first(SPACE_QUEUE, from).into(), ..queue() }
+}
+
 /// The time and the key of a row of [`queue`].
 ///
 /// # Errors
@@ -252,6 +257,11 @@ pub fn superseding(at: Timestamp, key: &[u8]) -> Bytes {
 /// The rows of all such versions, oldest first.
 pub fn all_superseding() -> RowRange {
     space_rows(SPACE_SUPERSEDING)
+}
+
+/// Those that are not older than `from`.
+pub fn superseding_from(from: Timestamp) -> RowRange {
+    RowRange { start: oldest_first(SPACE_SUPERSEDING, from).into(), ..all_superseding() }
 }
 
 /// The time and the key of a row of [`all_superseding`].
@@ -525,10 +535,14 @@ mod tests {
             prop_assert_eq!(decode_removal(&row), Ok((b.clone(), Timestamp(at))));
             let row = queued(Timestamp(at), &b);
             prop_assert!((queue().start..queue().end).contains(&row));
+            let later = queue_from(Timestamp(from));
+            prop_assert_eq!((later.start..later.end).contains(&row), from <= at);
             prop_assert_eq!(decode_queued(&row), Ok((Timestamp(at), &b[..])));
             prop_assert_eq!(queued(Timestamp(from), &a).cmp(&row), (from, &a).cmp(&(at, &b)));
             let row = superseding(Timestamp(at), &b);
             prop_assert!((all_superseding().start..all_superseding().end).contains(&row));
+            let later = superseding_from(Timestamp(from));
+            prop_assert_eq!((later.start..later.end).contains(&row), from <= at);
             prop_assert_eq!(decode_superseding(&row), Ok((Timestamp(at), &b[..])));
             prop_assert_eq!(superseding(Timestamp(from), &a).cmp(&row), (from, &a).cmp(&(at, &b)));
             let one = only(&superseding(Timestamp(from), &a));

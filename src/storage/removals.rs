@@ -34,6 +34,7 @@ use super::apply::ApplyError;
 use super::changes::Changes;
 use super::engine::EngineError;
 use super::keys;
+use super::queue_fronts::QueueFronts;
 use super::rows::Rows;
 use super::versions::{PageLimits, Reader, StoredVersion};
 use crate::model::{StateLimits, Timestamp};
@@ -133,16 +134,14 @@ pub(super) fn read_ranges(
     }
 }
 
-/// The time of the oldest removal whose versions are not all deleted from disk; those of ranges are
-/// `ranges`.
-pub(super) fn oldest(
+/// The time of the oldest removal of a key.
+pub(super) fn oldest_queued(
     rows: &dyn Rows,
-    ranges: &[RangeRemoval],
+    fronts: &QueueFronts,
 ) -> Result<Option<Timestamp>, ApplyError> {
-    let key = rows.first(&keys::queue())?;
-    let key = key.map(|(row, _)| keys::decode_queued(&row).map(|(at, _)| at)).transpose();
-    let key = key.map_err(|_| ApplyError::Damaged("a removal"))?;
-    Ok(key.into_iter().chain(ranges.first().map(|range| range.at)).min())
+    let Some((row, _)) = rows.first(&fronts.queue())? else { return Ok(None) };
+    let (at, _) = keys::decode_queued(&row).map_err(|_| ApplyError::Damaged("a removal"))?;
+    Ok(Some(at))
 }
 
 /// The removals that a reader must take into account.
@@ -270,5 +269,5 @@ pub(super) fn trim(
 
 fn record(changes: &mut Changes<'_>, now: Timestamp, key: &[u8], removal: Removal) {
     changes.put(keys::removal(key, now), removal.encode());
-    changes.put(keys::queued(now, key), Bytes::new());
+    changes.put_queued(now, key);
 }

@@ -59,16 +59,6 @@ pub(super) trait Rows {
         })?;
         Ok(found)
     }
-
-    /// Whether a range has any row, whose value is not read.
-    fn has_any(&self, range: &RowRange) -> Result<bool, EngineError> {
-        let mut found = false;
-        self.scan_rows(range, Direction::Forward, &mut |_, _| {
-            found = true;
-            ControlFlow::Break(())
-        })?;
-        Ok(found)
-    }
 }
 
 /// The rows of a view.

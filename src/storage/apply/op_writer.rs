@@ -57,7 +57,7 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
         self.changes.put(keys::version(key, self.timestamp), stored);
         // If everything is kept, no row is written for compaction.
         if self.machine.history() != History::All {
-            self.changes.put(keys::superseding(self.timestamp, key), Bytes::new());
+            self.changes.put_superseding(self.timestamp, key);
             self.machine.left.history_due.get_or_insert(self.timestamp);
         }
     }

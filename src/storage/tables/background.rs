@@ -187,13 +187,11 @@ impl MergeJob {
         let (Some(newest), Some(oldest)) = (runs.first(), runs.last()) else {
             panic!("no runs are merged");
         };
-        let (first_seal, last_seal) = match runs.get(1).is_some_and(|run| run.is_merging()) {
-            true => (newest.first_seal, newest.last_seal),
-            false => (oldest.first_seal, newest.last_seal),
-        };
-        let inputs = runs.iter().skip(usize::from(runs.len() > 1 && runs[1].is_merging()));
+        let is_begun = runs.get(1).is_some_and(|run| run.is_merging());
+        let first_seal = if is_begun { newest.first_seal } else { oldest.first_seal };
+        let last_seal = newest.last_seal;
         let mut sources = Vec::new();
-        for run in inputs {
+        for run in runs.iter().skip(usize::from(is_begun)) {
             let all = keys::every_row();
             let cursor = RunCursor::new(run.clone(), all, Direction::Forward, Access::Once)?;
             sources.push(MergeSource::Run(cursor));
