@@ -3,6 +3,7 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use acervo::limits;
 use acervo::model::{
@@ -277,5 +278,70 @@ fn versions(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, store, log, snapshot, versions);
+/// The processor time of this process, in microseconds: of all its threads, and without the time
+/// that it waits for others. The system counts it in hundredths of a second.
+fn processor_us() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("of this process");
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    ticks.map(|ticks| ticks.parse::<f64>().expect("a number")).sum::<f64>() * 10_000.0
+}
+
+/// What a million PUTs cost, fifth by fifth, with the work behind them on a thread of its own as in
+/// a server, and then what reads cost. It is one run and no sample, so it prints for itself.
+fn growth(_: &mut Criterion) {
+    const PUTS: u64 = 1_000_000;
+    let dir = TempDir::new().expect("a folder");
+    let engine = Arc::new(TableEngine::open_at(&dir.path().join("store")).expect("an engine"));
+    let mut machine = StateMachine::open(engine.clone(), StateLimits::default()).expect("a state");
+    let (mut rng, mut next) = (StdRng::seed_from_u64(1), 1);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Acquire) {
+                if !engine.work().expect("work") {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+            }
+        });
+        for fifth in 1..=5 {
+            let mut made_us = 0.0;
+            let before_us = processor_us();
+            while next <= PUTS / 5 * fifth {
+                let making = std::time::Instant::now();
+                let entries = random_batch(&mut next, 64, &mut rng);
+                made_us += making.elapsed().as_secs_f64() * 1e6;
+                machine.apply(&entries).expect("applied");
+                if machine.needs_seal(0, limits::SEAL_BYTES) {
+                    machine.seal().expect("sealed");
+                }
+            }
+            let us = (processor_us() - before_us - made_us) / (PUTS / 5) as f64;
+            println!("growth/put, fifth {fifth} of {PUTS}: {us:.2} processor us");
+        }
+        is_over.store(true, Ordering::Release);
+    });
+    while engine.work().expect("work") {}
+    let store = machine.store();
+    let mut time = |what: &str, count: u32, read: &mut dyn FnMut(&mut StdRng)| {
+        let before_us = processor_us();
+        (0..count).for_each(|_| read(&mut rng));
+        let us = (processor_us() - before_us) / f64::from(count);
+        println!("growth/{what}: {us:.2} processor us");
+    };
+    time("get newest", 200_000, &mut |rng| {
+        black_box(store.get(&key(rng.random_range(0..KEYS))).expect("read"));
+    });
+    time("get of no key", 200_000, &mut |rng| {
+        black_box(store.get(&key(KEYS + rng.random_range(0..KEYS))).expect("read"));
+    });
+    let newest = ReadView::as_of(Timestamp(i64::MAX));
+    let most = PageLimits { rows: 1_000, ..PageLimits::default() };
+    time("page of 1,000", 200, &mut |rng| {
+        let of = PageOf::Range { from: key(rng.random_range(0..KEYS - 1_000)), to: key(KEYS) };
+        black_box(store.first_page(&of, newest, most).expect("a page").rows.len());
+    });
+}
+
+criterion_group!(benches, store, log, snapshot, versions, growth);
 criterion_main!(benches);
