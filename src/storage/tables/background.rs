@@ -17,7 +17,9 @@
 //! meets is damage of the store.
 //!
 //! Long values stay in their segments, to which the rows of the outcome refer, unless less than
-//! half of the segment is live: such values are written anew.
+//! half of the segment is live or the segment is small: such values are written anew. So the room
+//! of dead values is given back, and the segments of many small seals are joined: a store has not
+//! many more files than its bytes are worth, whatever the seals were.
 //!
 //! What it leaves out: who calls it, and when.
 
@@ -39,6 +41,10 @@ use super::table_writer::TableWriter;
 use super::values::{ValueSegment, ValueWriter};
 use crate::storage::engine::{Direction, EngineError};
 use crate::storage::keys;
+
+/// A segment is small with less than this part of the bytes of a table. A seal of long values has
+/// about as many, so that its values are written once more at most.
+const SMALL_SEGMENT_SHARE: u64 = 8;
 
 /// A memory table that a seal has ended.
 #[derive(Clone)]
@@ -166,7 +172,7 @@ pub(super) struct MergeJob {
     /// No run is older than these.
     drops_deleted: bool,
     /// Segments whose values are written anew.
-    sparse: BTreeMap<u64, (Arc<ValueSegment>, u64)>,
+    rewritten: BTreeMap<u64, Arc<ValueSegment>>,
     output: OutputFiles,
 }
 
@@ -197,8 +203,9 @@ impl MergeJob {
             sources.push(MergeSource::Run(cursor));
         }
         let cursor = MergeCursor::new(sources, Direction::Forward);
-        let (sparse, output) = (levels.sparse_segments(), OutputFiles::new(parts, Expendable::Yes));
-        Ok(MergeJob { first_seal, last_seal, cursor, drops_deleted, sparse, output })
+        let rewritten = levels.rewritten_segments(parts.options.table_bytes / SMALL_SEGMENT_SHARE);
+        let output = OutputFiles::new(parts, Expendable::Yes);
+        Ok(MergeJob { first_seal, last_seal, cursor, drops_deleted, rewritten, output })
     }
 
     /// Merges some rows. Returns whether the stretch is at its end.
@@ -211,10 +218,10 @@ impl MergeJob {
             let Some((key, value)) = self.cursor.row() else { return Ok(true) };
             match value {
                 TableValue::Deleted if self.drops_deleted => {}
-                TableValue::Long(long) if self.sparse.contains_key(&long.place.file) => {
-                    let (segment, _) = &self.sparse[&long.place.file];
-                    self.output.add_value(parts, key, &segment.read(long)?)?;
-                }
+                TableValue::Long(long) => match self.rewritten.get(&long.place.file) {
+                    Some(segment) => self.output.add_value(parts, key, &segment.read(long)?)?,
+                    None => self.output.add(parts, key, value)?,
+                },
                 value => self.output.add(parts, key, value)?,
             }
             self.cursor.advance()?;

@@ -174,18 +174,28 @@ impl Levels {
     }
 
     /// Segments to less than half of which rows refer, and the number of bytes of each to which
-    /// none do. Merges write their values anew.
-    pub fn sparse_segments(&self) -> BTreeMap<u64, (Arc<ValueSegment>, u64)> {
+    /// none do.
+    fn sparse_segments(&self) -> BTreeMap<u64, u64> {
         let live = self.manifest.live_value_bytes();
-        let mut sparse = BTreeMap::new();
-        for SegmentFacts { number, bytes } in &self.manifest.segments {
-            // Values that two runs of an unfinished merge refer to count twice.
-            let dead = bytes.saturating_sub(live.get(number).copied().unwrap_or_default());
-            if let Some(segment) = self.segments.get(number).filter(|_| dead > bytes / 2) {
-                sparse.insert(*number, (segment.clone(), dead));
-            }
-        }
-        sparse
+        // Values that two runs of an unfinished merge refer to count twice.
+        let dead = |segment: &SegmentFacts| {
+            segment.bytes.saturating_sub(live.get(&segment.number).copied().unwrap_or_default())
+        };
+        let segments = self.manifest.segments.iter().map(|segment| (segment, dead(segment)));
+        let sparse = segments.filter(|(segment, dead)| *dead > segment.bytes / 2);
+        sparse.map(|(segment, dead)| (segment.number, dead)).collect()
+    }
+
+    /// The segments whose values a merge writes anew: the sparse ones, and those of less than
+    /// `small_bytes`, so that they are joined.
+    pub fn rewritten_segments(&self, small_bytes: u64) -> BTreeMap<u64, Arc<ValueSegment>> {
+        let sparse = self.sparse_segments();
+        let is_rewritten =
+            |facts: &&SegmentFacts| facts.bytes < small_bytes || sparse.contains_key(&facts.number);
+        let facts = self.manifest.segments.iter().filter(is_rewritten);
+        facts
+            .filter_map(|facts| Some((facts.number, self.segments.get(&facts.number)?.clone())))
+            .collect()
     }
 
     /// The sizes by which the next step is chosen, beside so many seals in memory.
@@ -206,7 +216,7 @@ impl Levels {
             seals,
             runs: self.runs.iter().map(size).collect(),
             value_bytes: self.manifest.segments.iter().map(|segment| segment.bytes).sum(),
-            dead_value_bytes: sparse.values().map(|(_, dead)| dead).sum(),
+            dead_value_bytes: sparse.values().sum(),
         }
     }
 

@@ -4,9 +4,9 @@
 //! N.values := value*        bytes only: length and checksum are in the reference
 //! ```
 //!
-//! A long value is written once, when its memory table is written, and merges leave it where it is:
-//! with values of 64 KiB, tables that held them would write them twice as often. A scan of keys
-//! reads none of them.
+//! A long value is written when its memory table is written, and merges leave it where it is: with
+//! values of 64 KiB, tables that held them would write them twice as often. They write it anew only
+//! if its segment is small or mostly dead (`background`). A scan of keys reads none of them.
 //!
 //! A reference is covered by the checksum of its block, and has that of the value, which covers the
 //! segment's number and the position. So every byte that is read is checked, and nothing in a
@@ -15,8 +15,7 @@
 //! The manifest tells of each table how many bytes of which segment it refers to. A segment to
 //! which no table refers is removed.
 //!
-//! What it leaves out: values that nothing refers to any more lie in a segment until the rest of it
-//! has gone, too.
+//! What it leaves out: which values are live, and when they move to another segment.
 
 use std::sync::Arc;
 

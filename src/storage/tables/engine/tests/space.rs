@@ -155,3 +155,22 @@ fn seals_merge_runs_themselves_when_there_are_too_many() {
     assert_eq!(rows.len(), 50);
     assert_eq!(rows[&row_key(29)[..]], vec![79; 20]);
 }
+
+/// A segment for each seal would be a file for each, for ever.
+#[test]
+fn the_segments_of_small_seals_are_joined() {
+    let disk = TestDisk::default();
+    let options = TablesOptions { table_bytes: 1 << 16, ..small_tables() };
+    let engine = open(&disk, options).unwrap();
+    for row in 0..300 {
+        fill(&engine, row..row + 1, 200);
+        settle(&engine, &disk);
+    }
+    let names = disk.names();
+    let segments = names.iter().filter(|name| name.ends_with(".values")).count();
+    assert!(segments < 20, "{names:?}");
+    let rows = all(&engine).unwrap();
+    assert!(rows.len() == 300 && rows.values().all(|value| value.len() == 200));
+    let written = disk.used_bytes();
+    assert!(written < 300 * 200 * 2, "{written} bytes");
+}
