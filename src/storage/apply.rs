@@ -641,7 +641,8 @@ impl StateMachine {
             *shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
             shared.set_removals(KnownRemovals::Settled(after));
             machine.left = left;
-            machine.engine = engine;
+            std::mem::replace(&mut machine.engine, engine).retire();
+            staged.tidy();
             machine.point = point;
             machine.nothing_unsealed();
             Ok(point)

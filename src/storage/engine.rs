@@ -322,6 +322,10 @@ pub trait Engine: Send + Sync {
         Ok(false)
     }
 
+    /// Another store has taken the place of this one, which is not written to any more: its files
+    /// go with its last reader.
+    fn retire(&self) {}
+
     /// The number of rows, with those that are not durable. Known without reading anything.
     fn rows(&self) -> u64;
 

@@ -103,16 +103,26 @@ pub(crate) fn remove_if_present(directory: &dyn Directory, name: &str) -> io::Re
 }
 
 /// Removes a directory below this one with all its files, if it exists. What it held may come back
-/// in part if the power goes before the next [`Directory::sync`].
+/// in part if the power goes before the next [`Directory::sync`]. A directory in it is somebody
+/// else's, and is left where it is.
 pub(crate) fn remove_directory_if_present(parent: &dyn Directory, name: &str) -> io::Result<()> {
     if !parent.list()?.iter().any(|present| present == name) {
         return Ok(());
     }
     let directory = parent.directory(name)?;
     for file in directory.list()? {
-        remove_if_present(&*directory, &file)?;
+        match remove_if_present(&*directory, &file) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                let left = directory.path(&file);
+                log::warn!("{} is left: it is no file of this program", left.display());
+            }
+            removed => removed?,
+        }
     }
-    parent.remove_directory(name)
+    match parent.remove_directory(name) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => removed,
+    }
 }
 
 /// Makes the names in a directory durable. An empty path means the current directory.

@@ -457,6 +457,23 @@ mod tests {
         assert_eq!((storage.recovered.applied.index, storage.recovered.entries.len()), (0, 9));
     }
 
+    /// A server did not start any more, because a folder cannot be removed as a file is.
+    #[test]
+    fn a_folder_in_a_store_keeps_no_server_from_being_rebuilt() {
+        let dir = TempDir::new().unwrap();
+        storage_from(&dir, 1);
+        let mut data_dir = data_dir(&dir);
+        std::fs::create_dir(data_dir.store_dir().join("lost+found")).unwrap();
+        rot(&data_dir.store_dir());
+        for _ in 0..2 {
+            let storage = open(&mut data_dir, options(), Redundancy::Replicated).unwrap();
+            assert!(!storage.recovered.store_lost);
+        }
+        let aside = dir.path().join("store.damaged");
+        let left = std::fs::read_dir(aside).unwrap().map(|file| file.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["lost+found"]);
+    }
+
     /// The log may be what made it wrong: it once came back the same, and nobody was warned.
     #[test]
     fn a_refuted_state_does_not_come_back_from_the_log_that_made_it() {

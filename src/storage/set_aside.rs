@@ -34,7 +34,7 @@ pub(super) fn set_log_aside(directory: &dyn Directory, name: &str) -> io::Result
 /// an eligible voter yet.
 pub(super) fn store_rebuilt(directory: &dyn Directory) -> io::Result<()> {
     let present = directory.list()?;
-    match names(LOGS).any(|log| present.contains(&log)) {
+    match numbered(LOGS).any(|log| present.contains(&log)) {
         true => Ok(()),
         false => remove(directory, STORES),
     }
@@ -47,12 +47,12 @@ pub(super) fn remove_all(directory: &dyn Directory) -> io::Result<()> {
 }
 
 fn remove(directory: &dyn Directory, aside: &str) -> io::Result<()> {
-    names(aside).try_for_each(|name| files::remove_directory_if_present(directory, &name))
+    numbered(aside).try_for_each(|name| files::remove_directory_if_present(directory, &name))
 }
 
 fn set_aside(directory: &dyn Directory, name: &str, aside: &str) -> io::Result<bool> {
     let present = directory.list()?;
-    let Some(free) = names(aside).find(|name| !present.contains(name)) else { return Ok(false) };
+    let Some(free) = numbered(aside).find(|name| !present.contains(name)) else { return Ok(false) };
     match directory.rename(name, &free) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         moved => {
@@ -64,7 +64,7 @@ fn set_aside(directory: &dyn Directory, name: &str, aside: &str) -> io::Result<b
 }
 
 /// The possible names, in the order in which they are used.
-fn names(first: &str) -> impl Iterator<Item = String> {
+pub(super) fn numbered(first: &str) -> impl Iterator<Item = String> {
     (1..=SET_ASIDE_MAX).map(move |number| match number {
         1 => first.to_owned(),
         _ => format!("{first}.{number}"),

@@ -63,6 +63,7 @@ fn draw_options(rng: &mut Rng) -> TablesOptions {
         merge_step_rows: rng.range(1..=200) as usize,
         long_value_bytes: rng.range(4..=60) as usize,
         cache_bytes: rng.range(0..=10_000) as usize,
+        open_files_max: rng.range(1..=9) as usize,
     }
 }
 

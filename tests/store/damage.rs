@@ -39,6 +39,7 @@ fn open(path: &Path) -> Result<TableEngine, EngineError> {
         table_bytes: 200_000,
         merge_step_rows: 50,
         cache_bytes: 64 * 1024,
+        open_files_max: 2,
         ..TablesOptions::default()
     };
     TableEngine::open(Arc::new(RealDirectory::open(path).unwrap()), options)

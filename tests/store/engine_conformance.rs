@@ -57,6 +57,7 @@ impl BusyTables {
             merge_step_rows: 7,
             long_value_bytes: 16,
             cache_bytes: 16 * 1024,
+            open_files_max: 2,
         };
         let directory = Arc::new(RealDirectory::open(dir.path()).unwrap());
         BusyTables(TableEngine::open(directory, options).unwrap())

@@ -43,6 +43,7 @@ fn open(disk: &SimDisk, rng: &mut StdRng) -> Result<TableEngine, EngineError> {
         merge_step_rows: rng.random_range(1..30),
         long_value_bytes: rng.random_range(10..60),
         cache_bytes: rng.random_range(0..20_000),
+        open_files_max: rng.random_range(1..9),
     };
     TableEngine::open(Arc::new(disk.clone()), options)
 }

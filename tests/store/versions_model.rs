@@ -192,6 +192,7 @@ const TINY: TablesOptions = TablesOptions {
     merge_step_rows: 3,
     long_value_bytes: 2,
     cache_bytes: 10_000,
+    open_files_max: 3,
 };
 /// Small tables for a store of many rows.
 const SMALL: TablesOptions = TablesOptions { table_bytes: 1 << 20, merge_step_rows: 500, ..TINY };

@@ -208,7 +208,12 @@ impl StagedSnapshot {
     }
 
     /// Makes the snapshot the store in use.
-    pub(in crate::storage) fn promote(self) -> Result<Arc<dyn Engine>, EngineError> {
+    pub(in crate::storage) fn promote(&self) -> Result<Arc<dyn Engine>, EngineError> {
         self.staging.promote()
+    }
+
+    /// The former store was retired: removes what is left of it, if nobody reads it any more.
+    pub(in crate::storage) fn tidy(self) {
+        self.staging.tidy();
     }
 }

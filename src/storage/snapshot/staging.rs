@@ -33,6 +33,10 @@ pub trait StagingArea: Send {
     /// [`EngineError::Open`], [`EngineError::File`].
     fn promote(&self) -> Result<Arc<dyn Engine>, EngineError>;
 
+    /// Removes what is left of stores that were replaced and that nobody reads any more; the next
+    /// start removes the rest.
+    fn tidy(&self) {}
+
     /// Removes the store under construction. If that fails, the next start removes it.
     fn abandon(&self);
 
@@ -47,7 +51,8 @@ pub(in crate::storage) struct StoreNames {
     pub partial: &'static str,
     pub staged: &'static str,
     pub in_use: &'static str,
-    /// The former store in use, from the moment at which it makes way for the staged one.
+    /// A former store in use, from the moment at which it makes way for the staged one until its
+    /// last reader has gone; the second one is `store.replaced.2`, and so on.
     pub replaced: &'static str,
 }
 
@@ -87,10 +92,22 @@ impl DiskStaging {
         self.remove(self.names.staged)
     }
 
-    /// Removes the store under construction and the one that was replaced, if there are any.
+    /// Removes the store under construction and those that were replaced, if there are any. None
+    /// of them is open.
     pub(in crate::storage) fn remove_leftovers(&self) -> Result<(), EngineError> {
         self.remove(self.names.partial)?;
-        self.remove(self.names.replaced)
+        set_aside::numbered(self.names.replaced).try_for_each(|name| self.remove(&name))
+    }
+
+    /// A name for a store that makes way.
+    fn free_name(&self) -> Result<String, EngineError> {
+        let replaced = self.names.replaced;
+        let taken = self.directory.list().map_err(self.failed("list", ""))?;
+        let free = set_aside::numbered(replaced).find(|name| !taken.contains(name));
+        free.ok_or_else(|| {
+            let many = io::Error::other("too many former stores are still being read");
+            self.failed("name", replaced)(many)
+        })
     }
 
     fn directory(&self, name: &str) -> Result<Arc<dyn Directory>, EngineError> {
@@ -131,21 +148,35 @@ impl StagingArea for DiskStaging {
     }
 
     fn promote(&self) -> Result<Arc<dyn Engine>, EngineError> {
-        let StoreNames { staged, in_use, replaced, .. } = self.names;
-        self.remove(replaced)?;
-        match self.directory.rename(in_use, replaced) {
+        let StoreNames { staged, in_use, .. } = self.names;
+        let replaced = self.free_name()?;
+        match self.directory.rename(in_use, &replaced) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             moved => moved.map_err(self.failed("rename", in_use))?,
         }
         self.rename(staged, in_use)?;
         let engine = self.open_store()?;
-        let tidied = self.remove(replaced).map_err(|error| error.to_string()).and_then(|()| {
-            set_aside::store_rebuilt(&*self.directory).map_err(|error| error.to_string())
-        });
-        if let Err(error) = tidied {
-            log::warn!("a store that was replaced is left until the next start: {error}");
+        if let Err(error) = set_aside::store_rebuilt(&*self.directory) {
+            log::warn!("a damaged store is left until the next start: {error}");
         }
         Ok(Arc::new(engine))
+    }
+
+    fn tidy(&self) {
+        for name in set_aside::numbered(self.names.replaced) {
+            match self.directory.remove_directory(&name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // Somebody reads it.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                Err(error) => {
+                    log::warn!(
+                        "{} is left until the next start: {error}",
+                        self.directory.path(&name).display()
+                    );
+                }
+                Ok(()) => {}
+            }
+        }
     }
 
     fn abandon(&self) {

@@ -310,6 +310,34 @@ fn on_disk_a_snapshot_takes_the_stores_place_under_its_readers() {
     );
 }
 
+/// The files went as soon as the new store was in use, while others were still reading them.
+#[test]
+fn who_reads_a_store_that_is_replaced_reads_on_and_its_files_go_afterwards() {
+    let dir = TempDir::new().unwrap();
+    let data_dir = data_dir(&dir);
+    let mut receiver = machine(Arc::new(TableEngine::open_at(&data_dir.store_dir()).unwrap()), 90);
+    receiver.checkpoint().unwrap();
+    let pinned = receiver.begin_snapshot().unwrap();
+    let expected = chunks(in_memory(90).begin_snapshot().unwrap(), CHUNK_BYTES);
+    for (writes, replaced) in [(200, "store.replaced"), (300, "store.replaced.2")] {
+        let source = in_memory(writes).begin_snapshot().unwrap();
+        let (point, reader) = (source.point(), receiver.begin_snapshot().unwrap());
+        let staged = take_in(data_dir.staging(), point, &chunks(source, 1000)).unwrap();
+        receiver.install(staged).unwrap();
+        assert!(files(&dir).contains(&replaced.to_owned()), "{:?}", files(&dir));
+        drop(reader);
+        let left = std::fs::read_dir(dir.path().join(replaced)).unwrap().count();
+        assert_eq!(left > 0, writes == 200, "the first is still being read");
+    }
+    assert_eq!(chunks(pinned, CHUNK_BYTES), expected);
+    let staged = |writes| {
+        let source = in_memory(writes).begin_snapshot().unwrap();
+        take_in(data_dir.staging(), source.point(), &chunks(source, 1000)).unwrap()
+    };
+    receiver.install(staged(400)).unwrap();
+    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "store"]);
+}
+
 fn no_space() -> EngineError {
     EngineError::File {
         action: "write",

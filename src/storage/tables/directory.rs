@@ -8,6 +8,8 @@
 //!   reader has gone. What a crash leaves is removed at the next opening.
 //! - A read is within the length that the manifest tells of the file, which is compared with the
 //!   file when it is opened. So no damaged length makes a read allocate more than the file holds.
+//! - Files are open while they are used, and the last ones stay open for a while, up to a number:
+//!   a store has as many files as it is large, and a process may open only so many.
 //! - The first damage that is found is final: every later call fails with it, because it is not
 //!   known what else is damaged. A read that the system refuses is not damage: the storage may be
 //!   unreachable for a while, for all servers at once, and its contents be sound.
@@ -15,9 +17,10 @@
 //! What it leaves out: making names durable, which the manifest does once for all files that it is
 //! going to name.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::section::{self, Place, SectionError};
 use crate::storage::engine::EngineError;
@@ -27,8 +30,12 @@ use crate::storage::files::{self, Directory, DiskFile};
 /// of a memory table.
 const WRITE_BYTES: usize = 256 * 1024;
 
+/// Files have lower numbers. No store creates so many, so that a greater number in a name or in a
+/// manifest is not one that was given.
+pub(super) const NUMBERS_END: u64 = 1 << 40;
+
 /// The kind of a numbered file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum FileKind {
     Table,
     /// Long values, to which rows of tables refer.
@@ -53,7 +60,7 @@ impl FileKind {
     pub fn parse(name: &str) -> Option<(FileKind, u64)> {
         let (number, extension) = name.split_once('.')?;
         let kind = FileKind::ALL.into_iter().find(|kind| kind.extension() == extension)?;
-        let number = number.parse().ok()?;
+        let number = number.parse().ok().filter(|number| *number < NUMBERS_END)?;
         // `+1` and `01` are numbers, too.
         (kind.name(number) == name).then_some((kind, number))
     }
@@ -64,6 +71,9 @@ pub(super) struct TableDirectory {
     directory: Arc<dyn Directory>,
     /// The number of the next file.
     next_number: AtomicU64,
+    open_files: Mutex<OpenFiles>,
+    /// Another store has taken the place of this one.
+    is_retired: AtomicBool,
     damage: OnceLock<FoundDamage>,
     /// Set when it is unknown what a crash would leave: what was tried, the path, and the detail.
     failed: OnceLock<(&'static str, String, String)>,
@@ -75,10 +85,13 @@ struct FoundDamage {
 }
 
 impl TableDirectory {
-    pub fn new(directory: Arc<dyn Directory>) -> TableDirectory {
+    /// Keeps at most so many files open between two reads.
+    pub fn new(directory: Arc<dyn Directory>, open_files_max: usize) -> TableDirectory {
         TableDirectory {
             directory,
             next_number: AtomicU64::new(1),
+            open_files: Mutex::new(OpenFiles { files: HashMap::new(), uses: 0, open_files_max }),
+            is_retired: AtomicBool::new(false),
             damage: OnceLock::new(),
             failed: OnceLock::new(),
         }
@@ -93,9 +106,10 @@ impl TableDirectory {
         self.next_number.load(Ordering::Relaxed)
     }
 
-    /// Has numbers below this one never be given again.
+    /// Has numbers below this one never be given again. A name may have any number, so that half of
+    /// them are left in any case.
     pub fn skip_numbers(&self, below: u64) {
-        self.next_number.fetch_max(below, Ordering::Relaxed);
+        self.next_number.fetch_max(below.min(NUMBERS_END / 2), Ordering::Relaxed);
     }
 
     /// # Errors
@@ -149,6 +163,7 @@ impl TableDirectory {
     ) -> Result<FileWriter, EngineError> {
         self.check_writable()?;
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        assert!(number < NUMBERS_END, "file number {number}");
         let name = kind.name(number);
         let created = match expendable {
             Expendable::No => self.directory.create(&name),
@@ -171,25 +186,74 @@ impl TableDirectory {
         number: u64,
         bytes: u64,
     ) -> Result<StoreFile, EngineError> {
-        let name = kind.name(number);
-        let opened = self.directory.open(&name);
-        let file = match opened.and_then(|file| Ok((file.len_bytes()?, file))) {
-            Ok((found, file)) if found == bytes => file,
-            Ok((found, _)) => {
-                let detail = format!("it has {found} bytes, where the manifest says {bytes}");
-                return Err(self.damaged(&name, detail));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(self.damaged(&name, "it is missing".to_owned()));
-            }
-            Err(error) => return Err(self.unreadable(&name, &error)),
-        };
         let is_obsolete = AtomicBool::new(false);
-        Ok(StoreFile { store: self.clone(), file, name, number, bytes, is_obsolete })
+        let store = self.clone();
+        let file = StoreFile { store, kind, name: kind.name(number), number, bytes, is_obsolete };
+        let found = file.opened()?.len_bytes();
+        match found.map_err(|error| self.unreadable(&file.name, &error))? {
+            found if found == bytes => Ok(file),
+            found => {
+                let detail = format!("it has {found} bytes, where the manifest says {bytes}");
+                Err(self.damaged(&file.name, detail))
+            }
+        }
+    }
+
+    /// Has all files removed with the last reader of any of them.
+    pub fn retire(&self) {
+        self.is_retired.store(true, Ordering::Release);
+        let mut open_files = self.open_files();
+        open_files.open_files_max = 1;
+        open_files.files.clear();
+    }
+
+    fn open_files(&self) -> MutexGuard<'_, OpenFiles> {
+        // Each step is one change of the map.
+        self.open_files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn path(&self, name: &str) -> String {
         self.directory.path(name).display().to_string()
+    }
+}
+
+impl Drop for TableDirectory {
+    fn drop(&mut self) {
+        if *self.is_retired.get_mut() {
+            match self.directory.list() {
+                Ok(names) => names.iter().for_each(|name| remove(self, name)),
+                Err(error) => {
+                    log::warn!("{} is left until the next start: {error}", self.path(""));
+                }
+            }
+        }
+    }
+}
+
+/// The files that stay open between two reads.
+struct OpenFiles {
+    /// With the number of the last use.
+    files: HashMap<(FileKind, u64), (Arc<dyn DiskFile>, u64)>,
+    uses: u64,
+    open_files_max: usize,
+}
+
+impl OpenFiles {
+    fn get(&mut self, file: (FileKind, u64)) -> Option<Arc<dyn DiskFile>> {
+        self.uses += 1;
+        let (open, used) = self.files.get_mut(&file)?;
+        *used = self.uses;
+        Some(open.clone())
+    }
+
+    /// Adds a file, and closes the one that was used least lately if there are too many.
+    fn add(&mut self, file: (FileKind, u64), open: Arc<dyn DiskFile>) {
+        while self.files.len() >= self.open_files_max.max(1) {
+            let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used);
+            let Some(oldest) = oldest.map(|(file, _)| *file) else { break };
+            self.files.remove(&oldest);
+        }
+        self.files.insert(file, (open, self.uses));
     }
 }
 
@@ -277,7 +341,7 @@ impl Drop for FileWriter {
 /// A file that is whole. It is removed with its last reader if it has become obsolete.
 pub(super) struct StoreFile {
     store: Arc<TableDirectory>,
-    file: Arc<dyn DiskFile>,
+    kind: FileKind,
     name: String,
     number: u64,
     bytes: u64,
@@ -307,9 +371,27 @@ impl StoreFile {
             return Err(self.damaged(position, "it reaches beyond the end of the file"));
         };
         let mut buffer = vec![0; length];
-        match self.file.read_at(&mut buffer, position) {
+        match self.opened()?.read_at(&mut buffer, position) {
             Ok(read) if read == length => Ok(buffer),
             Ok(_) => Err(self.damaged(position, "the file has become shorter")),
+            Err(error) => Err(self.store.unreadable(&self.name, &error)),
+        }
+    }
+
+    fn opened(&self) -> Result<Arc<dyn DiskFile>, EngineError> {
+        let file = (self.kind, self.number);
+        if let Some(open) = self.store.open_files().get(file) {
+            return Ok(open);
+        }
+        // Two readers may both open it: the lock is not held while the disk is waited for.
+        match self.store.directory.open(&self.name) {
+            Ok(open) => {
+                self.store.open_files().add(file, open.clone());
+                Ok(open)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(self.store.damaged(&self.name, "it is missing".to_owned()))
+            }
             Err(error) => Err(self.store.unreadable(&self.name, &error)),
         }
     }
@@ -340,6 +422,8 @@ impl StoreFile {
 impl Drop for StoreFile {
     fn drop(&mut self) {
         if *self.is_obsolete.get_mut() {
+            // While it is open it takes room on the disk.
+            self.store.open_files().files.remove(&(self.kind, self.number));
             remove(&self.store, &self.name);
         }
     }
@@ -358,7 +442,7 @@ mod tests {
     use super::*;
 
     fn store(disk: &TestDisk) -> Arc<TableDirectory> {
-        Arc::new(TableDirectory::new(Arc::new(disk.clone())))
+        Arc::new(TableDirectory::new(Arc::new(disk.clone()), 2))
     }
 
     fn write(store: &Arc<TableDirectory>, bytes: &[u8]) -> u64 {
@@ -377,6 +461,44 @@ mod tests {
         for name in ["MANIFEST", "1", "1.tables", "+1.table", "01.table", "-1.values", ".table"] {
             assert_eq!(FileKind::parse(name), None, "{name}");
         }
+        assert_eq!(FileKind::parse(&format!("{NUMBERS_END}.table")), None);
+    }
+
+    /// The number after the greatest was zero, and the store ended with an assertion.
+    #[test]
+    fn after_any_number_that_a_file_may_have_there_are_more() {
+        let disk = TestDisk::default();
+        let store = store(&disk);
+        store.skip_numbers(NUMBERS_END);
+        let number = write(&store, b"bytes");
+        assert!(store.open(FileKind::Values, number, 5).is_ok());
+        assert!(store.next_number() < NUMBERS_END);
+    }
+
+    /// One of a process's files for each file of a store was one too many when the store grew.
+    #[test]
+    fn of_many_files_few_are_open_and_all_are_read() {
+        let disk = TestDisk::default();
+        let store = store(&disk);
+        let open = |number| store.open(FileKind::Values, number, 5).unwrap();
+        let files: Vec<StoreFile> = (0..9).map(|_| write(&store, b"bytes")).map(open).collect();
+        for _ in 0..2 {
+            files.iter().for_each(|file| assert_eq!(file.read(0, 5).unwrap(), b"bytes"));
+            assert!(store.open_files().files.len() <= 2);
+        }
+    }
+
+    #[test]
+    fn the_files_of_a_retired_store_go_with_its_last_reader() {
+        let disk = TestDisk::default();
+        let store = store(&disk);
+        let number = write(&store, b"bytes");
+        let file = store.open(FileKind::Values, number, 5).unwrap();
+        store.retire();
+        drop(store);
+        assert_eq!(file.read(0, 5).unwrap(), b"bytes");
+        drop(file);
+        assert!(disk.names().is_empty());
     }
 
     #[test]

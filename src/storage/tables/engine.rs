@@ -84,7 +84,7 @@ impl TableEngine {
         directory: Arc<dyn Directory>,
         options: TablesOptions,
     ) -> Result<TableEngine, EngineError> {
-        let store = Arc::new(TableDirectory::new(directory));
+        let store = Arc::new(TableDirectory::new(directory, options.open_files_max));
         let manifest = TableManifest::open(&store)?;
         let cache = Arc::new(TableCache::new(options.cache_bytes));
         let levels = Levels::open(&store, &cache, manifest)?;
@@ -323,6 +323,10 @@ impl Engine for TableEngine {
 
     fn work(&self) -> Result<bool, EngineError> {
         self.step(&mut self.background())
+    }
+
+    fn retire(&self) {
+        self.parts.store.retire();
     }
 
     fn rows(&self) -> u64 {

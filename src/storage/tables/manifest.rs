@@ -37,7 +37,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::directory::{FileKind, TableDirectory, remove};
+use super::directory::{FileKind, NUMBERS_END, TableDirectory, remove};
 use super::section::{self, Fields, Place, SectionError, put_key};
 use super::table::TableFacts;
 use super::values::SegmentFacts;
@@ -209,6 +209,9 @@ impl TableManifest {
             self.segments.len() + self.runs.iter().map(|run| run.tables.len()).sum::<usize>();
         if numbers.len() < files {
             return Err("the manifest names a file twice");
+        }
+        if self.next_number > NUMBERS_END {
+            return Err("the manifest counts more files than a store has");
         }
         match numbers.last().is_none_or(|last| *last < self.next_number) {
             true => Ok(()),

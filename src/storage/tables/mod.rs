@@ -64,6 +64,10 @@ mod view;
 pub use builder::TableStoreBuilder;
 pub use engine::TableEngine;
 
+/// Files of a store that stay open between two reads; [`process::files`](crate::process::files)
+/// keeps them free of connections.
+const OPEN_FILES_MAX: usize = 64;
+
 /// Bounds of an engine of tables. Tests draw them small, so that few rows make many tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TablesOptions {
@@ -83,6 +87,8 @@ pub struct TablesOptions {
     pub long_value_bytes: usize,
     /// Blocks, indexes and filters in memory.
     pub cache_bytes: usize,
+    /// Files that stay open between two reads.
+    pub open_files_max: usize,
 }
 
 impl Default for TablesOptions {
@@ -103,6 +109,8 @@ impl Default for TablesOptions {
             // A value of a page of the disk is not worth a read of its own.
             long_value_bytes: 4 * 1024,
             cache_bytes: 16 * 1024 * 1024,
+            // A gigabyte or two of tables. To open a file anew costs less than to read from it.
+            open_files_max: OPEN_FILES_MAX,
         }
     }
 }

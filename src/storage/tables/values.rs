@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn values_are_found_and_damage_of_any_bit_and_place_is() {
         let disk = TestDisk::default();
-        let store = || Arc::new(TableDirectory::new(Arc::new(disk.clone())));
+        let store = || Arc::new(TableDirectory::new(Arc::new(disk.clone()), 2));
         let mut writer = ValueWriter::create(&store(), Expendable::No).unwrap();
         let values = [&b"one value"[..], b"", b"another value"];
         let references = values.map(|value| writer.add(value).unwrap());
@@ -154,7 +154,7 @@ mod tests {
         for length in 0..22 {
             let cut = disk.after_kill();
             cut.cut("1.values", length);
-            let store = Arc::new(TableDirectory::new(Arc::new(cut)));
+            let store = Arc::new(TableDirectory::new(Arc::new(cut), 2));
             assert!(ValueSegment::open(&store, facts).is_err(), "{length} bytes");
         }
     }

@@ -28,6 +28,7 @@ fn random_options(rng: &mut StdRng) -> TablesOptions {
         merge_step_rows: rng.random_range(1..20),
         long_value_bytes: rng.random_range(4..30),
         cache_bytes: rng.random_range(0..20_000),
+        open_files_max: rng.random_range(1..9),
     }
 }
 
@@ -184,6 +185,7 @@ fn history(disk: &TestDisk) -> (Result<(), EngineError>, Vec<Rows>) {
         merge_step_rows: 3,
         long_value_bytes: 12,
         cache_bytes: 0,
+        open_files_max: 1,
     };
     let mut sealed = vec![Rows::new()];
     let mut rows = Rows::new();
@@ -233,7 +235,7 @@ fn a_crash_before_any_operation_leaves_the_state_of_a_seal() {
             assert!(outcome.is_err() || found == states[newest], "stopped at {stop_at}");
             // It is a store like any other, which has no other files.
             let manifest =
-                TableManifest::open(&TableDirectory::new(Arc::new(crashed.clone()))).unwrap();
+                TableManifest::open(&TableDirectory::new(Arc::new(crashed.clone()), 2)).unwrap();
             let tables = manifest.runs.iter().map(|run| run.tables.len()).sum::<usize>();
             let files = tables + manifest.segments.len() + 1;
             assert_eq!(crashed.names().len(), files, "{:?}", crashed.names());

@@ -8,7 +8,7 @@ use super::*;
 use crate::storage::tables::test_disk::TestDisk;
 
 fn store(disk: &TestDisk) -> TableDirectory {
-    TableDirectory::new(Arc::new(disk.clone()))
+    TableDirectory::new(Arc::new(disk.clone()), 2)
 }
 
 fn table(number: u64, first_key: &str, last_key: &str, values: &[(u64, u64)]) -> TableFacts {

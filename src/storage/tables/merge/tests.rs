@@ -36,7 +36,7 @@ fn random_rows(rng: &mut StdRng) -> Rows {
 
 /// A run whose tables and blocks have random sizes.
 fn run(rng: &mut StdRng, rows: &Rows) -> Arc<Run> {
-    let store = Arc::new(TableDirectory::new(Arc::new(TestDisk::default())));
+    let store = Arc::new(TableDirectory::new(Arc::new(TestDisk::default()), 2));
     let cache = Arc::new(TableCache::new(rng.random_range(0..8192)));
     let (block_bytes, table_bytes) = (rng.random_range(1..60), rng.random_range(1..400));
     let (mut tables, mut writer) = (Vec::new(), None);

@@ -13,7 +13,7 @@ use crate::storage::tables::test_disk::TestDisk;
 type Rows = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 fn store(disk: &TestDisk) -> Arc<TableDirectory> {
-    Arc::new(TableDirectory::new(Arc::new(disk.clone())))
+    Arc::new(TableDirectory::new(Arc::new(disk.clone()), 2))
 }
 
 fn write(store: &Arc<TableDirectory>, rows: &Rows, block_bytes: usize) -> TableFacts {

@@ -108,6 +108,7 @@ fn the_newest_row_is_the_first_of_a_scan_in_any_history() {
             merge_step_rows: rng.random_range(1..20),
             long_value_bytes: rng.random_range(4..30),
             cache_bytes: rng.random_range(0..20_000),
+            open_files_max: rng.random_range(1..9),
         };
         let engine = TableEngine::open(Arc::new(TestDisk::default()), options).unwrap();
         let mut history = History { rng, now: 0, rows: BTreeSet::new() };
