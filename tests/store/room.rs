@@ -26,6 +26,7 @@ const OPTIONS: TablesOptions = TablesOptions {
     merge_step_rows: 100,
     long_value_bytes: 500,
     cache_bytes: 1 << 20,
+    open_files_max: 4,
 };
 const KEYS: u32 = 1_000;
 

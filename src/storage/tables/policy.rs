@@ -127,7 +127,7 @@ pub(super) fn next_step(sizes: &StoreSizes, classes: SizeClasses) -> Option<Back
     let merge = match due {
         Some(due) => unfinished(&units[..due.end]).or_else(|| span(&units[due])),
         None => unfinished(&units)
-            .or_else(|| wants_reclaiming(&sizes.runs).then(|| 0..sizes.runs.len()))
+            .or_else(|| wants_reclaiming(&sizes.runs).then_some(0..sizes.runs.len()))
             .or_else(|| with_dead_values(sizes)),
     };
     merge.map(BackgroundStep::Merge)
