@@ -17,7 +17,7 @@ use crate::storage::keys;
 
 /// A table with every kind of row, in two blocks, and the segment that it refers to.
 fn table(disk: &TestDisk) -> TableFacts {
-    let store = Arc::new(TableDirectory::new(Arc::new(disk.clone())));
+    let store = Arc::new(TableDirectory::new(Arc::new(disk.clone()), 2));
     let mut values = ValueWriter::create(&store, Expendable::No).unwrap();
     values.add(b"first").unwrap();
     let reference = values.add(b"long value").unwrap();
