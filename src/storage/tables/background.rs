@@ -120,7 +120,7 @@ impl OutputFiles {
             None => TableWriter::create(store, options.block_bytes, self.expendable)?,
         };
         writer.add(key, value)?;
-        match writer.bytes() >= options.table_bytes {
+        match writer.is_full(options.table_bytes) {
             true => self.files.tables.push(writer.finish()?),
             false => self.table = Some(writer),
         }

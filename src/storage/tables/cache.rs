@@ -20,8 +20,8 @@ use super::filter::Filter;
 use super::section::Place;
 use super::table::TableIndex;
 
-/// An entry may take a whole shard: of 16 MiB each has 2, where an index takes less than half of
-/// one.
+/// An entry may take a whole shard: of 16 MiB each has 2, and a table ends when its index or its
+/// filter has half of that.
 const SHARDS: usize = 8;
 
 /// A part of a table in memory.

@@ -13,6 +13,10 @@
 //! is held for a few copies of references. When a seal is moved, the memory table and the new
 //! levels are exchanged under this lock, so a view has its rows in the one or in the other.
 //!
+//! Levels and memory tables that were exchanged are kept in a list until no view has them, and are
+//! dropped by steps of the background: whoever has them last removes files and frees a map of
+//! megabytes, which the thread of a short read must not do.
+//!
 //! Locks, in this order: `writer`, of the one thread that writes; `background`, held for a step;
 //! `current`, never held while anything waits.
 //!
@@ -51,7 +55,7 @@ const SEALED_MAX: usize = 2;
 pub struct TableEngine {
     parts: StoreParts,
     writer: Mutex<WriterState>,
-    background: Mutex<Option<MergeJob>>,
+    background: Mutex<Background>,
     current: RwLock<Current>,
     /// The last batch that is visible.
     published: AtomicU64,
@@ -61,6 +65,23 @@ pub struct TableEngine {
 struct WriterState {
     last_batch: BatchNumber,
     last_seal: SealNumber,
+}
+
+#[derive(Default)]
+struct Background {
+    /// The stretch of a merge that is under way.
+    job: Option<MergeJob>,
+    /// Those that were exchanged, and that views may have.
+    former_levels: Vec<Arc<Levels>>,
+    former_memory: Vec<Arc<MemoryTable>>,
+}
+
+impl Background {
+    /// Drops what no view has any more.
+    fn drop_former(&mut self) {
+        self.former_levels.retain(|levels| Arc::strong_count(levels) > 1);
+        self.former_memory.retain(|table| Arc::strong_count(table) > 1);
+    }
 }
 
 /// What views are made of.
@@ -93,7 +114,7 @@ impl TableEngine {
         Ok(TableEngine {
             parts: StoreParts { store, cache, options },
             writer: Mutex::new(WriterState { last_batch: 0, last_seal }),
-            background: Mutex::new(None),
+            background: Mutex::default(),
             current: RwLock::new(Current {
                 active,
                 sealed,
@@ -121,8 +142,8 @@ impl TableEngine {
         TableEngine::open(Arc::new(directory), TablesOptions::default())
     }
 
-    /// Moves the oldest seal to the disk. The caller holds `background`.
-    fn move_oldest(&self, _: &MutexGuard<'_, Option<MergeJob>>) -> Result<(), EngineError> {
+    /// Moves the oldest seal to the disk.
+    fn move_oldest(&self, background: &mut Background) -> Result<(), EngineError> {
         self.parts.store.check_writable()?;
         let (oldest, levels) =
             self.with_current(|current| (current.sealed.front().cloned(), current.levels.clone()));
@@ -130,16 +151,25 @@ impl TableEngine {
         let levels = self.parts.move_seal(&sealed, &levels);
         // Without the seal there is no way on: the log would be cut short by later ones.
         let levels = levels.inspect_err(|error| self.parts.store.set_failed(error))?;
-        self.with_current_mut(|current| {
-            current.levels = Arc::new(levels);
+        let (former, moved) = self.with_current_mut(|current| {
+            let moved = current.sealed.pop_front();
             // Its mark may have risen meanwhile.
-            current.durable_mark = current.sealed.pop_front().map(|moved| moved.mark);
+            current.durable_mark = moved.as_ref().map(|moved| moved.mark);
+            (std::mem::replace(&mut current.levels, Arc::new(levels)), moved)
         });
+        background.former_levels.push(former);
+        background.former_memory.extend(moved.map(|moved| moved.table));
         Ok(())
     }
 
     /// Takes the next step of the background. Returns whether there is more to do at once.
-    fn step(&self, background: &mut MutexGuard<'_, Option<MergeJob>>) -> Result<bool, EngineError> {
+    fn step(&self, background: &mut Background) -> Result<bool, EngineError> {
+        let more = self.next_step(background)?;
+        background.drop_former();
+        Ok(more)
+    }
+
+    fn next_step(&self, background: &mut Background) -> Result<bool, EngineError> {
         self.parts.store.check_writable()?;
         let (seals, levels) =
             self.with_current(|current| (current.sealed.len(), current.levels.clone()));
@@ -147,11 +177,9 @@ impl TableEngine {
         // After a merge that was given up the next one would be, too: not at once.
         match policy::next_step(&levels.sizes(seals), SizeClasses { fan, lowest_bytes }) {
             Some(BackgroundStep::Move) => self.move_oldest(background).map(|()| true),
-            _ if background.is_some() => self.merge_on(background),
+            _ if background.job.is_some() => self.merge_on(background),
             Some(BackgroundStep::Merge(runs)) => {
-                **background = Some(MergeJob::begin(&self.parts, &levels, runs)?);
-                // The stretch must not keep files that it is going to make obsolete.
-                drop(levels);
+                background.job = Some(MergeJob::begin(&self.parts, &levels, runs)?);
                 self.merge_on(background)
             }
             None => Ok(false),
@@ -159,14 +187,11 @@ impl TableEngine {
     }
 
     /// Takes a step of the merge that is under way. Returns false if it was given up.
-    fn merge_on(
-        &self,
-        background: &mut MutexGuard<'_, Option<MergeJob>>,
-    ) -> Result<bool, EngineError> {
-        let Some(mut job) = background.take() else { return Ok(false) };
+    fn merge_on(&self, background: &mut Background) -> Result<bool, EngineError> {
+        let Some(mut job) = background.job.take() else { return Ok(false) };
         let merged = match job.step(&self.parts) {
             Ok(false) => {
-                **background = Some(job);
+                background.job = Some(job);
                 return Ok(true);
             }
             Ok(true) => {
@@ -177,7 +202,10 @@ impl TableEngine {
         };
         match merged {
             Ok(levels) => {
-                self.with_current_mut(|current| current.levels = Arc::new(levels));
+                let former = self.with_current_mut(|current| {
+                    std::mem::replace(&mut current.levels, Arc::new(levels))
+                });
+                background.former_levels.push(former);
                 Ok(true)
             }
             Err(EngineError::File { action, path, detail }) => {
@@ -234,7 +262,7 @@ impl TableEngine {
             let mut background = self.background();
             if self.waiting() > SEALED_MAX && !self.step(&mut background)? {
                 // A merge that was due is given up: too many runs are better than no room.
-                self.move_oldest(&background)?;
+                self.move_oldest(&mut background)?;
             }
         }
         Ok(())
@@ -256,11 +284,11 @@ impl TableEngine {
         use_it(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn with_current_mut(&self, change: impl FnOnce(&mut Current)) {
-        change(&mut self.current.write().unwrap_or_else(PoisonError::into_inner));
+    fn with_current_mut<T>(&self, change: impl FnOnce(&mut Current) -> T) -> T {
+        change(&mut self.current.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn background(&self) -> MutexGuard<'_, Option<MergeJob>> {
+    fn background(&self) -> MutexGuard<'_, Background> {
         // A merge is taken out of it while it is worked on, so a panic leaves it without one.
         self.background.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -311,7 +339,7 @@ impl Engine for TableEngine {
 
     fn flush(&self) -> Result<(), EngineError> {
         while self.waiting() > 0 {
-            self.move_oldest(&self.background())?;
+            self.move_oldest(&mut self.background())?;
         }
         Ok(())
     }

@@ -45,9 +45,14 @@ impl FilterBuilder {
         }
     }
 
+    /// The bytes of the filter of the keys so far.
+    pub fn bytes(&self) -> usize {
+        lines(self.hashes.len()) * LINE_BYTES
+    }
+
     /// The filter, and begins the next one.
     pub fn finish(&mut self) -> Vec<u8> {
-        let lines = (self.hashes.len() * BITS_PER_KEY).div_ceil(LINE_BITS as usize).max(1);
+        let lines = lines(self.hashes.len());
         let mut bytes = vec![0; lines * LINE_BYTES];
         for hash in self.hashes.drain(..) {
             let (line, bits) = place(hash, lines);
@@ -56,6 +61,11 @@ impl FilterBuilder {
         }
         bytes
     }
+}
+
+/// The number of lines of a filter of so many keys.
+fn lines(keys: usize) -> usize {
+    (keys * BITS_PER_KEY).div_ceil(LINE_BITS as usize).max(1)
 }
 
 /// A filter in memory.

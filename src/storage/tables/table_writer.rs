@@ -18,6 +18,11 @@ use super::table::{Footer, TableFacts, TableIndex};
 use crate::storage::engine::EngineError;
 use crate::storage::keys;
 
+/// A table ends when its index, or its filter, has so many bytes: half of what one shard of the
+/// cache holds. With keys of some kilobytes, a table of full length had an index of 20 MiB, which
+/// each read of a row read again.
+const PART_BYTES_MAX: usize = 1024 * 1024;
+
 pub(super) struct TableWriter {
     file: FileWriter,
     /// A block ends with the row with which it reaches so many bytes.
@@ -83,6 +88,14 @@ impl TableWriter {
         self.filter.add(keys::without_timestamp(key));
         self.block.add(key, value);
         if self.block.bytes() >= self.block_bytes { self.end_block() } else { Ok(()) }
+    }
+
+    /// Whether the table ends here: it has so many bytes, or as many in its index or its filter as
+    /// these may have.
+    pub fn is_full(&self, table_bytes: u64) -> bool {
+        self.bytes() >= table_bytes
+            || self.index.len() >= PART_BYTES_MAX
+            || self.filter.bytes() >= PART_BYTES_MAX
     }
 
     /// The bytes of the rows so far.

@@ -128,7 +128,10 @@ fn long_values_that_are_deleted_give_their_room_back() {
     assert!(rows.iter().all(|(_, value)| value.len() == 500));
     assert!(disk.used_bytes() > before, "a view holds on to its files");
     assert_eq!(scan(&*old_view, &everything(), Direction::Forward).unwrap().len(), 600);
+    let files = disk.names().len();
     drop(old_view);
+    assert_eq!(disk.names().len(), files, "readers remove no files");
+    engine.work().unwrap();
     let after = disk.used_bytes();
     assert!(after < before / 4, "{after} of {before} bytes are left");
     let again = open(&disk.after_power_loss(), small_tables()).unwrap();
@@ -173,4 +176,52 @@ fn the_segments_of_small_seals_are_joined() {
     assert!(rows.len() == 300 && rows.values().all(|value| value.len() == 200));
     let written = disk.used_bytes();
     assert!(written < 300 * 200 * 2, "{written} bytes");
+}
+
+/// A block of references leads to many times its own bytes.
+#[test]
+fn a_step_of_scrubbing_reads_no_more_than_it_may() {
+    let disk = TestDisk::default();
+    let options = TablesOptions { block_bytes: 8 << 10, table_bytes: 1 << 20, ..small_tables() };
+    let engine = open(&disk, TablesOptions { cache_bytes: 0, ..options }).unwrap();
+    fill(&engine, 0..200, 20_000);
+    let (mut next, mut steps) = (Some(0), 0);
+    while let Some(position) = next {
+        let before = disk.reads();
+        next = engine.scrub(position, 4).unwrap().next_block;
+        // Two values of three blocks each, beside blocks, index and filter of a table.
+        let reads = disk.reads() - before;
+        assert!(reads <= 2 + 4 + 3, "{reads} reads at {position}");
+        steps += 1;
+    }
+    assert!(steps >= 100, "{steps} steps for 600 blocks of values");
+    disk.flip("1.values", 8 * 150_000);
+    let scrub = || {
+        let mut next = Some(0);
+        while let Some(position) = next {
+            next = engine.scrub(position, 4)?.next_block;
+        }
+        Ok::<_, EngineError>(())
+    };
+    assert!(matches!(scrub(), Err(EngineError::Damaged { .. })));
+}
+
+/// The index of a table with long keys is a large part of it.
+#[test]
+fn an_index_stays_so_small_that_it_is_cached() {
+    let disk = TestDisk::default();
+    let engine =
+        open(&disk, TablesOptions { block_bytes: 100, ..TablesOptions::default() }).unwrap();
+    let long_key = |number: u32| Bytes::from([&[b'k'; 4000][..], &number.to_be_bytes()].concat());
+    let mut batch = WriteBatch::default();
+    (0..900).for_each(|number| batch.put(long_key(number), Bytes::new()));
+    engine.write_durably(&batch).unwrap();
+    let tables = disk.names().iter().filter(|name| name.ends_with(".table")).count();
+    assert!((3..6).contains(&tables), "{:?}", disk.names());
+    for number in [0, 450, 899] {
+        assert!(engine.get(&long_key(number)).unwrap().is_some());
+        let before = disk.reads();
+        assert!(engine.get(&long_key(number)).unwrap().is_some());
+        assert_eq!(disk.reads(), before, "everything is in the cache");
+    }
 }
