@@ -170,3 +170,28 @@ fn collecting_garbage_does_not_step_over_what_was_collected_before() {
     // A walk over the markers would read hundreds of blocks, and several times.
     assert!(reads < 600, "{reads} reads for a single version");
 }
+
+#[test]
+fn a_merge_without_room_is_begun_again_less_and_less_often() {
+    let mut server = Server::new(TablesOptions { cache_bytes: 0, ..OPTIONS });
+    for round in 1..=4 {
+        server.put_all_keys(round, 100);
+        server.machine.checkpoint().unwrap();
+    }
+    let tables = |server: &Server| {
+        let names = server.disk.files().into_iter().map(|(name, _)| name);
+        names.filter(|name| name.ends_with(".table")).collect::<Vec<_>>()
+    };
+    let before = tables(&server);
+    let nothing_more = Faults { disk_bytes_max: Some(1), ..Faults::default() };
+    server.disk.set_faults(nothing_more);
+    let mut steps = 0;
+    for _ in 0..400 {
+        steps += u32::from(server.engine.work().unwrap());
+    }
+    assert_eq!(tables(&server), before, "what was given up leaves nothing");
+    assert!((1..100).contains(&steps), "{steps} steps of merges that do not fit");
+    server.disk.set_faults(Faults::default());
+    (0..400).for_each(|_| _ = server.engine.work().unwrap());
+    assert_ne!(tables(&server), before, "with room it is merged");
+}

@@ -51,6 +51,10 @@ use crate::storage::files::Directory;
 /// and the other waits; more would hide a slow disk, and take memory.
 const SEALED_MAX: usize = 2;
 
+/// After a merge is given up it is begun again at once, then after one attempt less, three, seven,
+/// and so on with this exponent of two at most: a minute if work is looked for once a second.
+const RESTS_DOUBLED_MAX: u32 = 6;
+
 /// A store of tables in a directory of its own.
 pub struct TableEngine {
     parts: StoreParts,
@@ -71,6 +75,10 @@ struct WriterState {
 struct Background {
     /// The stretch of a merge that is under way.
     job: Option<MergeJob>,
+    /// Stretches that were given up, one after the other.
+    given_up: u32,
+    /// So many times no merge is begun.
+    rests: u32,
     /// Those that were exchanged, and that views may have.
     former_levels: Vec<Arc<Levels>>,
     former_memory: Vec<Arc<MemoryTable>>,
@@ -178,6 +186,10 @@ impl TableEngine {
         match policy::next_step(&levels.sizes(seals), SizeClasses { fan, lowest_bytes }) {
             Some(BackgroundStep::Move) => self.move_oldest(background).map(|()| true),
             _ if background.job.is_some() => self.merge_on(background),
+            Some(BackgroundStep::Merge(_)) if background.rests > 0 => {
+                background.rests -= 1;
+                Ok(false)
+            }
             Some(BackgroundStep::Merge(runs)) => {
                 background.job = Some(MergeJob::begin(&self.parts, &levels, runs)?);
                 self.merge_on(background)
@@ -206,10 +218,14 @@ impl TableEngine {
                     std::mem::replace(&mut current.levels, Arc::new(levels))
                 });
                 background.former_levels.push(former);
+                background.given_up = 0;
                 Ok(true)
             }
             Err(EngineError::File { action, path, detail }) => {
                 self.parts.store.check_writable()?;
+                // The disk is likely to be as full the next time, and a stretch writes much.
+                background.rests = (1 << background.given_up) - 1;
+                background.given_up = (background.given_up + 1).min(RESTS_DOUBLED_MAX);
                 log::warn!("a merge is given up: cannot {action} {path}: {detail}");
                 Ok(false)
             }
