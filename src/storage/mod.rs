@@ -220,7 +220,7 @@ fn finish_installation(
     store: TableEngine,
     found: &RecoveredLog,
 ) -> Result<Arc<dyn Engine>, ApplyError> {
-    staging.remove_leftovers()?;
+    staging.remove_leftovers();
     let applied = apply::stored_point(&store)?.index;
     if applied + 1 < found.first_index
         && let Some((staged, staged_index)) = open_staged(staging)?
@@ -228,7 +228,9 @@ fn finish_installation(
     {
         ::log::warn!("finishing the installation of a snapshot of entry {staged_index}");
         drop((store, staged));
-        return Ok(staging.promote()?);
+        let engine = staging.promote()?;
+        staging.remove_leftovers();
+        return Ok(engine);
     }
     staging.remove_staged()?;
     Ok(Arc::new(store))

@@ -93,10 +93,14 @@ impl DiskStaging {
     }
 
     /// Removes the store under construction and those that were replaced, if there are any. None
-    /// of them is open.
-    pub(in crate::storage) fn remove_leftovers(&self) -> Result<(), EngineError> {
-        self.remove(self.names.partial)?;
-        set_aside::numbered(self.names.replaced).try_for_each(|name| self.remove(&name))
+    /// of them is open, and nothing depends on it but room.
+    pub(in crate::storage) fn remove_leftovers(&self) {
+        let replaced = set_aside::numbered(self.names.replaced);
+        for name in replaced.chain([self.names.partial.to_owned()]) {
+            if let Err(error) = self.remove(&name) {
+                log::warn!("a store of no use is left until the next start: {error}");
+            }
+        }
     }
 
     /// A name for a store that makes way.
