@@ -29,11 +29,15 @@ mod store;
 mod tally;
 mod zipfian;
 
-pub use generator::{Ask, Generator, GeneratorTurn, Pace, Plan, Until};
+#[cfg(any(test, feature = "internals"))]
+pub use generator::{Ask, Generator, GeneratorTurn};
+pub use generator::{Pace, Plan, Until};
 pub use load::LoadError;
 pub use mix::Mix;
 pub use store::{StoreLoad, StoreProtocol};
-pub use tally::{KindFigures, Measured, WindowFigures};
+pub use tally::Measured;
+#[cfg(any(test, feature = "internals"))]
+pub use tally::{KindFigures, WindowFigures};
 pub use zipfian::Distribution;
 
 use rand::rngs::SmallRng;
