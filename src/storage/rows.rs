@@ -94,7 +94,13 @@ impl Rows for RowsInMemory<'_> {
     }
 
     fn newest(&self, range: &RowRange, show: &mut ShowRow<'_>) -> Result<(), EngineError> {
-        self.0.newest_in_memory(range, show)
+        self.0.newest_in_memory(range, &mut |key, value| match value {
+            RowValue::Inline(_) => show(key, value),
+            RowValue::OutOfLine { bytes, .. } => {
+                let read = || Err(EngineError::NotInMemory);
+                show(key, RowValue::OutOfLine { bytes, read: &read });
+            }
+        })
     }
 }
 
@@ -198,6 +204,7 @@ mod tests {
     use super::*;
     use crate::storage::engine::Engine;
     use crate::storage::memory::MemoryEngine;
+    use crate::storage::tables::TableEngine;
 
     type Change = (u8, Option<u8>);
 
@@ -210,6 +217,25 @@ mod tests {
             }
         }
         batch
+    }
+
+    /// The event loop asks, and once waited for the disk, where the removal of a range with long
+    /// ends was just being taken away.
+    #[test]
+    fn what_memory_tells_of_a_long_value_is_its_length_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = TableEngine::open_at(dir.path()).unwrap();
+        let (row, value) = (Bytes::from_static(b"row"), Bytes::from(vec![7; 100_000]));
+        let mut batch = WriteBatch::default();
+        batch.put(row.clone(), value.clone());
+        engine.write_durably(&batch).unwrap();
+        let view = engine.view().unwrap();
+        assert_eq!(ViewRows(&*view).get(&row).unwrap(), Some(value.clone()));
+        let rows = RowsInMemory(&*view);
+        let mut told = None;
+        rows.newest(&keys::only(&row), &mut |_, found| told = Some(found.bytes())).unwrap();
+        assert_eq!(told, Some(value.len()));
+        assert!(matches!(rows.get(&row), Err(EngineError::NotInMemory)));
     }
 
     proptest! {
