@@ -27,6 +27,7 @@ pub struct TableStoreBuilder {
 impl TableStoreBuilder {
     /// Begins a store in a directory without files.
     pub fn new(directory: Arc<dyn Directory>, options: TablesOptions) -> TableStoreBuilder {
+        let options = options.fitting(&*directory);
         let store = Arc::new(TableDirectory::new(directory, options.open_files_max));
         let cache = Arc::new(TableCache::new(0));
         let parts = StoreParts { store, cache, options };

@@ -113,6 +113,7 @@ impl TableEngine {
         directory: Arc<dyn Directory>,
         options: TablesOptions,
     ) -> Result<TableEngine, EngineError> {
+        let options = options.fitting(&*directory);
         let store = Arc::new(TableDirectory::new(directory, options.open_files_max));
         let manifest = TableManifest::open(&store)?;
         let cache = Arc::new(TableCache::new(options.cache_bytes));

@@ -64,9 +64,14 @@ mod view;
 pub use builder::TableStoreBuilder;
 pub use engine::TableEngine;
 
+use super::files::Directory;
+
 /// Files of a store that stay open between two reads; [`process::files`](crate::process::files)
 /// keeps them free of connections.
 const OPEN_FILES_MAX: usize = 64;
+
+/// However small the disk is, tables are not made smaller than this for it: half of a memory table.
+const FITTED_TABLE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 
 /// Bounds of an engine of tables. Tests draw them small, so that few rows make many tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,5 +117,32 @@ impl Default for TablesOptions {
             // A gigabyte or two of tables. To open a file anew costs less than to read from it.
             open_files_max: OPEN_FILES_MAX,
         }
+    }
+}
+
+impl TablesOptions {
+    /// With tables of at most the hundredth part of a small disk: a merge takes the room of one for
+    /// each of its runs beside what it gives back, and writes must not be refused for it.
+    fn fitting(self, directory: &dyn Directory) -> TablesOptions {
+        // A disk that does not tell its size is found out when something is written.
+        let Ok(space) = directory.space() else { return self };
+        let table_bytes_max = (space.total_bytes / 100).max(FITTED_TABLE_BYTES_MIN);
+        TablesOptions { table_bytes: self.table_bytes.min(table_bytes_max), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::tables::test_disk::TestDisk;
+
+    #[test]
+    fn tables_are_smaller_on_a_small_disk_and_never_larger() {
+        // It says that it has a gibibyte.
+        let disk = TestDisk::default();
+        let fitted = TablesOptions::default().fitting(&disk);
+        assert_eq!(fitted.table_bytes, (1 << 30) / 100);
+        let tiny = TablesOptions { table_bytes: 100, ..TablesOptions::default() };
+        assert_eq!(tiny.fitting(&disk), tiny);
     }
 }
