@@ -250,6 +250,8 @@ pub struct StateMachine {
     /// When the driver was first seen with something applied since the last seal.
     unsealed_since_us: Option<u64>,
     left: Left,
+    /// The engine that a snapshot has replaced, and where that one was staged.
+    retired: Option<(Arc<dyn Engine>, StagedSnapshot)>,
     poisoned: bool,
 }
 
@@ -296,6 +298,7 @@ impl StateMachine {
             unsealed_bytes: 0,
             unsealed_since_us: None,
             left,
+            retired: None,
             poisoned: false,
         })
     }
@@ -615,6 +618,7 @@ impl StateMachine {
         if found.index < applied.index || found.timestamp < applied.timestamp {
             return Err(ApplyError::OlderSnapshot { found: found.index, applied: applied.index });
         }
+        self.forget_retired();
         self.guarded(|machine| {
             let engine = staged.promote()?;
             check_format(&*engine)?;
@@ -641,12 +645,22 @@ impl StateMachine {
             *shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
             shared.set_removals(KnownRemovals::Settled(after));
             machine.left = left;
-            std::mem::replace(&mut machine.engine, engine).retire();
-            staged.tidy();
+            let old = std::mem::replace(&mut machine.engine, engine);
+            old.retire();
+            machine.retired = Some((old, staged));
             machine.point = point;
             machine.nothing_unsealed();
             Ok(point)
         })
+    }
+
+    /// Lets go of an engine that a snapshot has replaced. Called a moment later, so that no reader
+    /// that must not wait is the last one to let go of it, which removes its files.
+    pub fn forget_retired(&mut self) {
+        if let Some((engine, staged)) = self.retired.take() {
+            drop(engine);
+            staged.tidy();
+        }
     }
 
     /// Notes that everything applied is in a seal.

@@ -106,8 +106,8 @@ fn fill(client: &Client, value: &[u8], mut each: impl FnMut(usize)) -> (Vec<Stri
     }
 }
 
-/// Waits until `status` and `health` end as scripts want it. A log that is cut, or a merge, may give
-/// room back at any moment, which is taken again.
+/// Waits until `status` and `health` end as scripts want it. A log that is cut, or a merge, may
+/// give room back at any moment, which is taken again.
 fn until_scripts_are_told(group: &Group, client: &Client, value: &[u8], can_write: bool) {
     let are_told = |command: &&str| {
         let acervo = env!("CARGO_BIN_EXE_acervo");

@@ -42,6 +42,7 @@ pub(super) fn start(
         let mut thread = ApplierThread { machine, intake, reserve, sealed, completions, started };
         loop {
             let received = work.recv_timeout(limits::SEAL_INTERVAL);
+            thread.machine.forget_retired();
             let done = match received {
                 Ok(StoreWork::Apply(mut piece)) => {
                     work.linger(APPLY_GATHER);

@@ -295,6 +295,7 @@ fn on_disk_a_snapshot_takes_the_stores_place_under_its_readers() {
     assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "snapshot", "store"]);
     assert_eq!(reader.applied().index, 3);
     receiver.install(staged).unwrap();
+    receiver.forget_retired();
     assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "store"]);
     assert_eq!(reader.applied(), point);
     let newest = reader.get(b"key 19").unwrap();
@@ -324,6 +325,7 @@ fn who_reads_a_store_that_is_replaced_reads_on_and_its_files_go_afterwards() {
         let (point, reader) = (source.point(), receiver.begin_snapshot().unwrap());
         let staged = take_in(data_dir.staging(), point, &chunks(source, 1000)).unwrap();
         receiver.install(staged).unwrap();
+        receiver.forget_retired();
         assert!(files(&dir).contains(&replaced.to_owned()), "{:?}", files(&dir));
         drop(reader);
         let left = std::fs::read_dir(dir.path().join(replaced)).unwrap().count();
@@ -335,6 +337,7 @@ fn who_reads_a_store_that_is_replaced_reads_on_and_its_files_go_afterwards() {
         take_in(data_dir.staging(), source.point(), &chunks(source, 1000)).unwrap()
     };
     receiver.install(staged(400)).unwrap();
+    receiver.forget_retired();
     assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "store"]);
 }
 
