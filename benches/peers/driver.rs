@@ -137,17 +137,19 @@ impl Line {
         dialect: &mut dyn Dialect,
     ) -> Outcome<Line> {
         let (mut out, mut partial) = (Vec::new(), Vec::new());
-        while is_answered {
-            if let Some(taken) = dialect.welcomed(client, &partial, &mut out)? {
-                partial.drain(..taken);
-                break;
-            }
-            let mut piece = [0; 4096];
-            let read = stream.read(&mut piece);
-            match read.map_err(|error| format!("a greeting is not answered: {error}"))? {
-                0 => return Err("a greeting is answered by closing the connection".into()),
-                length => partial.extend_from_slice(&piece[..length]),
-            }
+        if is_answered {
+            let taken = loop {
+                if let Some(taken) = dialect.welcomed(client, &partial, &mut out)? {
+                    break taken;
+                }
+                let mut piece = [0; 4096];
+                let read = stream.read(&mut piece);
+                match read.map_err(|error| format!("a greeting is not answered: {error}"))? {
+                    0 => return Err("a greeting is answered by closing the connection".into()),
+                    length => partial.extend_from_slice(&piece[..length]),
+                }
+            };
+            partial.drain(..taken);
         }
         stream.set_nonblocking(true)?;
         Ok(Line { stream: TcpStream::from_std(stream), partial, out, written: 0 })

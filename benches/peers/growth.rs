@@ -270,7 +270,8 @@ fn draw(sweep: &Sweep, measured: &[Measurement], folder: &Path) -> Outcome<()> {
         let label = grouped(point.value);
         writeln!(picture, "<text x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{label}</text>")?;
     }
-    let lines: [(&str, &str, fn(&Measurement) -> f64); 2] = [
+    type Rate = fn(&Measurement) -> f64;
+    let lines: [(&str, &str, Rate); 2] = [
         ("PUT a second", "#b3261e", |point| point.put.per_second),
         ("GET a second", "#1e5fb3", |point| point.get.per_second),
     ];

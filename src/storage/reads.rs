@@ -154,8 +154,7 @@ impl Store {
         read_view: ReadView,
         most: PageLimits,
     ) -> Result<Page, ApplyError> {
-        let reader = Reader::new(rows, read_view, pending)
-            .stepping(self.shared.limits().versions_stepped_max);
+        let reader = Reader::new(rows, read_view, pending);
         match of {
             PageOf::Range { from, to } => {
                 let found = reader.range(from, to, most)?;

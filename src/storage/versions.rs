@@ -196,7 +196,7 @@ impl<'a> Reader<'a> {
     /// A reader of the state that a read view shows, where these removals are pending.
     pub fn new(rows: &'a dyn Rows, read_view: ReadView, pending: PendingRemovals) -> Reader<'a> {
         let ReadView { at, removals_up_to } = read_view;
-        let stepped_max = limits::VERSIONS_STEPPED_MAX;
+        let stepped_max = limits::READ_VERSIONS_STEPPED_MAX;
         Reader { rows, at, removals_up_to, pending, stepped_max }
     }
 
