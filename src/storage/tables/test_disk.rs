@@ -170,7 +170,7 @@ impl Directory for TestDisk {
     }
 
     fn remove_directory(&self, _: &str) -> io::Result<()> {
-        unimplemented!("a store has no directories")
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     fn directory(&self, _name: &str) -> io::Result<Arc<dyn Directory>> {
