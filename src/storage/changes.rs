@@ -14,6 +14,21 @@ use super::removals::RangeRemoval;
 use super::rows::Overlay;
 use crate::model::Timestamp;
 
+/// A row that is to be deleted, its [`state_row_hash`], and the length of its value, which is not
+/// kept once it is hashed.
+pub(super) struct HashedRow {
+    pub row: Bytes,
+    pub hash: u64,
+    pub value_bytes: usize,
+}
+
+impl HashedRow {
+    pub fn new(row: &[u8], value: &[u8]) -> HashedRow {
+        let hash = state_row_hash(row, value);
+        HashedRow { row: Bytes::copy_from_slice(row), hash, value_bytes: value.len() }
+    }
+}
+
 /// A batch under construction.
 pub(super) struct Changes<'a> {
     view: &'a dyn EngineView,
@@ -97,19 +112,20 @@ impl<'a> Changes<'a> {
 
     /// Removes a row, which must exist with this value.
     pub fn delete(&mut self, row: Bytes, value: &[u8]) {
-        let hash = state_row_hash(&row, value);
-        self.delete_hashed(row, hash);
+        let (hash, value_bytes) = (state_row_hash(&row, value), value.len());
+        self.delete_hashed(HashedRow { row, hash, value_bytes });
     }
 
-    /// Removes a row, which must exist with this [`state_row_hash`].
-    pub fn delete_hashed(&mut self, row: Bytes, hash: u64) {
+    /// Removes a row, which must exist as it was hashed.
+    pub fn delete_hashed(&mut self, hashed: HashedRow) {
+        let HashedRow { row, hash, value_bytes } = hashed;
         debug_assert!(
             !matches!(self.batch.get(&row), Some(None)),
             "{row:?} is removed twice: the state's hash would be wrong"
         );
         self.steps.step();
         self.hash.subtract(hash);
-        self.batch.remove(row);
+        self.batch.remove(row, value_bytes);
     }
 
     /// Sets a fact about the store. It is not part of the hash, because it follows from the history

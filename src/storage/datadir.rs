@@ -23,7 +23,7 @@ use crate::limits;
 use crate::model::{ClusterId, NodeId};
 
 /// The format version of the directory that this release writes, and the only one that it reads.
-pub const DIRECTORY_FORMAT_VERSION: u32 = 2;
+pub const DIRECTORY_FORMAT_VERSION: u32 = 3;
 
 const LOCK: &str = "LOCK";
 const IDENTITY: &str = "IDENTITY";
@@ -699,7 +699,7 @@ mod tests {
         assert_eq!(again.path(), path);
         let text = fs::read_to_string(path.join(IDENTITY)).unwrap();
         assert!(
-            text.starts_with("acervo data directory\nformat 2\ncluster 0000000000000ace\nnode 2\n")
+            text.starts_with("acervo data directory\nformat 3\ncluster 0000000000000ace\nnode 2\n")
         );
     }
 
@@ -768,7 +768,7 @@ mod tests {
         fs::write(&name, good.replace("node 2", "node 3")).unwrap();
         assert!(matches!(open(dir.path()), Err(DataDirError::DamagedIdentity { .. })));
 
-        for other in [1, 3] {
+        for other in [DIRECTORY_FORMAT_VERSION - 1, DIRECTORY_FORMAT_VERSION + 1] {
             let body = format!("{TITLE}\nformat {other}\nsomething else\n");
             let identity = format!("{body}check {:08x}\n", crc32fast::hash(body.as_bytes()));
             fs::write(&name, identity).unwrap();

@@ -44,7 +44,8 @@ impl Steps {
 /// key, in which engines insert fastest.
 ///
 /// Whoever knows whether a row exists says so, with [`insert`](WriteBatch::insert) and
-/// [`remove`](WriteBatch::remove): an engine that counts its rows would have to look for the row.
+/// [`remove`](WriteBatch::remove): an engine that counts its rows, and the bytes of long values,
+/// would have to look for the row.
 #[derive(Clone, Debug, Default)]
 pub struct WriteBatch {
     rows: BTreeMap<Bytes, RowChange>,
@@ -55,8 +56,15 @@ pub struct WriteBatch {
 struct RowChange {
     /// `None`: the row is removed.
     value: Option<Bytes>,
-    /// Whether the row exists before the batch; `None` if nobody has said so.
-    existed: Option<bool>,
+    before: RowBefore,
+}
+
+/// The state of a row before a batch, as far as whoever has made the batch has said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowBefore {
+    Unknown,
+    Absent,
+    Present { value_bytes: usize },
 }
 
 impl WriteBatch {
@@ -67,27 +75,28 @@ impl WriteBatch {
 
     /// Sets a row, which may exist.
     pub fn put(&mut self, key: Bytes, value: Bytes) {
-        self.change(key, Some(value), None);
+        self.change(key, Some(value), RowBefore::Unknown);
     }
 
     /// Removes a row, if it exists.
     pub fn delete(&mut self, key: Bytes) {
-        self.change(key, None, None);
+        self.change(key, None, RowBefore::Unknown);
     }
 
     /// Adds a row, which must not exist, with the changes of the batch so far.
     pub fn insert(&mut self, key: Bytes, value: Bytes) {
-        self.change(key, Some(value), Some(false));
+        self.change(key, Some(value), RowBefore::Absent);
     }
 
-    /// Removes a row, which must exist, with the changes of the batch so far.
-    pub fn remove(&mut self, key: Bytes) {
-        self.change(key, None, Some(true));
+    /// Removes a row, which must exist with a value of so many bytes, with the changes of the batch
+    /// so far.
+    pub fn remove(&mut self, key: Bytes, value_bytes: usize) {
+        self.change(key, None, RowBefore::Present { value_bytes });
     }
 
-    fn change(&mut self, key: Bytes, value: Option<Bytes>, existed: Option<bool>) {
+    fn change(&mut self, key: Bytes, value: Option<Bytes>, before: RowBefore) {
         match self.rows.entry(key) {
-            Entry::Vacant(entry) => _ = entry.insert(RowChange { value, existed }),
+            Entry::Vacant(entry) => _ = entry.insert(RowChange { value, before }),
             // The first change has said what was before the batch.
             Entry::Occupied(mut entry) => entry.get_mut().value = value,
         }
@@ -99,10 +108,10 @@ impl WriteBatch {
         rows.map(|(key, change)| (key, change.value.as_ref()))
     }
 
-    /// Of each row in key order: whether the batch leaves it there, and whether it was there
-    /// before, as far as that was said.
-    pub fn presence(&self) -> impl Iterator<Item = (&Bytes, bool, Option<bool>)> {
-        self.rows.iter().map(|(key, change)| (key, change.value.is_some(), change.existed))
+    /// Of each row in key order: its value after the batch, or `None` if it is removed, and what
+    /// was there before.
+    pub fn transitions(&self) -> impl Iterator<Item = (&Bytes, Option<&Bytes>, RowBefore)> {
+        self.rows.iter().map(|(key, change)| (key, change.value.as_ref(), change.before))
     }
 
     /// The changes within a range, in key order.

@@ -40,7 +40,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::apply::{ApplyError, decode_fact, encode_fact};
-use super::changes::{Changes, state_row_hash};
+use super::changes::{Changes, HashedRow};
 use super::engine::Direction;
 use super::keys;
 use super::queue_fronts::QueueFronts;
@@ -201,13 +201,6 @@ pub(super) fn delete_removed(
     Ok(())
 }
 
-/// A row that is to be deleted, and its hash. Its value is not kept once it is hashed.
-type HashedRow = (Bytes, u64);
-
-fn hashed(row: &[u8], stored: &[u8]) -> HashedRow {
-    (Bytes::copy_from_slice(row), state_row_hash(row, stored))
-}
-
 /// Reads the first row of a range.
 fn first_row(
     rows: &dyn Rows,
@@ -240,15 +233,16 @@ fn remove_versions(
             return ControlFlow::Break(());
         }
         budget.remove(stored.len());
-        gone.push(hashed(row, stored));
+        gone.push(HashedRow::new(row, stored));
         ControlFlow::Continue(())
     })?;
-    for (row, hash) in gone {
-        let at = keys::version_timestamp(&row).map_err(|_| ApplyError::Damaged("a version"))?;
+    for hashed in gone {
+        let at =
+            keys::version_timestamp(&hashed.row).map_err(|_| ApplyError::Damaged("a version"))?;
         if superseding.is_some_and(|oldest| oldest <= at) {
             remove_superseding(changes, keys::superseding(at, key), budget)?;
         }
-        changes.delete_hashed(row, hash);
+        changes.delete_hashed(hashed);
     }
     Ok(complete)
 }
@@ -670,7 +664,7 @@ fn compact_key(
         // A tombstone is deleted with the removal that it belongs to.
         match (StoredVersion::decode(stored), keys::version_timestamp(row)) {
             (Ok(StoredVersion::Removed), Ok(at)) => passed = at,
-            _ => gone.push(hashed(row, stored)),
+            _ => gone.push(HashedRow::new(row, stored)),
         }
         ControlFlow::Continue(())
     })?;
@@ -681,10 +675,11 @@ fn compact_key(
         let compacted = Horizon::read(&changes.rows())?.compacted_as_of;
         advance(changes, META_COMPACTED_AS_OF, compacted, as_of);
     }
-    for (row, hash) in gone {
-        looked_at
-            .push(keys::version_timestamp(&row).map_err(|_| ApplyError::Damaged("a version"))?);
-        changes.delete_hashed(row, hash);
+    for hashed in gone {
+        looked_at.push(
+            keys::version_timestamp(&hashed.row).map_err(|_| ApplyError::Damaged("a version"))?,
+        );
+        changes.delete_hashed(hashed);
     }
     remove_superseding_of(changes, (stays, key), &looked_at, budget)?;
     Ok(complete)

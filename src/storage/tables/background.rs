@@ -31,7 +31,7 @@ use super::TablesOptions;
 use super::block::TableValue;
 use super::cache::TableCache;
 use super::directory::{Expendable, TableDirectory};
-use super::levels::{Change, Levels, UnnamedFiles};
+use super::levels::{Change, Levels, LongValues, UnnamedFiles};
 use super::manifest::SealNumber;
 use super::memory_table::{BatchNumber, MemoryCursor, MemoryTable};
 use super::merge::{MergeCursor, MergeSource};
@@ -57,6 +57,7 @@ pub(super) struct Sealed {
     pub as_of: BatchNumber,
     /// The number of rows of the store then.
     pub rows: u64,
+    pub long_values: LongValues,
 }
 
 /// What every step needs.
@@ -73,7 +74,7 @@ impl StoreParts {
     ///
     /// [`EngineError::File`], [`EngineError::Damaged`], [`EngineError::Read`].
     pub fn move_seal(&self, sealed: &Sealed, levels: &Levels) -> Result<Levels, EngineError> {
-        let Sealed { table, seal, as_of, rows, .. } = sealed;
+        let Sealed { table, seal, as_of, rows, long_values, .. } = sealed;
         let mut output = OutputFiles::new(self, Expendable::No);
         // There is nothing yet that a deleted row could hide.
         let drops_deleted = levels.runs.is_empty();
@@ -87,7 +88,7 @@ impl StoreParts {
             }
             cursor.advance();
         }
-        let change = Change::Move { seal: *seal, rows: *rows };
+        let change = Change::Move { seal: *seal, rows: *rows, long_values: *long_values };
         levels.change(&self.store, &self.cache, &change, output.finish()?)
     }
 }

@@ -46,6 +46,17 @@ pub(super) enum TableValue<'a> {
     Deleted,
 }
 
+impl TableValue<'_> {
+    /// The length of the value; `None` if the row is removed.
+    pub fn bytes(self) -> Option<usize> {
+        match self {
+            TableValue::Inline(value) => Some(value.len()),
+            TableValue::Long(value) => Some(value.bytes as usize),
+            TableValue::Deleted => None,
+        }
+    }
+}
+
 impl ValueRef {
     fn encode(self) -> [u8; VALUE_REF_BYTES] {
         let mut bytes = [0; VALUE_REF_BYTES];

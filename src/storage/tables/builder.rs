@@ -12,7 +12,7 @@ use super::TablesOptions;
 use super::background::{OutputFiles, StoreParts};
 use super::cache::TableCache;
 use super::directory::{Expendable, TableDirectory};
-use super::levels::{Change, Levels};
+use super::levels::{Change, Levels, LongValues};
 use super::manifest::TableManifest;
 use crate::storage::engine::{EngineError, StoreBuilder};
 use crate::storage::files::Directory;
@@ -47,7 +47,7 @@ impl StoreBuilder for TableStoreBuilder {
         let TableStoreBuilder { parts, output, rows } = *self;
         let StoreParts { store, cache, .. } = &parts;
         let blank = Levels::open(store, cache, TableManifest::default())?;
-        let change = Change::Move { seal: 1, rows };
+        let change = Change::Move { seal: 1, rows, long_values: LongValues::default() };
         blank.change(store, cache, &change, output.finish()?).map(drop)
     }
 }

@@ -38,13 +38,13 @@ use super::background::{MergeJob, Sealed, StoreParts};
 use super::block::TableValue;
 use super::cache::TableCache;
 use super::directory::TableDirectory;
-use super::levels::Levels;
+use super::levels::{Levels, LongValues};
 use super::manifest::{SealNumber, TableManifest};
 use super::memory_table::{BatchNumber, MemoryTable};
 use super::policy::{self, BackgroundStep, SizeClasses};
 use super::scrub;
 use super::view::TablesView;
-use crate::storage::engine::{Engine, EngineError, EngineView, Scrubbed, WriteBatch};
+use crate::storage::engine::{Engine, EngineError, EngineView, RowBefore, Scrubbed, WriteBatch};
 use crate::storage::files::Directory;
 
 /// Memory tables that wait for the disk. With two of them the next one fills while one is written
@@ -69,6 +69,16 @@ pub struct TableEngine {
 struct WriterState {
     last_batch: BatchNumber,
     last_seal: SealNumber,
+    /// Since the last seal.
+    long_values: LongValues,
+}
+
+/// How a batch changes what is counted of the store.
+#[derive(Default)]
+struct BatchEffect {
+    rows_added: u64,
+    rows_removed: u64,
+    long_values: LongValues,
 }
 
 #[derive(Default)]
@@ -122,7 +132,11 @@ impl TableEngine {
         let (active, sealed) = (Arc::default(), VecDeque::new());
         Ok(TableEngine {
             parts: StoreParts { store, cache, options },
-            writer: Mutex::new(WriterState { last_batch: 0, last_seal }),
+            writer: Mutex::new(WriterState {
+                last_batch: 0,
+                last_seal,
+                long_values: LongValues::default(),
+            }),
             background: Mutex::default(),
             current: RwLock::new(Current {
                 active,
@@ -243,28 +257,37 @@ impl TableEngine {
         })
     }
 
-    /// How a batch changes the number of rows.
-    fn count(&self, batch: &WriteBatch) -> Result<(u64, u64), EngineError> {
+    /// Counts what a batch adds and removes.
+    fn effect(&self, batch: &WriteBatch) -> Result<BatchEffect, EngineError> {
         let view = self.tables_view();
-        let (mut added, mut removed) = (0, 0);
-        for (key, stays, existed) in batch.presence() {
-            let existed = match existed {
-                Some(existed) => existed,
-                None => view.get(key, |state| state != TableValue::Deleted)?.unwrap_or(false),
+        let long_bytes = |value_bytes: Option<usize>| match value_bytes {
+            Some(bytes) if bytes > self.parts.options.long_value_bytes => bytes as u64,
+            _ => 0,
+        };
+        let mut effect = BatchEffect::default();
+        for (key, after, before) in batch.transitions() {
+            let before = match before {
+                RowBefore::Absent => None,
+                RowBefore::Present { value_bytes } => Some(value_bytes),
+                RowBefore::Unknown => view.get(key, |state| state.bytes())?.flatten(),
             };
-            added += u64::from(!existed && stays);
-            removed += u64::from(existed && !stays);
+            effect.rows_added += u64::from(before.is_none() && after.is_some());
+            effect.rows_removed += u64::from(before.is_some() && after.is_none());
+            effect.long_values.added_bytes += long_bytes(after.map(Bytes::len));
+            effect.long_values.removed_bytes += long_bytes(before);
         }
-        Ok((added, removed))
+        Ok(effect)
     }
 
     /// Applies a batch; the number of rows after it.
     fn apply(&self, writer: &mut WriterState, batch: &WriteBatch) -> Result<u64, EngineError> {
         self.parts.store.check_writable()?;
-        let (added, removed) = self.count(batch)?;
-        let rows = self.rows.load(Ordering::Relaxed) + added;
-        assert!(rows >= removed, "{removed} of {rows} rows are removed");
-        let rows = rows - removed;
+        let BatchEffect { rows_added, rows_removed, long_values } = self.effect(batch)?;
+        let rows = self.rows.load(Ordering::Relaxed) + rows_added;
+        assert!(rows >= rows_removed, "{rows_removed} of {rows} rows are removed");
+        let rows = rows - rows_removed;
+        writer.long_values.added_bytes += long_values.added_bytes;
+        writer.long_values.removed_bytes += long_values.removed_bytes;
         writer.last_batch += 1;
         let active = self.with_current(|current| current.active.clone());
         active.write(writer.last_batch, batch);
@@ -338,10 +361,11 @@ impl Engine for TableEngine {
         let is_empty = self.with_current(|current| current.active.is_empty());
         writer.last_seal += u64::from(!is_empty);
         let (seal, as_of) = (writer.last_seal, writer.last_batch);
+        let long_values = std::mem::take(&mut writer.long_values);
         self.with_current_mut(|current| match current.sealed.back_mut() {
             _ if !is_empty => {
                 let table = std::mem::take(&mut current.active);
-                current.sealed.push_back(Sealed { table, seal, mark, as_of, rows });
+                current.sealed.push_back(Sealed { table, seal, mark, as_of, rows, long_values });
             }
             // There is nothing new: this seal is durable when the one before it is.
             Some(sealed) => sealed.mark = mark,

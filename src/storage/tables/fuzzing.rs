@@ -136,6 +136,7 @@ pub(super) fn manifest_example() -> TableManifest {
     TableManifest {
         next_number: 9,
         rows: 70,
+        long_value_bytes: 5000,
         last_seal: 8,
         segments: [2, 4].map(|number| SegmentFacts { number, bytes: 100 }).to_vec(),
         runs: vec![

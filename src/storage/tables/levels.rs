@@ -52,6 +52,13 @@ impl Drop for UnnamedFiles {
     }
 }
 
+/// Bytes of long values that batches have added and removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct LongValues {
+    pub added_bytes: u64,
+    pub removed_bytes: u64,
+}
+
 /// The next change of the levels.
 pub(super) enum Change {
     /// A seal is on the disk.
@@ -59,6 +66,8 @@ pub(super) enum Change {
         seal: SealNumber,
         /// The number of rows of the store as of the seal.
         rows: u64,
+        /// What the batches of the seal have added and removed.
+        long_values: LongValues,
     },
     /// The next stretch of the runs of these seals, which are neighbours, has become one run.
     Merge {
@@ -143,9 +152,10 @@ impl Levels {
         let mut manifest = self.manifest.clone();
         let tables = files.tables.clone();
         match *change {
-            Change::Move { seal, rows } => {
+            Change::Move { seal, rows, long_values } => {
                 assert!(seal > manifest.last_seal, "seal {seal} after {}", manifest.last_seal);
                 (manifest.last_seal, manifest.rows) = (seal, rows);
+                manifest.count_long_values(long_values);
                 if !tables.is_empty() {
                     let (first_seal, last_seal) = (seal, seal);
                     let run = RunFacts { first_seal, last_seal, is_merging: false, tables };
@@ -159,6 +169,7 @@ impl Levels {
         manifest.segments.extend_from_slice(&files.segments);
         manifest.segments.sort_unstable_by_key(|segment| segment.number);
         manifest.drop_unused_segments();
+        manifest.correct_long_value_bytes();
         manifest.next_number = store.next_number();
         let next = Levels::open_with(store, cache, manifest, Some(self))?;
         // From here on the manifest may name them, whatever the outcome.
@@ -216,8 +227,14 @@ impl Levels {
             seals,
             runs: self.runs.iter().map(size).collect(),
             value_bytes: self.manifest.segments.iter().map(|segment| segment.bytes).sum(),
+            removed_value_bytes: self.manifest.removed_value_bytes(),
             dead_value_bytes: sparse.values().sum(),
         }
+    }
+
+    #[cfg(test)]
+    pub fn long_value_bytes(&self) -> u64 {
+        self.manifest.long_value_bytes
     }
 
     /// The number of rows as of the last seal.

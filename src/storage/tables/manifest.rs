@@ -38,6 +38,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::directory::{FileKind, NUMBERS_END, TableDirectory, remove};
+use super::levels::LongValues;
 use super::section::{self, Fields, Place, SectionError, put_key};
 use super::table::TableFacts;
 use super::values::SegmentFacts;
@@ -46,7 +47,7 @@ use crate::storage::files;
 
 pub(super) const MANIFEST: &str = "MANIFEST";
 const MANIFEST_NEW: &str = "MANIFEST.new";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const PLACE: Place = Place { file: 0, position: 0 };
 /// Far more than the tables of the largest disk need; a file that is longer is no manifest.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -61,6 +62,10 @@ pub(super) struct TableManifest {
     pub next_number: u64,
     /// The number of rows of the store as of the last seal.
     pub rows: u64,
+    /// The bytes of all long values of rows of the store as of the last seal. It decides only when
+    /// runs are merged: if the length from which values are long changes between two releases, it
+    /// is inexact until all runs have become one.
+    pub long_value_bytes: u64,
     /// The last seal that is in a run, or would be if it had had rows.
     pub last_seal: SealNumber,
     /// In ascending order of numbers.
@@ -92,7 +97,8 @@ impl TableManifest {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend_from_slice(&FORMAT.to_le_bytes());
-        put_numbers(&[self.next_number, self.rows, self.last_seal], &mut out);
+        let TableManifest { next_number, rows, long_value_bytes, last_seal, .. } = *self;
+        put_numbers(&[next_number, rows, long_value_bytes, last_seal], &mut out);
         put_count(self.segments.len(), &mut out);
         for segment in &self.segments {
             put_numbers(&[segment.number, segment.bytes], &mut out);
@@ -126,7 +132,8 @@ impl TableManifest {
     }
 
     fn decode_fields(fields: &mut Fields<'_>) -> Option<TableManifest> {
-        let (next_number, rows, last_seal) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let (next_number, rows) = (fields.u64()?, fields.u64()?);
+        let (long_value_bytes, last_seal) = (fields.u64()?, fields.u64()?);
         let segments = decode_list(fields, |fields| {
             Some(SegmentFacts { number: fields.u64()?, bytes: fields.u64()? })
         })?;
@@ -140,7 +147,7 @@ impl TableManifest {
             let tables = decode_list(fields, decode_table)?;
             Some(RunFacts { first_seal, last_seal, is_merging, tables })
         })?;
-        Some(TableManifest { next_number, rows, last_seal, segments, runs })
+        Some(TableManifest { next_number, rows, long_value_bytes, last_seal, segments, runs })
     }
 
     /// What holds of every manifest, whoever reads or writes it.
@@ -305,6 +312,26 @@ impl TableManifest {
             *live.entry(*segment).or_default() += bytes;
         }
         live
+    }
+
+    /// Counts the long values of a seal.
+    pub fn count_long_values(&mut self, seal: LongValues) {
+        let bytes = self.long_value_bytes.saturating_add(seal.added_bytes);
+        self.long_value_bytes = bytes.saturating_sub(seal.removed_bytes);
+    }
+
+    /// In a single run, every row that refers to a long value is one of the store.
+    pub fn correct_long_value_bytes(&mut self) {
+        if self.runs.len() <= 1 {
+            self.long_value_bytes = self.live_value_bytes().values().sum();
+        }
+    }
+
+    /// The bytes of long values whose rows are removed, but are still in a run older than the
+    /// marker or the newer state that hides them.
+    pub fn removed_value_bytes(&self) -> u64 {
+        let referred: u64 = self.live_value_bytes().values().sum();
+        referred.saturating_sub(self.long_value_bytes)
     }
 
     /// Forgets the segments to which no table refers.

@@ -22,9 +22,10 @@
 //! hold the marker and the newer of two states: without the marker, the older one would show again.
 //! When an eighth of all rows are markers, so that a quarter may be dead, all runs become one.
 //!
-//! Values in segments die when merges drop their rows. When a quarter of the bytes of the store are
-//! dead values, in segments of which less than half is live, the runs that refer to these are
-//! merged, which writes the live ones anew.
+//! Values in segments die when merges drop their rows. Few markers may hide most of the bytes, so
+//! all runs become one also when the values that they hide are a quarter of the bytes of the store.
+//! When another quarter are dead values, in segments of which less than half is live, the runs that
+//! refer to these are merged, which writes the live ones anew.
 
 use std::ops::Range;
 
@@ -33,6 +34,8 @@ use std::ops::Range;
 pub(super) const RUNS_MAX: usize = 24;
 /// All runs become one when one of so many rows is a marker.
 const DELETED_SHARE: u64 = 8;
+/// All runs become one when one of so many bytes is of a value that a newer run hides.
+const REMOVED_VALUES_SHARE: u64 = 4;
 /// Values are written anew when one of so many bytes is of a dead one.
 const DEAD_VALUES_SHARE: u64 = 4;
 
@@ -79,6 +82,8 @@ pub(super) struct StoreSizes {
     pub runs: Vec<RunSize>,
     /// The bytes of all value segments.
     pub value_bytes: u64,
+    /// Those of them to which rows refer that newer runs hide.
+    pub removed_value_bytes: u64,
     /// Bytes to which nothing refers, in segments of which less than half is live.
     pub dead_value_bytes: u64,
 }
@@ -127,7 +132,7 @@ pub(super) fn next_step(sizes: &StoreSizes, classes: SizeClasses) -> Option<Back
     let merge = match due {
         Some(due) => unfinished(&units[..due.end]).or_else(|| span(&units[due])),
         None => unfinished(&units)
-            .or_else(|| wants_reclaiming(&sizes.runs).then_some(0..sizes.runs.len()))
+            .or_else(|| wants_reclaiming(sizes).then_some(0..sizes.runs.len()))
             .or_else(|| with_dead_values(sizes)),
     };
     merge.map(BackgroundStep::Merge)
@@ -158,19 +163,30 @@ fn span(units: &[Unit]) -> Option<Range<usize>> {
     Some(units.first()?.runs.start..units.last()?.runs.end)
 }
 
-fn wants_reclaiming(runs: &[RunSize]) -> bool {
-    let rows: u64 = runs.iter().map(|run| run.rows).sum();
-    let deleted_rows: u64 = runs.iter().map(|run| run.deleted_rows).sum();
-    deleted_rows > 0 && deleted_rows >= rows / DELETED_SHARE
+impl StoreSizes {
+    fn bytes(&self) -> u64 {
+        self.value_bytes + self.runs.iter().map(|run| run.bytes).sum::<u64>()
+    }
+}
+
+/// Whether some bytes are so large a part of all.
+fn is_share(bytes: u64, of_all: u64, share: u64) -> bool {
+    bytes > 0 && bytes >= of_all / share
+}
+
+fn wants_reclaiming(sizes: &StoreSizes) -> bool {
+    let rows: u64 = sizes.runs.iter().map(|run| run.rows).sum();
+    let deleted_rows: u64 = sizes.runs.iter().map(|run| run.deleted_rows).sum();
+    is_share(deleted_rows, rows, DELETED_SHARE)
+        || is_share(sizes.removed_value_bytes, sizes.bytes(), REMOVED_VALUES_SHARE)
 }
 
 /// The runs to merge so that live values leave the segments that are mostly dead.
 fn with_dead_values(sizes: &StoreSizes) -> Option<Range<usize>> {
-    let StoreSizes { runs, value_bytes, dead_value_bytes, .. } = sizes;
-    let bytes = value_bytes + runs.iter().map(|run| run.bytes).sum::<u64>();
-    if *dead_value_bytes == 0 || *dead_value_bytes < bytes / DEAD_VALUES_SHARE {
+    if !is_share(sizes.dead_value_bytes, sizes.bytes(), DEAD_VALUES_SHARE) {
         return None;
     }
+    let runs = &sizes.runs;
     let first = runs.iter().position(|run| run.has_sparse_values)?;
     let last = runs.iter().rposition(|run| run.has_sparse_values)?;
     Some(first..last + 1)
@@ -334,10 +350,24 @@ mod tests {
         let run = |has_sparse_values| RunSize { has_sparse_values, ..of_bytes(1000) };
         let step = |dead_value_bytes| {
             let runs = [false, true, false, true, false].map(run).to_vec();
-            let sizes = StoreSizes { seals: 0, runs, value_bytes: 5000, dead_value_bytes };
+            let sizes =
+                StoreSizes { runs, value_bytes: 5000, dead_value_bytes, ..StoreSizes::default() };
             next_step(&sizes, classes(8))
         };
         assert_eq!((step(0), step(2499)), (None, None));
         assert_eq!(step(2500), Some(BackgroundStep::Merge(1..4)));
+    }
+
+    #[test]
+    fn all_runs_become_one_when_they_hide_a_quarter_of_all_bytes() {
+        let runs = [of_bytes(1000), of_bytes(1000), of_bytes(3000)].to_vec();
+        let step = |removed_value_bytes| {
+            let (runs, value_bytes) = (runs.clone(), 5000);
+            let sizes =
+                StoreSizes { runs, value_bytes, removed_value_bytes, ..StoreSizes::default() };
+            next_step(&sizes, classes(8))
+        };
+        assert_eq!((step(0), step(2499)), (None, None));
+        assert_eq!(step(2500), Some(BackgroundStep::Merge(0..3)));
     }
 }

@@ -54,11 +54,10 @@ fn random_batch(rng: &mut StdRng, rows: &mut Rows) -> WriteBatch {
             }
             rows.insert(key, value);
         } else {
-            match is_told && exists {
-                true => batch.remove(key.clone().into()),
-                false => batch.delete(key.clone().into()),
+            match rows.remove(&key).filter(|_| is_told) {
+                Some(value) => batch.remove(key.clone().into(), value.len()),
+                None => batch.delete(key.clone().into()),
             }
-            rows.remove(&key);
         }
     }
     batch
@@ -124,6 +123,11 @@ fn any_history_matches_a_sorted_map_in_views_of_any_moment() {
                     if rng.random_bool(0.3) {
                         engine.flush().unwrap();
                         assert_eq!(engine.durable(), Some(sealed.len() as u64 - 1));
+                        let long = rows.values().map(Vec::len);
+                        let long = long.filter(|bytes| *bytes > options.long_value_bytes);
+                        let counted =
+                            engine.with_current(|current| current.levels.long_value_bytes());
+                        assert_eq!(counted, long.sum::<usize>() as u64);
                     }
                 }
                 8..13 => {

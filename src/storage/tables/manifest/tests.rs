@@ -39,6 +39,7 @@ fn sample() -> TableManifest {
     TableManifest {
         next_number: 9,
         rows: 70,
+        long_value_bytes: 150,
         last_seal: 8,
         segments: [2, 4].map(|number| SegmentFacts { number, bytes: 100 }).to_vec(),
         runs: vec![run(7, 7, &[table(8, "a", "z", &[(4, 99)])]), run(1, 5, &older)],
@@ -224,6 +225,7 @@ fn a_merge_under_way_has_its_outcome_before_its_runs_and_nothing_that_is_used_up
     let manifest = |runs: Vec<RunFacts>| TableManifest {
         next_number: 9,
         rows: 70,
+        long_value_bytes: 0,
         last_seal: 8,
         segments: Vec::new(),
         runs,

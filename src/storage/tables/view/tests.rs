@@ -1,6 +1,6 @@
 //! Searches for the newest version of a key against a plain scan, and how much they read.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -49,7 +49,8 @@ fn first_of_scan(rows: &dyn Rows, range: &RowRange) -> Option<OwnedRow> {
 struct History {
     rng: StdRng,
     now: i64,
-    rows: BTreeSet<Bytes>,
+    /// With the lengths of their values.
+    rows: BTreeMap<Bytes, usize>,
 }
 
 impl History {
@@ -65,17 +66,17 @@ impl History {
                 false => keys::removal(key, Timestamp(self.now)),
             };
             let value = vec![self.now as u8; self.rng.random_range(0..30)];
-            batch.insert(row.clone(), value.into());
-            self.rows.insert(row);
+            self.rows.insert(row.clone(), value.len());
+            batch.insert(row, value.into());
         }
         for _ in 0..self.rng.random_range(0..4) {
             let any = self.rng.random_range(0..self.rows.len().max(1));
-            let Some(row) = self.rows.iter().nth(any) else { continue };
+            let Some(row) = self.rows.keys().nth(any) else { continue };
             let common = keys::without_timestamp(row);
-            let oldest = self.rows.iter().rfind(|other| keys::without_timestamp(other) == common);
+            let oldest = self.rows.keys().rfind(|other| keys::without_timestamp(other) == common);
             let row = if self.rng.random_bool(0.7) { oldest.unwrap_or(row) } else { row }.clone();
-            self.rows.remove(&row);
-            batch.remove(row);
+            let value_bytes = self.rows.remove(&row);
+            batch.remove(row, value_bytes.unwrap());
         }
         batch
     }
@@ -111,7 +112,7 @@ fn the_newest_row_is_the_first_of_a_scan_in_any_history() {
             open_files_max: rng.random_range(1..9),
         };
         let engine = TableEngine::open(Arc::new(TestDisk::default()), options).unwrap();
-        let mut history = History { rng, now: 0, rows: BTreeSet::new() };
+        let mut history = History { rng, now: 0, rows: BTreeMap::new() };
         let mut views: Vec<Box<dyn EngineView>> = Vec::new();
         for _ in 0..history.rng.random_range(1..100) {
             let batch = history.batch();
@@ -244,7 +245,7 @@ fn markers_of_older_versions_do_not_make_a_search_look_further() {
     let engine = four_runs(&disk);
     let mut batch = WriteBatch::default();
     for number in 0..100 {
-        (0..3).for_each(|round| batch.remove(version(number, round)));
+        (0..3).for_each(|round| batch.remove(version(number, round), 20));
     }
     engine.write_durably(&batch).unwrap();
     search(&engine, &disk, &key(0));
@@ -254,9 +255,9 @@ fn markers_of_older_versions_do_not_make_a_search_look_further() {
     assert!(reads <= 2, "a block with markers and one with the version, and not {reads}");
     // With the newest deleted as well, the next one shows.
     let mut batch = WriteBatch::default();
-    batch.remove(version(150, 0));
+    batch.remove(version(150, 0), 20);
     batch.insert(version(151, 9), Bytes::new());
-    batch.remove(version(151, 0));
+    batch.remove(version(151, 0), 20);
     engine.write_durably(&batch).unwrap();
     assert_eq!(search(&engine, &disk, &key(150)).1, None);
     assert_eq!(search(&engine, &disk, &key(151)).1, Some(9));

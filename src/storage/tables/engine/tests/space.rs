@@ -26,9 +26,9 @@ fn fill(engine: &TableEngine, rows: impl Iterator<Item = u32>, value_bytes: usiz
     engine.write_durably(&batch).unwrap();
 }
 
-fn delete(engine: &TableEngine, rows: impl Iterator<Item = u32>) {
+fn delete(engine: &TableEngine, rows: impl Iterator<Item = u32>, value_bytes: usize) {
     let mut batch = WriteBatch::default();
-    rows.for_each(|row| batch.remove(row_key(row)));
+    rows.for_each(|row| batch.remove(row_key(row), value_bytes));
     engine.write_durably(&batch).unwrap();
 }
 
@@ -103,7 +103,7 @@ fn deleted_rows_give_their_room_back_without_further_writes() {
     (0..3).for_each(|round| fill(&engine, (0..800).map(|row| 3 * row + round), 20));
     settle(&engine, &disk);
     let before = disk.used_bytes();
-    delete(&engine, 0..2300);
+    delete(&engine, 0..2300, 20);
     settle(&engine, &disk);
     assert_eq!(all(&engine).unwrap().len(), 100);
     let after = disk.used_bytes();
@@ -121,7 +121,7 @@ fn long_values_that_are_deleted_give_their_room_back() {
     let before = disk.used_bytes();
     assert!(before > 300_000, "{before}");
     let old_view = engine.view().unwrap();
-    delete(&engine, (0..600).filter(|row| row % 10 != 0));
+    delete(&engine, (0..600).filter(|row| row % 10 != 0), 500);
     settle(&engine, &disk);
     let rows = all(&engine).unwrap();
     assert_eq!(rows.len(), 60);
@@ -137,6 +137,28 @@ fn long_values_that_are_deleted_give_their_room_back() {
     let again = open(&disk.after_power_loss(), small_tables()).unwrap();
     assert_eq!(all(&again).unwrap(), rows);
     again.scrub(0, u64::MAX).unwrap();
+}
+
+/// As with a short history of a few long values beside many small ones: the markers of old versions
+/// are far fewer than rows, and no class of runs is full.
+#[test]
+fn few_markers_give_back_the_room_of_the_long_values_that_they_hide() {
+    let disk = TestDisk::default();
+    let engine = open(&disk, TablesOptions { fan: 100, ..small_tables() }).unwrap();
+    fill(&engine, 10_000..12_000, 20);
+    let (kept, value_bytes) = (20, 1000);
+    for round in 0..40 {
+        fill(&engine, kept * round..kept * (round + 1), value_bytes);
+        if round > 0 {
+            delete(&engine, kept * (round - 1)..kept * round, value_bytes);
+        }
+        settle(&engine, &disk);
+        let most = 2000 * 60 + 4 * kept as usize * value_bytes;
+        assert!(disk.used_bytes() < most, "{} of {most} bytes, {round}", disk.used_bytes());
+    }
+    let rows = all(&engine).unwrap();
+    assert_eq!(rows.len(), 2000 + kept as usize);
+    assert_eq!(all(&open(&disk.after_power_loss(), small_tables()).unwrap()).unwrap(), rows);
 }
 
 /// Without a thread for it, and with no class of runs that is full.
