@@ -8,10 +8,9 @@
 //!
 //! `cargo bench --bench peers` prints one table at the end, and the single measurements on the way
 //! to standard error. `-- --test` makes a quick run of everything. `-- growth` measures Acervo
-//! alone against the number of clients, keys and servers and the size of values ([`growth`]).
+//! alone against the number of clients, keys and servers and the size of values ([`growth`]),
+//! `-- recovery` how long it takes to start, to elect and to catch up ([`recovery`]).
 //! `-- --help` tells how to choose systems, rounds and times.
-//!
-//! Not here: failover and starting, whose figures need no generator.
 
 mod dialects;
 mod driver;
@@ -19,6 +18,7 @@ mod driver;
 mod floor;
 mod growth;
 mod machine;
+mod recovery;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod systems;
@@ -76,6 +76,8 @@ struct PeersArgs {
 enum PeersCommand {
     /// Acervo against clients, values, keys, versions and servers
     Growth(growth::GrowthArgs),
+    /// Acervo's starts, elections and catching up
+    Recovery(recovery::RecoveryArgs),
 }
 
 /// A workload: which requests, of how many clients, and where they go.
@@ -145,6 +147,7 @@ fn main() -> Outcome<()> {
     support::allow_open_files(8192);
     match &args.command {
         Some(PeersCommand::Growth(growth)) => growth::run(growth, args.test),
+        Some(PeersCommand::Recovery(recovery)) => recovery::run(recovery, args.test),
         None => compare(&args),
     }
 }

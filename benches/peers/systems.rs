@@ -226,6 +226,14 @@ impl Running {
         }
     }
 
+    /// The servers of Acervo, to be killed and started.
+    pub fn group_mut(&mut self) -> Outcome<&mut Group> {
+        match &mut self.processes {
+            Processes::Acervo(group) => Ok(group),
+            _ => Err("these servers are not killed one by one".into()),
+        }
+    }
+
     /// The server that leads. Where there is none yet, it waits.
     pub fn leader(&self) -> Outcome<SocketAddr> {
         let leads: fn(SocketAddr) -> Outcome<bool> = match &self.processes {
