@@ -47,12 +47,6 @@ pub const PAGE_VISITS_MAX: usize = 64 * 1024;
 /// Bytes of the store looked at for one page: keys, and values that it shows. A page whose rows do
 /// not fit together, or that finds only versions that are too new, still ends.
 pub const PAGE_SCAN_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Versions of a key that are stepped over before the next key is looked up instead, where all
-/// servers have to do the same.
-pub const VERSIONS_STEPPED_MAX: usize = 8;
-/// The same for readers: a look-up begins at every run of the store, and costs as much as some
-/// fifty steps.
-pub const READ_VERSIONS_STEPPED_MAX: usize = 32;
 /// A range removed in one write is looked through for its keys up to so many rows; a longer one is
 /// remembered as a range until it has been taken off the disk.
 pub const REMOVAL_SCAN_ROWS_MAX: usize = 1024;

@@ -18,9 +18,6 @@ pub struct StateLimits {
     pub removal_scan_rows_max: u32,
     /// Removals of whole ranges that may be under way; see [`limits::RANGE_REMOVALS_MAX`].
     pub range_removals_max: u32,
-    /// Versions of a key that a scan steps over before it seeks; see
-    /// [`limits::VERSIONS_STEPPED_MAX`].
-    pub versions_stepped_max: u32,
     /// Time for which what was removed can still be read; see [`limits::REMOVAL_GRACE`].
     pub removal_grace_us: u64,
     /// Silence of a client after which its session ends; see [`limits::SESSION_EXPIRY`].
@@ -39,7 +36,6 @@ impl Default for StateLimits {
         StateLimits {
             removal_scan_rows_max: limits::REMOVAL_SCAN_ROWS_MAX as u32,
             range_removals_max: limits::RANGE_REMOVALS_MAX as u32,
-            versions_stepped_max: limits::VERSIONS_STEPPED_MAX as u32,
             removal_grace_us: limits::REMOVAL_GRACE.as_micros() as u64,
             session_expiry_us: limits::SESSION_EXPIRY.as_micros() as u64,
             sessions_max: limits::SESSIONS_MAX as u32,

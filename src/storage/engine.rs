@@ -219,6 +219,10 @@ impl<'a> RowValue<'a> {
 /// Called for each row with its key and its value, which it may leave unread, until it breaks.
 pub type RowVisitor<'a> = dyn FnMut(&[u8], RowValue<'_>) -> ControlFlow<()> + 'a;
 
+/// Called for each row with its key, its value, and an empty buffer, until it breaks. Rows before
+/// the key that it leaves in the buffer are passed over.
+pub type SkippingVisitor<'a> = dyn FnMut(&[u8], RowValue<'_>, &mut Vec<u8>) -> ControlFlow<()> + 'a;
+
 /// Called with the key and the value of the row that was looked for.
 pub type ShowRow<'a> = dyn FnMut(&[u8], RowValue<'_>) + 'a;
 
@@ -239,6 +243,36 @@ pub(super) fn with_values(
         }
     })?;
     failed.map_or(Ok(()), Err)
+}
+
+/// Rows that are passed over in one scan before another one begins behind them.
+const PASSED_ROWS_MAX: u32 = 8;
+
+/// Has `scan`, which visits the rows of a range in ascending order, visit those that `visit` does
+/// not skip.
+pub(super) fn scan_skipping(
+    range: &RowRange,
+    visit: &mut SkippingVisitor<'_>,
+    mut scan: impl FnMut(&RowRange, &mut RowVisitor<'_>) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    let (mut rest, mut skip_to) = (range.clone(), Vec::new());
+    loop {
+        let (mut passed, mut is_far) = (0, false);
+        scan(&rest, &mut |key, value| {
+            if *key < *skip_to {
+                passed += 1;
+                is_far = passed > PASSED_ROWS_MAX;
+                return if is_far { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            }
+            passed = 0;
+            skip_to.clear();
+            visit(key, value, &mut skip_to)
+        })?;
+        if !is_far {
+            return Ok(());
+        }
+        rest.start = Bytes::copy_from_slice(&skip_to);
+    }
 }
 
 /// An ordered key-value engine. Reads may come from any thread, at any time; each read sees the
@@ -379,6 +413,23 @@ pub trait EngineView: Send {
         direction: Direction,
         visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError>;
+
+    /// Visits the rows of a range in ascending order, as [`scan_rows`](EngineView::scan_rows) does,
+    /// but those that the visitor skips, which cost far less than rows that it is shown.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Read`].
+    fn scan_skipping(
+        &self,
+        range: &RowRange,
+        visit: &mut SkippingVisitor<'_>,
+    ) -> Result<(), EngineError> {
+        let scan = |rest: &RowRange, visit: &mut RowVisitor<'_>| {
+            self.scan_rows(rest, Direction::Forward, visit)
+        };
+        scan_skipping(range, visit, scan)
+    }
 
     /// Shows the first row of a range *in which newer rows sort first*, unless it is empty: when a
     /// batch set a row of it, no other row that earlier batches had set there sorted before that

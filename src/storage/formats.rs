@@ -26,7 +26,6 @@ use crate::model::{
 const LIMITS: StateLimits = StateLimits {
     removal_scan_rows_max: 1024,
     range_removals_max: 64,
-    versions_stepped_max: 8,
     removal_grace_us: 60_000_000,
     session_expiry_us: 90_000_000_000,
     sessions_max: 65_536,

@@ -139,6 +139,11 @@ pub fn after_version(row: &[u8]) -> Bytes {
     after(version_prefix(row))
 }
 
+/// Appends the key after all versions of the key that this row is a version of.
+pub(super) fn put_after_version(row: &[u8], out: &mut Vec<u8>) {
+    put_after(version_prefix(row), out);
+}
+
 /// A version's row without its timestamp: the same for all versions of a key, and for no other's.
 pub fn version_prefix(row: &[u8]) -> &[u8] {
     &row[..row.len().saturating_sub(TIMESTAMP_BYTES)]
@@ -175,9 +180,10 @@ fn up_to_terminator(row: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The row of another version of the key with this [`version_prefix`].
-pub fn sibling(prefix: &[u8], timestamp: Timestamp) -> Bytes {
-    newest_first(prefix.to_vec(), timestamp)
+/// Appends the row of another version of the key with this [`version_prefix`].
+pub(super) fn put_sibling(prefix: &[u8], timestamp: Timestamp, out: &mut Vec<u8>) {
+    out.extend_from_slice(prefix);
+    put_newest_first(timestamp, out);
 }
 
 /// The row of the removal of a key at a time.
@@ -290,18 +296,27 @@ fn decode_oldest_first(space: u8, row: &[u8]) -> Result<(Timestamp, &[u8]), KeyE
 }
 
 fn newest_first(mut prefix: Vec<u8>, timestamp: Timestamp) -> Bytes {
-    prefix.extend_from_slice(&(!(timestamp.0 as u64 ^ SIGN_BIT)).to_be_bytes());
+    put_newest_first(timestamp, &mut prefix);
     prefix.into()
+}
+
+fn put_newest_first(timestamp: Timestamp, out: &mut Vec<u8>) {
+    out.extend_from_slice(&(!(timestamp.0 as u64 ^ SIGN_BIT)).to_be_bytes());
 }
 
 /// The key after every row that begins with `prefix`, which ends with the terminator: with one more
 /// there it is after all timestamps and before every other key.
 fn after(prefix: &[u8]) -> Bytes {
-    let mut end = prefix.to_vec();
-    if let Some(last) = end.last_mut() {
-        *last += 1;
-    }
+    let mut end = Vec::with_capacity(prefix.len());
+    put_after(prefix, &mut end);
     end.into()
+}
+
+fn put_after(prefix: &[u8], out: &mut Vec<u8>) {
+    if let Some((last, rest)) = prefix.split_last() {
+        out.extend_from_slice(rest);
+        out.push(last + 1);
+    }
 }
 
 fn prefix(space: u8, key: &[u8]) -> Vec<u8> {

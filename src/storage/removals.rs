@@ -236,7 +236,7 @@ pub(super) fn delete_range(
     let visits = limits.removal_scan_rows_max as usize;
     let most = PageLimits::keys_of(visits, visits.saturating_mul(REMOVAL_SCAN_BYTES_PER_ROW));
     let rows = changes.rows();
-    let reader = Reader::newest(&rows, changes.ranges()).stepping(limits.versions_stepped_max);
+    let reader = Reader::newest(&rows, changes.ranges());
     let found = reader.keys(from, to, most)?;
     if found.next.is_none() {
         found.keys.iter().for_each(|key| delete_present(changes, now, key));

@@ -1,13 +1,14 @@
 //! The rows that an operation sees: those of a read view, or those of a view with the changes of an
 //! unwritten batch.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
 use super::engine::{
-    Direction, EngineError, EngineView, RowValue, RowVisitor, ShowRow, Steps, Visitor, WriteBatch,
-    with_values,
+    Direction, EngineError, EngineView, RowValue, RowVisitor, ShowRow, SkippingVisitor, Steps,
+    Visitor, WriteBatch, scan_skipping, with_values,
 };
 use super::keys::{self, RowRange};
 
@@ -21,6 +22,18 @@ pub(super) trait Rows {
         direction: Direction,
         visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError>;
+
+    /// Visits the rows of a range in ascending order, but those that the visitor skips.
+    fn scan_skipping(
+        &self,
+        range: &RowRange,
+        visit: &mut SkippingVisitor<'_>,
+    ) -> Result<(), EngineError> {
+        let scan = |rest: &RowRange, visit: &mut RowVisitor<'_>| {
+            self.scan_rows(rest, Direction::Forward, visit)
+        };
+        scan_skipping(range, visit, scan)
+    }
 
     /// Shows the first row of a range in which newer rows sort first, unless it is empty
     /// ([`EngineView::newest`]).
@@ -72,6 +85,14 @@ impl Rows for ViewRows<'_> {
         visit: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError> {
         self.0.scan_rows(range, direction, visit)
+    }
+
+    fn scan_skipping(
+        &self,
+        range: &RowRange,
+        visit: &mut SkippingVisitor<'_>,
+    ) -> Result<(), EngineError> {
+        self.0.scan_skipping(range, visit)
     }
 
     fn newest(&self, range: &RowRange, show: &mut ShowRow<'_>) -> Result<(), EngineError> {
@@ -155,6 +176,50 @@ impl Rows for Overlay<'_> {
                 && visit(key, RowValue::Inline(new)).is_break()
             {
                 break;
+            }
+        }
+        Ok(())
+    }
+
+    fn scan_skipping(
+        &self,
+        range: &RowRange,
+        visit: &mut SkippingVisitor<'_>,
+    ) -> Result<(), EngineError> {
+        self.steps.step();
+        let mut changed = self.batch.range(range).inspect(|_| self.steps.step()).peekable();
+        let (over, mut skip_to) = (Cell::new(false), Vec::new());
+        let mut visit_unskipped = |key: &[u8], value: RowValue<'_>, skip_to: &mut Vec<u8>| {
+            if *key < **skip_to {
+                return ControlFlow::Continue(());
+            }
+            skip_to.clear();
+            let flow = visit(key, value, skip_to);
+            over.set(flow.is_break());
+            flow
+        };
+        self.view.scan_skipping(range, &mut |row, value, skip_rows_to| {
+            self.steps.step();
+            // The batch's rows before this one, or instead of it, are visited first.
+            let mut is_replaced = false;
+            while let Some((key, new)) = changed.next_if(|(key, _)| ***key <= *row) {
+                is_replaced = key[..] == *row;
+                if let Some(new) = new {
+                    visit_unskipped(key, RowValue::Inline(new), &mut skip_to)?;
+                }
+            }
+            if !is_replaced {
+                visit_unskipped(row, value, &mut skip_to)?;
+            }
+            skip_rows_to.extend_from_slice(&skip_to);
+            ControlFlow::Continue(())
+        })?;
+        for (key, new) in changed {
+            if over.get() {
+                break;
+            }
+            if let Some(new) = new {
+                let _ = visit_unskipped(key, RowValue::Inline(new), &mut skip_to);
             }
         }
         Ok(())
@@ -278,6 +343,26 @@ mod tests {
             }).unwrap();
             prop_assert_eq!(&found, &expected);
             prop_assert!(steps.count() > found.len() as u64, "a scan that finds nothing is work");
+            // Rows are skipped as far as their own values say, also to rows before them.
+            let skipping = |rows: &dyn Rows| {
+                let mut found = Vec::new();
+                rows.scan_skipping(&range, &mut |key, value, skip_to| {
+                    let value = value.read().unwrap()[0];
+                    found.push((key[0], value));
+                    if value % 3 > 0 {
+                        skip_to.push(key[0].saturating_add(value % 8).saturating_sub(2));
+                    }
+                    match found.len() == stop_after {
+                        true => ControlFlow::Break(()),
+                        false => ControlFlow::Continue(()),
+                    }
+                }).unwrap();
+                found
+            };
+            let shown = skipping(&overlay);
+            engine.write(overlay.batch).unwrap();
+            let written = engine.view().unwrap();
+            prop_assert_eq!(shown, skipping(&ViewRows(&*written)));
             let first = overlay.first(&range).unwrap().map(|(key, value)| (key[0], value[0]));
             prop_assert_eq!(first, first_expected);
         }

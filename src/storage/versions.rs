@@ -176,8 +176,6 @@ pub(super) struct Reader<'a> {
     at: Timestamp,
     removals_up_to: Timestamp,
     pending: PendingRemovals,
-    /// Versions that are stepped over before a seek skips the rest of the key.
-    stepped_max: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -188,16 +186,10 @@ impl<'a> Reader<'a> {
         Reader::new(rows, read_view, PendingRemovals { keys: true, ranges: ranges.clone() })
     }
 
-    /// Sets how many versions a scan steps over before it seeks.
-    pub fn stepping(self, stepped_max: u32) -> Reader<'a> {
-        Reader { stepped_max: stepped_max as usize, ..self }
-    }
-
     /// A reader of the state that a read view shows, where these removals are pending.
     pub fn new(rows: &'a dyn Rows, read_view: ReadView, pending: PendingRemovals) -> Reader<'a> {
         let ReadView { at, removals_up_to } = read_view;
-        let stepped_max = limits::READ_VERSIONS_STEPPED_MAX;
-        Reader { rows, at, removals_up_to, pending, stepped_max }
+        Reader { rows, at, removals_up_to, pending }
     }
 
     /// The version of a key, with its value.
@@ -343,7 +335,7 @@ impl<'a> Reader<'a> {
         show: &mut ShowValue<'_>,
     ) -> Result<Option<Bytes>, ApplyError> {
         let range = keys::versions_between(from, to);
-        walk(self.rows, range, self.at, (limits, self.stepped_max), &mut |row, timestamp, value| {
+        walk(self.rows, &range, self.at, limits, &mut |row, timestamp, value| {
             let Some(value) = value else { return Ok(Step::NextKey) };
             let (key, _) = keys::decode_version(row).map_err(|_| damaged())?;
             let removed = timestamp < self.floor(&key, self.at)?;
@@ -411,89 +403,53 @@ fn decode<'a>(
 /// about as many rows, or bytes of them, were read as the limits say, and at least one key. Returns
 /// the key to continue at, unless the range is at its end.
 ///
-/// Versions that are not shown are stepped over, and their values are not read; if there are more
-/// than `stepped_max`, a seek skips them: the rows of a range are close together, and a seek costs
-/// as much as a few steps.
+/// Versions that are not shown are skipped: the engine knows best how far it steps, and none of
+/// them is counted.
 ///
 /// Where it ends may depend on the lengths of keys and of values that are read, and on nothing that
 /// only an engine knows: replicas apply removals of ranges by it.
 fn walk(
     rows: &dyn Rows,
-    range: RowRange,
+    range: &RowRange,
     at: Timestamp,
-    (limits, stepped_max): (PageLimits, usize),
+    limits: PageLimits,
     show: &mut ShowVersion<'_>,
 ) -> Result<Option<Bytes>, ApplyError> {
-    let RowRange { mut start, end } = range;
     let (mut visited, mut scanned) = (0, 0);
-    // The prefix of the versions of the last key that is done.
-    let mut done = Vec::new();
+    // The rows of the first key begin like this.
     let mut first: Option<Vec<u8>> = None;
-    loop {
-        let mut stepped = 0;
-        let mut jump = None;
-        let mut outcome = Ok(None);
-        let rest = RowRange { start, end: end.clone() };
-        rows.scan_rows(&rest, Direction::Forward, &mut |row, stored| {
-            let is_enough = visited >= limits.visits || scanned > limits.scan_bytes;
-            visited += 1;
-            scanned += row.len();
-            let prefix = keys::version_prefix(row);
-            let is_done = prefix == done;
-            let is_first = first.get_or_insert_with(|| prefix.to_vec()) == prefix;
-            if is_enough && (is_done || !is_first) {
-                outcome = begin_at(row, is_done).map(Some);
-                return ControlFlow::Break(());
-            }
-            let (timestamp, value) = match decode(row, stored) {
-                Ok(decoded) => decoded,
-                Err(error) => {
-                    outcome = Err(error);
-                    return ControlFlow::Break(());
-                }
-            };
-            if is_done || timestamp > at {
-                stepped += 1;
-                if stepped > stepped_max {
-                    jump = Some(if is_done {
-                        keys::after_version(row)
-                    } else {
-                        keys::sibling(prefix, at)
-                    });
-                    return ControlFlow::Break(());
-                }
-                return ControlFlow::Continue(());
-            }
-            scanned += value.map_or(0, |value| limits.shown_bytes(value));
-            match show(row, timestamp, value) {
-                Ok(Step::NextKey) => {
-                    stepped = 0;
-                    done.clear();
-                    done.extend_from_slice(prefix);
-                    ControlFlow::Continue(())
-                }
-                Ok(Step::Stop) => {
-                    outcome = begin_at(row, false).map(Some);
-                    ControlFlow::Break(())
-                }
-                Err(error) => {
-                    outcome = Err(error);
-                    ControlFlow::Break(())
-                }
-            }
-        })?;
-        match (outcome?, jump) {
-            (None, Some(next)) => start = next,
-            (stopped, _) => return Ok(stopped),
+    let mut outcome = Ok(None);
+    rows.scan_skipping(range, &mut |row, stored, skip_to| {
+        let is_enough = visited >= limits.visits || scanned > limits.scan_bytes;
+        visited += 1;
+        scanned += row.len();
+        let prefix = keys::version_prefix(row);
+        let is_first = first.get_or_insert_with(|| prefix.to_vec()) == prefix;
+        if is_enough && !is_first {
+            outcome = key_of(row).map(Some);
+            return ControlFlow::Break(());
         }
-    }
+        let shown = decode(row, stored).and_then(|(timestamp, value)| {
+            if timestamp > at {
+                keys::put_sibling(prefix, at, skip_to);
+                return Ok(Step::NextKey);
+            }
+            keys::put_after_version(row, skip_to);
+            scanned += value.map_or(0, |value| limits.shown_bytes(value));
+            show(row, timestamp, value)
+        });
+        match shown {
+            Ok(Step::NextKey) => return ControlFlow::Continue(()),
+            Ok(Step::Stop) => outcome = key_of(row).map(Some),
+            Err(error) => outcome = Err(error),
+        }
+        ControlFlow::Break(())
+    })?;
+    outcome
 }
 
-/// The key of a row, or the least key after it.
-fn begin_at(row: &[u8], after: bool) -> Result<Bytes, ApplyError> {
-    let (mut key, _) = keys::decode_version(row).map_err(|_| damaged())?;
-    if after {
-        key.push(0);
-    }
+/// The key of a version's row.
+fn key_of(row: &[u8]) -> Result<Bytes, ApplyError> {
+    let (key, _) = keys::decode_version(row).map_err(|_| damaged())?;
     Ok(key.into())
 }

@@ -53,7 +53,6 @@ fn state_limits(rng: &mut Rng, removal_grace_us: u64, short_sessions: bool) -> S
             true => rng.pick(&[1, 2, 64]),
             false => 64,
         },
-        versions_stepped_max: rng.pick(&[0, 1, 2, 8]),
         removal_grace_us,
         session_expiry_us: match short_sessions {
             true => rng.pick(&[SECOND, 5 * SECOND, default.session_expiry_us]),

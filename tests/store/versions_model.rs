@@ -603,15 +603,12 @@ fn op() -> impl Strategy<Value = WriteOp> {
 /// Limits that a short test reaches. So many ranges are never removed at once in it that one is
 /// refused.
 fn state_limits() -> impl Strategy<Value = StateLimits> {
-    (0..6u32, 0..4u32, 0..100u64).prop_map(
-        |(removal_scan_rows_max, versions_stepped_max, removal_grace_us)| StateLimits {
-            removal_scan_rows_max,
-            versions_stepped_max,
-            removal_grace_us,
-            range_removals_max: 1_000,
-            ..StateLimits::default()
-        },
-    )
+    (0..6u32, 0..100u64).prop_map(|(removal_scan_rows_max, removal_grace_us)| StateLimits {
+        removal_scan_rows_max,
+        removal_grace_us,
+        range_removals_max: 1_000,
+        ..StateLimits::default()
+    })
 }
 
 fn page_limits() -> impl Strategy<Value = PageLimits> {

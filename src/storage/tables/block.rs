@@ -18,6 +18,7 @@
 //! A delete marker is a row of its own: it hides the row of the same key in older runs.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 
 use super::section::{self, Fields, Place, SectionError, put_key};
 
@@ -134,8 +135,24 @@ impl BlockBuilder {
 #[derive(Debug)]
 pub(super) struct Block {
     bytes: Box<[u8]>,
-    /// The position in `bytes` at which each row begins.
-    starts: Box<[u32]>,
+    rows: Box<[RowPosition]>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct RowPosition {
+    /// Where the row begins in the block's bytes.
+    start: u32,
+    /// The first row behind this one whose key differs in more than its last eight bytes, or the
+    /// number of rows: where the next key begins, if this is the row of a version.
+    family_end: u32,
+}
+
+/// Bytes of a key in which the rows of a family differ.
+const OWN_BYTES: usize = 8;
+
+/// What the keys of a family have in common, besides their length.
+fn family(key: &[u8]) -> &[u8] {
+    &key[..key.len().saturating_sub(OWN_BYTES)]
 }
 
 impl Block {
@@ -149,38 +166,75 @@ impl Block {
         if u32::try_from(rows.len()).is_err() {
             return Err(SectionError::Encoding("the block is longer than any that is written"));
         }
-        let mut starts = Vec::new();
+        let mut positions: Vec<RowPosition> = Vec::new();
         let mut fields = Fields(rows);
-        let mut last_key = None;
+        let mut last_key = None::<&[u8]>;
+        // Where the family of the last row begins.
+        let mut family_start = 0;
         while !fields.0.is_empty() {
-            starts.push((rows.len() - fields.0.len()) as u32);
+            let start = (rows.len() - fields.0.len()) as u32;
             let (key, _) = decode_row(&mut fields)
                 .ok_or(SectionError::Encoding("a row of the block is not in the encoding"))?;
             if last_key.is_some_and(|last| last >= key) {
                 return Err(SectionError::Encoding("the rows of the block are not in order"));
             }
+            let family_end = positions.len() as u32;
+            if last_key.is_some_and(|last| last.len() != key.len() || family(last) != family(key)) {
+                positions[family_start..].iter_mut().for_each(|row| row.family_end = family_end);
+                family_start = positions.len();
+            }
+            positions.push(RowPosition { start, family_end });
             last_key = Some(key);
         }
-        if starts.is_empty() {
+        if positions.is_empty() {
             return Err(SectionError::Encoding("the block has no rows"));
         }
-        Ok(Block { starts: starts.into(), bytes: bytes.into() })
+        let rows = positions.len() as u32;
+        positions[family_start..].iter_mut().for_each(|row| row.family_end = rows);
+        Ok(Block { rows: positions.into(), bytes: bytes.into() })
     }
 
     /// The number of rows.
     pub fn rows(&self) -> usize {
-        self.starts.len()
+        self.rows.len()
     }
 
     /// The bytes of memory that the block takes.
     pub fn memory_bytes(&self) -> usize {
-        size_of::<Block>() + self.bytes.len() + self.starts.len() * size_of::<u32>()
+        size_of::<Block>() + self.bytes.len() + self.rows.len() * size_of::<RowPosition>()
     }
 
     /// The first row whose key is not less than `key`, or the number of rows if there is none. The
     /// row before it is the last one whose key is less.
     pub fn seek(&self, key: &[u8]) -> usize {
-        let (mut low, mut high) = (0, self.rows());
+        self.search(0..self.rows(), key)
+    }
+
+    /// The first of some rows whose key is not less than `key`, or the end of them. It costs a look
+    /// at one row of each family on the way.
+    pub fn seek_within(&self, rows: Range<usize>, key: &[u8]) -> usize {
+        let Range { start: mut low, end } = rows;
+        while low < end {
+            let at = self.key(low);
+            if at >= key {
+                break;
+            }
+            let family_end = (self.rows[low].family_end as usize).min(end);
+            // A greater key that begins otherwise is behind all of the family.
+            low = match key.starts_with(family(at)) {
+                true => self.search(low + 1..family_end, key),
+                false => family_end,
+            };
+            if low < family_end {
+                break;
+            }
+        }
+        low
+    }
+
+    /// The first of some rows whose key is not less than `key`, or the end of them.
+    fn search(&self, rows: Range<usize>, key: &[u8]) -> usize {
+        let Range { start: mut low, end: mut high } = rows;
         while low < high {
             let middle = low.midpoint(high);
             match self.key(middle).cmp(key) {
@@ -207,7 +261,7 @@ impl Block {
     }
 
     fn fields(&self, row: usize) -> Fields<'_> {
-        Fields(&self.bytes[self.starts[row] as usize..])
+        Fields(&self.bytes[self.rows[row].start as usize..])
     }
 }
 
@@ -292,7 +346,14 @@ mod tests {
                 prop_assert_eq!(block.seek(key), at);
             }
             for key in wanted {
-                prop_assert_eq!(block.seek(&key), rows.range(..key).count());
+                let before = rows.range(..key.clone()).count();
+                prop_assert_eq!(block.seek(&key), before);
+                for start in 0..=rows.len() {
+                    for end in start..=rows.len() {
+                        let found = block.seek_within(start..end, &key);
+                        prop_assert_eq!(found, before.clamp(start, end));
+                    }
+                }
             }
         }
 

@@ -275,6 +275,23 @@ impl MemoryCursor {
         }
     }
 
+    /// Goes to the first row of the range that is not before a key, in ascending order.
+    pub fn seek(&mut self, key: &[u8]) {
+        assert_eq!(self.direction, Direction::Forward, "a cursor goes back to {key:?}");
+        self.at += self.group[self.at..].partition_point(|(row, _)| **row < *key);
+        if self.at < self.group.len() {
+            return;
+        }
+        if let Some(range) = &mut self.left
+            && *range.start < *key
+        {
+            range.start = Bytes::copy_from_slice(key);
+        }
+        self.group.clear();
+        self.at = 0;
+        self.fill();
+    }
+
     fn fill(&mut self) {
         while self.group.is_empty()
             && let Some(range) = self.left.take()

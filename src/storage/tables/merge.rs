@@ -43,6 +43,16 @@ impl MergeSource {
             MergeSource::Run(cursor) => cursor.advance(),
         }
     }
+
+    fn seek(&mut self, key: &[u8]) -> Result<(), EngineError> {
+        match self {
+            MergeSource::Memory(cursor) => {
+                cursor.seek(key);
+                Ok(())
+            }
+            MergeSource::Run(cursor) => cursor.seek(key),
+        }
+    }
 }
 
 pub(super) struct MergeCursor {
@@ -58,10 +68,15 @@ impl MergeCursor {
     pub fn new(sources: Vec<MergeSource>, direction: Direction) -> MergeCursor {
         let heap = (0..sources.len()).filter(|source| sources[*source].key().is_some()).collect();
         let mut cursor = MergeCursor { direction, sources, heap };
-        for position in (0..cursor.heap.len() / 2).rev() {
-            cursor.sift_down(position);
-        }
+        cursor.order();
         cursor
+    }
+
+    /// Makes a heap of the sources in it.
+    fn order(&mut self) {
+        for position in (0..self.heap.len() / 2).rev() {
+            self.sift_down(position);
+        }
     }
 
     /// The row that the cursor is at, in its newest state; `None` at the end of the range.
@@ -82,6 +97,27 @@ impl MergeCursor {
             self.advance_at(second)?;
         }
         if self.heap.is_empty() { Ok(()) } else { self.advance_at(0) }
+    }
+
+    /// Goes to the first row that is not before a key, in ascending order. After an error the
+    /// cursor is not used any more.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn seek(&mut self, key: &[u8]) -> Result<(), EngineError> {
+        let MergeCursor { sources, heap, .. } = self;
+        let mut failed = Ok(());
+        heap.retain(|source| {
+            let source = &mut sources[*source];
+            if failed.is_ok() && source.key().is_some_and(|at| at < key) {
+                failed = source.seek(key);
+            }
+            source.key().is_some()
+        });
+        failed?;
+        self.order();
+        Ok(())
     }
 
     /// The position of the source that comes after the one at the top.

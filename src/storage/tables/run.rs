@@ -232,6 +232,36 @@ impl RunCursor {
         if at.rows.is_empty() { self.leave_block() } else { Ok(()) }
     }
 
+    /// Goes to the first row of the range that is not before a key, in ascending order. After an
+    /// error the cursor is not used any more.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`], [`EngineError::Read`].
+    pub fn seek(&mut self, key: &[u8]) -> Result<(), EngineError> {
+        assert_eq!(self.direction, Direction::Forward, "a cursor goes back to {key:?}");
+        let Some(at) = &mut self.at else { return Ok(()) };
+        at.rows.start = at.block.seek_within(at.rows.clone(), key);
+        if !at.rows.is_empty() {
+            return Ok(());
+        }
+        if at.rows.end == at.block.rows() {
+            // What lies before the key is not wanted in the blocks to come either.
+            self.range.start = Bytes::copy_from_slice(key);
+            let next = at.index.seek_from(at.number + 1, key);
+            if next < at.index.blocks() {
+                // It is entered from the one before it.
+                at.number = next - 1;
+            } else {
+                let tables = &self.run.tables[self.tables.clone()];
+                self.tables.start +=
+                    tables.partition_point(|table| table.facts().last_key[..] < *key);
+                return self.enter_next_table();
+            }
+        }
+        self.leave_block()
+    }
+
     /// Goes to the next block with rows of the range.
     fn leave_block(&mut self) -> Result<(), EngineError> {
         while let Some(BlockPosition { table, index, number, block, rows }) = self.at.take() {
@@ -260,7 +290,10 @@ impl RunCursor {
             Direction::Forward => self.tables.next(),
             Direction::Reverse => self.tables.next_back(),
         };
-        let Some(table) = next else { return Ok(()) };
+        let Some(table) = next else {
+            self.at = None;
+            return Ok(());
+        };
         let index = self.run.tables[table].index(self.access)?;
         let block = match self.direction {
             Direction::Forward => index.seek(&self.range.start),
@@ -281,7 +314,11 @@ impl RunCursor {
         number: usize,
     ) -> Result<(), EngineError> {
         let block = self.run.tables[table].block(&index, number, self.access)?;
-        let rows = block.seek(&self.range.start)..block.seek(&self.range.end);
+        // Most blocks are within the range as a whole.
+        let is_begun = block.key(0) >= &self.range.start[..];
+        let start = if is_begun { 0 } else { block.seek(&self.range.start) };
+        let goes_on = index.last_key(number) < &self.range.end[..];
+        let rows = start..if goes_on { block.rows() } else { block.seek(&self.range.end) };
         self.at = Some(BlockPosition { table, index, number, block, rows });
         Ok(())
     }

@@ -162,7 +162,15 @@ impl TableIndex {
 
     /// The first block with a key that is not less than `key`, or the number of blocks.
     pub fn seek(&self, key: &[u8]) -> usize {
-        let (mut low, mut high) = (0, self.blocks());
+        self.seek_from(0, key)
+    }
+
+    /// The same from a block on.
+    pub fn seek_from(&self, block: usize, key: &[u8]) -> usize {
+        let (mut low, mut high) = (block, self.blocks());
+        if low < high && self.last_key(low) >= key {
+            return low;
+        }
         while low < high {
             let middle = low.midpoint(high);
             if self.last_key(middle) < key { low = middle + 1 } else { high = middle }

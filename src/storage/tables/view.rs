@@ -24,7 +24,9 @@ use super::memory_table::{BatchNumber, MemoryCursor, MemoryTable};
 use super::merge::{MergeCursor, MergeSource};
 use super::run::RunCursor;
 use super::table::Access;
-use crate::storage::engine::{Direction, EngineError, EngineView, RowValue, RowVisitor, ShowRow};
+use crate::storage::engine::{
+    Direction, EngineError, EngineView, RowValue, RowVisitor, ShowRow, SkippingVisitor,
+};
 use crate::storage::keys::{self, RowRange};
 
 pub(super) struct TablesView {
@@ -157,6 +159,30 @@ impl EngineView for TablesView {
                 break;
             }
             cursor.advance()?;
+        }
+        Ok(())
+    }
+
+    fn scan_skipping(
+        &self,
+        range: &RowRange,
+        visit: &mut SkippingVisitor<'_>,
+    ) -> Result<(), EngineError> {
+        if range.start >= range.end {
+            return Ok(());
+        }
+        let mut cursor = self.cursor(range, Direction::Forward)?;
+        let mut skip_to = Vec::new();
+        while let Some((key, value)) = cursor.row() {
+            let flow = self.show(key, value, |key, value| visit(key, value, &mut skip_to));
+            if flow.is_some_and(|flow| flow.is_break()) {
+                break;
+            }
+            match *skip_to > *key {
+                true => cursor.seek(&skip_to)?,
+                false => cursor.advance()?,
+            }
+            skip_to.clear();
         }
         Ok(())
     }

@@ -25,6 +25,10 @@ fn random_key(rng: &mut StdRng) -> Vec<u8> {
     (0..length).map(|_| [0, 1, 97, 98, 255][rng.random_range(0..5)]).collect()
 }
 
+fn access(rng: &mut StdRng) -> Access {
+    if rng.random() { Access::Again } else { Access::Once }
+}
+
 fn random_rows(rng: &mut StdRng) -> Rows {
     let count = rng.random_range(1..40);
     let row = |rng: &mut StdRng| {
@@ -139,8 +143,7 @@ fn sources_together_are_a_sorted_map_in_both_directions() {
             let (start, end) = (random_key(rng).into(), random_key(rng).into());
             let range = RowRange { start, end };
             for direction in [Direction::Forward, Direction::Reverse] {
-                let access = if rng.random() { Access::Again } else { Access::Once };
-                let sources = layers.iter().map(|it| it.source(&range, direction, access));
+                let sources = layers.iter().map(|it| it.source(&range, direction, access(rng)));
                 let mut cursor = MergeCursor::new(sources.collect(), direction);
                 let mut found = Vec::new();
                 while let Some(row) = owned(cursor.row()) {
@@ -148,6 +151,28 @@ fn sources_together_are_a_sorted_map_in_both_directions() {
                     cursor.advance().unwrap();
                 }
                 assert_eq!(found, expected(&all, &range, direction), "{range:?} {direction:?}");
+            }
+            let sources =
+                layers.iter().map(|it| it.source(&range, Direction::Forward, access(rng)));
+            let mut cursor = MergeCursor::new(sources.collect(), Direction::Forward);
+            let mut left = range.clone();
+            loop {
+                let first = expected(&all, &left, Direction::Forward).into_iter().next();
+                let found = owned(cursor.row());
+                assert_eq!(found, first, "{left:?} of {range:?}");
+                let Some((key, _)) = found else { break };
+                // Forward, to where the cursor is, or back, where a seek changes nothing.
+                let to = random_key(rng);
+                left.start = match rng.random_bool(0.5) {
+                    true => {
+                        cursor.seek(&to).unwrap();
+                        to.max(key).into()
+                    }
+                    false => {
+                        cursor.advance().unwrap();
+                        [&key[..], &[0]].concat().into()
+                    }
+                };
             }
             for (run, rows) in &of_runs {
                 let found = run.get(&range.start, |value| owned(Some((&[], value)))).unwrap();

@@ -45,6 +45,31 @@ fn first_of_scan(rows: &dyn Rows, range: &RowRange) -> Option<OwnedRow> {
     found.map(|(key, value)| (key.to_vec(), value.to_vec()))
 }
 
+/// The newest versions up to a time, by one scan that skips all others.
+fn newest_of_all(rows: &dyn Rows, at: Timestamp) -> Vec<OwnedRow> {
+    let (mut found, mut passed) = (Vec::new(), 0);
+    rows.scan_skipping(&keys::all_versions(), &mut |row, value, skip_to| {
+        if keys::version_timestamp(row).unwrap() > at {
+            passed += 1;
+            keys::put_sibling(keys::version_prefix(row), at, skip_to);
+        } else {
+            found.push((row.to_vec(), value.read().unwrap().into_owned()));
+            keys::put_after_version(row, skip_to);
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert!(passed <= KEYS.len(), "{passed} rows are shown that are skipped");
+    found
+}
+
+/// The same by a scan of each key.
+fn newest_of_each(rows: &dyn Rows, at: Timestamp) -> Vec<OwnedRow> {
+    let mut keys = KEYS;
+    keys.sort();
+    keys.iter().filter_map(|key| first_of_scan(rows, &keys::versions_up_to(key, at))).collect()
+}
+
 /// Versions and removals of keys as they are written and deleted in time.
 struct History {
     rng: StdRng,
@@ -144,6 +169,8 @@ fn the_newest_row_is_the_first_of_a_scan_in_any_history() {
                     told_by_memory += 1;
                 }
                 assert_eq!(newest(&rows, &range), expected, "{range:?}");
+                let at = Timestamp(history.rng.random_range(0..=history.now));
+                assert_eq!(newest_of_all(&rows, at), newest_of_each(&rows, at), "up to {at:?}");
                 found_rows += u32::from(expected.is_some());
             }
             views.pop();
