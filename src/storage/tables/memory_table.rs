@@ -17,21 +17,20 @@
 //! What it leaves out: when a table is full. It takes what it is given, because only a batch that
 //! must be durable may end it.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 
 use bytes::Bytes;
 
 use super::block::TableValue;
+use super::sorted_rows::{ENTRY_BYTES, SortedRows};
 use crate::storage::engine::{Direction, EngineError, WriteBatch};
 use crate::storage::keys::{self, RowRange};
 
-/// The bytes of a row besides its key and value: an entry of the map, whose nodes are two thirds
-/// full, and two allocations.
-const ROW_OVERHEAD_BYTES: usize = (size_of::<Bytes>() + size_of::<RowStates>()) * 3 / 2 + 32;
+/// The bytes of a row besides its key and value: itself, an entry of the map, whose nodes are two
+/// thirds full, and two allocations.
+const ROW_OVERHEAD_BYTES: usize =
+    size_of::<Bytes>() + size_of::<RowStates>() + ENTRY_BYTES * 3 / 2 + 32;
 /// The bytes of a further state of a row besides its value.
 const STATE_OVERHEAD_BYTES: usize = 2 * size_of::<RowState>();
 
@@ -43,7 +42,7 @@ pub(super) type MemoryRow = (Bytes, Option<Bytes>);
 
 #[derive(Default)]
 pub(super) struct MemoryTable {
-    rows: RwLock<BTreeMap<Bytes, RowStates>>,
+    rows: RwLock<SortedRows<RowStates>>,
     bytes: AtomicUsize,
 }
 
@@ -99,15 +98,12 @@ impl MemoryTable {
             let state = RowState { batch: number, value: value.cloned() };
             added_bytes += value.map_or(0, Bytes::len);
             // One search of the map for each row: it is most of what applying a write costs.
-            match rows.entry(key.clone()) {
-                Entry::Occupied(mut known) => {
+            match rows.add(key, RowStates { newest: state, older: Vec::new() }) {
+                Some((known, new)) => {
                     added_bytes += STATE_OVERHEAD_BYTES;
-                    known.get_mut().push(state);
+                    known.push(new.newest);
                 }
-                Entry::Vacant(new) => {
-                    added_bytes += key.len() + ROW_OVERHEAD_BYTES;
-                    new.insert(RowStates { newest: state, older: Vec::new() });
-                }
+                None => added_bytes += key.len() + ROW_OVERHEAD_BYTES,
             }
         }
         drop(rows);
@@ -158,12 +154,11 @@ impl MemoryTable {
     }
 
     fn first_of(
-        rows: &BTreeMap<Bytes, RowStates>,
+        rows: &SortedRows<RowStates>,
         range: &RowRange,
         as_of: BatchNumber,
     ) -> Result<Option<MemoryRow>, TooManyRows> {
-        let bounds = (Bound::Included(&range.start[..]), Bound::Excluded(&range.end[..]));
-        let mut within = rows.range::<[u8], _>(bounds);
+        let mut within = rows.from(&range.start).take_while(|(key, _)| **key < range.end);
         for _ in 0..GROUP_ROWS_MAX {
             let Some((key, states)) = within.next() else { return Ok(None) };
             if let Some(value) = states.as_of(as_of) {
@@ -189,27 +184,28 @@ impl MemoryTable {
         if range.start >= range.end {
             return None;
         }
-        let rows = self.read();
-        let bounds = (Bound::Included(&range.start[..]), Bound::Excluded(&range.end[..]));
-        let mut within = rows.range::<[u8], _>(bounds);
-        for _ in 0..count {
-            let next = match direction {
-                Direction::Forward => within.next(),
-                Direction::Reverse => within.next_back(),
-            };
-            let (key, states) = next?;
+        let show = |(key, states): (&Bytes, &RowStates)| {
             if let Some(value) = states.as_of(as_of) {
                 out.push((key.clone(), value.cloned()));
             }
-        }
-        let next = match direction {
-            Direction::Forward => within.next(),
-            Direction::Reverse => within.next_back(),
         };
-        let (key, _) = next?;
+        let rows = self.read();
+        let next = match direction {
+            Direction::Forward => {
+                let mut within = rows.from(&range.start).take_while(|(key, _)| **key < range.end);
+                within.by_ref().take(count).for_each(show);
+                within.next().map(|(key, _)| key)
+            }
+            Direction::Reverse => {
+                let mut within =
+                    rows.before(&range.end).take_while(|(key, _)| **key >= range.start);
+                within.by_ref().take(count).for_each(show);
+                within.next().map(|(key, _)| key)
+            }
+        }?;
         match direction {
-            Direction::Forward => range.start = key.clone(),
-            Direction::Reverse => range.end = keys::only(key).end,
+            Direction::Forward => range.start = next.clone(),
+            Direction::Reverse => range.end = keys::only(next).end,
         }
         Some(range)
     }
@@ -220,7 +216,7 @@ impl MemoryTable {
         self.rows.write().unwrap()
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Bytes, RowStates>> {
+    fn read(&self) -> RwLockReadGuard<'_, SortedRows<RowStates>> {
         self.rows.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -305,6 +301,7 @@ impl MemoryCursor {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicBool, AtomicU64};
 
     use proptest::prelude::*;

@@ -26,7 +26,7 @@
 //! | `directory` | names, numbers, whole files, reads within bounds, the first damage |
 //! | `table`, `table_writer`, `values`, `cache` | files of rows and of long values |
 //! | `manifest`, `levels` | which files there are; these files, open |
-//! | `memory_table` | rows of the newest batches |
+//! | `memory_table`, `sorted_rows` | rows of the newest batches |
 //! | `run`, `merge`, `view` | cursors over one run, over everything, as of one batch |
 //! | `policy`, `background`, `scrub` | which step is next; that step; verifying files |
 //! | `builder` | a whole store from the rows of a snapshot |
@@ -54,6 +54,7 @@ mod policy;
 mod run;
 mod scrub;
 mod section;
+mod sorted_rows;
 mod table;
 mod table_writer;
 #[cfg(test)]
