@@ -14,6 +14,10 @@
 //! The bytes that a table is counted with include those of the map's nodes, which are more than a
 //! small row's own.
 //!
+//! A row that a batch has inserted, and a later one of the same table has deleted, is not shown
+//! even as a deleted one: nothing older has it. Without this, two markers for each version that is
+//! garbage soon after it was written would be moved to the disk, and merged there.
+//!
 //! What it leaves out: when a table is full. It takes what it is given, because only a batch that
 //! must be durable may end it.
 
@@ -24,7 +28,7 @@ use bytes::Bytes;
 
 use super::block::TableValue;
 use super::sorted_rows::{ENTRY_BYTES, SortedRows};
-use crate::storage::engine::{Direction, EngineError, WriteBatch};
+use crate::storage::engine::{Direction, EngineError, RowBefore, WriteBatch};
 use crate::storage::keys::{self, RowRange};
 
 /// The bytes of a row besides its key and value: itself, an entry of the map, whose nodes are two
@@ -56,10 +60,13 @@ struct RowStates {
     newest: RowState,
     /// In the order of their batches.
     older: Vec<RowState>,
+    /// Nothing older than this table has the row, so that a marker would hide nothing.
+    is_new: bool,
 }
 
 impl RowStates {
-    /// The row as of a batch; `None` if it had no state in this table yet.
+    /// The row as of a batch; `None` if the table has nothing to say of it: it had no state in it
+    /// yet, or came and went within it.
     fn as_of(&self, batch: BatchNumber) -> Option<Option<&Bytes>> {
         let found = match self.newest.batch <= batch {
             true => Some(&self.newest),
@@ -68,7 +75,8 @@ impl RowStates {
                 self.older[..until].last()
             }
         };
-        found.map(|state| state.value.as_ref())
+        let value = found?.value.as_ref();
+        (value.is_some() || !self.is_new).then_some(value)
     }
 
     /// Adds the newest state. A batch sets a row once, so its number is greater than all others.
@@ -94,11 +102,12 @@ impl MemoryTable {
         // A panic in here leaves a batch that was not published: no reader sees it, and the
         // state machine does not write any more.
         let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
-        for (key, value) in batch.rows() {
+        for ((key, value), (_, _, before)) in batch.rows().zip(batch.transitions()) {
+            let is_new = before == RowBefore::Absent;
             let state = RowState { batch: number, value: value.cloned() };
             added_bytes += value.map_or(0, Bytes::len);
             // One search of the map for each row: it is most of what applying a write costs.
-            match rows.add(key, RowStates { newest: state, older: Vec::new() }) {
+            match rows.add(key, RowStates { newest: state, older: Vec::new(), is_new }) {
                 Some((known, new)) => {
                     added_bytes += STATE_OVERHEAD_BYTES;
                     known.push(new.newest);
@@ -344,6 +353,34 @@ mod tests {
             assert!(out.len() <= before + count);
         }
         out
+    }
+
+    /// The rows of a table after two batches, the second of which deletes what the first has
+    /// written.
+    fn written_and_deleted(write: impl FnOnce(&mut WriteBatch, Bytes)) -> (Vec<MemoryRow>, usize) {
+        let (table, key) = (MemoryTable::default(), Bytes::from_static(b"key"));
+        let (mut first, mut second) = (WriteBatch::default(), WriteBatch::default());
+        write(&mut first, key.clone());
+        second.remove(key, 0);
+        table.write(1, &first);
+        table.write(2, &second);
+        let all = keys::every_row();
+        let before = scan(&table, &all, Direction::Forward, 1, 10).len();
+        (scan(&table, &all, Direction::Forward, 2, 10), before)
+    }
+
+    /// A row that was put may be in older tables, and would show again.
+    #[test]
+    fn only_a_row_that_was_inserted_goes_without_a_marker() {
+        let inserted = written_and_deleted(|batch, key| batch.insert(key, Bytes::new()));
+        assert_eq!(inserted, (Vec::new(), 1));
+        let put = written_and_deleted(|batch, key| batch.put(key, Bytes::new()));
+        assert_eq!(put, (vec![(Bytes::from_static(b"key"), None)], 1));
+        let deleted_before = written_and_deleted(|batch, key| {
+            batch.remove(key.clone(), 0);
+            batch.insert(key, Bytes::new());
+        });
+        assert_eq!(deleted_before, (vec![(Bytes::from_static(b"key"), None)], 1));
     }
 
     proptest! {
