@@ -1,4 +1,4 @@
-//! One bounded cache for the blocks, indexes and filters of all tables.
+//! One bounded cache for the blocks, indexes and parts of filters of all tables.
 //!
 //! It keeps what is used again with CLOCK: a hand goes round, takes the mark from entries that were
 //! used since it last came by, and evicts one that has none. That is nearly as good as evicting the
@@ -16,12 +16,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::block::Block;
-use super::filter::Filter;
+use super::filter::FilterPart;
 use super::section::Place;
 use super::table::TableIndex;
 
-/// An entry may take a whole shard: of 16 MiB each has 2, and a table ends when its index or its
-/// filter has half of that.
+/// An entry may take a whole shard: of 16 MiB each has 2, and a table ends when its index has half
+/// of that.
 const SHARDS: usize = 8;
 
 /// A part of a table in memory.
@@ -29,7 +29,7 @@ const SHARDS: usize = 8;
 pub(super) enum Cached {
     Block(Arc<Block>),
     Index(Arc<TableIndex>),
-    Filter(Arc<Filter>),
+    Filter(Arc<FilterPart>),
 }
 
 impl Cached {

@@ -1,8 +1,12 @@
 //! A Bloom filter over the keys of a table, so that a lookup skips tables without its key.
 //!
 //! ```text
-//! filter := line* in a section        a line is 64 bytes, one line of the processor's cache
+//! filter := part*                     all of them of 64 lines, but for the last
+//! part   := line* in a section        a line is 64 bytes, one line of the processor's cache
 //! ```
+//!
+//! A lookup needs one part, which is read and cached by itself. The filters of ten million keys do
+//! not fit into the cache together; as wholes, each lookup that missed one read up to a mebibyte.
 //!
 //! A key is added as [`keys::without_timestamp`](crate::storage::keys::without_timestamp), so that
 //! a search for the newest version of a key is answered, which knows no timestamp. A key chooses
@@ -19,6 +23,9 @@
 use super::section::SectionError;
 
 const LINE_BYTES: usize = 64;
+/// A page of the disk.
+const PART_LINES: usize = 64;
+const CHECKSUM_BYTES: usize = 4;
 const LINE_BITS: u64 = 8 * LINE_BYTES as u64;
 /// Twelve bits would halve the wrong answers and cost a fifth more memory for all keys; the block
 /// that a wrong answer costs is often in the cache.
@@ -50,8 +57,8 @@ impl FilterBuilder {
         lines(self.hashes.len()) * LINE_BYTES
     }
 
-    /// The filter, and begins the next one.
-    pub fn finish(&mut self) -> Vec<u8> {
+    /// The parts of the filter, one after the other, and begins the next one.
+    pub fn finish(&mut self) -> Vec<Vec<u8>> {
         let lines = lines(self.hashes.len());
         let mut bytes = vec![0; lines * LINE_BYTES];
         for hash in self.hashes.drain(..) {
@@ -59,7 +66,7 @@ impl FilterBuilder {
             let line = &mut bytes[line * LINE_BYTES..][..LINE_BYTES];
             bits.for_each(|bit| line[bit / 8] |= 1 << (bit % 8));
         }
-        bytes
+        bytes.chunks(PART_LINES * LINE_BYTES).map(<[u8]>::to_vec).collect()
     }
 }
 
@@ -68,33 +75,69 @@ fn lines(keys: usize) -> usize {
     (keys * BITS_PER_KEY).div_ceil(LINE_BITS as usize).max(1)
 }
 
-/// A filter in memory.
-pub(super) struct Filter {
+/// How a filter lies in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FilterLayout {
+    lines: usize,
+}
+
+impl FilterLayout {
+    /// The layout of a filter of so many bytes, checksums included; `None` if none has so many.
+    pub fn of(bytes: u64) -> Option<FilterLayout> {
+        let bytes = usize::try_from(bytes).ok()?;
+        let parts = bytes.div_ceil(PART_LINES * LINE_BYTES + CHECKSUM_BYTES);
+        let lines_bytes = bytes.checked_sub(parts * CHECKSUM_BYTES)?;
+        let layout = FilterLayout { lines: lines_bytes / LINE_BYTES };
+        let is_whole = layout.lines > 0 && lines_bytes.is_multiple_of(LINE_BYTES);
+        (is_whole && layout.parts() == parts).then_some(layout)
+    }
+
+    pub fn parts(self) -> usize {
+        self.lines.div_ceil(PART_LINES)
+    }
+
+    /// Where a part begins in the filter, and its bytes with the checksum.
+    pub fn extent(self, part: usize) -> (u64, u64) {
+        let lines = (self.lines - part * PART_LINES).min(PART_LINES);
+        let start = part * (PART_LINES * LINE_BYTES + CHECKSUM_BYTES);
+        (start as u64, (lines * LINE_BYTES + CHECKSUM_BYTES) as u64)
+    }
+
+    /// The part that knows of a key.
+    pub fn part_of(self, key: &[u8]) -> usize {
+        place(hash(key), self.lines).0 / PART_LINES
+    }
+}
+
+/// A part of a filter in memory.
+pub(super) struct FilterPart {
     lines: Box<[[u8; LINE_BYTES]]>,
 }
 
-impl Filter {
+impl FilterPart {
     /// Decodes bytes whose checksum was right.
     ///
     /// # Errors
     ///
     /// [`SectionError::Encoding`].
-    pub fn decode(bytes: &[u8]) -> Result<Filter, SectionError> {
+    pub fn decode(bytes: &[u8]) -> Result<FilterPart, SectionError> {
         match bytes.as_chunks() {
-            (lines, []) if !lines.is_empty() => Ok(Filter { lines: lines.into() }),
+            (lines, []) if !lines.is_empty() => Ok(FilterPart { lines: lines.into() }),
             _ => Err(SectionError::Encoding("the filter is not of whole lines")),
         }
     }
 
-    /// The bytes of memory that the filter takes.
+    /// The bytes of memory that the part takes.
     pub fn memory_bytes(&self) -> usize {
-        size_of::<Filter>() + self.lines.len() * LINE_BYTES
+        size_of::<FilterPart>() + self.lines.len() * LINE_BYTES
     }
 
-    /// Whether the key may have been added; if false, it was not.
-    pub fn may_have(&self, key: &[u8]) -> bool {
-        let (line, mut bits) = place(hash(key), self.lines.len());
-        let line = &self.lines[line];
+    /// Whether the key, of which this part of the filter knows, may have been added; if false, it
+    /// was not.
+    pub fn may_have(&self, key: &[u8], layout: FilterLayout) -> bool {
+        let (line, mut bits) = place(hash(key), layout.lines);
+        // A part has as many lines as its layout says: its bytes were read by it.
+        let line = &self.lines[line % PART_LINES];
         bits.all(|bit| line[bit / 8] & 1 << (bit % 8) != 0)
     }
 }
@@ -133,10 +176,28 @@ mod tests {
 
     use super::*;
 
+    /// The parts of a filter, and how they lie.
+    struct Filter(Vec<FilterPart>, FilterLayout);
+
+    impl Filter {
+        fn may_have(&self, key: &[u8]) -> bool {
+            self.0[self.1.part_of(key)].may_have(key, self.1)
+        }
+    }
+
     fn filter(keys: &[Vec<u8>]) -> Filter {
         let mut builder = FilterBuilder::default();
         keys.iter().for_each(|key| builder.add(key));
-        Filter::decode(&builder.finish()).unwrap()
+        let parts = builder.finish();
+        let bytes: usize = parts.iter().map(|part| part.len() + CHECKSUM_BYTES).sum();
+        let layout = FilterLayout::of(bytes as u64).unwrap();
+        assert_eq!(layout.parts(), parts.len());
+        let mut end = 0;
+        for (at, part) in parts.iter().enumerate() {
+            assert_eq!(layout.extent(at), (end, (part.len() + CHECKSUM_BYTES) as u64));
+            end += layout.extent(at).1;
+        }
+        Filter(parts.iter().map(|part| FilterPart::decode(part).unwrap()).collect(), layout)
     }
 
     proptest! {
@@ -153,8 +214,11 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..300),
             key in prop::collection::vec(any::<u8>(), 0..20),
         ) {
-            match Filter::decode(&bytes) {
-                Ok(filter) => _ = filter.may_have(&key),
+            match FilterPart::decode(&bytes) {
+                Ok(part) => {
+                    let layout = FilterLayout::of((bytes.len() + CHECKSUM_BYTES) as u64).unwrap();
+                    _ = part.may_have(&key, layout);
+                }
                 Err(error) => prop_assert!(matches!(error, SectionError::Encoding(_))),
             }
         }
@@ -173,13 +237,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn only_whole_lines_in_parts_are_a_filter() {
+        let part = (PART_LINES * LINE_BYTES + CHECKSUM_BYTES) as u64;
+        for bytes in [0, 4, 67, 69, part - 1, part + 1, part + 4, part + 64, u64::MAX] {
+            assert_eq!(FilterLayout::of(bytes), None, "{bytes}");
+        }
+        for (bytes, lines) in [(68, 1), (part, PART_LINES), (part + 68, PART_LINES + 1)] {
+            assert_eq!(FilterLayout::of(bytes), Some(FilterLayout { lines }));
+        }
+    }
+
     /// The hash is a part of the format.
     #[test]
     fn the_bytes_of_a_filter_stay_as_they_are() {
         let mut builder = FilterBuilder::default();
         builder.add(b"a");
         builder.add(b"several words of a key");
-        let sum = crc32fast::hash(&builder.finish());
+        let sum = crc32fast::hash(&builder.finish().concat());
         assert_eq!(sum, 0x852d_884a, "{sum:#010x}");
     }
 }

@@ -4,7 +4,7 @@
 //! What it leaves out: reading files, and damage that the checksum finds, which unit tests have.
 
 use super::block::{Block, BlockBuilder, TableValue};
-use super::filter::Filter;
+use super::filter::{FilterLayout, FilterPart};
 use super::manifest::{RunFacts, TableManifest};
 use super::section::{self, Fields, Place};
 use super::table::{Footer, TableFacts, TableIndex};
@@ -90,9 +90,10 @@ fn manifest(bytes: &[u8]) {
 
 fn filter(bytes: &[u8]) {
     let (key, lines) = bytes.split_at(bytes.len().min(9));
-    if let Ok(filter) = Filter::decode(lines) {
-        let _ = filter.may_have(key);
-        assert!(filter.memory_bytes() < lines.len() + 100);
+    let layout = FilterLayout::of(lines.len() as u64 + 4).filter(|layout| layout.parts() == 1);
+    if let (Ok(part), Some(layout)) = (FilterPart::decode(lines), layout) {
+        let _ = part.may_have(key, layout);
+        assert!(part.memory_bytes() < lines.len() + 100);
     }
 }
 

@@ -73,7 +73,7 @@ pub(super) fn scrub(
             // It was verified with the first block.
             table.index(Access::Again)?
         } else {
-            table.read_filter()?;
+            (0..table.filter_parts()).try_for_each(|part| table.read_filter(part).map(drop))?;
             Arc::new(table.read_index()?)
         };
         let first_block = if is_begun { start.block } else { 0 };

@@ -1,7 +1,7 @@
 //! A table: an immutable file of rows in ascending order of keys.
 //!
 //! ```text
-//! N.table := block* | index | filter | footer        all of them sections
+//! N.table := block* | index | filter | footer        all of them sections, the filter several
 //! index   := first key of the table | entry*
 //! entry   := last key of a block | its length u32    keys with their length u16 before them
 //! footer  := format u32 | bytes of all blocks u64 | of the index u64 | of the filter u64
@@ -23,11 +23,11 @@ use std::sync::Arc;
 use super::block::Block;
 use super::cache::{Cached, TableCache};
 use super::directory::{FileKind, StoreFile, TableDirectory};
-use super::filter::Filter;
+use super::filter::{FilterLayout, FilterPart};
 use super::section::{self, Fields, SectionError, put_key};
 use crate::storage::engine::EngineError;
 
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 const CHECKSUM_BYTES: u64 = 4;
 /// Bytes of the footer with its checksum.
 pub(super) const FOOTER_BYTES: u64 = 4 + 5 * 8 + CHECKSUM_BYTES;
@@ -209,6 +209,7 @@ pub(super) enum Access {
 pub(super) struct Table {
     facts: TableFacts,
     footer: Footer,
+    filter: FilterLayout,
     file: StoreFile,
     cache: Arc<TableCache>,
 }
@@ -237,7 +238,9 @@ impl Table {
         if !is_known {
             return Err(file.damaged(position, "it is not the footer that the manifest knows"));
         }
-        Ok(Table { facts, footer, file, cache: cache.clone() })
+        let filter = FilterLayout::of(footer.filter_bytes)
+            .ok_or_else(|| file.damaged(position, "its filter is not of whole lines"))?;
+        Ok(Table { facts, footer, filter, file, cache: cache.clone() })
     }
 
     pub fn facts(&self) -> &TableFacts {
@@ -255,12 +258,13 @@ impl Table {
     ///
     /// [`EngineError::Damaged`], [`EngineError::Read`], [`EngineError::NotInMemory`].
     pub fn may_have(&self, common: &[u8], access: Access) -> Result<bool, EngineError> {
-        let position = self.footer.blocks_bytes + self.footer.index_bytes;
+        let part = self.filter.part_of(common);
+        let (position, _) = self.filter_extent(part);
         if let Some(Cached::Filter(filter)) = self.cache.get(self.file.place(position)) {
-            return Ok(filter.may_have(common));
+            return Ok(filter.may_have(common, self.filter));
         }
-        let filter = self.had(position, access, || self.read_filter(), Cached::Filter)?;
-        Ok(filter.may_have(common))
+        let filter = self.had(position, access, || self.read_filter(part), Cached::Filter)?;
+        Ok(filter.may_have(common, self.filter))
     }
 
     /// Has a part that is not in the cache.
@@ -306,14 +310,25 @@ impl Table {
         })
     }
 
-    /// Reads the filter from the disk.
+    /// The number of parts of the filter.
+    pub fn filter_parts(&self) -> usize {
+        self.filter.parts()
+    }
+
+    /// Where a part of the filter begins in the file, and its bytes.
+    fn filter_extent(&self, part: usize) -> (u64, u64) {
+        let (start, bytes) = self.filter.extent(part);
+        (self.footer.blocks_bytes + self.footer.index_bytes + start, bytes)
+    }
+
+    /// Reads a part of the filter from the disk.
     ///
     /// # Errors
     ///
     /// [`EngineError::Damaged`], [`EngineError::Read`].
-    pub fn read_filter(&self) -> Result<Filter, EngineError> {
-        let position = self.footer.blocks_bytes + self.footer.index_bytes;
-        self.file.read_section(position, self.footer.filter_bytes, Filter::decode)
+    pub fn read_filter(&self, part: usize) -> Result<FilterPart, EngineError> {
+        let (position, bytes) = self.filter_extent(part);
+        self.file.read_section(position, bytes, FilterPart::decode)
     }
 
     /// A block of the table, from the cache if it is there.

@@ -19,8 +19,8 @@ use crate::storage::engine::EngineError;
 use crate::storage::keys;
 
 /// A table ends when its index, or its filter, has so many bytes: half of what one shard of the
-/// cache holds. With keys of some kilobytes, a table of full length had an index of 20 MiB, which
-/// each read of a row read again.
+/// cache holds, and a bound of what a writer holds. With keys of some kilobytes, a table of full
+/// length had an index of 20 MiB, which each read of a row read again.
 const PART_BYTES_MAX: usize = 1024 * 1024;
 
 pub(super) struct TableWriter {
@@ -128,7 +128,10 @@ impl TableWriter {
         }
         let blocks_bytes = self.file.bytes();
         let index_bytes = append_section(&mut self.file, &self.index)?;
-        let filter_bytes = append_section(&mut self.file, &self.filter.finish())?;
+        let mut filter_bytes = 0;
+        for part in self.filter.finish() {
+            filter_bytes += append_section(&mut self.file, &part)?;
+        }
         let (rows, deleted_rows) = (self.rows, self.deleted_rows);
         let footer = Footer { blocks_bytes, index_bytes, filter_bytes, rows, deleted_rows };
         let mut encoded = Vec::new();

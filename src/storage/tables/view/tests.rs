@@ -238,6 +238,26 @@ fn a_search_reads_one_block_of_the_newest_run_with_the_key_and_none_if_there_is_
     assert_eq!(search(&engine, &unread, b"l"), (0, None), "behind all keys");
 }
 
+/// With ten million keys the filters are larger than the cache, and each search read whole ones.
+#[test]
+fn of_a_filter_that_the_cache_does_not_hold_small_parts_are_read_and_kept() {
+    let disk = TestDisk::default();
+    // The filter has 50 KB, where a shard of the cache has 32, and the whole of it 256.
+    let options = TablesOptions { cache_bytes: 256 * 1024, ..TablesOptions::default() };
+    let engine = TableEngine::open(Arc::new(disk.clone()), options).unwrap();
+    let mut batch = WriteBatch::default();
+    (0..40_000).for_each(|number| batch.insert(version(2 * number, 0), Bytes::new()));
+    engine.write_durably(&batch).unwrap();
+    let absent = || (0..1_000).map(|number| key(2 * number + 1));
+    let reads =
+        |engine: &TableEngine| -> u64 { absent().map(|key| search(engine, &disk, &key).0).sum() };
+    // Thirteen parts, an index, and blocks where the filter is wrong.
+    let first = reads(&engine);
+    assert!((13..60).contains(&first), "{first} reads of 1,000 absent keys");
+    let again = reads(&engine);
+    assert!(again < 20, "{again} reads of the same");
+}
+
 /// A thread that must not wait is told what is in memory tables and in the cache, and nothing else.
 #[test]
 fn a_search_in_memory_reads_nothing_and_waits_for_no_batch() {
