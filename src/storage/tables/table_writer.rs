@@ -23,6 +23,13 @@ use crate::storage::keys;
 /// length had an index of 20 MiB, which each read of a row read again.
 const PART_BYTES_MAX: usize = 1024 * 1024;
 
+/// The index has a key for each block. With keys longer than this, blocks are longer, too: else a
+/// table of keys of four kilobytes ended after some hundred rows, and the manifest, which names two
+/// keys of each table, was a large part of what was written.
+const SHORT_KEY_BYTES: usize = 512;
+/// A block has at least so many times the bytes by which its last key is longer than a short one.
+const LONG_KEYS_PER_BLOCK: usize = 16;
+
 pub(super) struct TableWriter {
     file: FileWriter,
     /// A block ends with the row with which it reaches so many bytes.
@@ -87,7 +94,9 @@ impl TableWriter {
         }
         self.filter.add(keys::without_timestamp(key));
         self.block.add(key, value);
-        if self.block.bytes() >= self.block_bytes { self.end_block() } else { Ok(()) }
+        let long_bytes = key.len().saturating_sub(SHORT_KEY_BYTES);
+        let block_bytes = self.block_bytes.max(LONG_KEYS_PER_BLOCK * long_bytes);
+        if self.block.bytes() >= block_bytes { self.end_block() } else { Ok(()) }
     }
 
     /// Whether the table ends here: it has so many bytes, or as many in its index or its filter as

@@ -177,6 +177,25 @@ fn any_byte_of_index_filter_and_footer_decodes_or_is_a_typed_error() {
     }
 }
 
+/// A table of such keys ended after some hundred rows, as its index was half of it.
+#[test]
+fn the_index_of_long_keys_is_a_small_part_of_a_table() {
+    let disk = TestDisk::default();
+    let mut writer = TableWriter::create(&store(&disk), 8192, Expendable::No).unwrap();
+    let mut keys = (0..1000).map(|number| format!("{number:04}").repeat(1024).into_bytes());
+    while !writer.is_full(u64::MAX)
+        && let Some(key) = keys.next()
+    {
+        writer.add(&key, TableValue::Inline(b"value")).unwrap();
+    }
+    assert_eq!(keys.next(), None, "all of them are in one table");
+    let facts = writer.finish().unwrap();
+    let cache = Arc::new(TableCache::new(1 << 20));
+    let table = Table::open(&store(&disk), &cache, facts).unwrap();
+    let Footer { blocks_bytes, index_bytes, .. } = table.footer;
+    assert!(index_bytes * 10 < blocks_bytes, "{index_bytes} beside {blocks_bytes}");
+}
+
 #[test]
 fn a_write_that_is_stopped_anywhere_is_an_error() {
     let whole = TestDisk::default();
