@@ -2,7 +2,7 @@
 //! store, and the only file that is replaced.
 //!
 //! ```text
-//! MANIFEST := format u32 | next file number u64 | rows u64 | seals u64
+//! MANIFEST := format u32 | next file number u64 | rows u64 | bytes of long values u64 | seals u64
 //!             | segment count u32 | segment* | run count u32 | run* | CRC-32 over all before
 //! segment  := number u64 | bytes u64
 //! run      := first seal u64 | last seal u64 | is merging u8 | table count u32 | table*
@@ -20,7 +20,8 @@
 //! removed at opening, after the manifest was verified.
 //!
 //! Writing it whole costs about 100 bytes a table, so with tables of 64 MiB less than a
-//! five-hundred-thousandth of what is written; a log of changes, as LevelDB has it, would save
+//! five-hundred-thousandth of what is written. With the longest keys it is 16 KiB for a table of
+//! 16 MiB. A log of changes, as LevelDB has it, would save
 //! that, and need rules for its torn end.
 //!
 //! Its checksum is bound to no place, since there is one manifest. An old copy in its place is
@@ -49,7 +50,8 @@ pub(super) const MANIFEST: &str = "MANIFEST";
 const MANIFEST_NEW: &str = "MANIFEST.new";
 const FORMAT: u32 = 2;
 const PLACE: Place = Place { file: 0, position: 0 };
-/// Far more than the tables of the largest disk need; a file that is longer is no manifest.
+/// What the tables of forty terabytes need, of sixty gigabytes if all their keys are the longest
+/// there are. A file that is longer is no manifest, so none is written.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Number of a seal: the first memory table that is sealed has number 1.
@@ -236,10 +238,15 @@ impl TableManifest {
             panic!("{broken}: {self:?}");
         }
         let directory = store.files();
+        let encoded = self.encode();
+        if encoded.len() as u64 > BYTES_MAX {
+            let detail = format!("it would have {} bytes, of {BYTES_MAX} at most", encoded.len());
+            return Err(store.refused("write", MANIFEST_NEW, &io::Error::other(detail)));
+        }
         let written = files::remove_if_present(directory, MANIFEST_NEW)
             .and_then(|()| directory.create(MANIFEST_NEW))
             .and_then(|file| {
-                file.write_all_at(&self.encode(), 0)?;
+                file.write_all_at(&encoded, 0)?;
                 file.sync_data()
             });
         written.map_err(|error| store.refused("write", MANIFEST_NEW, &error))?;
