@@ -430,6 +430,10 @@ pub const DISK_HANDOVER_AGAIN_TICKS: u64 = 500;
 pub const SEAL_ENTRIES: u64 = 64 * 1024;
 /// … or so many bytes of them …
 pub const SEAL_BYTES: u64 = 64 * 1024 * 1024;
+/// Files of a store that stay open between two reads: to open one anew costs less than to read from
+/// it. They are kept free of connections.
+pub const STORE_FILES_MAX: usize = 64;
+
 /// … or this long after the first of them.
 pub const SEAL_INTERVAL: Duration = Duration::from_secs(10);
 /// From the end of one pass over the store to the beginning of the next. A bit rots once in months;

@@ -573,7 +573,7 @@ impl StateMachine {
             if machine.unsealed_entries == 0 {
                 return Ok(());
             }
-            let mut batch = WriteBatch::default();
+            let mut batch = WriteBatch::counted(machine.shared.steps.clone());
             machine.sessions.save(&mut batch);
             batch.put(keys::meta(META_FORMAT), STATE_FORMAT_VERSION.to_le_bytes().to_vec().into());
             batch.put(keys::meta(META_APPLIED), encode_point(&machine.point));

@@ -102,6 +102,11 @@ impl WriteBatch {
         }
     }
 
+    /// Counts a step of the work that the engine does for this batch.
+    pub fn step(&self) {
+        self.steps.step();
+    }
+
     /// The changes in key order: the new value, or `None` for a removed row.
     pub fn rows(&self) -> impl Iterator<Item = (&Bytes, Option<&Bytes>)> {
         let rows = self.rows.iter().inspect(|_| self.steps.step());
@@ -320,7 +325,8 @@ pub trait Engine: Send + Sync {
     /// together, behind the back of the caller: [`durable`](Engine::durable) says how far that has
     /// come. `mark` is the caller's number of this seal, and not less than the last one's.
     ///
-    /// It waits for the disk only if the engine has no room for what is not durable yet.
+    /// It waits for the disk only if the engine has no room for what is not durable yet, and counts
+    /// what it does meanwhile as steps of the batch.
     ///
     /// # Errors
     ///

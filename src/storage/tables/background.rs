@@ -2,7 +2,7 @@
 //! are merged.
 //!
 //! One caller works at a time. A step either moves one memory table, whose bytes are bounded, or
-//! merges a number of rows. So a caller with other duties, such as the simulator, gets control
+//! merges a number of rows and bytes of values. So a caller with other duties, such as the simulator, gets control
 //! back, and a seal never waits longer than for one step of a merge.
 //!
 //! A merge is done in *stretches* of keys. A stretch ends with its first whole table or segment;
@@ -59,6 +59,10 @@ pub(super) struct Sealed {
     pub rows: u64,
     pub long_values: LongValues,
 }
+
+/// A step of a merge ends when it has written so many bytes of values anew: a few milliseconds of
+/// copying, for which a seal may wait.
+const REWRITTEN_STEP_BYTES: usize = 1024 * 1024;
 
 /// What every step needs.
 pub(super) struct StoreParts {
@@ -215,12 +219,16 @@ impl MergeJob {
     ///
     /// [`EngineError`]; the stretch is to be given up.
     pub fn step(&mut self, parts: &StoreParts) -> Result<bool, EngineError> {
+        let mut rewritten_bytes = 0;
         for _ in 0..parts.options.merge_step_rows {
             let Some((key, value)) = self.cursor.row() else { return Ok(true) };
             match value {
                 TableValue::Deleted if self.drops_deleted => {}
                 TableValue::Long(long) => match self.rewritten.get(&long.place.file) {
-                    Some(segment) => self.output.add_value(parts, key, &segment.read(long)?)?,
+                    Some(segment) => {
+                        self.output.add_value(parts, key, &segment.read(long)?)?;
+                        rewritten_bytes += long.bytes as usize;
+                    }
                     None => self.output.add(parts, key, value)?,
                 },
                 value => self.output.add(parts, key, value)?,
@@ -228,6 +236,9 @@ impl MergeJob {
             self.cursor.advance()?;
             if self.output.has_whole_file() {
                 return Ok(true);
+            }
+            if rewritten_bytes >= REWRITTEN_STEP_BYTES {
+                break;
             }
         }
         Ok(false)

@@ -31,8 +31,8 @@ use crate::storage::files::{self, Directory, DiskFile};
 const WRITE_BYTES: usize = 256 * 1024;
 
 /// Files have lower numbers. No store creates so many, so that a greater number in a name or in a
-/// manifest is not one that was given.
-pub(super) const NUMBERS_END: u64 = 1 << 40;
+/// manifest is not one that was given. A position of the scrubber has room for no greater one.
+pub(super) const NUMBERS_END: u64 = 1 << 30;
 
 /// The kind of a numbered file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -296,10 +296,12 @@ impl TableEngine {
         Ok(rows)
     }
 
-    /// Takes steps of the background until few enough seals wait for the disk.
-    fn wait_for_room(&self) -> Result<(), EngineError> {
+    /// Takes steps of the background until few enough seals wait for the disk. They are counted, so
+    /// that a server whose merges are late is not taken for one whose disk hangs.
+    fn wait_for_room(&self, batch: &WriteBatch) -> Result<(), EngineError> {
         while self.waiting() > SEALED_MAX {
             let mut background = self.background();
+            batch.step();
             if self.waiting() > SEALED_MAX && !self.step(&mut background)? {
                 // A merge that was due is given up: too many runs are better than no room.
                 self.move_oldest(&mut background)?;
@@ -371,7 +373,7 @@ impl Engine for TableEngine {
             Some(sealed) => sealed.mark = mark,
             None => current.durable_mark = Some(mark),
         });
-        self.wait_for_room()
+        self.wait_for_room(batch)
     }
 
     fn durable(&self) -> Option<u64> {

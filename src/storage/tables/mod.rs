@@ -66,10 +66,7 @@ pub use builder::TableStoreBuilder;
 pub use engine::TableEngine;
 
 use super::files::Directory;
-
-/// Files of a store that stay open between two reads; [`process::files`](crate::process::files)
-/// keeps them free of connections.
-const OPEN_FILES_MAX: usize = 64;
+use crate::limits;
 
 /// However small the disk is, tables are not made smaller than this for it: half of a memory table.
 const FITTED_TABLE_BYTES_MIN: u64 = 4 * 1024 * 1024;
@@ -110,13 +107,13 @@ impl Default for TablesOptions {
             small_run_bytes: 64 * 1024,
             // Ten million small rows make some 25 tables; an index is less than half a mebibyte.
             table_bytes: 64 * 1024 * 1024,
-            // About a millisecond of work.
+            // About a millisecond of work, unless long values are written anew.
             merge_step_rows: 1024,
             // A value of a page of the disk is not worth a read of its own.
             long_value_bytes: 4 * 1024,
             cache_bytes: 16 * 1024 * 1024,
             // A gigabyte or two of tables. To open a file anew costs less than to read from it.
-            open_files_max: OPEN_FILES_MAX,
+            open_files_max: limits::STORE_FILES_MAX,
         }
     }
 }
