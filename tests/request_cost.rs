@@ -8,8 +8,8 @@
 //!
 //! Allocations are counted by the allocator, and compared exactly. Instructions are counted by
 //! callgrind, where valgrind is installed: it runs the tests of this file once more, and counts
-//! what happens within [`counted`]. They are those of a build for tests, and depend on the compiler,
-//! so that a bound leaves a fifth more than was counted.
+//! what happens within [`counted`]. They are those of a build for tests, and depend on the
+//! compiler, so that a bound leaves a fifth more than was counted.
 //!
 //! A bound may be lowered whenever the count is lower. Who raises one says why in the commit.
 

@@ -2,8 +2,8 @@
 //! are merged.
 //!
 //! One caller works at a time. A step either moves one memory table, whose bytes are bounded, or
-//! merges a number of rows and bytes of values. So a caller with other duties, such as the simulator, gets control
-//! back, and a seal never waits longer than for one step of a merge.
+//! merges a number of rows and bytes of values. So a caller with other duties, such as the
+//! simulator, gets control back, and a seal never waits longer than for one step of a merge.
 //!
 //! A merge is done in *stretches* of keys. A stretch ends with its first whole table or segment;
 //! the manifest then names what it has written, and no longer the tables that it has used up, whose
