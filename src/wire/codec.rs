@@ -13,7 +13,7 @@ use rmp_serde::decode::Error as DecodeError;
 use serde::Deserialize;
 
 use super::message::Message;
-use super::replication;
+use super::{get, replication};
 use crate::limits::{FRAME_HEADER_BYTES, MESSAGE_DEPTH_MAX};
 use crate::model::bounded;
 
@@ -169,7 +169,7 @@ pub fn split_request(body: &[u8]) -> Option<(u64, &[u8])> {
 
 /// Decodes a frame's body.
 pub fn decode(body: &[u8]) -> Result<Message, CodecError> {
-    if let Some(message) = replication::decode(body) {
+    if let Some(message) = replication::decode(body).or_else(|| get::decode(body)) {
         return Ok(message);
     }
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);

@@ -8,6 +8,7 @@
 
 pub mod codec;
 pub mod frame;
+mod get;
 pub mod message;
 mod replication;
 pub mod share;
