@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Condition, FeatureLevel, GarbageCollection, GroupRules, OpShape, RequestId, Timestamp, WriteOp,
+    check_key,
 };
 
 /// What an entry asks the state machine to do.
@@ -113,13 +114,21 @@ enum PutCommand<'a> {
     Write(RequestId, #[serde(borrow)] PutOp<'a>),
 }
 
+/// The kinds of operations may be encoded by their positions among those of [`WriteOp`], so those
+/// before the last one here have their places.
 #[derive(Deserialize)]
 pub(super) enum PutOp<'a> {
     #[serde(rename = "PUT")]
     Put(&'a [u8], &'a [u8], bool),
+    #[serde(rename = "PUT_ALL")]
+    PutAll(NotPut),
     #[serde(rename = "PUT_IF")]
     PutIf(&'a [u8], &'a [u8], Condition),
 }
+
+/// An operation that is not lent: nothing decodes to it.
+#[derive(Deserialize)]
+pub(super) enum NotPut {}
 
 /// How a client's write begins: a map of one entry, a text of five bytes, a list of two.
 const WRITE_HEAD: &[u8] = b"\x81\xa5WRITE\x92";
@@ -144,6 +153,7 @@ impl Command {
         match Command::put_op(data)? {
             PutOp::Put(key, value, _tells_previous) => Command::put_parts(data, key, value),
             PutOp::PutIf(..) => None,
+            PutOp::PutAll(never) => match never {},
         }
     }
 
@@ -153,6 +163,7 @@ impl Command {
         let (key, value) = match Command::put_op(data)? {
             PutOp::Put(key, value, _tells_previous) => (key, value),
             PutOp::PutIf(key, value, _condition) => (key, value),
+            PutOp::PutAll(never) => match never {},
         };
         Command::put_parts(data, key, value)
     }
@@ -162,9 +173,14 @@ impl Command {
         Some(op)
     }
 
-    /// Whether an entry's data is a PUT, of which nothing is copied to tell.
+    /// Whether an entry's data is a PUT of a key that can exist, of which nothing is copied to
+    /// tell.
     pub fn is_put(data: &[u8]) -> bool {
-        data.get(2 * TIME_BYTES..).is_some_and(|action| lend_put(action).is_some())
+        let put = data.get(2 * TIME_BYTES..).and_then(lend_put);
+        put.is_some_and(|(_, op)| match op {
+            PutOp::Put(key, ..) | PutOp::PutIf(key, ..) => check_key(key).is_ok(),
+            PutOp::PutAll(never) => match never {},
+        })
     }
 
     fn put_parts(data: &Bytes, key: &[u8], value: &[u8]) -> Option<(Timestamp, Bytes, Bytes)> {
@@ -227,6 +243,42 @@ mod tests {
             assert_eq!((Command::put_of(&data), Command::shown_put_of(&data)), (None, None));
         }
         assert_eq!(Command::put_of(&Bytes::new()), None);
+    }
+
+    /// An entry that was taken for a PUT_IF could not be applied, and its server never started
+    /// again.
+    #[test]
+    fn what_is_taken_for_a_put_can_be_applied_also_where_its_kind_is_a_number() {
+        let request = RequestId {
+            client: ClientId(9),
+            sequence: 2,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
+        let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"v"));
+        let condition = Condition::Version(Timestamp(4));
+        let put = Put { key: key.clone(), value: value.clone(), tells_previous: true };
+        let puts = [
+            (&b"\xa3PUT"[..], WriteOp::Put(put)),
+            (b"\xa6PUT_IF", PutIf { key: key.clone(), value: value.clone(), condition }.into()),
+            (b"\xa7PUT_ALL", WriteOp::PutAll(PutAll { pairs: vec![(key, value)] })),
+        ];
+        let mut taken = 0;
+        for (name, op) in puts {
+            let data = Command::write(Timestamp(5), request, op).encode();
+            let at = data.windows(name.len()).position(|part| part == name).unwrap();
+            for kind in 0..16 {
+                let numbered = [&data[..at], &[kind], &data[at + name.len()..]].concat();
+                if Command::is_put(&numbered) {
+                    assert_eq!(
+                        Command::decode(&numbered).unwrap(),
+                        Command::decode(&data).unwrap()
+                    );
+                    taken += 1;
+                }
+            }
+        }
+        assert_eq!(taken, 2);
     }
 
     #[test]

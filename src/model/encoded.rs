@@ -9,7 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::command::{PutOp, TIME_BYTES, lend_put};
-use super::{Action, Command, InvalidKey, OpShape, Operation, Put, RequestId, Timestamp, WriteOp};
+use super::{Action, Command, OpShape, Operation, Put, RequestId, Timestamp, WriteOp};
 use crate::limits;
 
 /// A write with what has to be known of it until it is applied.
@@ -72,14 +72,8 @@ impl EncodedWrite {
     /// # Errors
     /// What is wrong, and what to do instead: one sentence for a person.
     pub fn check(&self, value_bytes_max: usize) -> Result<(), String> {
-        let OpShape { keys, bytes, key_bytes_min, key_bytes_max, value_bytes_max: longest, .. } =
-            self.shape;
-        if key_bytes_min == Some(0) {
-            return Err(InvalidKey::Empty.to_string());
-        }
-        if key_bytes_max > limits::KEY_BYTES_MAX {
-            return Err(InvalidKey::TooLong(key_bytes_max).to_string());
-        }
+        let OpShape { keys, bytes, value_bytes_max: longest, .. } = self.shape;
+        self.shape.check_keys().map_err(|error| error.to_string())?;
         if longest > value_bytes_max {
             return Err(format!(
                 "the value has {longest} bytes and at most {value_bytes_max} are allowed: \

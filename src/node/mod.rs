@@ -43,7 +43,7 @@ use self::eligibility::Ineligible;
 use self::notice::by_place;
 use crate::model::{
     Action, AppliedPoint, AppliedWrite, Command, DiskSpace, EncodedWrite, FeatureLevel, LogBatch,
-    LogEntry, LogIndex, MachineSummary, NodeId, SnapshotId, Term, Timestamp,
+    LogEntry, LogIndex, MachineSummary, NodeId, OpShape, Operation, SnapshotId, Term, Timestamp,
 };
 use crate::wire::message::{RaftBody, RaftMessage, Reply, ServerMessage};
 
@@ -217,8 +217,17 @@ impl CheckedMessage {
                 let Ok(command) = Command::decode(&entry.data) else {
                     return Err("a REPLICATION holds an entry that is no command".to_owned());
                 };
-                if let Some(Command { action: Action::Level(raised), .. }) = command {
-                    level = level.filter(|level| level.level > raised.level).or(Some(raised));
+                match command.map(|command| command.action) {
+                    // One that no correct leader orders would be applied, and could not be stored.
+                    Some(Action::Write { op, .. })
+                        if OpShape::of(&op).check_keys().is_err() || op.check().is_err() =>
+                    {
+                        return Err("a REPLICATION holds a write that breaks a rule".to_owned());
+                    }
+                    Some(Action::Level(raised)) => {
+                        level = level.filter(|level| level.level > raised.level).or(Some(raised));
+                    }
+                    _ => {}
                 }
             }
         }

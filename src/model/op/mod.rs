@@ -46,7 +46,7 @@ pub use trim::Trim;
 pub use write_if::WriteIf;
 
 use super::outcome::WriteAnswer;
-use super::{History, Timestamp};
+use super::{History, InvalidKey, Timestamp};
 use crate::limits;
 
 /// What an operation can do to a store. All of it happens at one timestamp, that of the write, and
@@ -398,6 +398,17 @@ impl OpShape {
         self.key_bytes_min = Some(self.key_bytes_min.map_or(key_bytes, |min| min.min(key_bytes)));
         self.key_bytes_max = self.key_bytes_max.max(key_bytes);
         self.value_bytes_max = self.value_bytes_max.max(value_bytes);
+    }
+
+    /// Refuses keys that cannot exist.
+    pub fn check_keys(&self) -> Result<(), InvalidKey> {
+        if self.key_bytes_min == Some(0) {
+            return Err(InvalidKey::Empty);
+        }
+        match self.key_bytes_max {
+            length if length > limits::KEY_BYTES_MAX => Err(InvalidKey::TooLong(length)),
+            _ => Ok(()),
+        }
     }
 
     /// Bytes of memory that the operation takes, about: a list of empty values is not as small as

@@ -1348,3 +1348,33 @@ fn a_level_is_proposed_when_all_have_told_it_and_only_then() {
     (0..2 * settled).for_each(|_| group.tick());
     assert_eq!(last_index(&group), before + 1, "once");
 }
+
+/// Such an entry was applied, and its server ended when the store was to hold it, at each start.
+#[test]
+fn an_entry_with_a_key_that_cannot_exist_is_not_taken() {
+    let check = |op: WriteOp| {
+        let (client, begun) = (ClientId(9), Timestamp::ZERO);
+        let request = RequestId { client, sequence: 1, answered_below: 1, begun };
+        let data = Command::write(Timestamp(5), request, op).encode();
+        let entries = vec![LogEntry { term: 1, index: 1, data }];
+        let body = RaftBody::Append { previous_index: 0, previous_term: 0, commit: 0, entries };
+        let raft = RaftMessage { from: NodeId(1), to: NodeId(2), term: 1, body };
+        CheckedMessage::new(ServerMessage::Raft(raft)).map(drop)
+    };
+    for (length, is_good) in
+        [(0, false), (1, true), (limits::KEY_BYTES_MAX, true), (limits::KEY_BYTES_MAX + 1, false)]
+    {
+        let (key, value) = (Bytes::from(vec![0; length]), Bytes::from_static(b"v"));
+        let pair = |key: &Bytes| (key.clone(), value.clone());
+        let condition = Condition::Absent;
+        let ops: [WriteOp; 4] = [
+            Put { key: key.clone(), value: value.clone(), tells_previous: false }.into(),
+            PutIf { key: key.clone(), value: value.clone(), condition }.into(),
+            PutAll { pairs: vec![pair(&Bytes::from_static(b"good")), pair(&key)] }.into(),
+            Del { key: key.clone(), tells_previous: false }.into(),
+        ];
+        for op in ops {
+            assert_eq!(check(op.clone()).is_ok(), is_good, "{op:?}");
+        }
+    }
+}
