@@ -37,6 +37,7 @@ use super::garbage_collection::{
 use super::hash::StateHash;
 use super::keys;
 use super::log_clock::{ClockSamples, LogClock};
+use super::newest::NewestVersions;
 use super::queue_fronts::QueueFronts;
 use super::reads::Store;
 use super::removals::{self, KnownRemovals, PendingRemovals, RangeRemoval};
@@ -138,6 +139,7 @@ pub(super) struct Shared {
     samples: RwLock<Arc<ClockSamples>>,
     /// The removals in what a reader sees: changing while a batch that changes them is written.
     removals: RwLock<Arc<KnownRemovals>>,
+    pub(super) newest: NewestVersions,
 }
 
 /// The engine in use, which the installation of a snapshot replaces.
@@ -284,6 +286,7 @@ impl StateMachine {
             limits: RwLock::new(limits),
             samples: RwLock::new(Arc::new(clock.samples().clone())),
             removals: RwLock::new(Arc::new(KnownRemovals::Settled(left.pending.clone()))),
+            newest: NewestVersions::default(),
         };
         Ok(StateMachine {
             shared: Arc::new(shared),
@@ -306,6 +309,13 @@ impl StateMachine {
     /// A handle for readers.
     pub fn store(&self) -> Store {
         Store::new(self.shared.clone())
+    }
+
+    /// Replaces the most bytes of newest versions that are kept in memory for readers. None are
+    /// kept now.
+    #[cfg(any(test, feature = "internals"))]
+    pub fn set_newest_bytes_max(&mut self, bytes_max: usize) {
+        self.shared.newest.set_bytes_max(bytes_max);
     }
 
     /// Where the state machine stands.
@@ -488,6 +498,7 @@ impl StateMachine {
         drop(view);
         let after = self.left.pending.clone();
         let is_same = before == after;
+        let removes_range = after.has_later_range_than(&before);
         if !is_same {
             self.shared.set_removals(KnownRemovals::changing(before, after.clone()));
         }
@@ -495,7 +506,10 @@ impl StateMachine {
             self.shared.set_samples(&clock);
         }
         self.shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
+        // What is removed with a range may be anything that is known.
+        let newest = self.shared.newest.begin(&batch, removes_range);
         self.engine.write(&batch)?;
+        self.shared.newest.finish(newest);
         self.point = point;
         self.clock = clock;
         *self.shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
@@ -638,12 +652,14 @@ impl StateMachine {
             machine.shared.set_removals(KnownRemovals::changing(before, after.clone()));
             // In the same order as around a batch.
             let shared = &machine.shared;
+            let newest = shared.newest.begin(&WriteBatch::default(), true);
             shared.set_samples(&machine.clock);
             shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
             let opened = OpenedEngine { engine: engine.clone(), index: point.index };
             *shared.opened.write().unwrap_or_else(PoisonError::into_inner) = opened;
             *shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
             shared.set_removals(KnownRemovals::Settled(after));
+            shared.newest.finish(newest);
             machine.left = left;
             let old = std::mem::replace(&mut machine.engine, engine);
             old.retire();

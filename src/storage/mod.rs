@@ -37,6 +37,7 @@ pub mod log;
 mod log_clock;
 #[cfg(any(test, feature = "internals"))]
 pub mod memory;
+mod newest;
 mod queue_fronts;
 pub mod reads;
 mod removals;

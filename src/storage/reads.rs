@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::apply::{ApplyError, Shared};
 use super::garbage_collection::Horizon;
+use super::newest::Newest;
 use super::removals::PendingRemovals;
 use super::rows::{Rows, RowsInMemory, ViewRows};
 pub use super::versions::PageLimits;
@@ -74,9 +75,25 @@ impl Store {
     ///
     /// As [`get`](Store::get).
     pub fn get_at(&self, key: &[u8], at: Timestamp) -> Result<Option<Version>, ApplyError> {
+        let permit = match self.known(key, at, usize::MAX) {
+            Newest::Known(version) => return Ok(Some(version)),
+            Newest::Unknown(permit) => permit,
+        };
         let (view, pending) = self.shared.view()?;
         let read_view = ReadView { at, removals_up_to: Timestamp(i64::MAX) };
-        Reader::new(&ViewRows(&*view), read_view, pending).get(key)
+        let found = Reader::new(&ViewRows(&*view), read_view, pending).get(key)?;
+        if let (Some(permit), Some(version)) = (permit, &found) {
+            self.shared.newest.add(permit, key, version);
+        }
+        Ok(found)
+    }
+
+    /// What is known without the engine, if the newest version is asked for.
+    fn known(&self, key: &[u8], at: Timestamp, value_bytes_max: usize) -> Newest {
+        match at {
+            Timestamp(i64::MAX) => self.shared.newest.get(key, value_bytes_max),
+            _ => Newest::Unknown(None),
+        }
     }
 
     /// What [`get_at`](Store::get_at) would find, for threads that must not wait: if memory alone
@@ -92,6 +109,10 @@ impl Store {
         at: Timestamp,
         value_bytes_max: usize,
     ) -> Result<InMemory, ApplyError> {
+        let permit = match self.known(key, at, value_bytes_max) {
+            Newest::Known(version) => return Ok(InMemory::Found(version)),
+            Newest::Unknown(permit) => permit,
+        };
         let (view, pending) = self.shared.view_in_memory()?;
         let read_view = ReadView { at, removals_up_to: Timestamp(i64::MAX) };
         let rows = RowsInMemory(&*view);
@@ -99,7 +120,13 @@ impl Store {
         let found = reader.get_with(key, |value| value.read_short(value_bytes_max))?;
         Ok(match found {
             None => InMemory::Absent,
-            Some((timestamp, Some(value))) => InMemory::Found(Version { timestamp, value }),
+            Some((timestamp, Some(value))) => {
+                let version = Version { timestamp, value };
+                if let Some(permit) = permit {
+                    self.shared.newest.add(permit, key, &version);
+                }
+                InMemory::Found(version)
+            }
             Some((_, None)) => InMemory::Unknown,
         })
     }

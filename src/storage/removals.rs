@@ -153,6 +153,13 @@ pub(super) struct PendingRemovals {
     pub ranges: Arc<Vec<RangeRemoval>>,
 }
 
+impl PendingRemovals {
+    /// Whether a range was removed since there were only the `earlier` ones.
+    pub fn has_later_range_than(&self, earlier: &PendingRemovals) -> bool {
+        self.ranges.last().map(|range| range.at) > earlier.ranges.last().map(|range| range.at)
+    }
+}
+
 /// The removals of which readers know while a batch is written: their views are of the state before
 /// it or of that after it.
 pub(super) enum KnownRemovals {

@@ -1,7 +1,7 @@
 //! Decodes GETs, apart from all other messages.
 //!
-//! A GET that memory answers costs little more than its bytes, and the decoder of all messages was a
-//! twentieth of that. So its fields are read where they lie, in the forms in which clients write
+//! A GET that memory answers costs little more than its bytes, and the decoder of all messages was
+//! a twentieth of that. So its fields are read where they lie, in the forms in which clients write
 //! them. A GET in any other form is left to the decoder of all messages, which gives the same.
 
 use bytes::Bytes;

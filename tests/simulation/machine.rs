@@ -80,7 +80,8 @@ impl Machine {
         let disk = saved.disk.as_ref().map_or_else(SimDisk::new, SimDisk::copy);
         let opened = TableEngine::open(Arc::new(disk.clone()), draw_options(&mut rng));
         let engine: Arc<dyn Engine> = Arc::new(opened.map_err(text)?);
-        let machine = StateMachine::open(engine.clone(), release).map_err(text)?;
+        let mut machine = StateMachine::open(engine.clone(), release).map_err(text)?;
+        machine.set_newest_bytes_max(rng.pick(&[0, 10_000, 100_000]));
         let believed = (machine.applied() != saved.point).then_some(saved.point);
         Ok(Machine { disk, engine, machine, believed, rng })
     }

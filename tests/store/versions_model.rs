@@ -197,8 +197,19 @@ const TINY: TablesOptions = TablesOptions {
 /// Small tables for a store of many rows.
 const SMALL: TablesOptions = TablesOptions { table_bytes: 1 << 20, merge_step_rows: 500, ..TINY };
 
+/// So many bytes of newest versions that few keys are known at once.
+const FEW_BYTES: usize = 64 * 60;
+
+/// A machine that keeps so many bytes of newest versions.
+fn open(engine: Arc<dyn Engine>, limits: StateLimits, newest_bytes_max: usize) -> StateMachine {
+    let mut machine = StateMachine::open(engine, limits).unwrap();
+    machine.set_newest_bytes_max(newest_bytes_max);
+    machine
+}
+
 /// Machines on three engines, fed with the same log, and the model: in memory, on tables of the
-/// sizes that servers have, and on tiny ones.
+/// sizes that servers have, and on tiny ones. The first keeps no newest versions, the second all,
+/// the third a few.
 struct World {
     memory: (Arc<MemoryEngine>, StateMachine),
     disk: StateMachine,
@@ -238,9 +249,9 @@ impl World {
         let tables = TableEngine::open(Arc::new(tables_disk.clone()), tables_options).unwrap();
         let tables = Arc::new(tables);
         World {
-            memory: (engine.clone(), StateMachine::open(engine, limits).unwrap()),
-            disk: StateMachine::open(disk, limits).unwrap(),
-            tables: (tables.clone(), StateMachine::open(tables, limits).unwrap()),
+            memory: (engine.clone(), open(engine, limits, 0)),
+            disk: open(disk, limits, usize::MAX),
+            tables: (tables.clone(), open(tables, limits, FEW_BYTES)),
             tables_disk,
             tables_options,
             limits,
@@ -344,11 +355,11 @@ impl World {
     fn crash(&mut self) {
         let (engine, machine) = &mut self.memory;
         engine.crash();
-        *machine = StateMachine::open(engine.clone(), self.limits).unwrap();
+        *machine = open(engine.clone(), self.limits, 0);
         self.tables_disk.restart();
         let (disk, options) = (self.tables_disk.clone(), self.tables_options);
         let tables = Arc::new(TableEngine::open(Arc::new(disk), options).unwrap());
-        self.tables = (tables.clone(), StateMachine::open(tables, self.limits).unwrap());
+        self.tables = (tables.clone(), open(tables, self.limits, FEW_BYTES));
         for machine in [&mut self.memory.1, &mut self.tables.1] {
             let kept = machine.applied().index as usize;
             machine.apply(&self.log[kept..]).unwrap();
@@ -424,6 +435,7 @@ impl World {
     /// The newest state, all at once.
     fn check_newest(&self, keys: &[Bytes]) {
         self.check(keys, self.last, self.last, page_of(100));
+        self.check_known(keys);
         for store in [self.memory.1.store(), self.disk.store(), self.tables.1.store()] {
             for key in keys {
                 let at = Timestamp(self.last);
@@ -432,6 +444,28 @@ impl World {
                     InMemory::Unknown => {}
                     InMemory::Absent => assert_eq!(expected, None, "{key:?}"),
                     InMemory::Found(found) => assert_eq!(Some(found), expected, "{key:?}"),
+                }
+            }
+        }
+    }
+
+    /// The newest versions, which a store may know from an earlier read.
+    fn check_known(&self, keys: &[Bytes]) {
+        let memory = self.memory.1.store();
+        for key in keys {
+            let expected = memory.get(key).unwrap();
+            let newest = expected.as_ref().map(|version| version.timestamp.0);
+            assert_eq!(newest, self.model.newest(key), "{key:?}");
+            for store in [self.disk.store(), self.tables.1.store()] {
+                for _ in 0..2 {
+                    assert_eq!(store.get(key).unwrap(), expected, "{key:?}");
+                    match store.try_get_in_memory(key, Timestamp(i64::MAX), 100) {
+                        InMemory::Unknown => {}
+                        InMemory::Absent => assert_eq!(expected, None, "{key:?}"),
+                        InMemory::Found(found) => {
+                            assert_eq!(Some(found), expected, "{key:?}");
+                        }
+                    }
                 }
             }
         }
@@ -666,7 +700,10 @@ proptest! {
         for step in steps {
             match step {
                 Step::Write(op) => world.write(&op),
-                Step::Settle => world.settle(),
+                Step::Settle => {
+                    world.settle();
+                    world.check_known(&keys);
+                }
                 Step::Checkpoint => {
                     world.settle();
                     world.memory.1.checkpoint().unwrap();
@@ -676,6 +713,7 @@ proptest! {
                 Step::Crash => {
                     world.settle();
                     world.crash();
+                    world.check_known(&keys);
                 }
                 Step::Purge { age, piece: (rows_max, bytes_max), pieces } => {
                     let before_us = (world.last - age).max(0) as u64;
@@ -705,11 +743,64 @@ proptest! {
             }
         }
         world.settle();
+        world.check_known(&keys);
         world.check(&keys, world.last, world.last, page_of(3));
         world.check(&keys, world.last / 2, world.last, page_of(100));
         world.sweep_all(&keys, last_piece);
         world.check(&keys, world.last / 2, world.last, page_of(100));
     }
+}
+
+/// Readers on other threads, while batches change two keys each and add others.
+#[test]
+fn what_a_store_knows_is_never_older_or_newer_than_what_it_says_of_itself() {
+    const BATCHES: u64 = 3_000;
+    let engine = Arc::new(TableEngine::open(Arc::new(SimDisk::new()), SMALL).unwrap());
+    let mut machine = open(engine, StateLimits::default(), 64 * 500);
+    let put = |index: u64, key: Bytes| {
+        let (client, begun) = (ClientId(1), Timestamp::ZERO);
+        let request = RequestId { client, sequence: index, answered_below: 0, begun };
+        let value = Bytes::from(index.to_string());
+        let op = WriteOp::Put(Put { key, value, tells_previous: false });
+        let data = Command::write(Timestamp(index as i64), request, op).encode();
+        LogEntry { term: 1, index, data }
+    };
+    let keys = [Bytes::from_static(b"one"), Bytes::from_static(b"other")];
+    let store = machine.store();
+    let reads = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut newest = Timestamp::ZERO;
+                while newest.0 < 3 * BATCHES as i64 - 1 {
+                    for key in &keys {
+                        let low = store.applied().timestamp;
+                        let found = store.get(key).unwrap();
+                        let high = store.applying_timestamp().max(low);
+                        let version = found.as_ref().map_or(Timestamp::ZERO, |v| v.timestamp);
+                        // Each batch of three entries ends with one of another key.
+                        assert!(version.0 + 2 >= low.0 && version <= high, "{version}, {low}");
+                        assert!(version.0 + 1 >= newest.0, "{version} after {newest}");
+                        newest = newest.max(version);
+                        reads.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            for batch in 0..BATCHES {
+                let first = 3 * batch + 1;
+                let another = Bytes::from(format!("another {}", batch % 100));
+                let entries = [
+                    put(first, keys[0].clone()),
+                    put(first + 1, keys[1].clone()),
+                    put(first + 2, another),
+                ];
+                machine.apply(&entries).unwrap();
+            }
+        });
+    });
+    assert!(reads.load(Ordering::Relaxed) > 0);
 }
 
 /// Ranges too long to look through at once are remembered, and removed piece by piece.

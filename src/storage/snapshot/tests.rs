@@ -115,7 +115,10 @@ fn a_snapshot_carries_the_state_it_was_begun_at_while_writes_go_on() {
 
     let mut receiver = in_memory(3);
     let reader = receiver.store();
+    let known = reader.get(b"key 2").unwrap();
+    assert_eq!(known, version(20, "value 2"), "what is known of the old state is forgotten");
     assert_eq!(receiver.install(staged).unwrap(), point);
+    assert_eq!(reader.get(b"key 2").unwrap(), version(760, "value 76"));
     assert_eq!(rows(&*staging.promoted().unwrap()), before);
     assert_eq!((receiver.applied(), receiver.durable_index()), (point, 100));
     assert_eq!((reader.applied(), reader.applying_timestamp()), (point, point.timestamp));

@@ -1,0 +1,441 @@
+//! The newest versions of keys, kept in memory for those who read them.
+//!
+//! Nearly every read asks for the newest version of a key. The engine looks in memory tables, in
+//! filters and in blocks for it; here it is one look-up. What a read has found is kept, and changed
+//! when the key is written again.
+//!
+//! Rule: what is here of a key is what a read of the newest state finds, at any moment. So what a
+//! batch changes is taken out before the engine writes it ([`NewestVersions::begin`]), and put back
+//! as it is then when the batch is visible ([`NewestVersions::finish`]). A reader adds what it has
+//! found only if no batch was under way from before its view was taken until now ([`Permit`]).
+//!
+//! Left out: keys without a value, versions in the past, and values that are so long that looking
+//! for them is not what they cost.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::engine::WriteBatch;
+use super::keys;
+use super::versions::StoredVersion;
+use crate::model::{Timestamp, Version};
+
+/// As much as a hundred thousand keys with values of 100 bytes take.
+const BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Longer values are not kept: reading them costs more than looking for them.
+const VALUE_BYTES_MAX: usize = 1024;
+/// Parts that grow and are swept by themselves, so that neither takes longer than some hundred
+/// microseconds.
+const SHARDS: usize = 64;
+/// What an entry takes besides its bytes, about: its place in a table that is three quarters full.
+const ENTRY_BYTES: usize = 40;
+/// Rows of a batch that are handled before the lock is given back for a moment: readers do not
+/// wait for it, and would find nothing here meanwhile.
+const ROWS_PER_LOCK: usize = 128;
+const TIMESTAMP_BYTES: usize = 8;
+
+/// Newest versions, for readers on any thread and one writer.
+pub(super) struct NewestVersions {
+    held: Mutex<Held>,
+    /// Clients choose the keys.
+    hashes: RandomState,
+}
+
+struct Held {
+    shards: Vec<Shard>,
+    bytes_max: usize,
+    entries: usize,
+    /// Counts the beginnings and the ends of batches: odd while one is being written.
+    generation: u64,
+}
+
+#[derive(Default)]
+struct Shard {
+    /// By the hash of the key. Of two keys with the same hash the later one stays.
+    entries: HashMap<u64, Entry, BuildHasherDefault<HashOfKey>>,
+    bytes: usize,
+}
+
+/// The newest version of a key, in one allocation: its timestamp, the key, the value.
+struct Entry {
+    bytes: Box<[u8]>,
+    key_bytes: u32,
+    /// Read since the shard was last swept.
+    is_used: bool,
+}
+
+/// What a look-up of [`NewestVersions`] tells.
+pub(super) enum Newest {
+    Known(Version),
+    /// It is to be read from the engine, and may be added then, if there is a permit.
+    Unknown(Option<Permit>),
+}
+
+/// That a view which is taken later shows the state that is known here, as long as no batch begins.
+pub(super) struct Permit {
+    generation: u64,
+}
+
+/// What a batch makes of the entries that it changes, for when it is visible.
+#[must_use]
+pub(super) struct Begun {
+    changed: Vec<(u64, Entry)>,
+}
+
+/// The hash of a key as it is.
+#[derive(Default)]
+struct HashOfKey(u64);
+
+impl Hasher for HashOfKey {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+impl Entry {
+    fn new(key: &[u8], timestamp: Timestamp, value: &[u8]) -> Option<Entry> {
+        if value.len() > VALUE_BYTES_MAX {
+            return None;
+        }
+        let key_bytes = u32::try_from(key.len()).ok()?;
+        let bytes = [&timestamp.0.to_le_bytes()[..], key, value].concat().into_boxed_slice();
+        Some(Entry { bytes, key_bytes, is_used: false })
+    }
+
+    fn memory_bytes(&self) -> usize {
+        ENTRY_BYTES + self.bytes.len()
+    }
+
+    fn key_and_value(&self) -> (&[u8], &[u8]) {
+        self.bytes[TIMESTAMP_BYTES..].split_at(self.key_bytes as usize)
+    }
+
+    fn is_of(&self, key: &[u8]) -> bool {
+        self.key_and_value().0 == key
+    }
+
+    fn timestamp(&self) -> Timestamp {
+        let timestamp = self.bytes.first_chunk().copied().unwrap_or_default();
+        Timestamp(i64::from_le_bytes(timestamp))
+    }
+}
+
+impl Shard {
+    fn insert(&mut self, hash: u64, entry: Entry) {
+        self.bytes += entry.memory_bytes();
+        if let Some(before) = self.entries.insert(hash, entry) {
+            self.bytes -= before.memory_bytes();
+        }
+    }
+
+    fn remove(&mut self, hash: u64) {
+        if let Some(entry) = self.entries.remove(&hash) {
+            self.bytes -= entry.memory_bytes();
+        }
+    }
+
+    /// Makes some room for more, if there are more than `bytes_max`: first what nobody has read
+    /// since the last time goes, and then anything.
+    fn sweep(&mut self, bytes_max: usize) {
+        if self.bytes <= bytes_max {
+            return;
+        }
+        let most = bytes_max / 8 * 7;
+        for _ in 0..2 {
+            let bytes = &mut self.bytes;
+            self.entries.retain(|_, entry| {
+                if *bytes <= most || std::mem::take(&mut entry.is_used) {
+                    return true;
+                }
+                *bytes -= entry.memory_bytes();
+                false
+            });
+        }
+    }
+}
+
+impl Held {
+    fn shard(&mut self, hash: u64) -> &mut Shard {
+        // Other bits than those by which the shard's own table places it.
+        &mut self.shards[(hash >> 32) as usize % SHARDS]
+    }
+
+    fn insert(&mut self, hash: u64, entry: Entry) {
+        let bytes_max = self.bytes_max / SHARDS;
+        let shard = self.shard(hash);
+        let before = shard.entries.len();
+        shard.insert(hash, entry);
+        shard.sweep(bytes_max);
+        let after = shard.entries.len();
+        self.entries = self.entries + after - before;
+    }
+
+    fn remove(&mut self, hash: u64) {
+        self.shard(hash).remove(hash);
+        self.entries -= 1;
+    }
+
+    /// Takes everything out, to be dropped without the lock.
+    fn take_all(&mut self) -> Vec<Shard> {
+        self.entries = 0;
+        std::mem::replace(&mut self.shards, shards())
+    }
+}
+
+fn shards() -> Vec<Shard> {
+    std::iter::repeat_with(Shard::default).take(SHARDS).collect()
+}
+
+impl Default for NewestVersions {
+    fn default() -> NewestVersions {
+        let held = Held { shards: shards(), bytes_max: BYTES_MAX, entries: 0, generation: 0 };
+        NewestVersions { held: Mutex::new(held), hashes: RandomState::new() }
+    }
+}
+
+impl NewestVersions {
+    /// Replaces the most bytes that are kept.
+    #[cfg(any(test, feature = "internals"))]
+    pub fn set_bytes_max(&self, bytes_max: usize) {
+        let mut held = self.held();
+        held.bytes_max = bytes_max;
+        drop(held.take_all());
+    }
+
+    /// The newest version of a key, if it is known and has at most so many bytes. Never waits.
+    pub fn get(&self, key: &[u8], value_bytes_max: usize) -> Newest {
+        let hash = self.hashes.hash_one(key);
+        let Ok(mut held) = self.held.try_lock() else { return Newest::Unknown(None) };
+        if let Some(entry) = held.shard(hash).entries.get_mut(&hash)
+            && let (of, value) = entry.key_and_value()
+            && of == key
+        {
+            if value.len() > value_bytes_max {
+                return Newest::Unknown(None);
+            }
+            let (timestamp, value) = (entry.timestamp(), Bytes::copy_from_slice(value));
+            entry.is_used = true;
+            return Newest::Known(Version { timestamp, value });
+        }
+        let generation = held.generation;
+        Newest::Unknown(generation.is_multiple_of(2).then_some(Permit { generation }))
+    }
+
+    /// Adds what a view shows that was taken since there was the permit. Never waits.
+    pub fn add(&self, permit: Permit, key: &[u8], version: &Version) {
+        let Some(entry) = Entry::new(key, version.timestamp, &version.value) else { return };
+        let hash = self.hashes.hash_one(key);
+        if let Ok(mut held) = self.held.try_lock()
+            && held.generation == permit.generation
+        {
+            held.insert(hash, entry);
+        }
+    }
+
+    /// Takes out what a batch changes, which is about to be written, or everything.
+    pub fn begin(&self, batch: &WriteBatch, everything: bool) -> Begun {
+        let mut held = self.held();
+        assert!(held.generation.is_multiple_of(2), "two batches at once");
+        held.generation += 1;
+        let mut changed = Vec::new();
+        if everything {
+            let all = held.take_all();
+            drop(held);
+            drop(all);
+            return Begun { changed };
+        }
+        if held.entries == 0 {
+            return Begun { changed };
+        }
+        drop(held);
+        let versions = keys::all_versions();
+        let mut rows = batch.range(&versions).peekable();
+        while rows.peek().is_some() {
+            let mut held = self.held();
+            for (row, stored) in rows.by_ref().take(ROWS_PER_LOCK) {
+                // The newest comes first, and an entry that is taken out is not met again.
+                let Ok((key, timestamp)) = keys::decode_version(row) else { continue };
+                let hash = self.hashes.hash_one(&key[..]);
+                let known = held.shard(hash).entries.get(&hash);
+                // What was before the newest version goes, which nobody sees.
+                let is_touched =
+                    |entry: &Entry| entry.is_of(&key) && timestamp >= entry.timestamp();
+                if !known.is_some_and(is_touched) {
+                    continue;
+                }
+                held.remove(hash);
+                if let Some(Ok(StoredVersion::Value(value))) =
+                    stored.map(|stored| StoredVersion::decode(stored))
+                    && let Some(entry) = Entry::new(&key, timestamp, value)
+                {
+                    changed.push((hash, entry));
+                }
+            }
+        }
+        Begun { changed }
+    }
+
+    /// The batch, or whatever was to come, is visible. It is not called if that has failed: then
+    /// nothing is added any more.
+    pub fn finish(&self, Begun { changed }: Begun) {
+        let mut changed = changed.into_iter().peekable();
+        while changed.peek().is_some() {
+            let mut held = self.held();
+            for (hash, entry) in changed.by_ref().take(ROWS_PER_LOCK) {
+                held.insert(hash, entry);
+            }
+        }
+        self.held().generation += 1;
+    }
+
+    /// No method leaves it inconsistent where it can panic, so a poisoned lock is ignored.
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(timestamp: i64, value: &[u8]) -> Version {
+        Version { timestamp: Timestamp(timestamp), value: Bytes::copy_from_slice(value) }
+    }
+
+    fn known(versions: &NewestVersions, key: &[u8]) -> Option<Version> {
+        match versions.get(key, usize::MAX) {
+            Newest::Known(version) => Some(version),
+            Newest::Unknown(_) => None,
+        }
+    }
+
+    fn permit(versions: &NewestVersions) -> Option<Permit> {
+        match versions.get(b"nobody has this key", usize::MAX) {
+            Newest::Known(version) => panic!("{version:?}"),
+            Newest::Unknown(permit) => permit,
+        }
+    }
+
+    fn add(versions: &NewestVersions, key: &[u8], version: &Version) {
+        versions.add(permit(versions).unwrap(), key, version);
+    }
+
+    fn batch(rows: &[(&[u8], i64, Option<StoredVersion<'_>>)]) -> WriteBatch {
+        let mut batch = WriteBatch::default();
+        for (key, timestamp, stored) in rows {
+            let row = keys::version(key, Timestamp(*timestamp));
+            match stored {
+                Some(stored) => batch.put(row, stored.encode()),
+                None => batch.delete(row),
+            }
+        }
+        batch
+    }
+
+    #[test]
+    fn what_a_batch_changes_is_unknown_until_it_is_visible() {
+        let versions = NewestVersions::default();
+        for key in [&b"put"[..], b"del", b"gone", b"swept", b"other"] {
+            add(&versions, key, &version(5, b"old"));
+        }
+        let batch = batch(&[
+            (b"put", 7, Some(StoredVersion::Value(b"new"))),
+            (b"put", 6, Some(StoredVersion::Value(b"between"))),
+            (b"del", 7, Some(StoredVersion::Removed)),
+            (b"gone", 5, None),
+            (b"swept", 4, None),
+            (b"never read", 7, Some(StoredVersion::Value(b"new"))),
+        ]);
+        let begun = versions.begin(&batch, false);
+        for key in [&b"put"[..], b"del", b"gone"] {
+            assert_eq!(known(&versions, key), None);
+        }
+        let old = Some(version(5, b"old"));
+        assert_eq!(known(&versions, b"swept"), old, "its newest version stays");
+        assert_eq!(known(&versions, b"other"), old);
+        assert!(permit(&versions).is_none(), "a view may be of before or after");
+        versions.finish(begun);
+        assert_eq!(known(&versions, b"put"), Some(version(7, b"new")));
+        for key in [&b"del"[..], b"gone", b"never read"] {
+            assert_eq!(known(&versions, key), None);
+        }
+        assert_eq!(known(&versions, b"other"), old);
+    }
+
+    #[test]
+    fn what_was_read_before_a_batch_is_not_added_after_it() {
+        let versions = NewestVersions::default();
+        let nothing = WriteBatch::default();
+        for ends in [false, true] {
+            let permit = permit(&versions).unwrap();
+            let begun = versions.begin(&nothing, false);
+            if ends {
+                versions.finish(begun);
+                versions.add(permit, b"k", &version(1, b"old"));
+                assert_eq!(known(&versions, b"k"), None);
+            } else {
+                versions.add(permit, b"k", &version(1, b"old"));
+                assert_eq!(known(&versions, b"k"), None);
+                versions.finish(begun);
+            }
+        }
+        add(&versions, b"k", &version(1, b"v"));
+        let begun = versions.begin(&nothing, true);
+        assert_eq!(known(&versions, b"k"), None);
+        versions.finish(begun);
+        assert_eq!(known(&versions, b"k"), None, "everything is to be read again");
+    }
+
+    #[test]
+    fn a_long_value_is_not_kept_and_a_longer_one_than_asked_for_not_given() {
+        let versions = NewestVersions::default();
+        add(&versions, b"long", &version(1, &[0; VALUE_BYTES_MAX + 1]));
+        assert_eq!(known(&versions, b"long"), None);
+        add(&versions, b"k", &version(1, &[0; VALUE_BYTES_MAX]));
+        assert!(matches!(versions.get(b"k", VALUE_BYTES_MAX - 1), Newest::Unknown(None)));
+        assert!(matches!(versions.get(b"k", VALUE_BYTES_MAX), Newest::Known(_)));
+        let long = vec![1; VALUE_BYTES_MAX + 1];
+        let long = batch(&[(b"k", 2, Some(StoredVersion::Value(&long)))]);
+        versions.finish(versions.begin(&long, false));
+        assert_eq!(known(&versions, b"k"), None);
+    }
+
+    #[test]
+    fn what_is_read_stays_and_the_bytes_stay_within_their_bound() {
+        let versions = NewestVersions::default();
+        let bytes_max = 64 * 1024;
+        versions.set_bytes_max(bytes_max);
+        let hot: Vec<[u8; 4]> = (0..32u32).map(u32::to_be_bytes).collect();
+        let value = [7; 100];
+        for key in 0..5_000u32 {
+            for hot in &hot {
+                if known(&versions, hot).is_none() {
+                    add(&versions, hot, &version(1, &value));
+                }
+            }
+            add(&versions, &(1_000 + key).to_be_bytes(), &version(2, &value));
+            let held = versions.held();
+            let bytes: usize = held.shards.iter().map(|shard| shard.bytes).sum();
+            let entries: usize = held.shards.iter().map(|shard| shard.entries.len()).sum();
+            assert!(bytes <= bytes_max && entries == held.entries, "{bytes}, {entries}");
+        }
+        let entries = versions.held().entries;
+        assert!(entries > bytes_max / 152 / 2, "{entries}");
+        let stayed = hot.iter().filter(|key| known(&versions, *key).is_some()).count();
+        assert!(stayed > hot.len() / 2, "{stayed}");
+        versions.set_bytes_max(0);
+        add(&versions, b"k", &version(1, b"v"));
+        assert_eq!(known(&versions, b"k"), None);
+    }
+}
