@@ -433,6 +433,9 @@ impl Turns {
                         Some(raw) => {
                             raw.filled += received;
                             connection.raw_bytes += received as u64;
+                            if !raw.rest().is_empty() {
+                                service.on_raw_part(id, &raw.buffer.as_ref()[..raw.filled]);
+                            }
                         }
                         None => deframer.commit(received),
                     }

@@ -39,6 +39,12 @@ pub trait Service {
         self.on_frame(net, connection, &pieces.concat());
     }
 
+    /// A part of the raw bytes that [`Net::receive_raw`] asked for has come; `bytes` is all of them
+    /// so far, from the first. Not called for what comes last.
+    fn on_raw_part(&mut self, connection: ConnectionId, bytes: &[u8]) {
+        let _ = (connection, bytes);
+    }
+
     /// The raw bytes that [`Net::receive_raw`] asked for have come.
     fn on_raw(&mut self, net: &mut Net, connection: ConnectionId, buffer: Buffer) {
         let _ = (net, connection, buffer);

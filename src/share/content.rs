@@ -25,6 +25,10 @@ use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
 use crate::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
 use crate::model::{ChunkHash, ContentId};
 
+/// A chunk is hashed in multiples of so many bytes while it is received: a subtree that takes a few
+/// microseconds and is wide enough for every vector unit.
+const HASH_STEP_BYTES: usize = 64 * 1024;
+
 pub const fn chunk_count(size: u64) -> u64 {
     size.div_ceil(CHUNK_BYTES as u64)
 }
@@ -43,16 +47,60 @@ pub const fn chunk_offset(index: u64) -> u64 {
 /// The hash of chunk `index` of a content of `size` bytes, or `None` if `bytes` has not exactly the
 /// length of that chunk.
 pub fn hash_chunk(index: u64, size: u64, bytes: &[u8]) -> Option<ChunkHash> {
-    // BLAKE3 panics on an empty subtree and on one longer than its position in the tree allows.
-    if bytes.is_empty() || bytes.len() != chunk_len(index, size) {
-        return None;
+    ChunkHasher::new(index, size).finish(bytes)
+}
+
+/// Hashes a chunk while it is being received, so that each part of it is still in the processor's
+/// cache. The bytes stay with the caller, who shows all that has come so far each time.
+#[derive(Clone, Debug)]
+pub struct ChunkHasher {
+    hasher: blake3::Hasher,
+    /// The chunk's length in bytes.
+    length: usize,
+    /// How many of its bytes are hashed.
+    hashed: usize,
+    /// Whether it is the only chunk of its content, whose hash is the content id.
+    is_only: bool,
+}
+
+impl ChunkHasher {
+    pub fn new(index: u64, size: u64) -> ChunkHasher {
+        let mut hasher = blake3::Hasher::new();
+        let length = chunk_len(index, size);
+        // The offset of no chunk may be more than BLAKE3's tree allows.
+        if length > 0 {
+            hasher.set_input_offset(chunk_offset(index));
+        }
+        ChunkHasher { hasher, length, hashed: 0, is_only: chunk_count(size) == 1 }
     }
-    if chunk_count(size) == 1 {
-        return Some(ChunkHash(*blake3::hash(bytes).as_bytes()));
+
+    /// Hashes what has come since the last call. `bytes` is the chunk from its start as far as it
+    /// has come. Its last few kilobytes may be left for later, since whole subtrees of BLAKE3 are
+    /// hashed several times faster.
+    pub fn advance(&mut self, bytes: &[u8]) {
+        let end = bytes.len().min(self.length);
+        self.hash_to(bytes, end - end % HASH_STEP_BYTES);
     }
-    let mut hasher = blake3::Hasher::new();
-    hasher.set_input_offset(chunk_offset(index)).update(bytes);
-    Some(ChunkHash(hasher.finalize_non_root()))
+
+    /// The hash of the chunk, or `None` if `bytes` has not exactly its length.
+    pub fn finish(mut self, bytes: &[u8]) -> Option<ChunkHash> {
+        // BLAKE3 panics on an empty subtree and on one longer than its position in the tree allows.
+        if bytes.is_empty() || bytes.len() != self.length {
+            return None;
+        }
+        self.hash_to(bytes, bytes.len());
+        Some(ChunkHash(match self.is_only {
+            true => *self.hasher.finalize().as_bytes(),
+            false => self.hasher.finalize_non_root(),
+        }))
+    }
+
+    fn hash_to(&mut self, bytes: &[u8], end: usize) {
+        if end > self.hashed {
+            self.hasher.update(&bytes[self.hashed..end]);
+            self.hashed = end;
+        }
+    }
 }
 
 /// A content's size, the hash of each of its chunks, and the content id that these give.
@@ -147,8 +195,13 @@ impl Manifest {
     }
 
     pub fn matches(&self, index: u64, bytes: &[u8]) -> bool {
+        self.has(index, hash_chunk(index, self.size, bytes))
+    }
+
+    /// Whether this is the hash of chunk `index`.
+    pub fn has(&self, index: u64, hash: Option<ChunkHash>) -> bool {
         let expected = usize::try_from(index).ok().and_then(|index| self.chunks.get(index));
-        expected.is_some() && hash_chunk(index, self.size, bytes).as_ref() == expected
+        expected.is_some() && hash.as_ref() == expected
     }
 }
 
@@ -238,6 +291,29 @@ mod tests {
                 .collect();
             assert_eq!(root_of(&hashes).0, *blake3::hash(&all).as_bytes(), "{count} leaves");
         }
+    }
+
+    #[test]
+    fn a_chunk_that_is_hashed_as_it_comes_has_the_hash_of_the_whole() {
+        let all = bytes(2 * CHUNK_BYTES + 70_001);
+        for size in [all.len(), CHUNK_BYTES, 70_001, 5] {
+            let whole = &all[..size];
+            for (index, chunk) in (0..).zip(whole.chunks(CHUNK_BYTES)) {
+                for step in [1000, 65_536, 99_991, CHUNK_BYTES] {
+                    let mut hasher = ChunkHasher::new(index, size as u64);
+                    for end in (0..chunk.len()).step_by(step) {
+                        hasher.advance(&chunk[..end]);
+                    }
+                    let expected = hash_chunk(index, size as u64, chunk);
+                    assert!(expected.is_some());
+                    assert_eq!(hasher.finish(chunk), expected, "{index} of {size}, by {step}");
+                }
+            }
+        }
+        // More than the chunk is its affair no more, and its hash is only that of the whole.
+        let mut hasher = ChunkHasher::new(2, all.len() as u64);
+        hasher.advance(&all);
+        assert_eq!(hasher.finish(&all), None);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The work of a download's worker threads: verify chunks, write them, finish the file.
+//! The work of a download's worker threads: write verified chunks, verify those that a partial file
+//! has, finish the file.
 //!
 //! Rule: a job that needs a buffer owns it, and its completion gives it back. So the number of
 //! buffers bounds the number of jobs outstanding.
@@ -27,8 +28,8 @@ impl CheckRange {
 
 /// A job for a worker thread.
 pub(super) enum DiskJob {
-    /// Verify a received chunk and, if it is good, write it.
-    Store { source: SourceId, index: u64, chunk: Buffer, manifest: Arc<Manifest>, part: Arc<Part> },
+    /// Write a received chunk, which has been verified.
+    Store { source: SourceId, index: u64, chunk: Buffer, part: Arc<Part> },
     /// Verify these chunks of the partial file, reading them into `buffer`.
     Check { range: CheckRange, buffer: Buffer, manifest: Arc<Manifest>, part: Arc<Part> },
     /// Reserve disk space for the whole file.
@@ -41,8 +42,8 @@ pub(super) enum DiskJob {
 /// completion, together with the job's place in the pool. If it were free sooner, a loop that
 /// collects late could receive a chunk for which the pool has no place.
 pub(super) enum DiskDone {
-    /// `Ok(true)`: the chunk was good and is written. `Ok(false)`: it was wrong.
-    Stored { source: SourceId, index: u64, buffer: Buffer, outcome: io::Result<bool> },
+    /// The chunk is written, or could not be.
+    Stored { source: SourceId, index: u64, buffer: Buffer, outcome: io::Result<()> },
     /// The good ones of these chunks.
     Checked { range: CheckRange, buffer: Buffer, good: Vec<u64> },
     /// Result of allocating the file; `Ok(false)` if the file system does not support it.
@@ -53,12 +54,8 @@ pub(super) enum DiskDone {
 
 pub(super) fn work(job: DiskJob) -> DiskDone {
     match job {
-        DiskJob::Store { source, index, chunk, manifest, part } => {
-            let outcome = if manifest.matches(index, chunk.as_ref()) {
-                part.write_chunk(index, &chunk).map(|()| true)
-            } else {
-                Ok(false)
-            };
+        DiskJob::Store { source, index, chunk, part } => {
+            let outcome = part.write_chunk(index, &chunk);
             DiskDone::Stored { source, index, buffer: chunk, outcome }
         }
         DiskJob::Check { range, mut buffer, manifest, part } => {
@@ -94,7 +91,7 @@ mod tests {
     fn a_chunk_that_has_a_buffer_has_a_place_with_the_workers() {
         let folder = tempfile::tempdir().unwrap();
         let bytes = vec![7; 3 * CHUNK_BYTES];
-        let manifest = Arc::new(Manifest::of_bytes(&bytes).unwrap());
+        let manifest = Manifest::of_bytes(&bytes).unwrap();
         let (content, size) = (manifest.content(), manifest.size());
         let name = FileName::new("film.mkv").unwrap();
         let part = Part::open(folder.path(), &name, content, size).unwrap().unwrap();
@@ -107,13 +104,13 @@ mod tests {
         for index in 0..3 {
             let mut chunk = buffers.take(CHUNK_BYTES).unwrap();
             chunk.as_mut().fill(7);
-            let (manifest, part) = (Arc::clone(&manifest), Arc::clone(&part));
-            let job = DiskJob::Store { source: SourceId(0), index, chunk, manifest, part };
+            let part = Arc::clone(&part);
+            let job = DiskJob::Store { source: SourceId(0), index, chunk, part };
             assert!(workers.submit(job).is_ok(), "chunk {index} has a buffer and no place");
             // The job is done, and its completion is not collected yet.
             wakes.recv().unwrap();
             assert!(buffers.take(CHUNK_BYTES).is_none());
-            let Some(DiskDone::Stored { outcome: Ok(true), .. }) = workers.collect() else {
+            let Some(DiskDone::Stored { outcome: Ok(()), .. }) = workers.collect() else {
                 panic!("chunk {index} was not stored");
             };
         }

@@ -483,13 +483,14 @@ impl Download {
         })
     }
 
-    /// The chunk of this source that was waiting has a buffer now.
-    pub(super) fn receiving(&mut self, id: SourceId) {
+    /// The chunk of this source that was waiting has a buffer now. Returns which one that is.
+    pub(super) fn receiving(&mut self, id: SourceId) -> u64 {
         let incoming = &mut self.links[id.0].incoming;
         let Some(IncomingChunk::Waiting(index)) = *incoming else {
             panic!("{id:?} has no chunk that waits, but {incoming:?}");
         };
         *incoming = Some(IncomingChunk::Receiving(index));
+        index
     }
 
     /// Whether the connection with a source is not to be read, because its next chunk waits.
@@ -528,7 +529,7 @@ impl Download {
     }
 
     /// A received chunk was verified and stored; or it is wrong.
-    pub(super) fn stored_chunk(&mut self, id: SourceId, index: u64, good: bool, now: Duration) {
+    pub(super) fn checked_chunk(&mut self, id: SourceId, index: u64, good: bool, now: Duration) {
         if good {
             self.stored.fetched(index);
         }

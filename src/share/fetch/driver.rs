@@ -20,6 +20,7 @@ use super::part::{Finish, Part};
 use super::shared::{AddedSources, FetchShared};
 use crate::limits;
 use crate::net::{Buffer, BufferPool, CloseReason, ConnectionId, ConnectionMap, Net, Service};
+use crate::share::content::ChunkHasher;
 use crate::share::offer::{Available, FileStamp, Offer};
 use crate::share::rate::{RateMeter, TokenBucket};
 use crate::share::swarm::{SourceId, SwarmConfig};
@@ -29,7 +30,7 @@ use crate::workers::pool::{Pool, SubmitError};
 
 /// Kept chunks that one job of a worker checks.
 const CHECKS_PER_JOB_MAX: u64 = 64;
-/// Threads that check and store the chunks of one download.
+/// Threads that store the chunks of one download, and check those of an earlier one.
 const DOWNLOAD_WORKERS: usize = 2;
 
 /// Time constant of the averages of rates: long enough to smooth the bursts in which chunks come,
@@ -69,11 +70,13 @@ impl DownloadSizes {
 }
 
 /// A connection with a source, and the bytes that have been accounted for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct SourceConnection {
     id: ConnectionId,
     received_bytes: u64,
     chunk_bytes: u64,
+    /// Of the chunk that is being received.
+    hasher: Option<Box<ChunkHasher>>,
 }
 
 pub(super) struct Driver {
@@ -167,7 +170,7 @@ impl Driver {
         });
         let stored = self.download.stored().chunks();
         for done in rest {
-            if let DiskDone::Stored { index, outcome: Ok(true), .. } = done {
+            if let DiskDone::Stored { index, outcome: Ok(()), .. } = done {
                 stored.insert(index);
             }
         }
@@ -215,13 +218,14 @@ impl Driver {
                 DownloadAction::Connect(source, address) => {
                     self.close(net, source);
                     let id = net.dial(address);
-                    let connection = SourceConnection { id, received_bytes: 0, chunk_bytes: 0 };
+                    let (received_bytes, chunk_bytes, hasher) = (0, 0, None);
+                    let connection = SourceConnection { id, received_bytes, chunk_bytes, hasher };
                     self.connections[source.0] = Some(connection);
                     self.by_connection.insert(id, source);
                 }
                 DownloadAction::Send(source, message) => self.send(net, source, &message),
                 DownloadAction::Greeted(source) => {
-                    if let Some(connection) = self.connections[source.0] {
+                    if let Some(connection) = &self.connections[source.0] {
                         net.greeted(connection.id);
                     }
                 }
@@ -262,7 +266,7 @@ impl Driver {
 
     fn send(&mut self, net: &mut Net, source: SourceId, message: &Message) {
         // Without a connection: it was closed for an error of its own.
-        let Some(connection) = self.connections[source.0] else { return };
+        let Some(connection) = &self.connections[source.0] else { return };
         let mut encoded = Ok(());
         net.send(connection.id, |out| {
             encoded = codec::encode(message, limits::SHARE_REQUEST_BYTES_MAX, out);
@@ -294,10 +298,12 @@ impl Driver {
         let mut from = 0;
         while let Some((source, length)) = self.download.next_waiting(from) {
             from = source.0 + 1;
-            let Some(connection) = self.connections[source.0] else { continue };
+            let Some(connection) = &mut self.connections[source.0] else { continue };
             let Some(buffer) = self.buffers.take(length) else { return };
             if net.receive_raw(connection.id, buffer) {
-                self.download.receiving(source);
+                let index = self.download.receiving(source);
+                let hasher = ChunkHasher::new(index, self.options.size);
+                connection.hasher = Some(Box::new(hasher));
                 self.pause_or_resume(net, source);
             }
         }
@@ -309,7 +315,7 @@ impl Driver {
     }
 
     fn pause_or_resume(&mut self, net: &mut Net, source: SourceId) {
-        let Some(connection) = self.connections[source.0] else { return };
+        let Some(connection) = &self.connections[source.0] else { return };
         if self.is_read(source) {
             net.resume_reading(connection.id);
         } else {
@@ -382,9 +388,9 @@ impl Driver {
                 drop(buffer);
                 self.download.checked(range, &good, now);
             }
-            DiskDone::Stored { source, index, buffer, outcome: Ok(good) } => {
+            DiskDone::Stored { source, index, buffer, outcome: Ok(()) } => {
                 drop(buffer);
-                self.download.stored_chunk(source, index, good, now);
+                self.download.checked_chunk(source, index, true, now);
             }
             DiskDone::Allocated(Ok(_)) => self.download.allocated(),
             DiskDone::Stored { outcome: Err(error), .. } | DiskDone::Allocated(Err(error)) => {
@@ -486,9 +492,26 @@ impl Service for Driver {
     fn on_raw(&mut self, net: &mut Net, connection: ConnectionId, buffer: Buffer) {
         let Some(source) = self.by_connection.get(&connection).copied() else { return };
         self.received_bytes += buffer.length() as u64;
-        if let Some((index, manifest)) = self.download.chunk_received(source) {
+        let connection = self.connections[source.0].as_mut();
+        let hasher = connection.and_then(|connection| connection.hasher.take());
+        let hasher = hasher.expect("a chunk that is received is hashed");
+        let Some((index, manifest)) = self.download.chunk_received(source) else { return };
+        if manifest.has(index, hasher.finish(buffer.as_ref())) {
             let part = Arc::clone(&self.part);
-            self.submit(net, DiskJob::Store { source, index, chunk: buffer, manifest, part });
+            self.submit(net, DiskJob::Store { source, index, chunk: buffer, part });
+        } else {
+            drop(buffer);
+            self.download.checked_chunk(source, index, false, self.elapsed(net));
+            self.act(net);
+        }
+    }
+
+    fn on_raw_part(&mut self, connection: ConnectionId, bytes: &[u8]) {
+        if let Some(source) = self.by_connection.get(&connection)
+            && let Some(connection) = &mut self.connections[source.0]
+            && let Some(hasher) = &mut connection.hasher
+        {
+            hasher.advance(bytes);
         }
     }
 

@@ -164,7 +164,7 @@ impl Scene {
         while self.requests.iter().any(wants) {
             let (index, is_wanted) = self.send_chunk(source);
             assert!(is_wanted);
-            self.download.stored_chunk(source, index, true, self.now);
+            self.download.checked_chunk(source, index, true, self.now);
             self.act();
             count += 1;
         }
@@ -262,7 +262,7 @@ fn nothing_is_said_over_a_new_connection_before_its_greeting() {
     scene.act();
     let address = scene.source(FIRST).address;
     assert!(scene.has(&DownloadAction::Connect(FIRST, address)));
-    scene.download.stored_chunk(FIRST, index, false, scene.now);
+    scene.download.checked_chunk(FIRST, index, false, scene.now);
     scene.act();
     assert!(scene.requests.iter().all(|(.., body)| !matches!(body, PeerRequest::Doubt { .. })));
     assert!(scene.has(&DownloadAction::Close(FIRST)));
@@ -275,7 +275,7 @@ fn a_wrong_chunk_bans_its_source_with_a_doubt_and_is_fetched_elsewhere() {
     scene.connect(&[FIRST]);
     scene.answer_hashes(FIRST);
     let (index, _) = scene.send_chunk(FIRST);
-    scene.download.stored_chunk(FIRST, index, false, scene.now);
+    scene.download.checked_chunk(FIRST, index, false, scene.now);
     scene.act();
     let (_, doubt) = scene.take_request(FIRST, "doubt");
     assert_eq!(doubt, PeerRequest::Doubt { content: scene.manifest.content(), index });
@@ -351,7 +351,7 @@ fn a_download_fails_when_every_source_and_a_search_say_that_the_content_is_gone(
     scene.connect(&[FIRST]);
     scene.answer_hashes(FIRST);
     let (index, _) = scene.send_chunk(FIRST);
-    scene.download.stored_chunk(FIRST, index, true, scene.now);
+    scene.download.checked_chunk(FIRST, index, true, scene.now);
     scene.act();
     scene.deny(FIRST, "chunk", DenialCode::NotFound);
     scene.pass(secs(4));
