@@ -409,10 +409,6 @@ impl Service for StoreService {
         if net.tick_is_late() {
             return self.input(net, Input::LateTick);
         }
-        // Of what was applied nobody may have woken this loop.
-        if self.parts.threads.has_completions() {
-            net.wake_again();
-        }
         let steps = self.parts.store.steps();
         if std::mem::replace(&mut self.applied_steps, steps) != steps {
             self.input(net, Input::ApplierWorks);
@@ -448,9 +444,6 @@ impl Service for StoreService {
         net.set_alarm(self.core.flush_due());
         if self.core.node().awaits_application() {
             self.parts.threads.hurry_applier();
-        }
-        if self.core.node().awaits_news_of_application() && self.parts.threads.await_applier() {
-            net.wake_again();
         }
         self.submit_reads(net);
         self.loop_reads.renew();

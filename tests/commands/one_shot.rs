@@ -685,7 +685,13 @@ fn status_describes_every_server() {
     }
     assert_eq!(rows.len(), 4);
 
-    let object = run(&servers, &["status", "--format", "json"]).json();
+    // PUT_OK waits until all have stored a write, and not until all have applied it.
+    let object = eventually("every server has applied the write", || {
+        let object = run(&servers, &["status", "--format", "json"]).json();
+        let described = object["servers"].as_array().unwrap();
+        let has_applied = |server: &Value| server["applied"] == described[0]["commit"];
+        described.iter().all(has_applied).then_some(object)
+    });
     let described = object["servers"].as_array().unwrap();
     assert_eq!(described.len(), 3);
     let leader = &described[0];

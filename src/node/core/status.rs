@@ -97,12 +97,6 @@ impl Node {
         self.writes.awaits_application() || self.reads.awaits_application()
     }
 
-    /// Whether anything waits until this node hears of what is applied: the answer to a request, or
-    /// writes that wait for room or for their turn. If not, it may hear of it some time later.
-    pub fn awaits_news_of_application(&self) -> bool {
-        self.awaits_application() || self.writes.has_waiting()
-    }
-
     /// At a leader: how far the other servers' clocks are ahead of its own, if that is more than a
     /// warning takes.
     pub fn clock_apart_us(&self) -> Option<i64> {

@@ -13,7 +13,7 @@ use super::super::links::ServerLink;
 use super::super::work::{ReadCharge, ReadJob};
 use super::{ConnectionRole, NOT_OF_A_CLIENT, StoreService};
 use crate::limits;
-use crate::model::{DiskSpace, EncodedWrite, NodeId, Timestamp};
+use crate::model::{DiskSpace, EncodedWrite, NodeId};
 use crate::net::{ConnectionId, Net};
 use crate::node::config::Distrust;
 use crate::node::eligibility::Ineligible;
@@ -142,13 +142,10 @@ impl StoreService {
         if let Some(distrust) = self.distrust() {
             return self.reply(net, token, not_to_be_read(distrust));
         }
-        // The core may hear of what is applied some time later.
-        let is_applied = read.wanted() <= Some(self.parts.store.applied().timestamp);
-        if !is_applied && let Some((_, answered)) = answer_from_log(self.core.node(), &read) {
+        if let Some((_, answered)) = answer_from_log(self.core.node(), &read) {
             return self.answer_read(net, token, client, &read, answered);
         }
-        let is_soon = |wanted: &Timestamp| !is_applied && self.core.node().reaches_soon(*wanted);
-        let soon = read.wanted().filter(is_soon);
+        let soon = read.wanted().filter(|wanted| self.core.node().reaches_soon(*wanted));
         let condition = match (read.is_linearizable(), soon) {
             (true, _) => ReadCondition::Linearizable,
             (false, Some(wanted)) => ReadCondition::Applied(wanted),

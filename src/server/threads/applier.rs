@@ -43,12 +43,10 @@ pub(super) fn start(
         loop {
             let received = work.recv_timeout(limits::SEAL_INTERVAL);
             thread.machine.forget_retired();
-            let mut has_only_applied = false;
             let done = match received {
                 Ok(StoreWork::Apply(mut piece)) => {
                     work.linger(APPLY_GATHER);
                     let next = gather(&mut piece, &work);
-                    has_only_applied = next.is_none();
                     thread.apply(&piece).and_then(|()| match next {
                         Some(work) => thread.snapshot(work),
                         None => Ok(()),
@@ -73,10 +71,7 @@ pub(super) fn start(
                 let fault = StoreFault::of(&error, || "applying the log".to_owned());
                 thread.completions.send(fault.into());
             }
-            match has_only_applied && !failed {
-                true => thread.completions.wake_if_awaited(),
-                false => thread.completions.wake(),
-            }
+            thread.completions.wake();
             if failed {
                 return;
             }

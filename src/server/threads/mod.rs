@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use self::background::Background;
-use self::completions::{Awaited, CompletionSender, has_ended};
+use self::completions::{CompletionSender, has_ended};
 use self::decoders::Decoders;
 use self::disk_watch::DiskWatch;
 use self::judge::Judge;
@@ -69,8 +69,6 @@ pub(super) struct Threads {
     judge: Judge,
     reserve: Arc<DiskReserve>,
     completions: Receiver<Completion>,
-    /// Whether the loop waits for the applier.
-    awaited: Awaited,
 }
 
 impl Threads {
@@ -86,7 +84,6 @@ impl Threads {
         wake: WakeHandle,
     ) -> io::Result<Threads> {
         let (sender, completions) = CompletionSender::new(wake);
-        let awaited = sender.awaited();
         let reserve = data_dir.reserve().clone();
         let worker = StoreWorker {
             store: machine.store(),
@@ -117,7 +114,6 @@ impl Threads {
             judge: Judge::new(set_down, sender),
             reserve,
             completions,
-            awaited,
         })
     }
 
@@ -146,18 +142,6 @@ impl Threads {
     /// Has the applier go on at once, because somebody waits for what it was handed.
     pub fn hurry_applier(&self) {
         self.applier.hurry();
-    }
-
-    /// Has the loop woken by what is applied from now on. Returns whether something is to be taken
-    /// in already.
-    pub fn await_applier(&self) -> bool {
-        self.awaited.set();
-        self.has_completions()
-    }
-
-    /// Whether something has come of some work.
-    pub fn has_completions(&self) -> bool {
-        !self.completions.is_empty()
     }
 
     /// Has something read for a server that lags. Gives it back when too much waits for that.
