@@ -40,6 +40,9 @@ const FOREIGN_MAX: f64 = 0.15;
 /// Clients that write the keys before anything is measured, and what each has under way.
 const FILL_CLIENTS: usize = 64;
 const FILL_PIPELINE: usize = 8;
+/// Bytes of values that are under way while keys are written: a leader refuses more than it has
+/// room for.
+const FILL_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long a system may take until it takes its first write.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -229,7 +232,9 @@ pub(crate) fn fill(running: &Running, data: PeerData) -> Outcome<()> {
         }
         std::thread::sleep(Duration::from_millis(200));
     }
-    fill_from(running, data, FILL_CLIENTS, FILL_PIPELINE)
+    let under_way = (FILL_BYTES_MAX / data.value_bytes).clamp(1, FILL_CLIENTS * FILL_PIPELINE);
+    let clients = under_way.min(FILL_CLIENTS);
+    fill_from(running, data, clients, under_way / clients)
 }
 
 fn fill_from(running: &Running, data: PeerData, clients: usize, pipeline: usize) -> Outcome<()> {
