@@ -9,9 +9,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::limits::{self, CONNECTIONS_MAX, CONNECTIONS_SPARE, REFUSALS_MAX};
 use crate::text::counted;
 
-/// Files that a server keeps free of connections: its store, and a second one while a snapshot
-/// takes the place of the first; its log, what it dials, refusals.
-const FILES_RESERVED: usize = 2 * limits::STORE_FILES_MAX + 48;
+/// Files that a process keeps free of connections: its log, its store, what it dials, refusals.
+/// While a snapshot takes the place of a store there are two; then the places that are kept for
+/// servers help out.
+const FILES_RESERVED: usize = limits::STORE_FILES_MAX + 48;
 /// With room for fewer connections than this a server does not start.
 const CONNECTIONS_MIN: usize = 3 * limits::SERVERS_MAX;
 

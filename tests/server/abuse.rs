@@ -319,10 +319,10 @@ fn two_thousand_idle_connections_hurt_nobody() {
 #[test]
 fn a_flood_of_connections_keeps_nobody_out_even_with_few_files() {
     let mut group = Group::prepare(1, &["--console", "off"]);
-    group.start_server_from_shell(0, &[], "ulimit -n 224");
+    group.start_server_from_shell(0, &[], "ulimit -n 160");
     let address = group.addresses()[0];
     let witness = Witness::start(group.client());
-    assert!(group.log(0).contains("the limit of 224 open files leaves room for"));
+    assert!(group.log(0).contains("the limit of 160 open files leaves room for"));
 
     // More than there is room for: whoever has asked for nothing for longest has given way.
     let mut crowd: Vec<Raw> = (0..96).map(|_| Raw::client(address)).collect();
