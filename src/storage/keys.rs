@@ -149,6 +149,11 @@ pub fn version_prefix(row: &[u8]) -> &[u8] {
     &row[..row.len().saturating_sub(TIMESTAMP_BYTES)]
 }
 
+/// Whether a row without its timestamp ends as those of versions do.
+pub(super) fn is_version_prefix(prefix: &[u8]) -> bool {
+    prefix.ends_with(&[ESCAPE, TERMINATOR])
+}
+
 /// A row of a version or of a removal without its timestamp, any other row as it is. The rows of
 /// one key and one space have this in common, with each other alone.
 pub(super) fn without_timestamp(row: &[u8]) -> &[u8] {
@@ -312,10 +317,12 @@ fn after(prefix: &[u8]) -> Bytes {
     end.into()
 }
 
+/// Rows of a damaged store may have no terminator, and end with any byte.
 fn put_after(prefix: &[u8], out: &mut Vec<u8>) {
-    if let Some((last, rest)) = prefix.split_last() {
-        out.extend_from_slice(rest);
-        out.push(last + 1);
+    let kept = prefix.iter().rposition(|byte| *byte < u8::MAX);
+    if let Some(last) = kept {
+        out.extend_from_slice(&prefix[..last]);
+        out.push(prefix[last] + 1);
     }
 }
 

@@ -430,6 +430,9 @@ fn walk(
             return ControlFlow::Break(());
         }
         let shown = decode(row, stored).and_then(|(timestamp, value)| {
+            if !keys::is_version_prefix(prefix) {
+                return Err(ApplyError::Damaged("a version"));
+            }
             if timestamp > at {
                 keys::put_sibling(prefix, at, skip_to);
                 return Ok(Step::NextKey);
