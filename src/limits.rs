@@ -42,13 +42,16 @@ pub const TRANSACTION_BYTES_MAX: usize = VALUE_BYTES_MAX + KEY_BYTES_MAX;
 pub const PAGE_ROWS_MAX: usize = 4096;
 /// Bytes of rows in one page (one larger row still travels alone).
 pub const PAGE_BYTES_MAX: usize = 512 * 1024;
-/// Rows of the store looked at for one page; after that many it ends, however few it holds.
-pub const PAGE_VISITS_MAX: usize = 64 * 1024;
+/// Rows of the store looked at for one page; after that many it ends, however few it holds. Rows
+/// that are skipped do not count, but each row may be reached by a seek in every run: so it is four
+/// for each row that a page may have.
+pub const PAGE_VISITS_MAX: usize = 4 * PAGE_ROWS_MAX;
 /// Bytes of the store looked at for one page: keys, and values that it shows. A page whose rows do
-/// not fit together, or that finds only versions that are too new, still ends.
+/// not fit together still ends.
 pub const PAGE_SCAN_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// A range removed in one write is looked through for its keys up to so many rows; a longer one is
-/// remembered as a range until it has been taken off the disk.
+/// A range removed in one write is looked through for its keys, of each of which the newest row is
+/// looked at, up to so many; a longer one is remembered as a range until it has been taken off the
+/// disk.
 pub const REMOVAL_SCAN_ROWS_MAX: usize = 1024;
 /// Ranges remembered so at once; one more is refused with `BUSY`.
 pub const RANGE_REMOVALS_MAX: usize = 64;
@@ -430,12 +433,11 @@ pub const DISK_HANDOVER_AGAIN_TICKS: u64 = 500;
 pub const SEAL_ENTRIES: u64 = 64 * 1024;
 /// … or so many bytes of them …
 pub const SEAL_BYTES: u64 = 64 * 1024 * 1024;
+/// … or this long after the first of them.
+pub const SEAL_INTERVAL: Duration = Duration::from_secs(10);
 /// Files of a store that stay open between two reads: to open one anew costs less than to read from
 /// it. They are kept free of connections.
 pub const STORE_FILES_MAX: usize = 64;
-
-/// … or this long after the first of them.
-pub const SEAL_INTERVAL: Duration = Duration::from_secs(10);
 /// From the end of one pass over the store to the beginning of the next. A bit rots once in months;
 /// what matters is that it is found before a second server's copy rots, too.
 pub const SCRUB_INTERVAL_DEFAULT: Duration = Duration::from_hours(24);

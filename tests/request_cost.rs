@@ -486,6 +486,7 @@ fn requests_take_no_more_instructions_than_are_recorded() {
         };
         let each = instructions / requests;
         println!("{test}: {each} instructions");
+        assert!(each > recorded / 2, "{test}: {each} instructions: were they counted?");
         if each > recorded + recorded / 5 {
             dearer.push(format!("{test}: {each} instructions where {recorded} are recorded"));
         }

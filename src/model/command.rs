@@ -194,6 +194,9 @@ mod tests {
     use super::*;
     use crate::model::{Barrier, ClientId, Put, PutAll, PutIf};
 
+    const REQUEST: RequestId =
+        RequestId { client: ClientId(9), sequence: 2, answered_below: 1, begun: Timestamp::ZERO };
+
     #[test]
     fn a_command_survives_encoding() {
         let command = Command {
@@ -220,26 +223,20 @@ mod tests {
 
     #[test]
     fn a_put_is_shown_from_where_it_lies_and_nothing_else_is_a_put() {
-        let request = RequestId {
-            client: ClientId(9),
-            sequence: 2,
-            answered_below: 1,
-            begun: Timestamp::ZERO,
-        };
         let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"v"));
         let op =
             WriteOp::Put(Put { key: key.clone(), value: value.clone(), tells_previous: false });
-        let data = Command::write(Timestamp(5), request, op).encode();
+        let data = Command::write(Timestamp(5), REQUEST, op).encode();
         let shown = Some((Timestamp(5), key.clone(), value.clone()));
         assert_eq!((Command::put_of(&data), Command::shown_put_of(&data)), (shown.clone(), shown));
         let (condition, shown) = (Condition::Version(Timestamp(4)), Command::put_of(&data));
         let put_if = PutIf { key: key.clone(), value: value.clone(), condition };
-        let data = Command::write(Timestamp(5), request, put_if.into()).encode();
+        let data = Command::write(Timestamp(5), REQUEST, put_if.into()).encode();
         assert_eq!((Command::put_of(&data), Command::shown_put_of(&data)), (None, shown));
         let others =
             [WriteOp::Barrier(Barrier {}), WriteOp::PutAll(PutAll { pairs: vec![(key, value)] })];
         for op in others {
-            let data = Command::write(Timestamp(5), request, op).encode();
+            let data = Command::write(Timestamp(5), REQUEST, op).encode();
             assert_eq!((Command::put_of(&data), Command::shown_put_of(&data)), (None, None));
         }
         assert_eq!(Command::put_of(&Bytes::new()), None);
@@ -249,12 +246,6 @@ mod tests {
     /// again.
     #[test]
     fn what_is_taken_for_a_put_can_be_applied_also_where_its_kind_is_a_number() {
-        let request = RequestId {
-            client: ClientId(9),
-            sequence: 2,
-            answered_below: 1,
-            begun: Timestamp::ZERO,
-        };
         let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"v"));
         let condition = Condition::Version(Timestamp(4));
         let put = Put { key: key.clone(), value: value.clone(), tells_previous: true };
@@ -265,7 +256,7 @@ mod tests {
         ];
         let mut taken = 0;
         for (name, op) in puts {
-            let data = Command::write(Timestamp(5), request, op).encode();
+            let data = Command::write(Timestamp(5), REQUEST, op).encode();
             let at = data.windows(name.len()).position(|part| part == name).unwrap();
             for kind in 0..16 {
                 let numbered = [&data[..at], &[kind], &data[at + name.len()..]].concat();

@@ -13,7 +13,8 @@ use crate::limits;
 /// diverge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateLimits {
-    /// Rows that the removal of a range looks at before it is remembered as a whole; see
+    /// Rows, one of each key, that the removal of a range looks at before it is remembered as a
+    /// whole; see
     /// [`limits::REMOVAL_SCAN_ROWS_MAX`].
     pub removal_scan_rows_max: u32,
     /// Removals of whole ranges that may be under way; see [`limits::RANGE_REMOVALS_MAX`].

@@ -26,7 +26,16 @@ pub enum InvalidKey {
 ///
 /// What is wrong with it.
 pub fn check_key(key: &[u8]) -> Result<(), InvalidKey> {
-    match key.len() {
+    check_key_bytes(key.len())
+}
+
+/// Checks a key of which only the length is known.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub(super) fn check_key_bytes(length: usize) -> Result<(), InvalidKey> {
+    match length {
         0 => Err(InvalidKey::Empty),
         length if length > limits::KEY_BYTES_MAX => Err(InvalidKey::TooLong(length)),
         _ => Ok(()),

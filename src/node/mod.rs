@@ -224,6 +224,9 @@ impl CheckedMessage {
                     {
                         return Err("a REPLICATION holds a write that breaks a rule".to_owned());
                     }
+                    Some(Action::Rules(rules)) if !rules.history.can_be_kept() => {
+                        return Err("a REPLICATION holds rules that cannot be kept".to_owned());
+                    }
                     Some(Action::Level(raised)) => {
                         level = level.filter(|level| level.level > raised.level).or(Some(raised));
                     }

@@ -25,8 +25,8 @@ use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
 use crate::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
 use crate::model::{ChunkHash, ContentId};
 
-/// A chunk is hashed in multiples of so many bytes while it is received: a subtree that takes a few
-/// microseconds and is wide enough for every vector unit.
+/// A chunk is hashed in multiples of so many bytes while it is received: a subtree that takes some
+/// ten microseconds and is wide enough for every vector unit.
 const HASH_STEP_BYTES: usize = 64 * 1024;
 
 pub const fn chunk_count(size: u64) -> u64 {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::engine::{
     Direction, EngineError, EngineView, RowValue, RowVisitor, ShowRow, SkippingVisitor, Steps,
-    Visitor, WriteBatch, scan_skipping, with_values,
+    Visitor, WriteBatch, with_values,
 };
 use super::keys::{self, RowRange};
 
@@ -28,12 +28,7 @@ pub(super) trait Rows {
         &self,
         range: &RowRange,
         visit: &mut SkippingVisitor<'_>,
-    ) -> Result<(), EngineError> {
-        let scan = |rest: &RowRange, visit: &mut RowVisitor<'_>| {
-            self.scan_rows(rest, Direction::Forward, visit)
-        };
-        scan_skipping(range, visit, scan)
-    }
+    ) -> Result<(), EngineError>;
 
     /// Shows the first row of a range in which newer rows sort first, unless it is empty
     /// ([`EngineView::newest`]).
@@ -111,6 +106,10 @@ impl Rows for RowsInMemory<'_> {
         _: Direction,
         _: &mut RowVisitor<'_>,
     ) -> Result<(), EngineError> {
+        Err(EngineError::NotInMemory)
+    }
+
+    fn scan_skipping(&self, _: &RowRange, _: &mut SkippingVisitor<'_>) -> Result<(), EngineError> {
         Err(EngineError::NotInMemory)
     }
 

@@ -172,6 +172,11 @@ pub fn decode(body: &[u8]) -> Result<Message, CodecError> {
     if let Some(message) = replication::decode(body).or_else(|| get::decode(body)) {
         return Ok(message);
     }
+    decode_any(body)
+}
+
+/// Decodes a body in whatever form MessagePack allows.
+pub(super) fn decode_any(body: &[u8]) -> Result<Message, CodecError> {
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
     deserializer.set_max_depth(MESSAGE_DEPTH_MAX);
     let message = Message::deserialize(&mut deserializer)?;

@@ -112,6 +112,42 @@ mod tests {
         }
     }
 
+    /// A number in one of its forms, from the shortest to the longest.
+    fn number(number: u8, form: usize) -> Vec<u8> {
+        let long = u64::from(number).to_be_bytes();
+        match form {
+            0 => vec![number & 0x7f],
+            _ => [&[0xcb + form as u8][..], &long[8 - (1 << (form - 1))..]].concat(),
+        }
+    }
+
+    proptest! {
+        /// Numbers and lengths in longer forms than needed, and bytes that were changed.
+        #[test]
+        fn what_is_decoded_here_the_decoder_of_all_messages_decodes_to_the_same(
+            (id, session, linearizable) in any::<(u8, u8, bool)>(),
+            (id_form, session_form, is_long) in (0usize..5, 0usize..5, any::<bool>()),
+            key in any::<[u8; 3]>(),
+            change in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+        ) {
+            let length = if is_long { &b"\xc5\x00\x03"[..] } else { b"\xc4\x03" };
+            let (id, session) = (number(id, id_form), number(session, session_form));
+            let end = [0xc2 + u8::from(linearizable)];
+            let (head, newest) = (b"\x81\xa7REQUEST\x92", [NEWEST_HEAD, b"\xc0"].concat());
+            let parts = [&head[..], &id, GET_HEAD, length, &key, &newest, &session, &end];
+            let mut body = parts.concat();
+            if let Some((index, byte)) = change {
+                let index = index.index(body.len());
+                body[index] = byte;
+            }
+            let decoded = decode(&body);
+            prop_assert!(decoded.is_some() || change.is_some());
+            if let Some(message) = decoded {
+                prop_assert_eq!(codec::decode_any(&body).ok(), Some(message));
+            }
+        }
+    }
+
     /// Whatever the forms of its parts are, a GET is decoded to the same.
     #[test]
     fn another_form_is_left_to_the_decoder_of_all_messages() {

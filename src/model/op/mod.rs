@@ -45,6 +45,7 @@ pub use set_history::SetHistory;
 pub use trim::Trim;
 pub use write_if::WriteIf;
 
+use super::key::check_key_bytes;
 use super::outcome::WriteAnswer;
 use super::{History, InvalidKey, Timestamp};
 use crate::limits;
@@ -402,13 +403,8 @@ impl OpShape {
 
     /// Refuses keys that cannot exist.
     pub fn check_keys(&self) -> Result<(), InvalidKey> {
-        if self.key_bytes_min == Some(0) {
-            return Err(InvalidKey::Empty);
-        }
-        match self.key_bytes_max {
-            length if length > limits::KEY_BYTES_MAX => Err(InvalidKey::TooLong(length)),
-            _ => Ok(()),
-        }
+        let Some(shortest) = self.key_bytes_min else { return Ok(()) };
+        check_key_bytes(shortest).and_then(|()| check_key_bytes(self.key_bytes_max))
     }
 
     /// Bytes of memory that the operation takes, about: a list of empty values is not as small as

@@ -111,9 +111,8 @@ pub(super) fn previous(
         is_small.then(|| value.read()).transpose()
     })?;
     let Some((timestamp, value)) = found else { return Ok(Some(Previous::Absent)) };
-    assert!(
-        timestamp <= before.at,
-        "a version of {timestamp} is not before the write of {written}"
-    );
+    if timestamp > before.at {
+        return Err(ApplyError::Damaged("a version"));
+    }
     Ok(Some(Previous::Value { timestamp, value }))
 }

@@ -199,10 +199,13 @@ impl TableManifest {
                 if !numbers.insert(table.number) {
                     return Err("the manifest names a file twice");
                 }
-                let known = |number| self.segments.binary_search_by_key(&number, |it| it.number);
+                let has_values = |(number, bytes): &(u64, u64)| {
+                    let found = self.segments.binary_search_by_key(number, |it| it.number);
+                    found.is_ok_and(|at| *bytes <= self.segments[at].bytes)
+                };
                 let is_sorted = table.values.is_sorted_by(|one, other| one.0 < other.0);
-                if !is_sorted || table.values.iter().any(|(number, _)| known(*number).is_err()) {
-                    return Err("a table refers to a segment that the manifest does not name");
+                if !is_sorted || !table.values.iter().all(has_values) {
+                    return Err("a table refers to values that no segment of the manifest has");
                 }
             }
         }
