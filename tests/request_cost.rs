@@ -401,7 +401,7 @@ fn answer(frame: &[u8], answer: impl FnOnce(Request) -> Reply) -> u64 {
 /// Answers a GET of a key; returns the allocations.
 fn get(store: &Store, key: &'static [u8]) -> u64 {
     let (key, read_at) = (Bytes::from_static(key), ReadAt::Newest { seen: None });
-    let get = GetRequest { key, read_at, session: None, linearizable: false };
+    let get = GetRequest { key, read_at, session: None, linearizable: false, facts: false };
     let frame = body(&Message::Request { id: 7, body: Request::Get(get) });
     answer(&frame, |request| {
         let Request::Get(request) = request else { panic!("it is a GET") };

@@ -173,6 +173,7 @@ impl StoreProtocol {
             read_at: ReadAt::Newest { seen: None },
             session: None,
             linearizable: self.load.linearizable,
+            facts: false,
         })
     }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::args::Format;
 use super::at::time_of;
 use super::outcome::CommandError;
-use crate::client::{Row, Rows};
+use crate::client::{Row, Rows, Version};
 use crate::limits::OUTPUT_BUFFER_BYTES;
 use crate::model::Timestamp;
 use crate::text::{escape, is_printable};
@@ -83,6 +83,15 @@ impl Object {
 
     pub(super) fn timestamp(self, name: &str, timestamp: Timestamp) -> Object {
         self.with(name, json!(timestamp.0))
+    }
+
+    /// The facts of a key, all 0 where it does not exist.
+    pub(super) fn facts(self, found: Option<&Version>) -> Object {
+        let facts = found.and_then(|version| version.facts);
+        let lease = facts.and_then(|facts| facts.lease).map_or(0, |lease| lease.0);
+        self.timestamp("created", facts.map_or(Timestamp::ZERO, |facts| facts.created))
+            .with("count", json!(facts.map_or(0, |facts| facts.count)))
+            .with("lease", json!(lease))
     }
 
     /// The version that was asked for, if one was.
@@ -184,7 +193,11 @@ fn object(shape: Shape, row: &Row) -> Object {
     let (found, value, version) = (row.found.is_some(), row.value(), shape.version(row));
     let object = Object::default().bytes("key", &row.key).with("found", json!(found));
     match shape {
-        Shape::Read { at } => object.timestamp("timestamp", version).value("value", value).at(at),
+        Shape::Read { at } => object
+            .timestamp("timestamp", version)
+            .facts(row.found.as_ref())
+            .value("value", value)
+            .at(at),
         Shape::Before { timestamp } => object
             .timestamp("timestamp", timestamp)
             .timestamp("old_timestamp", version)
@@ -192,6 +205,7 @@ fn object(shape: Shape, row: &Row) -> Object {
         Shape::History { .. } => object
             .timestamp("timestamp", version)
             .with("time", json!(time_of(version)))
+            .facts(row.found.as_ref())
             .value("value", value),
     }
 }

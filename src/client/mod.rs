@@ -71,7 +71,8 @@ pub use self::submit::{Ask, Event};
 pub use self::timing::Timing;
 pub use self::writes::{ConditionalPut, Conflict, Written, WrittenMany};
 pub use crate::model::{
-    ClientId, ClusterId, Condition, Effect, History, NodeId, Row, Timestamp, Version,
+    ClientId, ClusterId, Condition, Effect, Facts, History, LeaseId, NodeId, Row, Timestamp,
+    Version,
 };
 pub use crate::wire::message::{Role, ServerStatus};
 

@@ -42,12 +42,15 @@ pub struct ReadOptions {
     pub at: Option<Timestamp>,
     /// Miss no write that was acknowledged to anybody before the call, removals included.
     pub linearizable: bool,
+    /// When one key is read, tell its [`Facts`](crate::client::Facts), too. The rows of a long read
+    /// have them in any case.
+    pub facts: bool,
 }
 
 impl ReadOptions {
     /// As of a version.
     pub fn at(version: Timestamp) -> ReadOptions {
-        ReadOptions { at: Some(version), linearizable: false }
+        ReadOptions { at: Some(version), ..ReadOptions::default() }
     }
 
     pub(super) fn version(self) -> Option<Timestamp> {
@@ -62,7 +65,7 @@ calls! {
     /// # Errors
     /// Any [`ClientError`] of a request; [`ClientError::TimedOut`] also when no server catches up.
     fn get(client, key: impl AsRef<[u8]>) -> Got {
-        client.get_newest(check_key(key.as_ref())?, false).await
+        client.get_as(check_key(key.as_ref())?, ReadOptions::default()).await
     }
 
     /// Reads the newest committed value of a key: no write acknowledged to anyone before the call
@@ -71,7 +74,8 @@ calls! {
     /// # Errors
     /// As [`Client::get`], and [`ClientError::NoMajority`].
     fn get_linearizable(client, key: impl AsRef<[u8]>) -> Got {
-        client.get_newest(check_key(key.as_ref())?, true).await
+        let options = ReadOptions { linearizable: true, ..ReadOptions::default() };
+        client.get_as(check_key(key.as_ref())?, options).await
     }
 
     /// Reads a key; [`Client::get`] and [`Client::get_linearizable`] are the usual cases.
@@ -123,13 +127,13 @@ impl Client {
     pub(super) async fn get_newest(
         &self,
         key: Bytes,
-        linearizable: bool,
+        options: ReadOptions,
     ) -> Result<Got, ClientError> {
         let take = |server, _, read| match read {
             Read::Answer(found) => Verdict::Done(Got { found, server }),
             Read::Behind { .. } => judge_behind(server),
         };
-        self.read_with(key, linearizable, Retry::UntilDeadline, take).await
+        self.read_with(key, options, Retry::UntilDeadline, take).await
     }
 
     pub(super) async fn get_as(
@@ -137,10 +141,9 @@ impl Client {
         key: Bytes,
         options: ReadOptions,
     ) -> Result<Got, ClientError> {
-        let linearizable = options.linearizable;
-        let Some(at) = options.version() else { return self.get_newest(key, linearizable).await };
+        let Some(at) = options.version() else { return self.get_newest(key, options).await };
         let deadline = self.deadline();
-        let read = |at, retry| self.get_at(key.clone(), at, linearizable, deadline, retry);
+        let read = |at, retry| self.get_at(key.clone(), at, options, deadline, retry);
         self.as_of(at, deadline, read).await
     }
 
@@ -149,17 +152,18 @@ impl Client {
     pub(super) async fn read_with<T: Send + 'static>(
         &self,
         key: Bytes,
-        linearizable: bool,
+        options: ReadOptions,
         retry: Retry,
         take: impl Fn(SocketAddr, Floors, Read) -> Verdict<T> + Send + 'static,
     ) -> Result<T, ClientError> {
         let (seen, sending) = (Arc::clone(&self.inner.seen), Arc::clone(&self.inner.seen));
         let (asked, request_bytes) = (key.clone(), key.len());
+        let ReadOptions { linearizable, facts, .. } = options;
         let build = move |_| {
             let sent = lock(&sending).floors(&asked);
             let (key, read_at) = (asked.clone(), ReadAt::Newest { seen: sent.key });
             let session = sent.applied;
-            (Request::Get(GetRequest { key, read_at, session, linearizable }), sent)
+            (Request::Get(GetRequest { key, read_at, session, linearizable, facts }), sent)
         };
         let judge = move |server, sent: Floors, reply| match reply {
             Reply::GetOk { found, as_of } => {
@@ -187,18 +191,19 @@ impl Client {
         &self,
         key: Bytes,
         at: Timestamp,
-        linearizable: bool,
+        options: ReadOptions,
         deadline: Duration,
         retry: Retry,
     ) -> Result<Got, ClientError> {
         let (seen, sending) = (Arc::clone(&self.inner.seen), Arc::clone(&self.inner.seen));
         let (asked, request_bytes) = (key.clone(), key.len());
+        let ReadOptions { linearizable, facts, .. } = options;
         let build = move |_| {
             let Floors { key: written, applied } = lock(&sending).floors(&asked);
             let (key, session) = (asked.clone(), applied.max(written));
             let read_at = ReadAt::Version(at);
             let reached = session.max(Some(at));
-            (Request::Get(GetRequest { key, read_at, session, linearizable }), reached)
+            (Request::Get(GetRequest { key, read_at, session, linearizable, facts }), reached)
         };
         let judge = move |server, reached, reply| match reply {
             Reply::GetOk { as_of, .. } if Some(as_of) < reached => judge_stale(),

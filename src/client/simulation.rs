@@ -429,7 +429,7 @@ impl World {
                 let is_as_of = self.random.random_range(0..100) < self.load.as_of;
                 let at = is_as_of.then(|| self.group.timestamp(self.now));
                 Box::pin(async move {
-                    let options = ReadOptions { at, linearizable };
+                    let options = ReadOptions { at, linearizable, facts: false };
                     let result = client.get_as(key.clone(), options).await;
                     Done::Get { key, floor, result }
                 })

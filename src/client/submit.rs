@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::call::is_driver;
 use super::core::{Report, Retry, Verdict};
 use super::error::{ClientError, ServerFailure};
-use super::reads::Read;
+use super::reads::{Read, ReadOptions};
 use super::sync::{lock, wait};
 use super::{Client, PutOk, check_key, check_value};
 use crate::model::{Timestamp, Version};
@@ -162,7 +162,7 @@ impl Client {
                 }
             })
         };
-        self.read_with(key, false, retry, take).await
+        self.read_with(key, ReadOptions::default(), retry, take).await
     }
 }
 

@@ -303,8 +303,8 @@ impl Client {
     ) -> Result<Option<Version>, ClientError> {
         match answer.previous {
             Some(Previous::Absent) => Ok(None),
-            Some(Previous::Value { timestamp, value: Some(value) }) => {
-                Ok(Some(Version { timestamp, value }))
+            Some(Previous::Value { timestamp, facts, value: Some(value) }) => {
+                Ok(Some(Version { timestamp, value, facts: Some(facts) }))
             }
             // Too long to be sent unasked, or not known where the write was done.
             Some(Previous::Value { value: None, .. }) | None => {

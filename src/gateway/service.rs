@@ -180,7 +180,7 @@ async fn gather_keys(request: Request<Streaming<KeyRequest>>) -> Result<Vec<KeyR
 
 /// Every read is linearizable, so that nobody can tell through which gateway a write went.
 fn newest_or(at: Option<Timestamp>) -> ReadOptions {
-    ReadOptions { at, linearizable: true }
+    ReadOptions { at, linearizable: true, facts: false }
 }
 
 fn between(from: &str, to: &str) -> Result<Range, Status> {

@@ -42,7 +42,7 @@ pub(super) fn range(range: KeyRange) -> Result<(String, String, Option<Timestamp
 /// The value is not UTF-8: half an answer would pass for the value.
 pub(super) fn read_row(row: Row, asked: Option<Timestamp>) -> Result<KeyValueVersionReply, Status> {
     let Row { key, found } = row;
-    let Some(Version { timestamp, value }) = found else {
+    let Some(Version { timestamp, value, .. }) = found else {
         let ver = asked.unwrap_or_default().0;
         return Ok(KeyValueVersionReply { key: text(key)?, val: String::new(), ver });
     };
@@ -70,7 +70,7 @@ fn text(key: Bytes) -> Result<String, Status> {
 /// more: what is not UTF-8 is shown with U+FFFD in its place.
 pub(super) fn removed_row(row: Row) -> KeyValueVersionReply {
     let (ver, val) = match row.found {
-        Some(Version { timestamp, value }) => (timestamp.0, shown(value)),
+        Some(Version { timestamp, value, .. }) => (timestamp.0, shown(value)),
         None => (0, String::new()),
     };
     KeyValueVersionReply { key: shown(row.key), val, ver }
@@ -208,6 +208,7 @@ mod tests {
         let version = |(value, timestamp)| Version {
             timestamp: Timestamp(timestamp),
             value: Bytes::from_static(value),
+            facts: None,
         };
         Row { key: Bytes::from_static(b"k"), found: found.map(version) }
     }
@@ -256,7 +257,8 @@ mod tests {
         let why = answer.metadata().get(PREVIOUS_UNREAD).unwrap().to_str().unwrap();
         assert!(why.contains("no majority"), "{why}");
         assert_eq!(answer.into_inner(), reply("", 0));
-        let previous = || Some(Version { timestamp, value: Bytes::from_static(b"v") });
+        let value = Bytes::from_static(b"v");
+        let previous = || Some(Version { timestamp, value: value.clone(), facts: None });
         for has_room in [true, false] {
             let written = Written { timestamp, previous: previous(), server };
             let written = done(Ok(written), |bytes| bytes == 1 && has_room).unwrap();

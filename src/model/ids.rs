@@ -46,6 +46,11 @@ impl fmt::Display for ClusterId {
 #[serde(transparent)]
 pub struct ClientId(pub u64);
 
+/// Names a lease: keys that are written under it go when it ends. Never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LeaseId(pub u64);
+
 /// Identifies one write of one client for ever, so that a retry is applied once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RequestId {

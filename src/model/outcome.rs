@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{LogIndex, OpResult, Term, Timestamp};
+use super::{Facts, LogIndex, OpResult, Term, Timestamp};
 
 /// The outcome of a write that was applied, as sessions remember it: a retry gets that of the first
 /// application.
@@ -51,6 +51,8 @@ pub enum Previous {
     Value {
         /// The version of the value.
         timestamp: Timestamp,
+        /// What that version says of the key.
+        facts: Facts,
         /// `None` when it is longer than
         /// [`READ_SMALL_BYTES_MAX`](crate::limits::READ_SMALL_BYTES_MAX), and is to be read as of
         /// the timestamp before the write's.

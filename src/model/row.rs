@@ -3,7 +3,41 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Timestamp, bounded};
+use super::{LeaseId, Timestamp, bounded};
+
+/// What a version says of its key, as of that version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// The version with which the key came into being since it last did not exist.
+    pub created: Timestamp,
+    /// The number of versions since then: 1 for the one that created it.
+    pub count: u64,
+    /// The lease with which the key goes.
+    pub lease: Option<LeaseId>,
+}
+
+impl Facts {
+    /// Those of the version `at` of a key, whose newest version before it has the facts `before`;
+    /// `None` where the key did not exist.
+    pub fn following(before: Option<Facts>, at: Timestamp) -> Facts {
+        match before {
+            None => Facts { created: at, count: 1, lease: None },
+            Some(before) => {
+                let count = before.count.saturating_add(1);
+                Facts { created: before.created, count, lease: None }
+            }
+        }
+    }
+}
+
+/// The newest version of a key that exists, without its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyState {
+    /// When that version was written.
+    pub version: Timestamp,
+    /// What it says of the key.
+    pub facts: Facts,
+}
 
 /// A value and its version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +46,9 @@ pub struct Version {
     pub timestamp: Timestamp,
     /// The value, whose bytes are the application's own.
     pub value: Bytes,
+    /// What the version says of its key. `None` only in the answer to a read of one key that has
+    /// not asked for it.
+    pub facts: Option<Facts>,
 }
 
 /// A key, and what it has in the state that was read.

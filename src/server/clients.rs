@@ -570,7 +570,13 @@ mod tests {
 
     fn request() -> ReadRequest {
         let (key, read_at) = (Bytes::from_static(b"k"), ReadAt::Newest { seen: None });
-        ReadRequest::Get(GetRequest { key, read_at, session: None, linearizable: false })
+        ReadRequest::Get(GetRequest {
+            key,
+            read_at,
+            session: None,
+            linearizable: false,
+            facts: false,
+        })
     }
 
     fn with_clients(count: u64) -> (Clients, Vec<ConnectionId>) {

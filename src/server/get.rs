@@ -254,9 +254,10 @@ fn as_of(request: &GetRequest) -> Timestamp {
 /// value is long. The index of the entry that holds it comes along.
 pub fn answer_from_log(node: &Node, request: &ReadRequest) -> Option<(LogIndex, ReadOutcome)> {
     let ReadRequest::Get(request) = request else { return None };
-    let GetRequest { key, read_at, session, linearizable } = request;
+    let GetRequest { key, read_at, session, linearizable, facts } = request;
     let &ReadAt::Newest { seen: Some(seen) } = read_at else { return None };
-    if *linearizable || *session > Some(seen) {
+    // Facts are known when the entry is applied.
+    if *linearizable || *facts || *session > Some(seen) {
         return None;
     }
     if seen <= node.applied_point().timestamp || seen > node.newest_timestamp() {
@@ -267,7 +268,8 @@ pub fn answer_from_log(node: &Node, request: &ReadRequest) -> Option<(LogIndex, 
         return None;
     }
     // The entry's memory is the whole entry's, which is not to live as long as the answer.
-    let version = Version { timestamp: seen, value: Bytes::copy_from_slice(&value) };
+    let value = Bytes::copy_from_slice(&value);
+    let version = Version { timestamp: seen, value, facts: None };
     Some((index, judge(request, seen, Some(version), seen)))
 }
 
@@ -284,6 +286,7 @@ fn judge(
         ReadAt::Version(at) => low >= at,
         ReadAt::Newest { seen } => timestamp.or(Some(low)) >= seen,
     };
+    let facts_of = |version: &Version| version.facts.filter(|_| request.facts);
     if !reaches || Some(low) < request.session {
         return ReadOutcome {
             reply: Reply::TryOtherServerOrLater { timestamp, applied: low },
@@ -292,6 +295,7 @@ fn judge(
         };
     }
     let value = found.as_ref().map(|version| version.value.clone());
+    let found = found.map(|version| Version { facts: facts_of(&version), ..version });
     ReadOutcome {
         reply: Reply::GetOk { found, as_of: high },
         shown: Some((timestamp, value.map_or(GetAnswer::Null, GetAnswer::Value))),
@@ -314,11 +318,13 @@ mod tests {
             read_at: ReadAt::Newest { seen: seen.map(Timestamp) },
             session: session.map(Timestamp),
             linearizable: false,
+            facts: false,
         }
     }
 
     fn version(timestamp: i64) -> Version {
-        Version { timestamp: Timestamp(timestamp), value: Bytes::from_static(b"v") }
+        let value = Bytes::from_static(b"v");
+        Version { timestamp: Timestamp(timestamp), value, facts: None }
     }
 
     fn at(request: GetRequest, low: i64, found: Option<i64>) -> Reply {
@@ -417,7 +423,8 @@ mod tests {
                 for read_at in [Some(newest), version].into_iter().flatten() {
                     let key = Bytes::copy_from_slice(key);
                     let session = session.map(Timestamp);
-                    let request = GetRequest { key, read_at, session, linearizable: false };
+                    let (linearizable, facts) = (false, at.is_some() == session.is_some());
+                    let request = GetRequest { key, read_at, session, linearizable, facts };
                     let by_worker = answer_get(&store, &request);
                     match answer_get_in_memory(&store, &request, 10) {
                         Some(outcome) => assert_eq!(outcome, by_worker, "{request:?}"),

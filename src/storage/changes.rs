@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::apply::ApplyError;
 use super::engine::{EngineView, Steps, WriteBatch};
 use super::hash::{StateHash, row_hash};
 use super::keys;
+use super::newest::NewestVersions;
 use super::queue_fronts::QueueFronts;
 use super::removals::RangeRemoval;
 use super::rows::Overlay;
-use crate::model::Timestamp;
+use super::versions::Reader;
+use crate::model::{KeyState, Timestamp};
 
 /// A row that is to be deleted, its [`state_row_hash`], and the length of its value, which is not
 /// kept once it is hashed.
@@ -62,6 +65,29 @@ impl<'a> Changes<'a> {
     /// The removals of ranges as they would be with the changes so far.
     pub fn ranges(&self) -> &Arc<Vec<RangeRemoval>> {
         &self.ranges
+    }
+
+    /// The newest version of a key before `now`, the time of the changes that are being made. What
+    /// the batch has not changed is `known` from before it, or else read.
+    pub fn newest(
+        &self,
+        key: &[u8],
+        now: Timestamp,
+        known: &NewestVersions,
+    ) -> Result<Option<KeyState>, ApplyError> {
+        let row = keys::version(key, now);
+        let is_of_key = |row_of: &[u8]| keys::version_prefix(row_of) == keys::version_prefix(&row);
+        match self.batch.first_from(&row) {
+            Some((changed, _)) if is_of_key(changed) => {}
+            _ => {
+                if let Some(state) = known.state(key) {
+                    let mut ranges = self.ranges.iter();
+                    let is_removed = ranges.any(|r| state.version < r.at && r.covers(key));
+                    return Ok((!is_removed).then_some(state));
+                }
+            }
+        }
+        Reader::newest(&self.rows(), &self.ranges).state(key)
     }
 
     /// Adds the removal of a range, which must be later than all others.

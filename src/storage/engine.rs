@@ -130,6 +130,12 @@ impl WriteBatch {
         rows.into_iter().flatten().map(|(key, change)| (key, change.value.as_ref()))
     }
 
+    /// The first change that is not before a row.
+    pub fn first_from(&self, row: &[u8]) -> Option<(&Bytes, Option<&Bytes>)> {
+        let mut rows = self.rows.range::<[u8], _>((Bound::Included(row), Bound::Unbounded));
+        rows.next().map(|(key, change)| (key, change.value.as_ref()))
+    }
+
     /// The change of a row in the batch: `None` if there is none, `Some(None)` if the row is
     /// removed.
     pub fn get(&self, key: &[u8]) -> Option<Option<&Bytes>> {
@@ -184,6 +190,15 @@ pub struct Scrubbed {
     pub next_block: Option<u64>,
 }
 
+/// Bytes of the head of a value, which is at hand wherever the value lies. It has room for what the
+/// row of a version says besides the user's value.
+pub const VALUE_HEAD_BYTES: usize = 32;
+
+/// The first bytes of a value, as many as a head has, or all.
+pub fn head_of(value: &[u8]) -> &[u8] {
+    &value[..value.len().min(VALUE_HEAD_BYTES)]
+}
+
 /// The value of a row that a scan has come to.
 #[derive(Clone, Copy)]
 pub enum RowValue<'a> {
@@ -193,6 +208,8 @@ pub enum RowValue<'a> {
     OutOfLine {
         /// The length of the value.
         bytes: usize,
+        /// The first bytes of the value: [`head_of`] it.
+        head: &'a [u8],
         read: &'a dyn Fn() -> Result<Vec<u8>, EngineError>,
     },
 }
@@ -203,6 +220,14 @@ impl<'a> RowValue<'a> {
         match self {
             RowValue::Inline(value) => value.len(),
             RowValue::OutOfLine { bytes, .. } => *bytes,
+        }
+    }
+
+    /// The first bytes of the value, known without reading it: [`head_of`] it, or more.
+    pub fn head(&self) -> &'a [u8] {
+        match self {
+            RowValue::Inline(value) => value,
+            RowValue::OutOfLine { head, .. } => head,
         }
     }
 

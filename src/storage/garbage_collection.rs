@@ -46,7 +46,7 @@ use super::keys;
 use super::queue_fronts::QueueFronts;
 use super::removals::{RangeRemoval, Removal};
 use super::rows::Rows;
-use super::versions::StoredVersion;
+use super::version_row::StoredVersion;
 use crate::model::{History, ReadView, Timestamp};
 
 /// The name of the fact up to which time the versions that removals reach are deleted from disk.
@@ -491,7 +491,7 @@ fn find_due_key(
             is_damaged = true;
             return ControlFlow::Break(());
         };
-        let is_tombstone = matches!(StoredVersion::decode(stored), Ok(StoredVersion::Removed));
+        let is_tombstone = StoredVersion::is_tombstone(stored);
         newer = Some(ReadVersion { row, at, is_tombstone });
         ControlFlow::Continue(())
     })?;
@@ -662,8 +662,8 @@ fn compact_key(
         }
         budget.take(stored.len());
         // A tombstone is deleted with the removal that it belongs to.
-        match (StoredVersion::decode(stored), keys::version_timestamp(row)) {
-            (Ok(StoredVersion::Removed), Ok(at)) => passed = at,
+        match (StoredVersion::is_tombstone(stored), keys::version_timestamp(row)) {
+            (true, Ok(at)) => passed = at,
             _ => gone.push(HashedRow::new(row, stored)),
         }
         ControlFlow::Continue(())

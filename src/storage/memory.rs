@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::engine::{
-    Direction, Engine, EngineError, EngineView, RowValue, RowVisitor, Scrubbed, ShowRow, WriteBatch,
+    Direction, Engine, EngineError, EngineView, RowValue, RowVisitor, Scrubbed, ShowRow,
+    WriteBatch, head_of,
 };
 use super::keys::RowRange;
 
@@ -137,7 +138,8 @@ impl EngineView for MemoryView {
                 return visit(key, RowValue::Inline(value));
             }
             let read = || Ok(value.to_vec());
-            visit(key, RowValue::OutOfLine { bytes: value.len(), read: &read })
+            let (bytes, head) = (value.len(), head_of(value));
+            visit(key, RowValue::OutOfLine { bytes, head, read: &read })
         };
         let _: ControlFlow<()> = match direction {
             Direction::Forward => rows.into_iter().try_for_each(&mut visit),

@@ -47,6 +47,8 @@ mod sessions;
 mod set_aside;
 pub mod snapshot;
 pub mod tables;
+mod varint;
+mod version_row;
 mod versions;
 
 use std::path::PathBuf;

@@ -20,8 +20,9 @@ use bytes::Bytes;
 
 use super::engine::WriteBatch;
 use super::keys;
-use super::versions::StoredVersion;
-use crate::model::{Timestamp, Version};
+use super::version_row::{RowPrefix, StoredVersion};
+use super::versions::shown_version;
+use crate::model::{KeyState, Timestamp, Version};
 
 /// As much as a hundred thousand keys with values of 100 bytes take.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -59,7 +60,7 @@ struct Shard {
     bytes: usize,
 }
 
-/// The newest version of a key, in one allocation: its timestamp, the key, the value.
+/// The newest version of a key, in one allocation: its timestamp, the key, and its row.
 struct Entry {
     bytes: Box<[u8]>,
     key_bytes: u32,
@@ -104,25 +105,56 @@ impl Hasher for HashOfKey {
 }
 
 impl Entry {
-    fn new(key: &[u8], timestamp: Timestamp, value: &[u8]) -> Option<Entry> {
+    /// Of a row that begins with `prefix` and ends with the value.
+    fn new(key: &[u8], timestamp: Timestamp, prefix: &[u8], value: &[u8]) -> Option<Entry> {
         if value.len() > VALUE_BYTES_MAX {
             return None;
         }
         let key_bytes = u32::try_from(key.len()).ok()?;
-        let bytes = [&timestamp.0.to_le_bytes()[..], key, value].concat().into_boxed_slice();
+        let timestamp = timestamp.0.to_le_bytes();
+        let bytes = [&timestamp, key, prefix, value].concat().into_boxed_slice();
         Some(Entry { bytes, key_bytes, is_used: false })
+    }
+
+    /// Of the row of a version; `None` where there is no value.
+    fn of_row(key: &[u8], timestamp: Timestamp, stored: &[u8]) -> Option<Entry> {
+        match StoredVersion::decode(stored, timestamp) {
+            Ok(StoredVersion::Value { value, .. }) => {
+                let (prefix, value) = stored.split_at(stored.len() - value.len());
+                Entry::new(key, timestamp, prefix, value)
+            }
+            Ok(StoredVersion::Tombstone) | Err(_) => None,
+        }
+    }
+
+    /// Of a version that a read has shown.
+    fn of_version(key: &[u8], version: &Version) -> Option<Entry> {
+        let Version { timestamp, value, facts } = version;
+        let prefix = RowPrefix::new((*facts)?, *timestamp);
+        Entry::new(key, *timestamp, prefix.bytes(), value)
     }
 
     fn memory_bytes(&self) -> usize {
         ENTRY_BYTES + self.bytes.len()
     }
 
-    fn key_and_value(&self) -> (&[u8], &[u8]) {
+    fn key_and_row(&self) -> (&[u8], &[u8]) {
         self.bytes[TIMESTAMP_BYTES..].split_at(self.key_bytes as usize)
     }
 
     fn is_of(&self, key: &[u8]) -> bool {
-        self.key_and_value().0 == key
+        self.key_and_row().0 == key
+    }
+
+    /// The version, and its value.
+    fn version(&self) -> Option<(KeyState, &[u8])> {
+        let (timestamp, (_, stored)) = (self.timestamp(), self.key_and_row());
+        match StoredVersion::decode(stored, timestamp) {
+            Ok(StoredVersion::Value { facts, value }) => {
+                Some((KeyState { version: timestamp, facts }, value))
+            }
+            Ok(StoredVersion::Tombstone) | Err(_) => None,
+        }
     }
 
     fn timestamp(&self) -> Timestamp {
@@ -218,23 +250,33 @@ impl NewestVersions {
         let hash = self.hashes.hash_one(key);
         let Ok(mut held) = self.held.try_lock() else { return Newest::Unknown(None) };
         if let Some(entry) = held.shard(hash).entries.get_mut(&hash)
-            && let (of, value) = entry.key_and_value()
-            && of == key
+            && entry.is_of(key)
+            && let Some((state, value)) = entry.version()
         {
             if value.len() > value_bytes_max {
                 return Newest::Unknown(None);
             }
-            let (timestamp, value) = (entry.timestamp(), Bytes::copy_from_slice(value));
+            let value = Bytes::copy_from_slice(value);
             entry.is_used = true;
-            return Newest::Known(Version { timestamp, value });
+            return Newest::Known(shown_version(state, value));
         }
         let generation = held.generation;
         Newest::Unknown(generation.is_multiple_of(2).then_some(Permit { generation }))
     }
 
+    /// The newest version of a key as of the last batch that was finished, for the thread that
+    /// makes the next one; `None` if it is not known.
+    pub fn state(&self, key: &[u8]) -> Option<KeyState> {
+        let hash = self.hashes.hash_one(key);
+        let mut held = self.held();
+        let entry = held.shard(hash).entries.get_mut(&hash).filter(|entry| entry.is_of(key))?;
+        entry.is_used = true;
+        entry.version().map(|(state, _)| state)
+    }
+
     /// Adds what a view shows that was taken since there was the permit. Never waits.
     pub fn add(&self, permit: Permit, key: &[u8], version: &Version) {
-        let Some(entry) = Entry::new(key, version.timestamp, &version.value) else { return };
+        let Some(entry) = Entry::of_version(key, version) else { return };
         let hash = self.hashes.hash_one(key);
         if let Ok(mut held) = self.held.try_lock()
             && held.generation == permit.generation
@@ -269,18 +311,13 @@ impl NewestVersions {
                 let hash = self.hashes.hash_one(&key[..]);
                 let known = held.shard(hash).entries.get(&hash);
                 // What was before the newest version goes, which nobody sees.
-                let is_touched =
-                    |entry: &Entry| entry.is_of(&key) && timestamp >= entry.timestamp();
-                if !known.is_some_and(is_touched) {
-                    continue;
-                }
+                let touched =
+                    known.filter(|entry| entry.is_of(&key) && timestamp >= entry.timestamp());
+                let Some(is_used) = touched.map(|entry| entry.is_used) else { continue };
                 held.remove(hash);
-                if let Some(Ok(StoredVersion::Value(value))) =
-                    stored.map(|stored| StoredVersion::decode(stored))
-                    && let Some(entry) = Entry::new(&key, timestamp, value)
-                {
-                    changed.push((hash, entry));
-                }
+                let entry = stored.and_then(|stored| Entry::of_row(&key, timestamp, stored));
+                // A key that is written again and again is not looked for each time.
+                changed.extend(entry.map(|entry| (hash, Entry { is_used, ..entry })));
             }
         }
         Begun { changed }
@@ -308,9 +345,17 @@ impl NewestVersions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Facts;
 
     fn version(timestamp: i64, value: &[u8]) -> Version {
-        Version { timestamp: Timestamp(timestamp), value: Bytes::copy_from_slice(value) }
+        let timestamp = Timestamp(timestamp);
+        let facts = Some(Facts::following(None, timestamp));
+        Version { timestamp, value: Bytes::copy_from_slice(value), facts }
+    }
+
+    /// A value that came into being with its version.
+    fn new(timestamp: i64, value: &[u8]) -> StoredVersion<'_> {
+        StoredVersion::Value { facts: Facts::following(None, Timestamp(timestamp)), value }
     }
 
     fn known(versions: &NewestVersions, key: &[u8]) -> Option<Version> {
@@ -336,7 +381,7 @@ mod tests {
         for (key, timestamp, stored) in rows {
             let row = keys::version(key, Timestamp(*timestamp));
             match stored {
-                Some(stored) => batch.put(row, stored.encode()),
+                Some(stored) => batch.put(row, stored.encode(Timestamp(*timestamp))),
                 None => batch.delete(row),
             }
         }
@@ -350,12 +395,12 @@ mod tests {
             add(&versions, key, &version(5, b"old"));
         }
         let batch = batch(&[
-            (b"put", 7, Some(StoredVersion::Value(b"new"))),
-            (b"put", 6, Some(StoredVersion::Value(b"between"))),
-            (b"del", 7, Some(StoredVersion::Removed)),
+            (b"put", 7, Some(new(7, b"new"))),
+            (b"put", 6, Some(new(6, b"between"))),
+            (b"del", 7, Some(StoredVersion::Tombstone)),
             (b"gone", 5, None),
             (b"swept", 4, None),
-            (b"never read", 7, Some(StoredVersion::Value(b"new"))),
+            (b"never read", 7, Some(new(7, b"new"))),
         ]);
         let begun = versions.begin(&batch, false);
         for key in [&b"put"[..], b"del", b"gone"] {
@@ -406,7 +451,7 @@ mod tests {
         assert!(matches!(versions.get(b"k", VALUE_BYTES_MAX - 1), Newest::Unknown(None)));
         assert!(matches!(versions.get(b"k", VALUE_BYTES_MAX), Newest::Known(_)));
         let long = vec![1; VALUE_BYTES_MAX + 1];
-        let long = batch(&[(b"k", 2, Some(StoredVersion::Value(&long)))]);
+        let long = batch(&[(b"k", 2, Some(new(2, &long)))]);
         versions.finish(versions.begin(&long, false));
         assert_eq!(known(&versions, b"k"), None);
     }

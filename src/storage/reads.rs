@@ -10,7 +10,7 @@ use super::newest::Newest;
 use super::removals::PendingRemovals;
 use super::rows::{Rows, RowsInMemory, ViewRows};
 pub use super::versions::PageLimits;
-use super::versions::Reader;
+use super::versions::{Reader, shown_version};
 use crate::model::{AppliedPoint, LogIndex, PageNext, PageOf, ReadView, Row, Timestamp, Version};
 
 /// A handle that reads the store: cheap to clone, for any thread.
@@ -120,8 +120,8 @@ impl Store {
         let found = reader.get_with(key, |value| value.read_short(value_bytes_max))?;
         Ok(match found {
             None => InMemory::Absent,
-            Some((timestamp, Some(value))) => {
-                let version = Version { timestamp, value };
+            Some((state, Some(value))) => {
+                let version = shown_version(state, value);
                 if let Some(permit) = permit {
                     self.shared.newest.add(permit, key, &version);
                 }
@@ -262,7 +262,7 @@ fn keys_page(reader: &Reader<'_>, keys: &[Bytes], limits: PageLimits) -> Result<
             scanned += limits.shown_bytes(value);
             limits.shown(value)
         })?;
-        let found = found.map(|(timestamp, value)| Version { timestamp, value });
+        let found = found.map(|(state, value)| shown_version(state, value));
         if !rows.is_empty() && (is_full || bytes > limits.bytes) {
             // The number of rows is bounded by the keys in a frame, so the cast is exact.
             return Ok(Page { next: Some(PageNext::Skip(rows.len() as u32)), rows });

@@ -36,8 +36,9 @@ use super::engine::EngineError;
 use super::keys;
 use super::queue_fronts::QueueFronts;
 use super::rows::Rows;
-use super::versions::{PageLimits, Reader, StoredVersion};
-use crate::model::{StateLimits, Timestamp};
+use super::version_row::StoredVersion;
+use super::versions::{PageLimits, Reader};
+use crate::model::{KeyState, StateLimits, Timestamp};
 
 /// Bytes of the keys of rows that the removal of a range looks at, for each row that it may look
 /// at: all keys but unusually long ones are shorter. It is a part of what entries mean, like
@@ -216,7 +217,7 @@ pub(super) fn delete(
     now: Timestamp,
     key: &[u8],
 ) -> Result<(), ApplyError> {
-    if Reader::newest(&changes.rows(), changes.ranges()).version(key)?.is_some() {
+    if Reader::newest(&changes.rows(), changes.ranges()).state(key)?.is_some() {
         delete_present(changes, now, key);
     }
     Ok(())
@@ -224,7 +225,7 @@ pub(super) fn delete(
 
 /// Removes every version of a key that has a value.
 fn delete_present(changes: &mut Changes<'_>, now: Timestamp, key: &[u8]) {
-    changes.put(keys::version(key, now), StoredVersion::Removed.encode());
+    changes.put(keys::version(key, now), StoredVersion::Tombstone.encode(now));
     record(changes, now, key, Removal::All);
 }
 
@@ -263,8 +264,8 @@ pub(super) fn trim(
     now: Timestamp,
     key: &[u8],
 ) -> Result<(), ApplyError> {
-    let newest = Reader::newest(&changes.rows(), changes.ranges()).version(key)?;
-    let Some(newest) = newest else { return Ok(()) };
+    let newest = Reader::newest(&changes.rows(), changes.ranges()).state(key)?;
+    let Some(KeyState { version: newest, .. }) = newest else { return Ok(()) };
     let below = Timestamp(newest.0.saturating_sub(1));
     let mut has_older = false;
     changes.rows().newest(&keys::versions_up_to(key, below), &mut |_, _| has_older = true)?;

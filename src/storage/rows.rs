@@ -116,9 +116,9 @@ impl Rows for RowsInMemory<'_> {
     fn newest(&self, range: &RowRange, show: &mut ShowRow<'_>) -> Result<(), EngineError> {
         self.0.newest_in_memory(range, &mut |key, value| match value {
             RowValue::Inline(_) => show(key, value),
-            RowValue::OutOfLine { bytes, .. } => {
+            RowValue::OutOfLine { bytes, head, .. } => {
                 let read = || Err(EngineError::NotInMemory);
-                show(key, RowValue::OutOfLine { bytes, read: &read });
+                show(key, RowValue::OutOfLine { bytes, head, read: &read });
             }
         })
     }

@@ -1,6 +1,5 @@
 //! The versions of keys: one row each, newest first, and the reads of them.
 
-use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -11,79 +10,13 @@ use super::engine::{Direction, RowValue};
 use super::keys::{self, RowRange};
 use super::removals::{PendingRemovals, RangeRemoval, Removal};
 use super::rows::Rows;
+use super::version_row::VersionValue;
 use crate::limits;
-use crate::model::{ReadView, Row, Timestamp, Version};
+use crate::model::{KeyState, ReadView, Row, Timestamp, Version};
 
-/// What the row of a version holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StoredVersion<'a> {
-    /// A tombstone: the key was deleted at the version's time (`removals`).
-    Removed,
-    /// The value that was written.
-    Value(&'a [u8]),
-}
-
-impl<'a> StoredVersion<'a> {
-    /// Encodes the kind as a byte, then the value.
-    pub fn encode(self) -> Bytes {
-        match self {
-            StoredVersion::Removed => Bytes::from_static(&[0]),
-            StoredVersion::Value(value) => {
-                let mut out = Vec::with_capacity(1 + value.len());
-                out.push(1);
-                out.extend_from_slice(value);
-                out.into()
-            }
-        }
-    }
-
-    pub fn decode(stored: &'a [u8]) -> Result<StoredVersion<'a>, ApplyError> {
-        match stored {
-            [0] => Ok(StoredVersion::Removed),
-            [1, value @ ..] => Ok(StoredVersion::Value(value)),
-            _ => Err(ApplyError::Damaged("a version")),
-        }
-    }
-}
-
-/// The value of a version that a read has come to, which is read when it is asked for.
-#[derive(Clone, Copy)]
-pub(super) struct VersionValue<'a>(RowValue<'a>);
-
-impl<'a> VersionValue<'a> {
-    /// The value in the row of a version; `None` for a tombstone.
-    fn of(stored: RowValue<'a>) -> Result<Option<VersionValue<'a>>, ApplyError> {
-        match stored {
-            RowValue::Inline(bytes) => Ok(match StoredVersion::decode(bytes)? {
-                StoredVersion::Removed => None,
-                StoredVersion::Value(_) => Some(VersionValue(stored)),
-            }),
-            // A tombstone is one byte, which no engine stores elsewhere.
-            RowValue::OutOfLine { .. } => Ok(Some(VersionValue(stored))),
-        }
-    }
-
-    /// The length of the value.
-    pub fn bytes(&self) -> usize {
-        self.0.bytes().saturating_sub(1)
-    }
-
-    /// The value, if it lies beside its key and has at most so many bytes.
-    pub fn read_short(&self, bytes_max: usize) -> Result<Option<Bytes>, ApplyError> {
-        let is_short = self.bytes() <= bytes_max && matches!(self.0, RowValue::Inline(_));
-        is_short.then(|| self.read()).transpose()
-    }
-
-    pub fn read(&self) -> Result<Bytes, ApplyError> {
-        let stored = self.0.read()?;
-        let StoredVersion::Value(value) = StoredVersion::decode(&stored)? else {
-            return Err(damaged());
-        };
-        Ok(match stored {
-            Cow::Borrowed(_) => Bytes::copy_from_slice(value),
-            Cow::Owned(stored) => Bytes::from(stored).slice(1..),
-        })
-    }
+/// A version as reads show it.
+pub(super) fn shown_version(KeyState { version, facts }: KeyState, value: Bytes) -> Version {
+    Version { timestamp: version, value, facts: Some(facts) }
 }
 
 /// Approximate number of rows that can be read in the time of one seek, by which
@@ -168,7 +101,7 @@ type ShowVersion<'a> =
 
 /// Called with a key, the version of it that is shown, and its value.
 type ShowValue<'a> =
-    dyn FnMut(Vec<u8>, Timestamp, VersionValue<'_>) -> Result<Step, ApplyError> + 'a;
+    dyn FnMut(Vec<u8>, KeyState, VersionValue<'_>) -> Result<Step, ApplyError> + 'a;
 
 /// Reads versions in one read view. The rule is in [`removals`](super::removals).
 pub(super) struct Reader<'a> {
@@ -195,13 +128,13 @@ impl<'a> Reader<'a> {
     /// The version of a key, with its value.
     pub fn get(&self, key: &[u8]) -> Result<Option<Version>, ApplyError> {
         let found = self.get_with(key, |value| value.read())?;
-        Ok(found.map(|(timestamp, value)| Version { timestamp, value }))
+        Ok(found.map(|(state, value)| shown_version(state, value)))
     }
 
     /// The version of a key, whose value is not read.
-    pub fn version(&self, key: &[u8]) -> Result<Option<Timestamp>, ApplyError> {
+    pub fn state(&self, key: &[u8]) -> Result<Option<KeyState>, ApplyError> {
         let found = self.get_with(key, |_| Ok(()))?;
-        Ok(found.map(|(timestamp, ())| timestamp))
+        Ok(found.map(|(state, ())| state))
     }
 
     /// The version of a key that is shown, and the result of `show` for its value.
@@ -209,13 +142,13 @@ impl<'a> Reader<'a> {
         &self,
         key: &[u8],
         mut show: impl FnMut(VersionValue<'_>) -> Result<T, ApplyError>,
-    ) -> Result<Option<(Timestamp, T)>, ApplyError> {
+    ) -> Result<Option<(KeyState, T)>, ApplyError> {
         let mut found = Ok(None);
         let versions = keys::versions_up_to(key, self.at);
         self.rows.newest(&versions, &mut |row, stored| {
-            found = decode(row, stored).and_then(|(timestamp, value)| match value {
-                Some(value) if timestamp >= self.floor(key, self.at)? => {
-                    Ok(Some((timestamp, show(value)?)))
+            found = decode(row, stored).and_then(|(version, value)| match value {
+                Some(value) if version >= self.floor(key, self.at)? => {
+                    Ok(Some((KeyState { version, facts: value.facts }, show(value)?)))
                 }
                 _ => Ok(None),
             });
@@ -250,12 +183,12 @@ impl<'a> Reader<'a> {
     ) -> Result<FoundRows, ApplyError> {
         let mut found = FoundRows::default();
         let mut bytes = 0;
-        found.next = self.scan(from, to, limits, &mut |key, timestamp, value| {
+        found.next = self.scan(from, to, limits, &mut |key, state, value| {
             bytes += key.len() + limits.shown_bytes(value);
             if !found.rows.is_empty() && (found.rows.len() >= limits.rows || bytes > limits.bytes) {
                 return Ok(Step::Stop);
             }
-            let version = Version { timestamp, value: limits.shown(value)? };
+            let version = shown_version(state, limits.shown(value)?);
             found.rows.push(Row { key: key.into(), found: Some(version) });
             Ok(Step::NextKey)
         })?;
@@ -300,12 +233,13 @@ impl<'a> Reader<'a> {
                 scanned += limits.shown_bytes(value);
                 limits.shown(value).map(Some)
             })?;
-            if let Some((timestamp, value)) = shown {
+            if let Some((state, value)) = shown {
                 let Some(value) = value else {
                     found.next = Some(key.into());
                     return Ok(found);
                 };
-                found.rows.push(Row { key: key.into(), found: Some(Version { timestamp, value }) });
+                let version = shown_version(state, value);
+                found.rows.push(Row { key: key.into(), found: Some(version) });
             }
             // The rows of this key and of greater ones begin like this or are later.
             range.end = Bytes::copy_from_slice(keys::version_prefix(&row));
@@ -339,7 +273,8 @@ impl<'a> Reader<'a> {
             let Some(value) = value else { return Ok(Step::NextKey) };
             let (key, _) = keys::decode_version(row).map_err(|_| damaged())?;
             let removed = timestamp < self.floor(&key, self.at)?;
-            if removed { Ok(Step::NextKey) } else { show(key, timestamp, value) }
+            let state = KeyState { version: timestamp, facts: value.facts };
+            if removed { Ok(Step::NextKey) } else { show(key, state, value) }
         })
     }
 
@@ -371,6 +306,7 @@ impl<'a> Reader<'a> {
                 next = Some(timestamp);
                 return ControlFlow::Break(());
             }
+            let facts = Some(value.facts);
             let value = match limits.shown(value) {
                 Ok(value) => value,
                 Err(error) => {
@@ -378,7 +314,7 @@ impl<'a> Reader<'a> {
                     return ControlFlow::Break(());
                 }
             };
-            let version = Version { timestamp, value };
+            let version = Version { timestamp, value, facts };
             rows.push(Row { key: key.clone(), found: Some(version) });
             ControlFlow::Continue(())
         })?;
@@ -396,7 +332,7 @@ fn decode<'a>(
     stored: RowValue<'a>,
 ) -> Result<(Timestamp, Option<VersionValue<'a>>), ApplyError> {
     let timestamp = keys::version_timestamp(row).map_err(|_| damaged())?;
-    Ok((timestamp, VersionValue::of(stored)?))
+    Ok((timestamp, VersionValue::of(stored, timestamp)?))
 }
 
 /// Shows the newest version not newer than `at` of each key in `range`, until it is stopped or

@@ -10,8 +10,8 @@ use super::codec::{short_number, split_request};
 use super::message::{GetRequest, Message, ReadAt, Request};
 use crate::model::Timestamp;
 
-/// The beginning of what is asked for: a map of one entry, its name, and a list of four.
-const GET_HEAD: &[u8] = b"\x81\xa3GET\x94";
+/// The beginning of what is asked for: a map of one entry, its name, and a list of five.
+const GET_HEAD: &[u8] = b"\x81\xa3GET\x95";
 /// The beginning of a [`ReadAt::Newest`].
 const NEWEST_HEAD: &[u8] = b"\x81\xa6NEWEST\x91";
 /// The beginning of a [`ReadAt::Version`].
@@ -32,13 +32,13 @@ pub(super) fn decode(body: &[u8]) -> Option<Message> {
         }
     };
     let (session, rest) = optional_timestamp(rest)?;
-    let linearizable = match rest {
-        b"\xc2" => false,
-        b"\xc3" => true,
-        _ => return None,
-    };
+    let (linearizable, rest) = boolean(rest)?;
+    let (facts, rest) = boolean(rest)?;
+    if !rest.is_empty() {
+        return None;
+    }
     let key = Bytes::copy_from_slice(key);
-    let get = GetRequest { key, read_at, session, linearizable };
+    let get = GetRequest { key, read_at, session, linearizable, facts };
     Some(Message::Request { id, body: Request::Get(get) })
 }
 
@@ -54,6 +54,14 @@ fn short_bytes(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
         _ => return None,
     };
     rest.split_at_checked(length)
+}
+
+fn boolean(bytes: &[u8]) -> Option<(bool, &[u8])> {
+    match bytes.split_first()? {
+        (0xc2, rest) => Some((false, rest)),
+        (0xc3, rest) => Some((true, rest)),
+        _ => None,
+    }
 }
 
 fn timestamp(bytes: &[u8]) -> Option<(Timestamp, &[u8])> {
@@ -75,9 +83,15 @@ mod tests {
     use crate::wire::codec;
     use proptest::prelude::*;
 
-    fn get(id: u64, key: Vec<u8>, read_at: ReadAt, session: Option<i64>, lin: bool) -> Message {
+    fn get(
+        id: u64,
+        key: Vec<u8>,
+        read_at: ReadAt,
+        session: Option<i64>,
+        (linearizable, facts): (bool, bool),
+    ) -> Message {
         let (key, session) = (Bytes::from(key), session.map(Timestamp));
-        let get = GetRequest { key, read_at, session, linearizable: lin };
+        let get = GetRequest { key, read_at, session, linearizable, facts };
         Message::Request { id, body: Request::Get(get) }
     }
 
@@ -94,7 +108,7 @@ mod tests {
             (id, at, session) in any::<(u64, i64, Option<i64>)>(),
             (id_bits, at_bits, session_bits) in (0u32..64, 1u32..64, 1u32..64),
             key in prop_oneof![any::<Vec<u8>>(), Just(vec![7; 300])],
-            (newest, seen, lin) in any::<(bool, bool, bool)>(),
+            (newest, seen, flags) in any::<(bool, bool, (bool, bool))>(),
         ) {
             let at = Timestamp((at as u64 >> at_bits) as i64);
             let read_at = match newest {
@@ -102,7 +116,7 @@ mod tests {
                 false => ReadAt::Version(at),
             };
             let session = session.map(|session| (session as u64 >> session_bits) as i64);
-            let message = get(id >> id_bits, key, read_at, session, lin);
+            let message = get(id >> id_bits, key, read_at, session, flags);
             let body = body(&message);
             prop_assert_eq!(decode(&body), Some(message));
             for length in 0..body.len() {
@@ -125,14 +139,14 @@ mod tests {
         /// Numbers and lengths in longer forms than needed, and bytes that were changed.
         #[test]
         fn what_is_decoded_here_the_decoder_of_all_messages_decodes_to_the_same(
-            (id, session, linearizable) in any::<(u8, u8, bool)>(),
+            (id, session, (linearizable, facts)) in any::<(u8, u8, (bool, bool))>(),
             (id_form, session_form, is_long) in (0usize..5, 0usize..5, any::<bool>()),
             key in any::<[u8; 3]>(),
             change in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
         ) {
             let length = if is_long { &b"\xc5\x00\x03"[..] } else { b"\xc4\x03" };
             let (id, session) = (number(id, id_form), number(session, session_form));
-            let end = [0xc2 + u8::from(linearizable)];
+            let end = [linearizable, facts].map(|flag| 0xc2 + u8::from(flag));
             let (head, newest) = (b"\x81\xa7REQUEST\x92", [NEWEST_HEAD, b"\xc0"].concat());
             let parts = [&head[..], &id, GET_HEAD, length, &key, &newest, &session, &end];
             let mut body = parts.concat();
@@ -152,13 +166,14 @@ mod tests {
     #[test]
     fn another_form_is_left_to_the_decoder_of_all_messages() {
         let before_all = Some(Timestamp(-1));
-        let message = get(1, b"k".to_vec(), ReadAt::Newest { seen: before_all }, Some(-5), true);
+        let message =
+            get(1, b"k".to_vec(), ReadAt::Newest { seen: before_all }, Some(-5), (true, false));
         let encoded = body(&message);
         assert_eq!(decode(&encoded), None, "no clock shows such a time");
         assert_eq!(codec::decode(&encoded).unwrap(), message);
-        let message = get(1, b"k".to_vec(), ReadAt::Newest { seen: None }, None, false);
-        let map = b"\x81\xa7REQUEST\x92\x01\x81\xa3GET\x84\xa3key\xc4\x01k\xa7read_at\
-            \x81\xa6NEWEST\x81\xa4seen\xc0\xa7session\xc0\xaclinearizable\xc2";
+        let message = get(1, b"k".to_vec(), ReadAt::Newest { seen: None }, None, (false, true));
+        let map = b"\x81\xa7REQUEST\x92\x01\x81\xa3GET\x85\xa3key\xc4\x01k\xa7read_at\
+            \x81\xa6NEWEST\x81\xa4seen\xc0\xa7session\xc0\xaclinearizable\xc2\xa5facts\xc3";
         assert_eq!(decode(map), None);
         assert_eq!(codec::decode(map).unwrap(), message);
         for wrong in [&b"\x91"[..], b"\xc4\x05k", b"\xcd\x01"] {

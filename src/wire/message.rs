@@ -108,7 +108,7 @@ impl Message {
 }
 
 /// The protocol version this build speaks.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The first frame of a connection: who dials, and which protocol it speaks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -270,6 +270,8 @@ pub struct GetRequest {
     pub session: Option<Timestamp>,
     /// Read through the leader's read index.
     pub linearizable: bool,
+    /// Tell the facts of the version, too. They are known only when it is applied.
+    pub facts: bool,
 }
 
 /// Which version of a key a GET is answered with.

@@ -13,8 +13,8 @@ use acervo::client::{
     Ask, Causality, Client, ClientBuilder, ClientError, Condition, Event, Timing,
 };
 use acervo::model::{
-    ClientId, Effect, OpResult, Operation, PageNext, Previous, Put, ReadView, RequestId, Timestamp,
-    Version, WriteAnswer, WriteOp,
+    ClientId, Effect, Facts, OpResult, Operation, PageNext, Previous, Put, ReadView, RequestId,
+    Timestamp, Version, WriteAnswer, WriteOp,
 };
 use acervo::wire::message::{ErrorCode, ErrorReply, GetRequest, Message, ReadAt, Reply, Request};
 
@@ -539,7 +539,7 @@ fn answers_may_come_in_any_order() {
         if held.len() == COUNT {
             for (id, key) in held.drain(..).rev() {
                 let timestamp = Timestamp(1);
-                let found = Some(Version { timestamp, value: key });
+                let found = Some(Version { timestamp, value: key, facts: None });
                 link.reply(id, Reply::GetOk { found, as_of: timestamp });
             }
         }
@@ -895,7 +895,8 @@ fn a_refusal_of_one_server_does_not_hide_what_another_may_have_done() {
 #[test]
 fn what_a_call_reads_after_its_write_has_the_rest_of_its_time() {
     let newest = Some(Timestamp(5));
-    let unsent = Some(Previous::Value { timestamp: Timestamp(5), value: None });
+    let facts = Facts::following(None, Timestamp(5));
+    let unsent = Some(Previous::Value { timestamp: Timestamp(5), facts, value: None });
     let server = FakeServer::start(move |id, request, link| {
         if let Request::Write(write) = request {
             let (result, previous) = match write.op {

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use acervo::client::{
-    Causality, Client, ClientError, Condition, ConditionalPut, Conflict, ReadOptions, Row, Rows,
-    Timing, Version,
+    Causality, Client, ClientError, Condition, ConditionalPut, ReadOptions, Row, Rows, Timing,
+    Version,
 };
 use acervo::limits;
 use acervo::model::{
-    Barrier, DelAll, DelRange, OpResult, Operation, PageNext, PageOf, Previous, PutAll, PutIf,
-    ReadView, Timestamp, WriteAnswer, WriteOp,
+    Barrier, DelAll, DelRange, Facts, OpResult, Operation, PageNext, PageOf, Previous, PutAll,
+    PutIf, ReadView, Timestamp, WriteAnswer, WriteOp,
 };
 use acervo::wire::message::{
     ErrorCode, GetRequest, PageRequest, PageView, ReadAt, Reply, Request, WriteRequest,
@@ -40,9 +40,15 @@ fn at(version: i64) -> ReadOptions {
     ReadOptions::at(Timestamp(version))
 }
 
+/// The facts of a key that came into being with this version.
+fn new(version: Timestamp) -> Facts {
+    Facts::following(None, version)
+}
+
 fn row(key: impl Into<Bytes>, value: &'static str, timestamp: i64) -> Row {
-    let version = || Version { timestamp: Timestamp(timestamp), value: value.into() };
-    Row { key: key.into(), found: (timestamp > 0).then(version) }
+    let timestamp = Timestamp(timestamp);
+    let version = || Version { timestamp, value: value.into(), facts: None };
+    Row { key: key.into(), found: (timestamp > Timestamp::ZERO).then(version) }
 }
 
 fn page(rows: Vec<Row>, at: i64, seen: i64, next: Option<PageNext>) -> Reply {
@@ -334,7 +340,7 @@ fn the_past_is_read_from_whoever_has_been_there_without_a_write() {
         let servers = [behind.address, good.address, nobody()];
         let client = Client::builder(servers).seed(seed).timing(unhurried()).build().unwrap();
         let got = client.read("k", at(30)).unwrap();
-        let then = Version { timestamp: Timestamp(20), value: "then".into() };
+        let then = Version { timestamp: Timestamp(20), value: "then".into(), facts: None };
         assert_eq!(got.found, Some(then));
         let rows = client.range("a", "z", at(200)).unwrap();
         assert_eq!(all(rows), [row("a", "then", 20)]);
@@ -526,7 +532,9 @@ fn linearizable_reads_say_so_on_the_first_page_only() {
     let options = ReadOptions { linearizable: true, ..ReadOptions::default() };
     all(client.range("a", "z", options).unwrap());
     client.read("k", options).unwrap();
-    client.read("k", ReadOptions { at: Some(Timestamp(3)), linearizable: true }).unwrap();
+    client
+        .read("k", ReadOptions { at: Some(Timestamp(3)), linearizable: true, facts: false })
+        .unwrap();
     let sent: Vec<PageView> = pages(&server).iter().map(|page| page.view).collect();
     let first = PageView::First { at: None, session: None, linearizable: true };
     assert_eq!(sent[0], first);
@@ -599,7 +607,8 @@ fn writes_on_one_key_tell_what_was_before() {
     });
     let client = client_of(&server);
     let version = |timestamp, value: &'static str| {
-        Some(Version { timestamp: Timestamp(timestamp), value: value.into() })
+        let timestamp = Timestamp(timestamp);
+        Some(Version { timestamp, value: value.into(), facts: Some(new(timestamp)) })
     };
     let put = client.replace("k", "v").unwrap();
     assert_eq!((put.timestamp, put.previous), (Timestamp(40), None));
@@ -611,7 +620,8 @@ fn writes_on_one_key_tell_what_was_before() {
 /// which does not mean that there was nothing.
 #[test]
 fn a_previous_value_that_is_not_sent_is_read_as_it_was_before_the_write() {
-    let too_long = Some(Previous::Value { timestamp: Timestamp(20), value: None });
+    let timestamp = Timestamp(20);
+    let too_long = Some(Previous::Value { timestamp, facts: new(timestamp), value: None });
     for told in [too_long, None] {
         let server = FakeServer::start(move |id, request, link| match request {
             Request::Write(_) => {
@@ -643,7 +653,8 @@ fn a_condition_that_fails_tells_what_the_key_has() {
         Request::Write(write) => {
             let WriteOp::PutIf(PutIf { key, condition, .. }) = write.op else { panic!() };
             assert_eq!(condition, Condition::Version(Timestamp(7)));
-            let value = |value| Previous::Value { timestamp: Timestamp(20), value };
+            let timestamp = Timestamp(20);
+            let value = |value| Previous::Value { timestamp, facts: new(timestamp), value };
             let (newest, previous) = match &key[..] {
                 b"none" => (None, Some(Previous::Absent)),
                 b"short" => (Some(Timestamp(20)), Some(value(Some("has".into())))),
@@ -664,10 +675,10 @@ fn a_condition_that_fails_tells_what_the_key_has() {
     let client = client_of(&server);
     let put_if = |key| client.put_if(key, "new", Condition::Version(Timestamp(7))).unwrap();
     for (key, has) in [("none", None), ("short", Some("has")), ("long", Some("has"))] {
-        let found = has.map(|value| Version { timestamp: Timestamp(20), value: value.into() });
-        let (timestamp, server) = (Timestamp(40), server.address);
-        let conflict = Conflict { found, timestamp, server };
-        assert_eq!(put_if(key), ConditionalPut::Conflict(conflict), "{key}");
+        let ConditionalPut::Conflict(conflict) = put_if(key) else { panic!("{key}") };
+        assert_eq!((conflict.timestamp, conflict.server), (Timestamp(40), server.address));
+        let found = conflict.found.as_ref().map(|found| (found.timestamp.0, &found.value[..]));
+        assert_eq!(found, has.map(|value: &str| (20, value.as_bytes())), "{key}");
     }
     let ConditionalPut::Conflict(untold) = put_if("untold") else { panic!() };
     assert_eq!(untold.found.unwrap().timestamp, Timestamp(20), "it is read");

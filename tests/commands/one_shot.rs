@@ -131,7 +131,7 @@ fn json_is_one_object() {
     );
     let again = run(&servers, &["put", "k", "v\"á", "--format", "json"]).json();
     assert_eq!((&again["old_timestamp"], &again["old_value"]), (&json!(timestamp), &json!("v\"á")));
-    let timestamp = again["timestamp"].as_i64().unwrap();
+    let (created, timestamp) = (timestamp, again["timestamp"].as_i64().unwrap());
 
     let got = run(&servers, &["get", "k", "--format", "json"]).json();
     check_server(&got);
@@ -139,7 +139,8 @@ fn json_is_one_object() {
     assert_eq!(
         got,
         json!({
-            "key": "k", "found": true, "timestamp": timestamp, "server": server, "value": "v\"á"
+            "key": "k", "found": true, "timestamp": timestamp, "server": server,
+            "created": created, "count": 2, "lease": 0, "value": "v\"á"
         })
     );
     let missing = run(&servers, &["get", "nothing", "--format", "json"]);
@@ -148,7 +149,10 @@ fn json_is_one_object() {
     let server = &object["server"];
     assert_eq!(
         object,
-        json!({"key": "nothing", "found": false, "timestamp": 0, "server": server, "value": null})
+        json!({
+            "key": "nothing", "found": false, "timestamp": 0, "server": server,
+            "created": 0, "count": 0, "lease": 0, "value": null
+        })
     );
     let deleted = run(&servers, &["del", "k", "--format", "json"]);
     assert_eq!((deleted.status, &deleted.json()["found"]), (0, &json!(true)));
@@ -227,7 +231,8 @@ fn the_past_of_a_key() {
     assert_eq!(
         objects[0],
         json!({
-            "key": "title", "found": true, "timestamp": version, "time": time, "value": "tab\tend"
+            "key": "title", "found": true, "timestamp": version, "time": time,
+            "created": versions[0], "count": 3, "lease": 0, "value": "tab\tend"
         })
     );
 
@@ -287,7 +292,11 @@ fn many_keys_at_once() {
     let range = run(&servers, &[&["getrange", "a", "b"], &then[..]].concat()).objects();
     let object = |key: &str, timestamp: i64, value: Value| {
         let found = !value.is_null();
-        json!({"key": key, "found": found, "timestamp": timestamp, "value": value, "at": stamp})
+        let (created, count) = if found { (stamp, 1) } else { (0, 0) };
+        json!({
+            "key": key, "found": found, "timestamp": timestamp, "value": value, "at": stamp,
+            "created": created, "count": count, "lease": 0
+        })
     };
     let expected = [object("a", stamp, json!("1=1")), object("b", stamp, json!("2"))];
     assert_eq!(range, expected);

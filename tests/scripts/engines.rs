@@ -74,7 +74,7 @@ impl Machine {
         let WriteFate::Answered(answer) = write.fate else { panic!("{write:?}") };
         let previous = answer.previous.and_then(|previous| match previous {
             Previous::Absent => None,
-            Previous::Value { timestamp, value } => Some((value?, timestamp.0)),
+            Previous::Value { timestamp, value, .. } => Some((value?, timestamp.0)),
         });
         (answer.timestamp.0, previous)
     }

@@ -15,7 +15,7 @@ use crate::support::{Group, eventually};
 fn get_since(key: &[u8], timestamp: Timestamp) -> Request {
     let key = Bytes::copy_from_slice(key);
     let (read_at, session) = (ReadAt::Newest { seen: Some(timestamp) }, Some(timestamp));
-    Request::Get(GetRequest { key, read_at, session, linearizable: false })
+    Request::Get(GetRequest { key, read_at, session, linearizable: false, facts: false })
 }
 
 fn reply(raw: &mut Raw) -> (u64, Reply) {

@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use acervo::model::{
-    Action, ClientId, Command, Condition, Del, DelAll, DelRange, GarbageCollection, GroupRules,
-    LogIndex, OpResult, Operation, PageOf, Previous, Put, PutAll, PutIf, RequestId, Row,
-    StateLimits, Timestamp, Trim, Version, WriteIf, WriteOp,
+    Action, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, GarbageCollection,
+    GroupRules, LogIndex, OpResult, Operation, PageOf, Previous, Put, PutAll, PutIf, RequestId,
+    Row, StateLimits, Timestamp, Trim, Version, WriteIf, WriteOp,
 };
 use bytes::Bytes;
 
-type Versions = BTreeMap<Timestamp, Bytes>;
+type Versions = BTreeMap<Timestamp, Version>;
 
 /// The store after an entry. Copies share the versions of the keys that have not changed.
 #[derive(Clone, Debug, Default)]
@@ -148,18 +148,16 @@ pub struct Model {
     changes: BTreeMap<Bytes, Vec<(LogIndex, Timestamp)>>,
 }
 
-fn row(key: &Bytes, found: Option<(&Timestamp, &Bytes)>) -> Row {
-    let version = |(timestamp, value): (&Timestamp, &Bytes)| Version {
-        timestamp: *timestamp,
-        value: value.clone(),
-    };
-    Row { key: key.clone(), found: found.map(version) }
+fn row(key: &Bytes, found: Option<&Version>) -> Row {
+    Row { key: key.clone(), found: found.cloned() }
 }
 
 impl Moment {
     /// A key's newest version up to `at`; without a value when there is none.
     pub fn get(&self, key: &Bytes, at: Timestamp) -> Row {
-        row(key, self.state.get(key).and_then(|versions| versions.range(..=at).next_back()))
+        let versions = self.state.get(key);
+        let newest = versions.and_then(|versions| versions.range(..=at).next_back());
+        row(key, newest.map(|(_, version)| version))
     }
 
     /// Everything that a page and those after it are to show as of `at`.
@@ -179,7 +177,7 @@ impl Moment {
             PageOf::Keys { keys } => keys.iter().map(|key| self.get(key, at)).collect(),
             PageOf::Versions { key } => {
                 let versions = self.state.get(key).into_iter().flat_map(|v| v.range(..=at).rev());
-                versions.map(|version| row(key, Some(version))).collect()
+                versions.map(|(_, version)| row(key, Some(version))).collect()
             }
         }
     }
@@ -191,8 +189,15 @@ impl Moment {
 
     fn change(&mut self, now: Timestamp, op: &WriteOp) {
         let mut put = |key: &Bytes, value: &Bytes| {
-            let versions = self.state.entry(key.clone()).or_default();
-            Rc::make_mut(versions).insert(now, value.clone());
+            let versions = Rc::make_mut(self.state.entry(key.clone()).or_default());
+            let (created, count) = match versions.last_key_value() {
+                Some((_, Version { facts: Some(before), .. })) => {
+                    (before.created, before.count + 1)
+                }
+                _ => (now, 1),
+            };
+            let facts = Some(Facts { created, count, lease: None });
+            versions.insert(now, Version { timestamp: now, value: value.clone(), facts });
         };
         match op {
             WriteOp::Put(Put { key, value, .. }) | WriteOp::PutIf(PutIf { key, value, .. }) => {
@@ -216,7 +221,8 @@ impl Moment {
             }
             WriteOp::Trim(Trim { key, .. }) => {
                 if let Some(versions) = self.state.get_mut(key) {
-                    let newest = versions.last_key_value().map(|(at, value)| (*at, value.clone()));
+                    let newest =
+                        versions.last_key_value().map(|(at, newest)| (*at, newest.clone()));
                     *versions = Rc::new(newest.into_iter().collect());
                 }
             }
@@ -303,8 +309,10 @@ impl Model {
         let told = looked_at.as_ref().map(|(key, _)| key).or(told_key(op));
         let newest = told.map(|key| moment.get(key, now));
         let previous = newest.map(|row| match row.found {
-            None => Previous::Absent,
-            Some(Version { timestamp, value }) => Previous::Value { timestamp, value: Some(value) },
+            Some(Version { timestamp, value, facts: Some(facts) }) => {
+                Previous::Value { timestamp, facts, value: Some(value) }
+            }
+            _ => Previous::Absent,
         });
         let keys: Vec<Bytes> = match op {
             _ if looked_at.is_some() => Vec::new(),

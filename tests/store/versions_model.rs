@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use acervo::limits;
 use acervo::model::{
-    Action, Barrier, ClientId, Command, Condition, Del, DelAll, DelRange, GarbageCollection,
+    Action, Barrier, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, GarbageCollection,
     History, LogEntry, OpResult, Operation, PageNext, PageOf, Previous, Put, PutAll, PutIf,
     ReadView, RequestId, Row, SetHistory, StateLimits, Timestamp, Trim, Version, WriteFate,
     WriteIf, WriteOp,
@@ -40,9 +40,11 @@ fn page_of(rows: usize) -> PageLimits {
     PageLimits { rows, ..PageLimits::default() }
 }
 
-type Versions = BTreeMap<i64, Bytes>;
+type Versions = BTreeMap<i64, Stored>;
 type State = BTreeMap<Bytes, Versions>;
-type Found = (Bytes, Option<Bytes>, i64);
+/// A value, and what its version says of its key.
+type Stored = (Bytes, Facts);
+type Found = (Bytes, Option<Stored>, i64);
 
 /// The store as everybody would like to think of it.
 #[derive(Default)]
@@ -61,7 +63,12 @@ impl Model {
     fn apply(&mut self, at: i64, op: &WriteOp) {
         let mut state = self.now();
         let put = |state: &mut State, key: &Bytes, value: &Bytes| {
-            state.entry(key.clone()).or_default().insert(at, value.clone());
+            let versions = state.entry(key.clone()).or_default();
+            let (created, count) = match versions.last_key_value() {
+                Some((_, (_, before))) => (before.created, before.count + 1),
+                None => (Timestamp(at), 1),
+            };
+            versions.insert(at, (value.clone(), Facts { created, count, lease: None }));
         };
         match op {
             WriteOp::Put(Put { key, value, .. }) => put(&mut state, key, value),
@@ -139,14 +146,22 @@ fn holds(condition: Condition, newest: Option<i64>) -> bool {
 
 fn found(row: Row) -> Found {
     match row.found {
-        Some(Version { timestamp, value }) => (row.key, Some(value), timestamp.0),
+        Some(Version { timestamp, value, facts }) => {
+            (row.key, Some((value, facts.unwrap())), timestamp.0)
+        }
         None => (row.key, None, 0),
     }
 }
 
+/// A version as the store shows it.
+fn version((_, stored, version): Found) -> Option<Version> {
+    let timestamp = Timestamp(version);
+    stored.map(|(value, facts)| Version { timestamp, value, facts: Some(facts) })
+}
+
 fn without_values(rows: &[Found]) -> Vec<Found> {
-    let empty = |value: &Option<Bytes>| value.as_ref().map(|_| Bytes::new());
-    rows.iter().map(|(key, value, version)| (key.clone(), empty(value), *version)).collect()
+    let empty = |stored: &Option<Stored>| stored.as_ref().map(|(_, facts)| (Bytes::new(), *facts));
+    rows.iter().map(|(key, stored, version)| (key.clone(), empty(stored), *version)).collect()
 }
 
 /// A whole read, page by page.
@@ -337,7 +352,9 @@ impl World {
             let expected = key.map(|key| self.model.get(key, before, before));
             let told = answered.previous.map(|previous| match previous {
                 Previous::Absent => (None, 0),
-                Previous::Value { timestamp, value } => (value, timestamp.0),
+                Previous::Value { timestamp, facts, value } => {
+                    (value.map(|value| (value, facts)), timestamp.0)
+                }
             });
             assert_eq!(told, expected.map(|(_, value, version)| (value, version)), "{op:?}");
         }
@@ -454,8 +471,8 @@ impl World {
         let memory = self.memory.1.store();
         for key in keys {
             let expected = memory.get(key).unwrap();
-            let newest = expected.as_ref().map(|version| version.timestamp.0);
-            assert_eq!(newest, self.model.newest(key), "{key:?}");
+            let newest = version(self.model.get(key, i64::MAX, i64::MAX));
+            assert_eq!(expected, newest, "{key:?}");
             for store in [self.disk.store(), self.tables.1.store()] {
                 for _ in 0..2 {
                     assert_eq!(store.get(key).unwrap(), expected, "{key:?}");
@@ -508,9 +525,7 @@ impl World {
                 if seen == self.last {
                     for key in keys {
                         let told = store.get_at(key, Timestamp(at)).unwrap();
-                        let (_, value, version) = self.model.get(key, at, seen);
-                        let right =
-                            value.map(|value| Version { timestamp: Timestamp(version), value });
+                        let right = version(self.model.get(key, at, seen));
                         assert!(told.is_none() || told == right, "{told:?}, not {right:?}");
                     }
                 }
@@ -537,10 +552,7 @@ impl World {
                 assert_eq!(versions, kept, "{context}");
                 if seen == self.last {
                     let got = store.get_at(key, Timestamp(at)).unwrap();
-                    let (_, value, version) = self.model.get(key, at, seen);
-                    let timestamp = Timestamp(version);
-                    let right = value.map(|value| Version { timestamp, value });
-                    assert_eq!(got, right, "{context}");
+                    assert_eq!(got, version(self.model.get(key, at, seen)), "{context}");
                 }
             }
         }
@@ -1005,7 +1017,8 @@ impl EngineView for CountingView {
                 count();
                 value.read().map(Cow::into_owned)
             };
-            visit(key, RowValue::OutOfLine { bytes, read: &read })
+            let head = value.head();
+            visit(key, RowValue::OutOfLine { bytes, head, read: &read })
         })
     }
 }

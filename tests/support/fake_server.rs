@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
-use acervo::model::{ClusterId, NodeId, OpResult, Previous, Timestamp, Version, WriteAnswer};
+use acervo::model::{
+    ClusterId, Facts, NodeId, OpResult, Previous, Timestamp, Version, WriteAnswer,
+};
 use acervo::wire::message::{
     ErrorCode, ErrorReply, Message, PROTOCOL_VERSION, Reply, Request, Welcome,
 };
@@ -201,7 +203,11 @@ pub fn put_ok(timestamp: i64) -> Reply {
 pub fn write_ok(timestamp: i64, previous: Option<(i64, &'static str)>) -> Reply {
     let previous = previous.map(|(timestamp, value)| match timestamp {
         0 => Previous::Absent,
-        _ => Previous::Value { timestamp: Timestamp(timestamp), value: Some(value.into()) },
+        _ => {
+            let timestamp = Timestamp(timestamp);
+            let facts = Facts::following(None, timestamp);
+            Previous::Value { timestamp, facts, value: Some(value.into()) }
+        }
     });
     let timestamp = Timestamp(timestamp);
     Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous })
@@ -209,7 +215,8 @@ pub fn write_ok(timestamp: i64, previous: Option<(i64, &'static str)>) -> Reply 
 
 /// The state that it comes from has gone on since, past whatever a client may have seen elsewhere.
 pub fn value(value: &'static str, timestamp: i64) -> Reply {
-    let found = Version { timestamp: Timestamp(timestamp), value: value.into() };
+    let value = value.into();
+    let found = Version { timestamp: Timestamp(timestamp), value, facts: None };
     Reply::GetOk { found: Some(found), as_of: Timestamp(timestamp + 1_000) }
 }
 

@@ -183,7 +183,7 @@ pub fn hello(role: HelloRole) -> Message {
 
 pub fn get(key: &[u8], linearizable: bool) -> Request {
     let (key, read_at) = (Bytes::copy_from_slice(key), ReadAt::Newest { seen: None });
-    Request::Get(GetRequest { key, read_at, session: None, linearizable })
+    Request::Get(GetRequest { key, read_at, session: None, linearizable, facts: false })
 }
 
 pub fn put(sequence: u64, key: &[u8], value: Vec<u8>) -> Request {

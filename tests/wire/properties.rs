@@ -9,9 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, SERVER_FRAME_BYTES_MAX};
 use acervo::model::{
     Barrier, ChunkHash, ClientId, ClusterId, Condition, ContentId, Del, DelAll, DelRange, Effect,
-    EncodedWrite, FileEntry, FileName, History, LogEntry, NodeId, OpResult, PageNext, PageOf,
-    PeerId, Previous, Put, PutAll, PutIf, ReadView, RequestId, Row, SetHistory, SnapshotId,
-    Timestamp, Trim, Version, WriteAnswer, WriteIf, WriteOp,
+    EncodedWrite, Facts, FileEntry, FileName, History, LeaseId, LogEntry, NodeId, OpResult,
+    PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf, ReadView, RequestId, Row, SetHistory,
+    SnapshotId, Timestamp, Trim, Version, WriteAnswer, WriteIf, WriteOp,
 };
 use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
@@ -65,8 +65,8 @@ fn address() -> impl Strategy<Value = SocketAddr> {
 fn previous() -> impl Strategy<Value = Previous> {
     prop_oneof![
         Just(Previous::Absent),
-        (timestamp(), option::of(blob()))
-            .prop_map(|(timestamp, value)| Previous::Value { timestamp, value }),
+        (timestamp(), facts(), option::of(blob()))
+            .prop_map(|(timestamp, facts, value)| { Previous::Value { timestamp, facts, value } }),
     ]
 }
 
@@ -121,8 +121,21 @@ fn page_request() -> impl Strategy<Value = PageRequest> {
         .prop_map(|(of, view, keys_only, rows_max)| PageRequest { of, view, rows_max, keys_only })
 }
 
+fn facts() -> impl Strategy<Value = Facts> {
+    let lease = option::of(any::<u64>().prop_map(LeaseId));
+    (timestamp(), any::<u64>(), lease).prop_map(|(created, count, lease)| Facts {
+        created,
+        count,
+        lease,
+    })
+}
+
 fn version() -> impl Strategy<Value = Version> {
-    (timestamp(), blob()).prop_map(|(timestamp, value)| Version { timestamp, value })
+    (timestamp(), blob(), option::of(facts())).prop_map(|(timestamp, value, facts)| Version {
+        timestamp,
+        value,
+        facts,
+    })
 }
 
 fn read_view() -> impl Strategy<Value = ReadView> {
@@ -136,9 +149,9 @@ fn request() -> impl Strategy<Value = Request> {
     ];
     prop_oneof![
         write_request().prop_map(Request::Write),
-        (blob(), read_at, option::of(timestamp()), any::<bool>()).prop_map(
-            |(key, read_at, session, linearizable)| {
-                Request::Get(GetRequest { key, read_at, session, linearizable })
+        (blob(), read_at, option::of(timestamp()), any::<(bool, bool)>()).prop_map(
+            |(key, read_at, session, (linearizable, facts))| {
+                Request::Get(GetRequest { key, read_at, session, linearizable, facts })
             }
         ),
         page_request().prop_map(Request::Page),

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use acervo::limits::{FRAME_HEADER_BYTES, HELLO_FRAME_BYTES_MAX};
 use acervo::model::{
-    Barrier, ClientId, ClusterId, Condition, ContentId, Del, Effect, EncodedWrite, FileEntry,
-    FileName, LogEntry, NodeId, OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf,
-    ReadView, RequestId, Row, Timestamp, Version, WriteAnswer, WriteOp,
+    Barrier, ClientId, ClusterId, Condition, ContentId, Del, Effect, EncodedWrite, Facts,
+    FileEntry, FileName, LogEntry, NodeId, OpResult, PageNext, PageOf, PeerId, Previous, Put,
+    PutAll, PutIf, ReadView, RequestId, Row, Timestamp, Version, WriteAnswer, WriteOp,
 };
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
@@ -55,11 +55,13 @@ fn examples() -> Vec<(&'static str, Message)> {
     let page = |of, view| Request::Page(PageRequest { of, view, rows_max: 2, keys_only: false });
     let as_of = |timestamp| ReadView::as_of(Timestamp(timestamp));
     let range = |from: &'static str| PageOf::Range { from: from.into(), to: "sol".into() };
-    let row = |key: &'static str, value: &'static str, timestamp| Row {
+    let created = |timestamp| Facts { created: timestamp, count: 1, lease: None };
+    let row = |key: &'static str, value: &'static str, facts: Facts, timestamp| Row {
         key: key.into(),
-        found: Some(Version { timestamp, value: value.into() }),
+        found: Some(Version { timestamp, value: value.into(), facts: Some(facts) }),
     };
     let stamp = Timestamp(1_700_000_000_000_000);
+    let second = Facts { count: 2, ..created(stamp) };
     let film = FileEntry {
         name: FileName::new("lua.mp4").expect("a name"),
         size: 3,
@@ -137,6 +139,7 @@ fn examples() -> Vec<(&'static str, Message)> {
                     read_at: ReadAt::Newest { seen: Some(stamp) },
                     session: Some(stamp),
                     linearizable: false,
+                    facts: true,
                 }),
             },
         ),
@@ -145,7 +148,11 @@ fn examples() -> Vec<(&'static str, Message)> {
             Message::Reply {
                 id: 2,
                 body: Reply::GetOk {
-                    found: Some(Version { timestamp: stamp, value: Bytes::from_static(b"cheia") }),
+                    found: Some(Version {
+                        timestamp: stamp,
+                        value: Bytes::from_static(b"cheia"),
+                        facts: Some(created(stamp)),
+                    }),
                     as_of: Timestamp(stamp.0 + 5),
                 },
             },
@@ -168,7 +175,10 @@ fn examples() -> Vec<(&'static str, Message)> {
             Message::Reply {
                 id: 7,
                 body: Reply::PageOk {
-                    rows: vec![row("lua", "cheia", stamp), Row { key: "sol".into(), found: None }],
+                    rows: vec![
+                        row("lua", "cheia", created(stamp), stamp),
+                        Row { key: "sol".into(), found: None },
+                    ],
                     view: as_of(stamp.0 + 15),
                     next: None,
                 },
@@ -193,7 +203,7 @@ fn examples() -> Vec<(&'static str, Message)> {
             Message::Reply {
                 id: 8,
                 body: Reply::PageOk {
-                    rows: vec![row("lua", "nova", Timestamp(stamp.0 + 16))],
+                    rows: vec![row("lua", "nova", second, Timestamp(stamp.0 + 16))],
                     view: as_of(stamp.0 + 32),
                     next: Some(PageNext::From("mar".into())),
                 },
@@ -215,6 +225,7 @@ fn examples() -> Vec<(&'static str, Message)> {
                     Timestamp(stamp.0 + 48),
                     Some(Previous::Value {
                         timestamp: Timestamp(stamp.0 + 16),
+                        facts: second,
                         value: Some(Bytes::from_static(b"nova")),
                     }),
                 ),

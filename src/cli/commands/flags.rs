@@ -75,7 +75,7 @@ impl ReadArgs {
     pub fn options(&self) -> Result<ReadOptions, AtError> {
         let now = jiff::Timestamp::now();
         let at = self.at.map(|at| at.resolve(now)).transpose()?;
-        Ok(ReadOptions { at, linearizable: self.is_linearizable() })
+        Ok(ReadOptions { at, linearizable: self.is_linearizable(), facts: false })
     }
 }
 

@@ -53,6 +53,7 @@ impl OneShot for GetArgs {
     fn run(&self, streams: &mut Streams<'_>) -> Result<CommandOutcome, CommandError> {
         let mut session = Session::new(&self.read.shared, streams)?;
         let (key, options) = (session.key(&self.key), self.read.options()?);
+        let options = ReadOptions { facts: session.format() == Format::Json, ..options };
         let got = session.client.read(&key, options)?;
         let found = got.found.is_some();
         match (session.format(), got.value()) {
@@ -60,7 +61,8 @@ impl OneShot for GetArgs {
             (_, value) => {
                 let version = got.timestamp().unwrap_or_else(|| version_asked(options.at));
                 let object = answer(&key, found, version, got.server);
-                session.print(None, &object.value("value", value).at(options.at))?;
+                let object = object.facts(got.found.as_ref()).value("value", value);
+                session.print(None, &object.at(options.at))?;
             }
         }
         session.found(found, || self.missing(&key, options))

@@ -42,7 +42,7 @@ pub(super) fn render(ask: &Ask, event: &Event) -> Rendered {
             ))
         }
         Event::Got { found, client_timestamp, server } => match found {
-            Some(Version { timestamp, value }) => {
+            Some(Version { timestamp, value, .. }) => {
                 get_line(&escape(value), server, [*client_timestamp, Some(*timestamp)])
             }
             None => get_line(&"NULL", server, [*client_timestamp, None]),
@@ -258,7 +258,7 @@ mod tests {
             event(r"PUT_OK key: k\x0a value v timestamp 9 realizada no servidor 127.0.0.1:10098")
         );
         let client_timestamp = Some(Timestamp(5));
-        let found = Some(Version { timestamp, value: Bytes::from("v") });
+        let found = Some(Version { timestamp, value: Bytes::from("v"), facts: None });
         assert_eq!(
             render(&get, &Event::Got { found, client_timestamp, server }),
             event(

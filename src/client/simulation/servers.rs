@@ -220,7 +220,7 @@ impl Group {
             }
             Stale if matches!(body, Request::Get(_)) => {
                 let (timestamp, value) = (Timestamp(1), Bytes::from("old"));
-                let found = Some(Version { timestamp, value });
+                let found = Some(Version { timestamp, value, facts: None });
                 (delay, Reply::GetOk { found, as_of: timestamp })
             }
             Blank if matches!(body, Request::Get(_)) => {
@@ -317,7 +317,7 @@ impl Group {
             return Reply::TryOtherServerOrLater { timestamp, applied: as_of };
         }
         let found = version.and_then(|Entry { timestamp, value, .. }| {
-            Some(Version { timestamp: *timestamp, value: value.clone()? })
+            Some(Version { timestamp: *timestamp, value: value.clone()?, facts: None })
         });
         Reply::GetOk { found, as_of }
     }

@@ -47,7 +47,7 @@ pub use write_if::WriteIf;
 
 use super::key::check_key_bytes;
 use super::outcome::WriteAnswer;
-use super::{History, InvalidKey, Timestamp};
+use super::{History, InvalidKey, KeyState, Timestamp};
 use crate::limits;
 
 /// What an operation can do to a store. All of it happens at one timestamp, that of the write, and
@@ -56,13 +56,13 @@ pub trait StoreChanges {
     /// Why the store cannot be read; it stops the state machine.
     type Error;
 
-    /// The newest version of a key, as it was before this operation; `None` where the key has no
-    /// value.
-    fn newest(&self, key: &[u8]) -> Result<Option<Timestamp>, Self::Error>;
+    /// The newest version of a key, as it was before this operation, and its facts; `None` where
+    /// the key has no value.
+    fn newest(&self, key: &[u8]) -> Result<Option<KeyState>, Self::Error>;
 
-    /// Makes a new newest version. At most once for each key, since both would have the same
-    /// timestamp.
-    fn put(&mut self, key: &Bytes, value: &Bytes);
+    /// Makes a new newest version, whose facts follow from those of the one before. At most once
+    /// for each key, since both would have the same timestamp.
+    fn put(&mut self, key: &Bytes, value: &Bytes) -> Result<(), Self::Error>;
 
     /// Removes every version of a key.
     fn delete(&mut self, key: &Bytes) -> Result<(), Self::Error>;

@@ -27,7 +27,7 @@ impl Operation for Put {
     }
 
     fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
-        store.put(&self.key, &self.value);
+        store.put(&self.key, &self.value)?;
         Ok(OpApplied::Result(OpResult::Done))
     }
 

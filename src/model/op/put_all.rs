@@ -30,7 +30,7 @@ impl Operation for PutAll {
         // A key has one version at one timestamp. Sorted, so that all replicas change their rows in
         // the same order.
         let pairs: BTreeMap<&Bytes, &Bytes> = self.pairs.iter().map(|(k, v)| (k, v)).collect();
-        pairs.into_iter().for_each(|(key, value)| store.put(key, value));
+        pairs.into_iter().try_for_each(|(key, value)| store.put(key, value))?;
         Ok(OpApplied::Result(OpResult::Done))
     }
 

@@ -66,11 +66,11 @@ impl Operation for PutIf {
     }
 
     fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
-        let newest = store.newest(&self.key)?;
+        let newest = store.newest(&self.key)?.map(|newest| newest.version);
         if !self.condition.holds(newest) {
             return Ok(OpApplied::Result(OpResult::ConditionFailed { newest }));
         }
-        store.put(&self.key, &self.value);
+        store.put(&self.key, &self.value)?;
         Ok(OpApplied::Result(OpResult::Done))
     }
 

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use super::*;
+use crate::model::Facts;
 
 /// The newest versions, and what was asked for besides.
 #[derive(Default)]
 struct MapStore {
     now: i64,
-    newest: BTreeMap<Bytes, (Timestamp, Bytes)>,
+    newest: BTreeMap<Bytes, (KeyState, Bytes)>,
     history: Option<History>,
     refuses_ranges: bool,
 }
@@ -17,14 +18,19 @@ struct MapStore {
 impl StoreChanges for MapStore {
     type Error = Infallible;
 
-    fn newest(&self, key: &[u8]) -> Result<Option<Timestamp>, Infallible> {
-        Ok(self.newest.get(key).map(|(timestamp, _)| *timestamp))
+    fn newest(&self, key: &[u8]) -> Result<Option<KeyState>, Infallible> {
+        Ok(self.newest.get(key).map(|(state, _)| *state))
     }
 
-    fn put(&mut self, key: &Bytes, value: &Bytes) {
-        let before = self.newest.insert(key.clone(), (Timestamp(self.now), value.clone()));
-        let version = before.map(|(timestamp, _)| timestamp);
-        assert!(version < Some(Timestamp(self.now)), "{key:?} was written twice at {}", self.now);
+    fn put(&mut self, key: &Bytes, value: &Bytes) -> Result<(), Infallible> {
+        let (version, before) = (Timestamp(self.now), self.newest.get(key).map(|(state, _)| state));
+        assert!(
+            before.is_none_or(|before| before.version < version),
+            "{key:?} was written twice at {version}"
+        );
+        let facts = Facts::following(before.map(|before| before.facts), version);
+        self.newest.insert(key.clone(), (KeyState { version, facts }, value.clone()));
+        Ok(())
     }
 
     fn delete(&mut self, key: &Bytes) -> Result<(), Infallible> {
@@ -57,10 +63,10 @@ impl MapStore {
     }
 
     fn shown(&self) -> String {
-        let show = |(key, (timestamp, value)): (&Bytes, &(Timestamp, Bytes))| {
+        let show = |(key, (state, value)): (&Bytes, &(KeyState, Bytes))| {
             let [key, value] =
                 [key, value].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-            format!("{key}={value}@{timestamp}")
+            format!("{key}={value}@{}", state.version)
         };
         self.newest.iter().map(show).collect::<Vec<_>>().join(" ")
     }

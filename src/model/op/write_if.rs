@@ -43,7 +43,7 @@ impl Operation for WriteIf {
     }
 
     fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
-        let newest = store.newest(&self.key)?;
+        let newest = store.newest(&self.key)?.map(|newest| newest.version);
         if !self.condition.holds(newest) {
             return Ok(OpApplied::Result(OpResult::ConditionFailed { newest }));
         }
@@ -52,7 +52,7 @@ impl Operation for WriteIf {
         let puts: BTreeMap<&Bytes, &Bytes> = self.puts.iter().map(|(k, v)| (k, v)).collect();
         let mut removes = self.removes.iter().filter(|key| !puts.contains_key(key));
         removes.try_for_each(|key| store.delete(key))?;
-        puts.into_iter().for_each(|(key, value)| store.put(key, value));
+        puts.into_iter().try_for_each(|(key, value)| store.put(key, value))?;
         Ok(OpApplied::Result(OpResult::Done))
     }
 

@@ -160,7 +160,7 @@ fn get(reader: &mut TcpStream, id: u64) {
 
 fn get_key(reader: &mut TcpStream, id: u64, key: &'static [u8]) {
     let (key, read_at) = (Bytes::from_static(key), ReadAt::Newest { seen: None });
-    let get = GetRequest { key, read_at, session: None, linearizable: false };
+    let get = GetRequest { key, read_at, session: None, linearizable: false, facts: false };
     send(reader, &Message::Request { id, body: Request::Get(get) });
 }
 
@@ -176,7 +176,7 @@ fn gate_worker(server: &mut OpenedServer) -> (Receiver<()>, Sender<()>) {
         let _ = begun.send(());
         let _ = ends.recv();
         let (value, timestamp) = (Bytes::from_static(b"wrong"), Timestamp(1));
-        let found = Some(Version { timestamp, value });
+        let found = Some(Version { timestamp, value, facts: None });
         let body = Reply::GetOk { found, as_of: timestamp };
         let mut frame = Vec::new();
         let reply = Message::Reply { id: charge.token.request, body };
@@ -267,7 +267,7 @@ fn what_servers_that_lag_need_is_read_while_every_worker_waits_for_the_disk() {
     let threads = &mut servers[0].service.parts.threads;
     let read = |request| {
         let (key, read_at) = (Bytes::from_static(b"k"), ReadAt::Newest { seen: None });
-        let get = GetRequest { key, read_at, session: None, linearizable: false };
+        let get = GetRequest { key, read_at, session: None, linearizable: false, facts: false };
         ReadJob {
             token: RequestToken { connection: 1, request },
             client: SocketAddr::from(([127, 0, 0, 1], 1)),

@@ -168,6 +168,7 @@ mod tests {
                 read_at: ReadAt::Newest { seen: None },
                 session: None,
                 linearizable: false,
+                facts: false,
             };
             worker.answer(ReadJob {
                 token: RequestToken { connection: 1, request: 1 },

@@ -7,12 +7,15 @@
 use bytes::Bytes;
 
 use super::{ApplyError, META_RULES, StateMachine, encode_fact};
-use crate::model::{GroupRules, History, Previous, ReadView, StoreChanges, Timestamp};
+use crate::model::{
+    Facts, GroupRules, History, KeyState, Previous, ReadView, StoreChanges, Timestamp,
+};
 use crate::storage::changes::Changes;
 use crate::storage::garbage_collection::{self, Horizon};
 use crate::storage::keys;
 use crate::storage::removals::{self, PendingRemovals};
-use crate::storage::versions::{Reader, StoredVersion};
+use crate::storage::version_row::StoredVersion;
+use crate::storage::versions::Reader;
 
 /// One operation's hands in the store.
 pub(super) struct OpWriter<'m, 'c, 'v> {
@@ -43,23 +46,27 @@ impl<'m, 'c, 'v> OpWriter<'m, 'c, 'v> {
 impl StoreChanges for OpWriter<'_, '_, '_> {
     type Error = ApplyError;
 
-    fn newest(&self, key: &[u8]) -> Result<Option<Timestamp>, ApplyError> {
-        let newest = Reader::newest(&self.changes.rows(), self.changes.ranges()).version(key)?;
+    fn newest(&self, key: &[u8]) -> Result<Option<KeyState>, ApplyError> {
+        let known = &self.machine.shared.newest;
+        let newest = self.changes.newest(key, self.timestamp, known)?;
         // Entries are stamped in their order, so that only a damaged row can say that.
-        match newest < Some(self.timestamp) {
+        match newest.is_none_or(|newest| newest.version < self.timestamp) {
             true => Ok(newest),
             false => Err(ApplyError::Damaged("a version from after the write that is applied")),
         }
     }
 
-    fn put(&mut self, key: &Bytes, value: &Bytes) {
-        let stored = StoredVersion::Value(value).encode();
+    fn put(&mut self, key: &Bytes, value: &Bytes) -> Result<(), ApplyError> {
+        let before = self.newest(key)?;
+        let facts = Facts::following(before.map(|before| before.facts), self.timestamp);
+        let stored = StoredVersion::Value { facts, value }.encode(self.timestamp);
         self.changes.put(keys::version(key, self.timestamp), stored);
         // If everything is kept, no row is written for compaction.
         if self.machine.history() != History::All {
             self.changes.put_superseding(self.timestamp, key);
             self.machine.left.history_due.get_or_insert(self.timestamp);
         }
+        Ok(())
     }
 
     fn delete(&mut self, key: &Bytes) -> Result<(), ApplyError> {
@@ -110,9 +117,11 @@ pub(super) fn previous(
         let is_small = value.bytes() <= crate::limits::READ_SMALL_BYTES_MAX;
         is_small.then(|| value.read()).transpose()
     })?;
-    let Some((timestamp, value)) = found else { return Ok(Some(Previous::Absent)) };
+    let Some((KeyState { version: timestamp, facts }, value)) = found else {
+        return Ok(Some(Previous::Absent));
+    };
     if timestamp > before.at {
         return Err(ApplyError::Damaged("a version"));
     }
-    Ok(Some(Previous::Value { timestamp, value }))
+    Ok(Some(Previous::Value { timestamp, facts, value }))
 }

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use super::super::memory::MemoryEngine;
 use super::*;
 use crate::model::{
-    Barrier, ClientId, Condition, Del, DelRange, History, OpResult, Previous, Put, PutAll, PutIf,
-    ReleaseVersion, SetHistory,
+    Barrier, ClientId, Condition, Del, DelRange, Facts, History, OpResult, Previous, Put, PutAll,
+    PutIf, ReleaseVersion, SetHistory,
 };
 
 /// A log under construction: one write after another, each with its own sequence.
@@ -192,7 +192,8 @@ fn a_condition_is_judged_once() {
     let newest = Some(Timestamp(20));
     let result = OpResult::ConditionFailed { newest };
     let value = Some(Bytes::from("second"));
-    let previous = Some(Previous::Value { timestamp: Timestamp(20), value });
+    let facts = Facts { created: Timestamp(10), count: 2, lease: None };
+    let previous = Some(Previous::Value { timestamp: Timestamp(20), facts, value });
     let failed = WriteAnswer { timestamp: Timestamp(30), result, previous };
     assert_eq!(told(&mut machine, &script), failed);
     // Now the one would not hold any more, and the other would.

@@ -6,16 +6,16 @@
 //! ```
 //!
 //! A row's key is the first `shared` bytes of the key before it in the same chunk, then the suffix.
-//! Numbers are written in groups of seven bits, the lowest first, all but the last with the high
-//! bit set.
+//! Numbers are those of `storage::varint`.
 //!
 //! Keys that share what is before them take more memory than room in the chunk. So a receiver
 //! bounds the length of a key and what all rows take, and a sender stays far below that.
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
 use crate::limits;
 use crate::storage::keys::ROW_KEY_BYTES_MAX;
+use crate::storage::varint::{VARINT_BYTES_MAX, get_varint, put_varint};
 
 const CRC_BYTES: usize = 4;
 /// Bytes of memory that a row takes besides its key and value, about.
@@ -60,7 +60,7 @@ impl ChunkBuilder {
 
     /// The chunk's size were it finished after another row, at most.
     fn len_with(&self, key: &[u8], value: &[u8]) -> usize {
-        const NUMBERS_BYTES_MAX: usize = 3 * 10;
+        const NUMBERS_BYTES_MAX: usize = 3 * VARINT_BYTES_MAX;
         self.bytes.len() + NUMBERS_BYTES_MAX + key.len() + value.len() + CRC_BYTES
     }
 
@@ -68,7 +68,7 @@ impl ChunkBuilder {
         self.unpacked_bytes += unpacked_bytes(key.len(), value.len());
         let shared = self.last_key.iter().zip(key).take_while(|(a, b)| a == b).count();
         for number in [shared, key.len() - shared, value.len()] {
-            put_number(&mut self.bytes, number);
+            put_varint(&mut self.bytes, number as u64);
         }
         self.bytes.extend_from_slice(&key[shared..]);
         self.bytes.extend_from_slice(value);
@@ -103,9 +103,9 @@ pub(super) struct ChunkRows {
 
 impl ChunkRows {
     fn take(&mut self) -> Option<(Bytes, Bytes)> {
-        let shared = get_number(&mut self.left)?;
-        let suffix_bytes = get_number(&mut self.left)?;
-        let value_bytes = get_number(&mut self.left)?;
+        let shared = get_length(&mut self.left)?;
+        let suffix_bytes = get_length(&mut self.left)?;
+        let value_bytes = get_length(&mut self.left)?;
         let announced = suffix_bytes.checked_add(value_bytes)?;
         if shared > self.last_key.len() || announced > self.left.len() {
             return None;
@@ -145,27 +145,9 @@ fn checksum(sequence: u64, rows: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-fn put_number(out: &mut Vec<u8>, number: usize) {
-    let mut left = number as u64;
-    while left >= 0x80 {
-        out.push(left as u8 | 0x80);
-        left >>= 7;
-    }
-    out.push(left as u8);
-}
-
-fn get_number(bytes: &mut Bytes) -> Option<usize> {
-    let mut number = 0u64;
-    for shift in (0..u64::BITS).step_by(7) {
-        let byte = bytes.try_get_u8().ok()?;
-        let bits = u64::from(byte & 0x7f);
-        number |= bits << shift;
-        if byte < 0x80 {
-            // Bits that were shifted out make it another number.
-            return (number >> shift == bits).then(|| usize::try_from(number).ok()).flatten();
-        }
-    }
-    None
+/// A length, as far as it can be one here.
+fn get_length(bytes: &mut Bytes) -> Option<usize> {
+    get_varint(bytes).and_then(|length| usize::try_from(length).ok())
 }
 
 #[cfg(test)]
@@ -205,13 +187,6 @@ mod tests {
             let read = open(0, &data).unwrap();
             prop_assert!(read.count() <= rows.len());
         }
-
-        #[test]
-        fn numbers_come_back(number in any::<usize>()) {
-            let mut out = Vec::new();
-            put_number(&mut out, number);
-            prop_assert_eq!(get_number(&mut out.into()), Some(number));
-        }
     }
 
     /// Three hundred kilobytes unpacked to a gigabyte: thousands of keys that share a quarter of a
@@ -245,14 +220,5 @@ mod tests {
         assert!(chunk.bytes.len() < 20_000, "{}", chunk.bytes.len());
         let data = chunk.finish(0);
         assert!(open(0, &data).unwrap().all(|row| row.is_some()), "its receiver takes it");
-    }
-
-    #[test]
-    fn numbers_that_do_not_fit_are_refused() {
-        let mut endless = Bytes::from_static(&[0xff; 20]);
-        assert_eq!(get_number(&mut endless), None);
-        let mut large = Bytes::from([&[0xff; 9][..], &[0x7f]].concat());
-        assert_eq!(get_number(&mut large), None);
-        assert_eq!(get_number(&mut Bytes::from_static(&[0x80])), None);
     }
 }

@@ -13,6 +13,7 @@ use crate::storage::engine::{Engine, EngineError, StoreBuilder};
 use crate::storage::hash::StateHash;
 use crate::storage::keys::{self, KeySpace};
 use crate::storage::sessions;
+use crate::storage::version_row::StoredVersion;
 
 /// A snapshot that is being received. One at a time; dropping it removes the store under
 /// construction.
@@ -153,7 +154,9 @@ impl Received {
         self.last_key = key.clone();
         match keys::space(key) {
             Some(KeySpace::Versions) => {
-                keys::decode_version(key).map_err(|_| "a version's key cannot be read")?;
+                let (_, at) =
+                    keys::decode_version(key).map_err(|_| "a version's key cannot be read")?;
+                StoredVersion::decode(value, at).map_err(|_| "a version cannot be read")?;
                 self.hash.add(state_row_hash(key, value));
             }
             Some(KeySpace::Sessions) => {

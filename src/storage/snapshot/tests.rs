@@ -8,8 +8,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::model::{
-    AppliedPoint, ClientId, ClusterId, Command, Del, LogEntry, NodeId, Put, RequestId, StateLimits,
-    Timestamp, Version, WriteOp,
+    AppliedPoint, ClientId, ClusterId, Command, Del, Facts, LogEntry, NodeId, Put, RequestId,
+    StateLimits, Timestamp, Version, WriteOp,
 };
 use crate::storage::apply::{ApplyError, StateMachine};
 use crate::storage::datadir::DataDir;
@@ -82,8 +82,13 @@ fn rows(engine: &dyn Engine) -> Vec<(Bytes, Bytes)> {
     rows
 }
 
-fn version(timestamp: i64, value: &'static str) -> Option<Version> {
-    Some(Version { timestamp: Timestamp(timestamp), value: value.into() })
+/// What a key has once the write with this index was its last.
+fn newest(index: i64) -> Option<Version> {
+    let first = (index - 1) % 37 + 1;
+    let (created, count) = (Timestamp(10 * first), (index - first) as u64 / 37 + 1);
+    let facts = Some(Facts { created, count, lease: None });
+    let value = Bytes::from(format!("value {index}"));
+    Some(Version { timestamp: Timestamp(10 * index), value, facts })
 }
 
 #[test]
@@ -116,14 +121,13 @@ fn a_snapshot_carries_the_state_it_was_begun_at_while_writes_go_on() {
     let mut receiver = in_memory(3);
     let reader = receiver.store();
     let known = reader.get(b"key 2").unwrap();
-    assert_eq!(known, version(20, "value 2"), "what is known of the old state is forgotten");
+    assert_eq!(known, newest(2), "what is known of the old state is forgotten");
     assert_eq!(receiver.install(staged).unwrap(), point);
-    assert_eq!(reader.get(b"key 2").unwrap(), version(760, "value 76"));
+    assert_eq!(reader.get(b"key 2").unwrap(), newest(76));
     assert_eq!(rows(&*staging.promoted().unwrap()), before);
     assert_eq!((receiver.applied(), receiver.durable_index()), (point, 100));
     assert_eq!((reader.applied(), reader.applying_timestamp()), (point, point.timestamp));
-    let newest = reader.get(b"key 26").unwrap();
-    assert_eq!(newest, version(1000, "value 100"));
+    assert_eq!(reader.get(b"key 26").unwrap(), newest(100));
     // Sessions came along, and both replicas go on alike.
     let mut sender = in_memory(100);
     let retry = LogEntry {
@@ -231,12 +235,14 @@ fn rows_no_store_sends_are_refused() {
         assert!(is_refused, "{rows:?}");
     };
     let version = keys::version(b"key", Timestamp(1));
-    refused(&[(&version, b"v"), (&version, b"v")]);
-    refused(&[(&[2; 9], &[0; 16]), (&version, b"v")]);
-    refused(&[(b"\x01key without end", b"v")]);
+    let tombstone = &b"\0"[..];
+    refused(&[(&version, tombstone), (&version, tombstone)]);
+    refused(&[(&[2; 9], &[0; 16]), (&version, tombstone)]);
+    refused(&[(b"\x01key without end", tombstone)]);
+    refused(&[(&version, b"v")]);
     refused(&[(&[2; 9], b"short")]);
     refused(&[(&keys::meta("applied"), b"short")]);
-    refused(&[(&keys::meta("format"), &9u32.to_le_bytes())]);
+    refused(&[(&keys::meta("format"), &u32::MAX.to_le_bytes())]);
     refused(&[(&keys::meta("unknown"), b"")]);
     refused(&[(b"\x07", b"")]);
     refused(&[(b"", b"")]);
@@ -301,8 +307,7 @@ fn on_disk_a_snapshot_takes_the_stores_place_under_its_readers() {
     receiver.forget_retired();
     assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "store"]);
     assert_eq!(reader.applied(), point);
-    let newest = reader.get(b"key 19").unwrap();
-    assert_eq!(newest, version(5000, "value 500"));
+    assert_eq!(reader.get(b"key 19").unwrap(), newest(500));
     receiver.apply(&[put(501)]).unwrap();
     receiver.checkpoint().unwrap();
     let expected = receiver.applied();

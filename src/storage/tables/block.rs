@@ -4,6 +4,7 @@
 //! block := row* in a section, one row or more, in ascending order of keys
 //! row   := key length u16 | key | kind u8 | value length u32 | value
 //! value := the bytes (kind 0) | a reference into a value segment (kind 1) | nothing (kind 2)
+//! reference := file u64 | position u64 | length u32 | checksum u32 | head, filled up with zeroes
 //! ```
 //!
 //! A block is decoded once, when it is read: the checksum, then every row, whose beginning is
@@ -21,6 +22,7 @@ use std::cmp::Ordering;
 use std::ops::Range;
 
 use super::section::{self, Fields, Place, SectionError, put_key};
+use crate::storage::engine::{VALUE_HEAD_BYTES, head_of};
 
 const INLINE: u8 = 0;
 const LONG: u8 = 1;
@@ -28,14 +30,17 @@ const DELETED: u8 = 2;
 
 /// Bytes of a row without its key and value.
 const ROW_HEADER_BYTES: usize = 2 + 1 + 4;
-const VALUE_REF_BYTES: usize = 8 + 8 + 4 + 4;
+const VALUE_REF_BYTES: usize = 8 + 8 + 4 + 4 + VALUE_HEAD_BYTES;
 
-/// Where a long value is stored, and the checksum of its bytes in their place.
+/// Where a long value is stored, the checksum of its bytes in their place, and the first of them,
+/// so that what they tell costs no look at the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ValueRef {
     pub place: Place,
     pub bytes: u32,
     pub checksum: u32,
+    /// The first bytes of the value, filled up with zeroes.
+    pub padded_head: [u8; VALUE_HEAD_BYTES],
 }
 
 /// The state of a row in a table.
@@ -59,19 +64,42 @@ impl TableValue<'_> {
 }
 
 impl ValueRef {
+    /// The reference to a value that is stored at a place.
+    pub fn new(place: Place, value: &[u8]) -> ValueRef {
+        let Ok(bytes) = u32::try_from(value.len()) else {
+            panic!("a row's value of {} bytes", value.len());
+        };
+        let (mut padded_head, head) = ([0; VALUE_HEAD_BYTES], head_of(value));
+        padded_head[..head.len()].copy_from_slice(head);
+        ValueRef { place, bytes, checksum: section::checksum(place, value), padded_head }
+    }
+
+    /// The first bytes of the value.
+    pub fn head(&self) -> &[u8] {
+        &self.padded_head[..VALUE_HEAD_BYTES.min(self.bytes as usize)]
+    }
+
+    /// Whether this is the value that the reference refers to.
+    pub fn is_of(&self, value: &[u8]) -> bool {
+        section::checksum(self.place, value) == self.checksum && head_of(value) == self.head()
+    }
+
     fn encode(self) -> [u8; VALUE_REF_BYTES] {
         let mut bytes = [0; VALUE_REF_BYTES];
         bytes[..8].copy_from_slice(&self.place.file.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.place.position.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.bytes.to_le_bytes());
-        bytes[20..].copy_from_slice(&self.checksum.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.checksum.to_le_bytes());
+        bytes[24..].copy_from_slice(&self.padded_head);
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Option<ValueRef> {
         let mut fields = Fields(bytes);
         let place = Place { file: fields.u64()?, position: fields.u64()? };
-        let value = ValueRef { place, bytes: fields.u32()?, checksum: fields.u32()? };
+        let (bytes, checksum) = (fields.u32()?, fields.u32()?);
+        let padded_head = fields.bytes(VALUE_HEAD_BYTES)?.try_into().ok()?;
+        let value = ValueRef { place, bytes, checksum, padded_head };
         fields.0.is_empty().then_some(value)
     }
 }
@@ -306,9 +334,10 @@ mod tests {
 
     fn value() -> impl Strategy<Value = Owned> {
         let place = (any::<u64>(), any::<u64>());
-        let long = (place, any::<u32>(), any::<u32>()).prop_map(|(place, bytes, checksum)| {
+        let fields = (place, any::<u32>(), any::<u32>(), any::<[u8; VALUE_HEAD_BYTES]>());
+        let long = fields.prop_map(|(place, bytes, checksum, padded_head)| {
             let place = Place { file: place.0, position: place.1 };
-            Owned::Long(ValueRef { place, bytes, checksum })
+            Owned::Long(ValueRef { place, bytes, checksum, padded_head })
         });
         prop_oneof![
             4 => prop::collection::vec(any::<u8>(), 0..30).prop_map(Owned::Inline),

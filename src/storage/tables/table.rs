@@ -27,7 +27,7 @@ use super::filter::{FilterLayout, FilterPart};
 use super::section::{self, Fields, SectionError, put_key};
 use crate::storage::engine::EngineError;
 
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 const CHECKSUM_BYTES: u64 = 4;
 /// Bytes of the footer with its checksum.
 pub(super) const FOOTER_BYTES: u64 = 4 + 5 * 8 + CHECKSUM_BYTES;

@@ -21,7 +21,6 @@ use std::sync::Arc;
 
 use super::block::ValueRef;
 use super::directory::{Expendable, FileKind, FileWriter, StoreFile, TableDirectory};
-use super::section;
 use crate::storage::engine::EngineError;
 
 /// Facts about a value segment, as they stand in the manifest.
@@ -55,13 +54,9 @@ impl ValueWriter {
     ///
     /// [`EngineError::File`].
     pub fn add(&mut self, value: &[u8]) -> Result<ValueRef, EngineError> {
-        let place = self.file.place();
-        let Ok(bytes) = u32::try_from(value.len()) else {
-            panic!("a row's value of {} bytes", value.len());
-        };
-        let checksum = section::checksum(place, value);
+        let reference = ValueRef::new(self.file.place(), value);
         self.file.append(|_, out| out.extend_from_slice(value))?;
-        Ok(ValueRef { place, bytes, checksum })
+        Ok(reference)
     }
 
     pub fn bytes(&self) -> u64 {
@@ -109,10 +104,10 @@ impl ValueSegment {
     ///
     /// [`EngineError::Damaged`], [`EngineError::Read`].
     pub fn read(&self, value: ValueRef) -> Result<Vec<u8>, EngineError> {
-        let ValueRef { place, bytes, checksum } = value;
+        let ValueRef { place, bytes, .. } = value;
         assert!(place.file == self.facts.number, "{value:?} read in {:?}", self.facts);
         let read = self.file.read(place.position, u64::from(bytes))?;
-        match section::checksum(place, &read) == checksum {
+        match value.is_of(&read) {
             true => Ok(read),
             false => Err(self.file.damaged(place.position, "it does not match its checksum")),
         }
@@ -137,7 +132,10 @@ mod tests {
         let open = || ValueSegment::open(&store(), facts).unwrap();
         let segment = open();
         for (value, reference) in values.into_iter().zip(references) {
-            assert_eq!(segment.read(reference).unwrap(), value);
+            assert_eq!(
+                (segment.read(reference).unwrap(), reference.head()),
+                (value.to_vec(), value)
+            );
         }
         let is_damage = |value| matches!(open().read(value), Err(EngineError::Damaged { .. }));
         let [one, _, another] = references;
@@ -146,6 +144,7 @@ mod tests {
         assert!(is_damage(ValueRef { bytes: one.bytes + 1, ..one }));
         assert!(is_damage(ValueRef { bytes: u32::MAX, ..one }));
         assert!(is_damage(ValueRef { place: another.place, ..one }));
+        assert!(is_damage(ValueRef { padded_head: another.padded_head, ..one }));
         for bit in 0..9 * 8 {
             disk.flip("1.values", bit);
             assert!(is_damage(one) && !is_damage(another), "bit {bit}");

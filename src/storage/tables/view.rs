@@ -121,7 +121,8 @@ impl TablesView {
             TableValue::Inline(value) => Some(show(key, RowValue::Inline(value))),
             TableValue::Long(value) => {
                 let read = || self.levels.read_value(value);
-                Some(show(key, RowValue::OutOfLine { bytes: value.bytes as usize, read: &read }))
+                let (bytes, head) = (value.bytes as usize, value.head());
+                Some(show(key, RowValue::OutOfLine { bytes, head, read: &read }))
             }
             TableValue::Deleted => None,
         }

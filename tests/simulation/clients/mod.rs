@@ -205,7 +205,8 @@ impl World {
             Memory::Session => Some(state.session),
             Memory::PerKey => state.absent.get(&key).copied(),
         };
-        let get = GetRequest { key, read_at, session, linearizable };
+        let facts = self.rng.chance(500);
+        let get = GetRequest { key, read_at, session, linearizable, facts };
         self.begin(client, server, Question::Get(get))
     }
 

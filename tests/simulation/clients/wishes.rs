@@ -141,7 +141,8 @@ impl World {
         let at = self.any_version(client);
         let (read_at, linearizable) = (ReadAt::Version(at), self.rng.chance(200));
         let session = Some(self.clients[client].session);
-        let get = GetRequest { key, read_at, session, linearizable };
+        let facts = self.rng.chance(500);
+        let get = GetRequest { key, read_at, session, linearizable, facts };
         self.begin(client, None, Question::Get(get));
     }
 

@@ -100,7 +100,7 @@ type FileRows = BTreeMap<FileName, FileRow>;
 
 /// Reads everything that was acknowledged to anyone, so that a peer that has joined at another
 /// registry is found here at once.
-const NEWEST: ReadOptions = ReadOptions { at: None, linearizable: true };
+const NEWEST: ReadOptions = ReadOptions { at: None, linearizable: true, facts: false };
 
 impl<S: RowStore> StoreDirectory<S> {
     /// Peers and registries may be silent for `silence_timeout`.

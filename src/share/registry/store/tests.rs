@@ -71,7 +71,7 @@ impl MapStore {
 }
 
 fn version((timestamp, value): &(Timestamp, Bytes)) -> Version {
-    Version { timestamp: *timestamp, value: value.clone() }
+    Version { timestamp: *timestamp, value: value.clone(), facts: None }
 }
 
 fn row(key: String, newest: Option<&(Timestamp, Bytes)>) -> Row {

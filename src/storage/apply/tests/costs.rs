@@ -95,12 +95,12 @@ impl EngineView for WatchedView {
     ) -> Result<(), EngineError> {
         self.view.scan_rows(range, direction, &mut |key, value| {
             self.rows.fetch_add(1, Ordering::Relaxed);
-            let RowValue::OutOfLine { bytes, .. } = value else { return visit(key, value) };
+            let RowValue::OutOfLine { bytes, head, .. } = value else { return visit(key, value) };
             let read = || {
                 self.long_values.fetch_add(1, Ordering::Relaxed);
                 value.read().map(Cow::into_owned)
             };
-            visit(key, RowValue::OutOfLine { bytes, read: &read })
+            visit(key, RowValue::OutOfLine { bytes, head, read: &read })
         })
     }
 
@@ -112,14 +112,14 @@ impl EngineView for WatchedView {
     ) -> Result<(), EngineError> {
         self.view.scan_skipping(range, &mut |key, value, skip_to| {
             self.rows.fetch_add(1, Ordering::Relaxed);
-            let RowValue::OutOfLine { bytes, .. } = value else {
+            let RowValue::OutOfLine { bytes, head, .. } = value else {
                 return visit(key, value, skip_to);
             };
             let read = || {
                 self.long_values.fetch_add(1, Ordering::Relaxed);
                 value.read().map(Cow::into_owned)
             };
-            visit(key, RowValue::OutOfLine { bytes, read: &read }, skip_to)
+            visit(key, RowValue::OutOfLine { bytes, head, read: &read }, skip_to)
         })
     }
 }
