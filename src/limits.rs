@@ -38,6 +38,25 @@ pub const TRANSACTION_KEYS_MAX: usize = 128 * 1024;
 /// Bytes of all keys and values of one write; more are refused with `INVALID`. It is one log entry,
 /// so that it takes effect as a whole.
 pub const TRANSACTION_BYTES_MAX: usize = VALUE_BYTES_MAX + KEY_BYTES_MAX;
+/// How deep transactions nest, the outermost one included; a deeper one is refused with `INVALID`.
+/// Deeper than anybody writes by hand, and shallow enough for any stack.
+pub const TRANSACTION_DEPTH_MAX: usize = 8;
+/// Transactions that one is made of, itself included; more are refused with `INVALID`. A session
+/// remembers one bit of each.
+pub const TRANSACTIONS_WITHIN_MAX: usize = u64::BITS as usize;
+/// Comparisons, reads, and removals of ranges of one transaction; more are refused with `INVALID`.
+/// Each is a seek at least, while all other writes wait: together a few milliseconds.
+pub const TRANSACTION_LOOKS_MAX: usize = 1_000;
+/// Rows that the comparisons and removals of ranges of one transaction may look at together, past
+/// which it does nothing, and rows that its reads of ranges may look at, which end there.
+pub const TRANSACTION_ROWS_MAX: usize = 10_000;
+/// Bytes of values that the comparisons of one transaction may read together, past which it does
+/// nothing: two values of the longest kind there is. A value is read only if its length does not
+/// tell the result.
+pub const TRANSACTION_COMPARED_BYTES_MAX: usize = 2 * VALUE_BYTES_MAX;
+/// Bytes of keys and values in the answer to one transaction. Values that find no room are left
+/// out, and lists of rows end.
+pub const TRANSACTION_RESULT_BYTES_MAX: usize = 1024 * 1024;
 /// Rows in one page of a longer read.
 pub const PAGE_ROWS_MAX: usize = 4096;
 /// Bytes of rows in one page (one larger row still travels alone).
@@ -141,8 +160,10 @@ pub const FRAME_TIMEOUT: Duration = Duration::from_secs(120);
 pub const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// A connection whose other side takes no byte of what is queued for it for this long is closed.
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// How deep a message's MessagePack may nest; a deeper one closes the connection.
-pub const MESSAGE_DEPTH_MAX: usize = 16;
+/// How deep a message's MessagePack may nest; a deeper one closes the connection. A message without
+/// transactions takes 12, and each transaction within another 3 more.
+pub const MESSAGE_DEPTH_MAX: usize = 40;
+const _: () = assert!(MESSAGE_DEPTH_MAX >= 12 + 3 * (TRANSACTION_DEPTH_MAX + 1));
 /// The first buffer of a connection that has something to read; it doubles when it is full.
 pub const FRAME_BUFFER_BYTES_MIN: usize = 4 * 1024;
 /// The size up to which a connection's read buffer grows for small frames and to which it shrinks

@@ -312,6 +312,7 @@ impl Protocol for StoreProtocol {
             Reply::GetOk { found: None, .. } => Answer::Empty(kind),
             Reply::WriteOk(_)
             | Reply::PageOk { .. }
+            | Reply::TxnOk { .. }
             | Reply::StatusOk(_)
             | Reply::GetOk { found: Some(_), .. } => Answer::Done(kind),
             Reply::TryOtherServerOrLater { .. } => Answer::Failed("TRY_OTHER_SERVER_OR_LATER"),

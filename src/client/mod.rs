@@ -516,6 +516,7 @@ fn read_bytes(reply: &Reply) -> Option<usize> {
         Reply::PageOk { rows, .. } => {
             Some(rows.iter().map(|row| row.key.len() + value(&row.found)).sum())
         }
+        Reply::TxnOk { answer, .. } => Some(answer.bytes()),
         _ => None,
     }
 }

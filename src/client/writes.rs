@@ -136,18 +136,18 @@ calls! {
         let op = PutIf { key: key.clone(), value, condition };
         let (answer, server, rest) = client.write_in_time(op).await?;
         let timestamp = answer.timestamp;
-        match answer.result {
-            OpResult::Done => Ok(ConditionalPut::Stored(PutOk { timestamp, server })),
-            OpResult::ConditionFailed { newest } => {
-                let found = match newest {
-                    None => None,
-                    Some(newest) => rest.previous(key, answer).await.map_err(|why| {
-                        ClientError::ConflictUnread { newest, why: Box::new(why) }
-                    })?,
-                };
-                Ok(ConditionalPut::Conflict(Conflict { found, timestamp, server }))
-            }
-        }
+        // It comes to nothing else: `may_come_to` was asked.
+        let OpResult::ConditionFailed { newest } = answer.result else {
+            return Ok(ConditionalPut::Stored(PutOk { timestamp, server }));
+        };
+        let found = match newest {
+            None => None,
+            Some(newest) => rest
+                .previous(key, answer)
+                .await
+                .map_err(|why| ClientError::ConflictUnread { newest, why: Box::new(why) })?,
+        };
+        Ok(ConditionalPut::Conflict(Conflict { found, timestamp, server }))
     }
 
     /// Removes every version of a key, durably, and tells the newest.

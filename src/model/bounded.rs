@@ -17,9 +17,12 @@ use crate::limits;
 /// How the error of a list that is too long begins, by which `wire::codec` knows it.
 pub(crate) const TOO_MANY: &str = "a list announces ";
 
+/// How the error of transactions that nest too deep begins, which is treated alike.
+pub(crate) const TOO_DEEP: &str = "transactions nest at most ";
+
 /// Elements for which memory is reserved before they have come: what is announced is not believed
 /// beyond this.
-const RESERVED_MAX: usize = 4096;
+pub(crate) const RESERVED_MAX: usize = 4096;
 
 struct List<T> {
     most: usize,
@@ -66,6 +69,33 @@ pub(crate) fn keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
     list(deserializer, limits::TRANSACTION_KEYS_MAX)
+}
+
+/// The same where there may be no list.
+pub(crate) fn optional_keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    struct OptionalKeys<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OptionalKeys<T> {
+        type Value = Option<Vec<T>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list, or none")
+        }
+
+        fn visit_none<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, list: D) -> Result<Self::Value, D::Error> {
+            keys(list).map(Some)
+        }
+    }
+    deserializer.deserialize_option(OptionalKeys(PhantomData))
 }
 
 /// The rows of one page.

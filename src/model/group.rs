@@ -29,6 +29,11 @@ pub struct StateLimits {
     pub session_replies_max: u32,
     /// Answers that are remembered of all clients; see [`limits::SESSION_REPLIES_TOTAL_MAX`].
     pub session_replies_total_max: u32,
+    /// Rows that the ranges of a transaction may look at; see [`limits::TRANSACTION_ROWS_MAX`].
+    pub transaction_rows_max: u32,
+    /// Bytes of values that the comparisons of a transaction may read; see
+    /// [`limits::TRANSACTION_COMPARED_BYTES_MAX`].
+    pub transaction_compared_bytes_max: u32,
 }
 
 impl Default for StateLimits {
@@ -42,6 +47,8 @@ impl Default for StateLimits {
             sessions_max: limits::SESSIONS_MAX as u32,
             session_replies_max: limits::SESSION_REPLIES_MAX as u32,
             session_replies_total_max: limits::SESSION_REPLIES_TOTAL_MAX as u32,
+            transaction_rows_max: limits::TRANSACTION_ROWS_MAX as u32,
+            transaction_compared_bytes_max: limits::TRANSACTION_COMPARED_BYTES_MAX as u32,
         }
     }
 }

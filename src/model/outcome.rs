@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Facts, LogIndex, OpResult, Term, Timestamp};
+use super::{Facts, LogIndex, OpResult, Term, Timestamp, TxnAnswer};
 
 /// The outcome of a write that was applied, as sessions remember it: a retry gets that of the first
 /// application.
@@ -26,12 +26,24 @@ pub struct WriteAnswer {
     /// cannot tell, or does not trust its own state: it can be read as of the timestamp before the
     /// write's.
     pub previous: Option<Previous>,
+    /// What a transaction tells, if it has taken effect and whoever answers may tell.
+    pub txn: Option<Box<TxnAnswer>>,
 }
 
 impl WriteAnswer {
     /// An answer that tells nothing of what was before.
     pub fn of(WriteOutcome { timestamp, result }: WriteOutcome) -> WriteAnswer {
-        WriteAnswer { timestamp, result, previous: None }
+        WriteAnswer { timestamp, result, previous: None, txn: None }
+    }
+
+    /// Whether it tells more than the outcome, which is what is remembered of it.
+    pub fn tells_more(&self) -> bool {
+        self.previous.is_some() || self.txn.is_some()
+    }
+
+    /// Bytes of keys and values that it holds as the answer to a transaction.
+    pub fn txn_bytes(&self) -> usize {
+        self.txn.as_ref().map_or(0, |txn| txn.bytes())
     }
 
     /// The same without what was before.

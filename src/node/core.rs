@@ -576,6 +576,16 @@ impl Node {
                     };
                     self.answer(&pending, refusal, out);
                 }
+                WriteFate::Answered(answer) if self.writes.tells_too_much(&answer) => {
+                    let mut pending = self.writes.remove(key);
+                    pending.has_at_least(Effect::MayBeDone);
+                    let again = error(
+                        ErrorCode::Unconfirmed,
+                        "what this transaction tells has to wait, and there is no room for it: \
+                         ask again, which is safe",
+                    );
+                    self.finish(pending, again, out);
+                }
                 WriteFate::Answered(answer) => {
                     self.writes.wait_for_stored(key, write.index, answer);
                 }

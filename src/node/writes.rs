@@ -26,7 +26,7 @@ use super::config::Distrust;
 use super::origins::{Origin, Origins};
 use super::write_accounts::{OriginAccounts, is_over_share};
 use super::write_turns::WriteTurns;
-use crate::limits::{NodeLimits, origin_of};
+use crate::limits::{NodeLimits, TRANSACTION_RESULT_BYTES_MAX, origin_of};
 use crate::model::{
     ClientId, Effect, EncodedWrite, LogIndex, NodeId, OpShape, RequestId, Term, Timestamp,
     WriteAnswer, WriteOutcome,
@@ -102,6 +102,10 @@ impl PendingWrite {
         self.effect = self.effect.max(effect);
     }
 }
+
+/// Bytes of what settled transactions tell while servers in sync have not stored them. Without it a
+/// server that is slow to store would have the leader hold a mebibyte for each of thousands.
+const TOLD_BYTES_MAX: usize = 32 * TRANSACTION_RESULT_BYTES_MAX;
 
 /// What makes two writes the same.
 type Identity = (ClientId, u64);
@@ -216,6 +220,8 @@ pub(super) struct Writes {
     /// Known to be new in this leadership; see `early_ack`.
     known_new: ByIndex<(usize, WriteAnswer)>,
     settled: ByIndex<(usize, WriteAnswer)>,
+    /// Bytes of what settled transactions tell.
+    told_bytes: usize,
     forwarded: HashMap<u64, (usize, NodeId)>,
     /// Bytes of keys and values in those of them that are not long.
     forwarded_bytes: usize,
@@ -591,13 +597,21 @@ impl Writes {
     /// A committed write waits until every server in sync has stored `index`.
     pub fn wait_for_stored(&mut self, key: usize, index: LogIndex, answer: WriteAnswer) {
         assert!(answer.timestamp > Timestamp::ZERO, "{answer:?} of entry {index}");
+        self.told_bytes += answer.txn_bytes();
         self.settled.insert(index, (key, answer));
+    }
+
+    /// Whether so much is to be told already that this answer has to be asked for again.
+    pub fn tells_too_much(&self, answer: &WriteAnswer) -> bool {
+        self.told_bytes > 0 && self.told_bytes + answer.txn_bytes() > TOLD_BYTES_MAX
     }
 
     /// The next settled write that every server in sync has stored, as they have everything up to
     /// this index, in log order.
     pub fn take_stored(&mut self, up_to: LogIndex) -> Option<(LogIndex, (usize, WriteAnswer))> {
-        self.settled.pop_up_to(up_to)
+        let (index, (key, answer)) = self.settled.pop_up_to(up_to)?;
+        self.told_bytes -= answer.txn_bytes();
+        Some((index, (key, answer)))
     }
 
     /// Leadership is lost: takes every write whose fate another leader decides now. `distrust` says
@@ -608,6 +622,7 @@ impl Writes {
         let certain = self.known_new.take_all().map(|(key, _)| key);
         let mut led: Vec<usize> = proposed.chain(certain).collect();
         led.iter().for_each(|key| self.all[*key].has_at_least(Effect::MayBeDone));
+        self.told_bytes = 0;
         for (key, answer) in self.settled.take_all() {
             // What is settled is committed and new: no other leader can undo it. Of a write that
             // changed nothing nobody may say that it is done; asked again, the group tells.
@@ -681,7 +696,9 @@ impl Writes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Condition, OpResult, Put, PutIf, WriteOp};
+    use crate::model::{
+        Condition, Facts, OpResult, Put, PutIf, TxnAnswer, TxnResult, TxnVersion, WriteOp,
+    };
     use crate::node::RequestToken;
     use bytes::Bytes;
 
@@ -726,6 +743,33 @@ mod tests {
         }
         // Nothing had been left over when the first was placed; after it they take turns.
         assert_eq!(placed, [1, 2, 4, 3, 5, 6, 7]);
+    }
+
+    /// What transactions tell while a server in sync is slow to store them.
+    #[test]
+    fn what_is_to_be_told_is_bounded() {
+        let value = Bytes::from(vec![7; TRANSACTION_RESULT_BYTES_MAX]);
+        let facts = Facts { created: Timestamp(1), count: 1, lease: None };
+        let found = TxnVersion { timestamp: Timestamp(1), facts, value: Some(value) };
+        let results = Some(vec![TxnResult::Get(Some(found))]);
+        let told = TxnAnswer { succeeded: true, results };
+        let outcome =
+            WriteOutcome { timestamp: Timestamp(1), result: OpResult::Txn { branches: 1 } };
+        let answer = WriteAnswer { txn: Some(Box::new(told)), ..WriteAnswer::of(outcome) };
+        let (mut writes, mut index) = (Writes::new(0, 512), 0);
+        while !writes.tells_too_much(&answer) {
+            index += 1;
+            let put = Put { key: Bytes::new(), value: Bytes::new(), tells_previous: false };
+            writes.add(pending(index, put.into()));
+            let key = writes.take_next_waiting().unwrap();
+            writes.wait_for_stored(key, index, answer.clone());
+        }
+        assert_eq!(index as usize, TOLD_BYTES_MAX / TRANSACTION_RESULT_BYTES_MAX);
+        assert!(!writes.tells_too_much(&WriteAnswer::of(outcome)), "what tells nothing is told");
+        assert!(writes.take_stored(1).is_some());
+        assert!(!writes.tells_too_much(&answer));
+        writes.take_led(None);
+        assert_eq!(writes.told_bytes, 0);
     }
 
     /// A write that this server's state said was done, while another server's said otherwise.

@@ -68,7 +68,11 @@ mod tests {
 
     use super::*;
     use crate::limits;
-    use crate::model::{ClientId, Del, Put, RequestId, Timestamp, WriteOp};
+    use crate::model::{
+        ClientId, Del, Facts, OpResult, Put, RequestId, Timestamp, Txn, TxnAnswer, TxnOp,
+        TxnResult, TxnRow, TxnVersion, WriteAnswer, WriteOp, WriteOutcome,
+    };
+    use crate::wire::message::{Reply, ServerMessage};
 
     fn body(id: u64, request: RequestId, op: WriteOp) -> Vec<u8> {
         let body = Request::Write(WriteRequest { request, op });
@@ -111,6 +115,57 @@ mod tests {
                 prop_assert!(decoded(&body[..length]).is_err());
             }
         }
+    }
+
+    /// A transaction that holds another, and so on, so many in all.
+    fn nested(depth: usize) -> Txn {
+        let (from, to) = (Bytes::from_static(b"a"), Bytes::from_static(b"b"));
+        let (keeps_history, tells_previous) = (false, true);
+        let del_range = TxnOp::DelRange { from, to, keeps_history, tells_previous };
+        let innermost = Txn { or_else: vec![del_range], ..Txn::default() };
+        (1..depth).fold(innermost, |txn, _| Txn {
+            or_else: vec![TxnOp::Txn(Box::new(txn))],
+            ..Txn::default()
+        })
+    }
+
+    #[test]
+    fn transactions_nest_as_deep_as_they_may_and_deeper_ones_are_answered() {
+        let request = RequestId {
+            client: ClientId(1),
+            sequence: 2,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
+        let deepest = limits::TRANSACTION_DEPTH_MAX;
+        let op: WriteOp = nested(deepest).into();
+        let write = EncodedWrite::new(request, op.clone());
+        assert_eq!(write.check(limits::VALUE_BYTES_MAX), Ok(()));
+        assert_eq!(decoded(&body(7, request, op)), Ok((7, write)));
+        for depth in [deepest + 1, 3 * deepest] {
+            let deeper = decode(&body(7, request, nested(depth).into())).unwrap_err();
+            assert!(deeper.reason.contains("nest at most 8 deep"), "{}", deeper.reason);
+            assert_eq!(deeper.request, Some(7));
+        }
+        // Its answer comes through, too, as it is forwarded.
+        let facts = Facts { created: Timestamp(1), count: 1, lease: None };
+        let found = TxnVersion { timestamp: Timestamp(1), facts, value: Some(Bytes::new()) };
+        let rows = vec![TxnRow { key: Bytes::from_static(b"a"), found }];
+        let results = Some(vec![TxnResult::DelRange { removed: 1, rows }]);
+        let innermost = TxnAnswer { succeeded: false, results };
+        let answer = (1..deepest).fold(innermost, |answer, _| TxnAnswer {
+            succeeded: false,
+            results: Some(vec![TxnResult::Txn(answer)]),
+        });
+        assert!(nested(deepest).fits(&answer));
+        let outcome =
+            WriteOutcome { timestamp: Timestamp(2), result: OpResult::Txn { branches: 0 } };
+        let answer = WriteAnswer { txn: Some(Box::new(answer)), ..WriteAnswer::of(outcome) };
+        let reply = Some(Reply::WriteOk(answer));
+        let message = Message::Server(ServerMessage::Forwarded { id: 7, reply });
+        let mut frame = Vec::new();
+        codec::encode(&message, limits::SERVER_FRAME_BYTES_MAX, &mut frame).unwrap();
+        assert_eq!(codec::decode(&frame[limits::FRAME_HEADER_BYTES..]).unwrap(), message);
     }
 
     /// A client may encode otherwise than this one does: what goes into the log is the same.

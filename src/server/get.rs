@@ -10,14 +10,14 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use crate::limits;
-use crate::model::{self, LogIndex, PageOf, ReadView, Timestamp, Version};
+use crate::model::{self, LogIndex, Operation, PageOf, ReadView, Timestamp, Version};
 use crate::node::core::Node;
 use crate::node::{ConsoleEvent, GetAnswer};
 use crate::storage::apply::ApplyError;
 use crate::storage::reads::{InMemory, Page, PageError, PageLimits, Store};
 use crate::text::{counted, escape};
 use crate::wire::message::{
-    ErrorCode, ErrorReply, GetRequest, PageRequest, PageView, ReadAt, Reply,
+    ErrorCode, ErrorReply, GetRequest, PageRequest, PageView, ReadAt, Reply, TxnRequest,
 };
 
 /// A client's read, of one key or a page.
@@ -27,6 +27,8 @@ pub enum ReadRequest {
     Get(GetRequest),
     /// A page of a longer read.
     Page(PageRequest),
+    /// A transaction that only reads.
+    Txn(TxnRequest),
 }
 
 impl ReadRequest {
@@ -36,7 +38,8 @@ impl ReadRequest {
             ReadRequest::Get(GetRequest { linearizable, .. })
             | ReadRequest::Page(PageRequest {
                 view: PageView::First { linearizable, .. }, ..
-            }) => *linearizable,
+            })
+            | ReadRequest::Txn(TxnRequest { linearizable, .. }) => *linearizable,
             // The answer to the first page has made sure of it.
             ReadRequest::Page(PageRequest { view: PageView::Next(_), .. }) => false,
         }
@@ -50,6 +53,7 @@ impl ReadRequest {
                 ReadAt::Version(at) => Some(*at).max(*session),
             },
             ReadRequest::Page(request) => request.view.wanted(),
+            ReadRequest::Txn(request) => request.session,
         }
     }
 
@@ -63,6 +67,15 @@ impl ReadRequest {
         let request = match self {
             ReadRequest::Get(request) => return check_key(&request.key),
             ReadRequest::Page(request) => request,
+            ReadRequest::Txn(TxnRequest { txn, .. }) => {
+                let mut keys = Ok(());
+                txn.visit(&mut |key, _| {
+                    if keys.is_ok() {
+                        keys = check_key(key);
+                    }
+                });
+                return keys.and_then(|()| txn.check_read().map_err(invalid));
+            }
         };
         if let PageView::Next(view) = &request.view
             && view.at > view.removals_up_to
@@ -111,6 +124,7 @@ impl ReadOutcome {
             Reply::PageOk { rows, .. } => {
                 rows.iter().map(|row| row.key.len() + row.value().map_or(0, <[u8]>::len)).sum()
             }
+            Reply::TxnOk { answer, .. } => answer.bytes(),
             _ => 0,
         }
     }
@@ -213,6 +227,26 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> Re
     }
 }
 
+/// Answers a transaction that only reads, and which is checked, from one state of the store. Values
+/// are left out beyond `result_bytes_max`.
+pub fn answer_txn(store: &Store, request: &TxnRequest, result_bytes_max: usize) -> ReadOutcome {
+    let low = store.applied().timestamp;
+    if Some(low) < request.session {
+        let reply = Reply::TryOtherServerOrLater { timestamp: None, applied: low };
+        return ReadOutcome { reply, shown: None, fault: None };
+    }
+    let reply = match store.read_txn(&request.txn, low, result_bytes_max) {
+        Ok(Some(answer)) => Reply::TxnOk { answer, as_of: low },
+        Ok(None) => Reply::Error(invalid(
+            "the comparisons of the transaction look at too many keys, or at values that are too \
+             long together: compare less"
+                .to_owned(),
+        )),
+        Err(error) => return unreadable(|| "a transaction".to_owned(), &error),
+    };
+    ReadOutcome { reply, shown: None, fault: None }
+}
+
 /// Answers one GET, whose key is checked, from the store.
 pub fn answer_get(store: &Store, request: &GetRequest) -> ReadOutcome {
     let low = store.applied().timestamp;
@@ -308,7 +342,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{ClientId, Command, LogEntry, Put, RequestId, StateLimits, WriteOp};
+    use crate::model::{
+        ClientId, Command, Comparison, LogEntry, Put, Relation, RequestId, StateLimits, Test, Txn,
+        TxnKeys, TxnOp, WriteOp,
+    };
     use crate::storage::apply::StateMachine;
     use crate::storage::memory::MemoryEngine;
 
@@ -357,6 +394,53 @@ mod tests {
             refused(None, 20),
             "absent, perhaps not arrived yet"
         );
+    }
+
+    #[test]
+    fn a_transaction_that_only_reads_is_answered_from_one_state() {
+        let limits = StateLimits { transaction_rows_max: 1, ..StateLimits::default() };
+        let mut machine = StateMachine::open(Arc::new(MemoryEngine::new()), limits).unwrap();
+        let key = || Bytes::from_static(b"k");
+        for (index, name) in [(1, &b"k"[..]), (2, b"l")] {
+            let (client, begun) = (ClientId(1), Timestamp::ZERO);
+            let request = RequestId { client, sequence: index, answered_below: index, begun };
+            let put = Put { key: name.into(), value: key(), tells_previous: false };
+            let data = Command::write(Timestamp(10 * index as i64), request, put.into()).encode();
+            machine.apply(&[LogEntry { term: 1, index, data }]).unwrap();
+        }
+        let ask = |compare: Vec<Comparison>, op: TxnOp, session: Option<i64>| {
+            let txn = Txn { compare, then: vec![op], or_else: vec![] };
+            TxnRequest { txn, session: session.map(Timestamp), linearizable: false }
+        };
+        let told = |request: &TxnRequest, bytes_max: usize| {
+            ReadRequest::Txn(request.clone()).check().unwrap();
+            answer_txn(&machine.store(), request, bytes_max).reply
+        };
+        let get = || TxnOp::Get { key: key() };
+        let Reply::TxnOk { answer, as_of } = told(&ask(vec![], get(), Some(20)), 1) else {
+            panic!("it is not answered")
+        };
+        assert_eq!((answer.bytes(), as_of), (1, Timestamp(20)));
+        let short = told(&ask(vec![], get(), None), 0);
+        assert!(matches!(short, Reply::TxnOk { answer, .. } if answer.bytes() == 0));
+        let later = Reply::TryOtherServerOrLater { timestamp: None, applied: Timestamp(20) };
+        assert_eq!(told(&ask(vec![], get(), Some(21)), 1), later);
+        let keys = TxnKeys::Range { from: key(), to: Bytes::from_static(b"l") };
+        let all = Comparison { keys, test: Test::Count(Relation::Equal, 1) };
+        let refused = |reply: Reply| match reply {
+            Reply::Error(error) => {
+                assert_eq!(error.code, ErrorCode::Invalid);
+                error.message
+            }
+            other => panic!("no refusal but {other:?}"),
+        };
+        let too_much = refused(told(&ask(vec![all], get(), None), 1));
+        assert!(too_much.contains("too many keys"), "{too_much}");
+        let put = TxnOp::Put { key: key(), value: key(), tells_previous: false };
+        for (op, what) in [(put, "writes"), (TxnOp::Get { key: Bytes::new() }, "empty")] {
+            let error = ReadRequest::Txn(ask(vec![], op, None)).check().unwrap_err();
+            assert!(refused(Reply::Error(error)).contains(what));
+        }
     }
 
     /// The simulation found it: the second page of a read of an empty store showed what had been

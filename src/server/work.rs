@@ -160,9 +160,10 @@ pub struct ReadCharge {
 }
 
 impl ReadJob {
-    /// Whether it is a page of a longer read, which may take as long as a thousand GETs.
+    /// Whether it is a page of a longer read, or a transaction. Either may take as long as a
+    /// thousand GETs.
     pub(super) fn is_page(&self) -> bool {
-        matches!(self.request, ReadRequest::Page(_))
+        matches!(self.request, ReadRequest::Page(_) | ReadRequest::Txn(_))
     }
 
     pub(super) fn charge(&self) -> ReadCharge {

@@ -47,8 +47,9 @@ use super::snapshot::{SnapshotSource, StagedSnapshot};
 use crate::limits;
 use crate::model::{
     Action, AppliedPoint, AppliedWrite, Command, EntryError, FeatureLevel, GarbageCollection,
-    GroupRules, History, LogEntry, LogIndex, MachineSummary, OpApplied, Operation, ReadView,
-    Release, RequestId, StateLimits, Timestamp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
+    GroupRules, History, LogEntry, LogIndex, MachineSummary, OpApplied, OpResult, Operation,
+    ReadView, Release, RequestId, StateLimits, Timestamp, TxnLimits, WriteAnswer, WriteFate,
+    WriteOp, WriteOutcome,
 };
 
 /// The layout of the rows this build writes and reads. `storage::formats` holds the bytes of each
@@ -65,6 +66,11 @@ const POINT_BYTES: usize = 24;
 /// a second's work, and some tens of megabytes of changes in memory. Small entries can ask for
 /// much, and a follower that lags may have thousands of them at once.
 const BATCH_ROWS_MAX: u64 = 64 * 1024;
+
+/// Bytes of keys and values in the answers to all transactions that are applied in one call: a
+/// small entry may ask for [`limits::TRANSACTION_RESULT_BYTES_MAX`], and thousands are applied at
+/// once. What finds no room is left out, as in a single answer.
+const TOLD_BYTES_MAX: usize = 8 * limits::TRANSACTION_RESULT_BYTES_MAX;
 
 /// Why the state machine stopped. All of these are final for the process.
 #[derive(Debug, thiserror::Error)]
@@ -252,6 +258,8 @@ pub struct StateMachine {
     /// When the driver was first seen with something applied since the last seal.
     unsealed_since_us: Option<u64>,
     left: Left,
+    /// What the answers to transactions of one call may still hold.
+    told_bytes_left: usize,
     /// The engine that a snapshot has replaced, and where that one was staged.
     retired: Option<(Arc<dyn Engine>, StagedSnapshot)>,
     poisoned: bool,
@@ -301,6 +309,7 @@ impl StateMachine {
             unsealed_bytes: 0,
             unsealed_since_us: None,
             left,
+            told_bytes_left: 0,
             retired: None,
             poisoned: false,
         })
@@ -370,6 +379,7 @@ impl StateMachine {
         answering: bool,
     ) -> Result<Applied, ApplyError> {
         let mut applied = Applied::default();
+        self.told_bytes_left = TOLD_BYTES_MAX;
         while !entries.is_empty() {
             let count = self.apply_batch(entries, answering, &mut applied.writes)?;
             entries = &entries[count..];
@@ -554,7 +564,20 @@ impl StateMachine {
             Some(key) => op_writer::previous(changes, key, outcome.timestamp)?,
             None => None,
         };
-        Ok((WriteFate::Answered(WriteAnswer { previous, ..WriteAnswer::of(outcome) }), removes))
+        let txn = match (op, outcome.result) {
+            (WriteOp::Txn(txn), OpResult::Txn { branches }) if answering => {
+                let limits = TxnLimits::of(&self.shared.limits());
+                let result_bytes = limits.result_bytes.min(self.told_bytes_left);
+                let limits = TxnLimits { result_bytes, ..limits };
+                let written = outcome.timestamp;
+                let answer = op_writer::txn_answer(changes, txn, branches, written, limits)?;
+                self.told_bytes_left -= answer.bytes();
+                Some(Box::new(answer))
+            }
+            _ => None,
+        };
+        let answer = WriteAnswer { previous, txn, ..WriteAnswer::of(outcome) };
+        Ok((WriteFate::Answered(answer), removes))
     }
 
     /// What is kept of what newer versions have replaced.

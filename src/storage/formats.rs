@@ -16,9 +16,10 @@ use super::engine::{Direction, Engine};
 use super::memory::MemoryEngine;
 use super::{keys, log};
 use crate::model::{
-    Action, Barrier, ClientId, Command, Condition, Del, DelAll, DelRange, FeatureLevel,
-    GarbageCollection, GroupRules, History, LogEntry, Put, PutAll, PutIf, Release, ReleaseVersion,
-    RequestId, SetHistory, StateLimits, Timestamp, Trim, WriteIf, WriteOp,
+    Action, Barrier, ClientId, Command, Comparison, Condition, Del, DelAll, DelRange, FeatureLevel,
+    GarbageCollection, GroupRules, History, LogEntry, Put, PutAll, PutIf, PutSequential, Relation,
+    Release, ReleaseVersion, RequestId, SetHistory, StateLimits, Test, Timestamp, Trim, Txn,
+    TxnKeys, TxnOp, WriteIf, WriteOp,
 };
 
 /// The limits of one group. Those that a release gives new groups may change, and no format with
@@ -31,6 +32,8 @@ const LIMITS: StateLimits = StateLimits {
     sessions_max: 65_536,
     session_replies_max: 2_048,
     session_replies_total_max: 262_144,
+    transaction_rows_max: 10_000,
+    transaction_compared_bytes_max: 16 * 1024 * 1024,
 };
 
 /// Bytes as text: what is printable as it is, the rest in hexadecimal.
@@ -167,6 +170,38 @@ pub(super) fn compare(file: &str, listing: &str, version: &str) {
     );
 }
 
+/// A transaction that has every kind of comparison and operation.
+fn every_part() -> Txn {
+    let key = || Bytes::from("k");
+    let tests = [
+        Test::Version(Relation::Equal, Timestamp(8)),
+        Test::Created(Relation::NotEqual, Timestamp(8)),
+        Test::Count(Relation::Less, 5),
+        Test::Lease(Relation::Greater, 0),
+        Test::Value(Relation::Equal, Bytes::from("v")),
+    ];
+    let one = |test| Comparison { keys: TxnKeys::One(key()), test };
+    let range = TxnKeys::Range { from: key(), to: key() };
+    let all = Comparison { keys: range, test: Test::Count(Relation::Equal, 0) };
+    let (from, to) = (key(), key());
+    let (rows_max, keys_only, reverse, counts_only) = (5, true, false, true);
+    let del_range =
+        TxnOp::DelRange { from: key(), to: key(), keeps_history: true, tells_previous: false };
+    let nested = Txn { or_else: vec![del_range], ..Txn::default() };
+    Txn {
+        compare: tests.map(one).into_iter().chain([all]).collect(),
+        then: vec![
+            TxnOp::Get { key: key() },
+            TxnOp::Range { from, to, rows_max, keys_only, reverse, counts_only },
+            TxnOp::Put { key: key(), value: Bytes::from("v"), tells_previous: true },
+        ],
+        or_else: vec![
+            TxnOp::Del { key: key(), keeps_history: true, tells_previous: false },
+            TxnOp::Txn(Box::new(nested)),
+        ],
+    }
+}
+
 #[test]
 fn the_commands_in_the_log_are_those_of_its_format() {
     let key = || Bytes::from("k");
@@ -196,6 +231,8 @@ fn the_commands_in_the_log_are_those_of_its_format() {
             removes: vec![Bytes::from("r")],
         }),
         WriteOp::SetHistory(SetHistory { history }),
+        WriteOp::PutSequential(PutSequential { prefix: key(), value: Bytes::from("v") }),
+        WriteOp::Txn(every_part()),
     ];
     let (rows_max, bytes_max) = (5, 6);
     let histories = [History::All, history, History::Versions { count: 2 }];

@@ -47,6 +47,7 @@ mod sessions;
 mod set_aside;
 pub mod snapshot;
 pub mod tables;
+mod txn_reads;
 mod varint;
 mod version_row;
 mod versions;

@@ -9,9 +9,13 @@ use super::garbage_collection::Horizon;
 use super::newest::Newest;
 use super::removals::PendingRemovals;
 use super::rows::{Rows, RowsInMemory, ViewRows};
+use super::txn_reads::TxnReader;
 pub use super::versions::PageLimits;
 use super::versions::{Reader, shown_version};
-use crate::model::{AppliedPoint, LogIndex, PageNext, PageOf, ReadView, Row, Timestamp, Version};
+use crate::model::{
+    AppliedPoint, LogIndex, PageNext, PageOf, ReadView, Row, Timestamp, Txn, TxnAnswer, TxnLimits,
+    Version,
+};
 
 /// A handle that reads the store: cheap to clone, for any thread.
 ///
@@ -145,6 +149,26 @@ impl Store {
     ) -> Result<Page, ApplyError> {
         let (view, pending) = self.shared.view()?;
         self.page_in(&ViewRows(&*view), pending, of, read_view, most)
+    }
+
+    /// What a transaction that only reads tells of the state that holds every write up to `at`,
+    /// which a moment ago was the newest. `None` if its comparisons look at too much.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Engine`] and [`ApplyError::Damaged`].
+    pub fn read_txn(
+        &self,
+        txn: &Txn,
+        at: Timestamp,
+        result_bytes_max: usize,
+    ) -> Result<Option<TxnAnswer>, ApplyError> {
+        let (view, pending) = self.shared.view()?;
+        let limits = TxnLimits::of(&self.shared.limits());
+        let result_bytes = limits.result_bytes.min(result_bytes_max);
+        let rows = ViewRows(&*view);
+        let reader = TxnReader(Reader::new(&rows, ReadView::as_of(at), pending));
+        txn.read(&reader, TxnLimits { result_bytes, ..limits })
     }
 
     /// A further page of a longer read, or one of the past. It is refused if versions that it

@@ -77,6 +77,8 @@ pub(super) struct FoundRows {
     pub rows: Vec<Row>,
     /// The key at which the range continues; `None` at its end.
     pub next: Option<Bytes>,
+    /// Number of rows of the store that were read, as [`PageLimits::visits`] counts them.
+    pub visited: usize,
 }
 
 /// A page of the keys of a range.
@@ -183,7 +185,8 @@ impl<'a> Reader<'a> {
     ) -> Result<FoundRows, ApplyError> {
         let mut found = FoundRows::default();
         let mut bytes = 0;
-        found.next = self.scan(from, to, limits, &mut |key, state, value| {
+        let visited = &mut found.visited;
+        found.next = self.scan(from, to, limits, visited, &mut |key, state, value| {
             bytes += key.len() + limits.shown_bytes(value);
             if !found.rows.is_empty() && (found.rows.len() >= limits.rows || bytes > limits.bytes) {
                 return Ok(Step::Stop);
@@ -207,7 +210,7 @@ impl<'a> Reader<'a> {
         limits: PageLimits,
     ) -> Result<FoundRows, ApplyError> {
         let mut found = FoundRows::default();
-        let (mut bytes, mut visited, mut scanned) = (0, 0, 0);
+        let (mut bytes, mut scanned) = (0, 0);
         let mut range = keys::versions_between(from, to);
         loop {
             let mut last = None;
@@ -218,9 +221,9 @@ impl<'a> Reader<'a> {
             })?;
             let Some(row) = last else { return Ok(found) };
             let (key, _) = keys::decode_version(&row).map_err(|_| damaged())?;
-            visited += ROWS_PER_SEEK;
-            let is_enough = visited > limits.visits || scanned > limits.scan_bytes;
-            if is_enough && visited > ROWS_PER_SEEK {
+            found.visited += ROWS_PER_SEEK;
+            let is_enough = found.visited > limits.visits || scanned > limits.scan_bytes;
+            if is_enough && found.visited > ROWS_PER_SEEK {
                 found.next = Some(key.into());
                 return Ok(found);
             }
@@ -254,7 +257,7 @@ impl<'a> Reader<'a> {
         limits: PageLimits,
     ) -> Result<FoundKeys, ApplyError> {
         let mut keys = Vec::new();
-        let next = self.scan(from, to, limits, &mut |key, _, _| {
+        let next = self.scan(from, to, limits, &mut 0, &mut |key, _, _| {
             keys.push(key.into());
             Ok(Step::NextKey)
         })?;
@@ -266,10 +269,11 @@ impl<'a> Reader<'a> {
         from: &[u8],
         to: &[u8],
         limits: PageLimits,
+        visited: &mut usize,
         show: &mut ShowValue<'_>,
     ) -> Result<Option<Bytes>, ApplyError> {
         let range = keys::versions_between(from, to);
-        walk(self.rows, &range, self.at, limits, &mut |row, timestamp, value| {
+        walk(self.rows, &range, self.at, limits, visited, &mut |row, timestamp, value| {
             let Some(value) = value else { return Ok(Step::NextKey) };
             let (key, _) = keys::decode_version(row).map_err(|_| damaged())?;
             let removed = timestamp < self.floor(&key, self.at)?;
@@ -337,7 +341,7 @@ fn decode<'a>(
 
 /// Shows the newest version not newer than `at` of each key in `range`, until it is stopped or
 /// about as many rows, or bytes of them, were read as the limits say, and at least one key. Returns
-/// the key to continue at, unless the range is at its end.
+/// the key to continue at, unless the range is at its end. Adds the number of rows to `visited`.
 ///
 /// Versions that are not shown are skipped: the engine knows best how far it steps, and none of
 /// them is counted.
@@ -349,15 +353,16 @@ fn walk(
     range: &RowRange,
     at: Timestamp,
     limits: PageLimits,
+    visited: &mut usize,
     show: &mut ShowVersion<'_>,
 ) -> Result<Option<Bytes>, ApplyError> {
-    let (mut visited, mut scanned) = (0, 0);
+    let mut scanned = 0;
     // The rows of the first key begin like this.
     let mut first: Option<Vec<u8>> = None;
     let mut outcome = Ok(None);
     rows.scan_skipping(range, &mut |row, stored, skip_to| {
-        let is_enough = visited >= limits.visits || scanned > limits.scan_bytes;
-        visited += 1;
+        let is_enough = *visited >= limits.visits || scanned > limits.scan_bytes;
+        *visited += 1;
         scanned += row.len();
         let prefix = keys::version_prefix(row);
         let is_first = first.get_or_insert_with(|| prefix.to_vec()) == prefix;

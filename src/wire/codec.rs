@@ -35,7 +35,8 @@ pub enum CodecError {
     /// The message cannot be put into MessagePack.
     #[error("the message cannot be encoded: {0}")]
     Encode(#[from] rmp_serde::encode::Error),
-    /// A list in the message is longer than such lists may be; nothing of it was read.
+    /// A list in the message is longer than such lists may be, or transactions nest deeper than
+    /// they may; nothing of it was read.
     #[error("{0}")]
     TooMany(String),
     /// The bytes are not a message.
@@ -143,7 +144,10 @@ fn encode_at(
 impl From<DecodeError> for CodecError {
     fn from(error: DecodeError) -> CodecError {
         match error {
-            DecodeError::Syntax(message) if message.starts_with(bounded::TOO_MANY) => {
+            DecodeError::Syntax(message)
+                if message.starts_with(bounded::TOO_MANY)
+                    || message.starts_with(bounded::TOO_DEEP) =>
+            {
                 CodecError::TooMany(message)
             }
             error => CodecError::Decode(error),

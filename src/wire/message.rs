@@ -13,8 +13,8 @@ use super::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use crate::limits::ELEMENT_OVERHEAD_BYTES;
 use crate::model::{
     ClusterId, Effect, EncodedWrite, History, LogEntry, LogIndex, NodeId, OpShape, PageNext,
-    PageOf, PeerId, ReadView, RequestId, Row, SnapshotId, Term, Timestamp, Version, WriteAnswer,
-    WriteOp, bounded,
+    PageOf, PeerId, ReadView, RequestId, Row, SnapshotId, Term, Timestamp, Txn, TxnAnswer, Version,
+    WriteAnswer, WriteOp, bounded,
 };
 
 /// Entries and values of at least this many bytes are not copied into the frame they go out in: of
@@ -228,6 +228,9 @@ pub enum Request {
     /// Read many keys, or many versions, a page at a time.
     #[serde(rename = "PAGE")]
     Page(PageRequest),
+    /// Carry out a transaction that only reads.
+    #[serde(rename = "TXN")]
+    Txn(TxnRequest),
     /// Have the server describe itself and its group.
     #[serde(rename = "STATUS")]
     Status,
@@ -247,6 +250,7 @@ impl Request {
                 PageOf::Keys { keys } => keys.iter().map(element).sum(),
                 PageOf::Versions { key } => element(key),
             },
+            Request::Txn(request) => request.txn.memory_bytes(),
             Request::Status => 0,
         }
     }
@@ -272,6 +276,16 @@ pub struct GetRequest {
     pub linearizable: bool,
     /// Tell the facts of the version, too. They are known only when it is applied.
     pub facts: bool,
+}
+
+/// A transaction that only reads. All of it is answered from one state of the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TxnRequest {
+    pub txn: Txn,
+    /// It means what it means in a [`GetRequest`].
+    pub session: Option<Timestamp>,
+    /// It means what it means in a [`GetRequest`].
+    pub linearizable: bool,
 }
 
 /// Which version of a key a GET is answered with.
@@ -368,6 +382,13 @@ pub enum Reply {
         view: ReadView,
         /// Nil when this was the last page.
         next: Option<PageNext>,
+    },
+    /// A transaction that only reads is answered.
+    #[serde(rename = "TXN_OK")]
+    TxnOk {
+        answer: TxnAnswer,
+        /// The state that the answer comes from holds every write up to here and none after.
+        as_of: Timestamp,
     },
     /// A STATUS is answered.
     #[serde(rename = "STATUS_OK")]

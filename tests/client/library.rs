@@ -905,7 +905,12 @@ fn what_a_call_reads_after_its_write_has_the_rest_of_its_time() {
             };
             link.reply(
                 id,
-                Reply::WriteOk(WriteAnswer { timestamp: Timestamp(9), result, previous }),
+                Reply::WriteOk(WriteAnswer {
+                    timestamp: Timestamp(9),
+                    result,
+                    previous,
+                    txn: None,
+                }),
             );
         }
         // Nothing else is ever answered.

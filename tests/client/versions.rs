@@ -632,6 +632,7 @@ fn a_previous_value_that_is_not_sent_is_read_as_it_was_before_the_write() {
                         timestamp: Timestamp(40),
                         result: OpResult::Done,
                         previous,
+                        txn: None,
                     }),
                 );
             }
@@ -663,7 +664,7 @@ fn a_condition_that_fails_tells_what_the_key_has() {
                 _ => return link.reply(id, write_ok(40, None)),
             };
             let result = OpResult::ConditionFailed { newest };
-            let answer = WriteAnswer { timestamp: Timestamp(40), result, previous };
+            let answer = WriteAnswer { timestamp: Timestamp(40), result, previous, txn: None };
             link.reply(id, Reply::WriteOk(answer));
         }
         Request::Page(request) => {
@@ -690,7 +691,7 @@ fn a_condition_that_fails_tells_what_the_key_has() {
 fn no_write_without_a_condition_is_believed_to_have_failed_one() {
     let server = FakeServer::start(|id, _, link| {
         let result = OpResult::ConditionFailed { newest: None };
-        let answer = WriteAnswer { timestamp: Timestamp(40), result, previous: None };
+        let answer = WriteAnswer { timestamp: Timestamp(40), result, previous: None, txn: None };
         link.reply(id, Reply::WriteOk(answer));
     });
     let client = Client::builder([server.address]).request_timeout(Duration::from_millis(50));

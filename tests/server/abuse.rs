@@ -37,7 +37,7 @@ use crate::support::{
 
 fn done(timestamp: i64) -> Reply {
     let timestamp = Timestamp(timestamp);
-    Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous: None })
+    Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous: None, txn: None })
 }
 
 #[test]

@@ -35,6 +35,10 @@ struct Report {
     acknowledged: u64,
     read: u64,
     pages: u64,
+    /// Transactions that have taken `then`, and others.
+    txns: (u64, u64),
+    /// Transactions that only read.
+    read_txns: u64,
     /// Questions that came too late, too early, or named no key.
     refused: u64,
     terms: u64,
@@ -68,6 +72,8 @@ fn state_limits(rng: &mut Rng, removal_grace_us: u64, short_sessions: bool) -> S
             default.session_replies_max,
         ]),
         session_replies_total_max: rng.pick(&[9, default.session_replies_total_max]),
+        transaction_rows_max: default.transaction_rows_max,
+        transaction_compared_bytes_max: default.transaction_compared_bytes_max,
     }
 }
 
@@ -228,6 +234,8 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
         acknowledged: ended(|outcome| matches!(outcome, Outcome::Written(_))),
         read: world.spans().iter().filter(|span| !span.write).count() as u64,
         pages: ended(|outcome| matches!(outcome, Outcome::Paged(_))),
+        txns: world.checker.model.txns(),
+        read_txns: ended(|outcome| matches!(outcome, Outcome::Transacted(_))),
         refused: ended(|outcome| matches!(outcome, Outcome::Refused(_))),
         terms: world.checker.terms_led() as u64,
         faults: world.nemesis.struck.values().sum(),
@@ -376,6 +384,9 @@ fn random_seeds_keep_every_promise() {
                             total.acknowledged += report.acknowledged;
                             total.read += report.read;
                             total.pages += report.pages;
+                            total.txns.0 += report.txns.0;
+                            total.txns.1 += report.txns.1;
+                            total.read_txns += report.read_txns;
                             total.refused += report.refused;
                             total.terms += report.terms;
                             total.faults += report.faults;
@@ -401,11 +412,13 @@ fn random_seeds_keep_every_promise() {
     }
     let total = total.into_inner().unwrap();
     println!(
-        "{seeds} seeds: {} writes, {} linearizable reads, {} pages, {} refusals, {} leaders, {} \
-         faults, {} snapshots",
+        "{seeds} seeds: {} writes, {} linearizable reads, {} pages, {:?} transactions and {} that \
+         only read, {} refusals, {} leaders, {} faults, {} snapshots",
         total.acknowledged,
         total.read,
         total.pages,
+        total.txns,
+        total.read_txns,
         total.refused,
         total.terms,
         total.faults,
@@ -414,6 +427,7 @@ fn random_seeds_keep_every_promise() {
     // A campaign in which nothing happens proves nothing.
     assert!(total.acknowledged > seeds * 10 && total.read > seeds && total.faults > seeds);
     assert!(total.pages > seeds * 10 && total.refused > seeds);
+    assert!(total.txns.0.min(total.txns.1).min(total.read_txns) > seeds, "few transactions");
     assert!(total.terms > seeds, "no leader was ever replaced");
     assert!(total.snapshots > seeds / 10, "hardly a snapshot was taken in");
 }

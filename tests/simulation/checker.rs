@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use crate::model::{Expected, Model, Written};
 use acervo::model::{
     Action, AppliedPoint, AppliedWrite, ClientId, Command, LogEntry, LogIndex, NodeId, StateLimits,
-    Term, Timestamp, WriteFate,
+    Term, Timestamp, TxnAnswer, WriteFate,
 };
 use acervo::wire::message::WriteRequest;
 
@@ -142,7 +142,7 @@ impl Checker {
             // Where nobody waits, nobody looks what was before.
             let mut fate = write.fate.clone();
             if let WriteFate::Answered(answer) = &mut fate {
-                answer.previous = None;
+                (answer.previous, answer.txn) = (None, None);
             }
             let first = known.fate.get_or_insert(fate.clone());
             ensure!(*first == fate, "{write:?} came to {first:?} elsewhere");
@@ -341,6 +341,13 @@ fn came_to(
     let is_gone = matches!(expected, Expected::OutcomeWithoutPrevious(_));
     let as_it_was = answer.previous.as_ref() == previous || is_gone && answer.previous.is_none();
     ensure!(as_it_was, "{write:?} should have told {previous:?}");
+    let txn = written.txn.as_ref().filter(|_| answering);
+    let told = answer.txn.as_deref();
+    let without = txn.map(|txn| TxnAnswer { results: None, ..txn.clone() });
+    ensure!(
+        told == txn || is_gone && told == without.as_ref(),
+        "{write:?} should have told {txn:?}"
+    );
     Ok(())
 }
 

@@ -28,7 +28,7 @@ const ATTACKER: usize = 2;
 /// What no leader has said.
 fn anything_done() -> Reply {
     let timestamp = Timestamp::default();
-    Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous: None })
+    Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous: None, txn: None })
 }
 
 /// A group with some writes in its log.

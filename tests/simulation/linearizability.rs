@@ -15,7 +15,8 @@ use crate::checker::{Verdict, ensure};
 /// One operation that took place.
 #[derive(Clone, Debug)]
 pub struct Span {
-    /// The key; `None` for a write that leaves every key's newest state as it is.
+    /// The key; `None` for a write that leaves every key's newest state as it is, and for a read of
+    /// the whole state.
     pub key: Option<Bytes>,
     /// When it was first asked.
     pub began_us: u64,
@@ -39,7 +40,8 @@ pub fn check(spans: &[Span]) -> Verdict {
             written_from_us.insert(span.version, span.began_us);
         }
     }
-    for read in spans.iter().filter(|span| !span.write && span.version > Timestamp::ZERO) {
+    let of_a_key = |span: &&Span| span.key.is_some() && span.version > Timestamp::ZERO;
+    for read in spans.iter().filter(|span| !span.write).filter(of_a_key) {
         let from_us = written_from_us.get(&read.version);
         ensure!(
             from_us.is_some_and(|from_us| read.ended_us.is_none_or(|end_us| *from_us <= end_us)),
@@ -49,7 +51,7 @@ pub fn check(spans: &[Span]) -> Verdict {
     for spans in by_key.into_values() {
         sweep(spans)?;
     }
-    sweep(spans.iter().filter(|span| span.write).collect())
+    sweep(spans.iter().filter(|span| span.write || span.key.is_none()).collect())
 }
 
 fn sweep(mut by_begin: Vec<&Span>) -> Verdict {
@@ -94,6 +96,14 @@ mod tests {
     #[test]
     fn a_stale_read_is_noticed() {
         assert!(check(&[span(10, 20, 7, true), span(21, 22, 0, false)]).is_err());
+    }
+
+    #[test]
+    fn a_stale_read_of_the_whole_state_is_noticed() {
+        let read = |version| Span { key: None, ..span(21, 22, version, false) };
+        check(&[span(10, 20, 7, true), read(7)]).unwrap();
+        check(&[span(10, 20, 7, true), read(9)]).unwrap();
+        assert!(check(&[span(10, 20, 7, true), read(6)]).is_err());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 
 use acervo::model::{
     Action, AppliedPoint, AppliedWrite, Command, LogEntry, MachineSummary, OpResult, Release,
-    WriteAnswer, WriteFate,
+    WriteAnswer, WriteFate, WriteOutcome,
 };
 use acervo::server::snapshots::intake::Intake;
 use acervo::server::work::{SnapshotReport, SnapshotWork};
@@ -165,11 +165,10 @@ impl Machine {
         Ok(Some(AppliedWrite {
             index: entry.index,
             term: entry.term,
-            fate: WriteFate::Answered(WriteAnswer {
+            fate: WriteFate::Answered(WriteAnswer::of(WriteOutcome {
                 timestamp,
                 result: OpResult::Done,
-                previous: None,
-            }),
+            })),
             newest_sequence: request.sequence,
         }))
     }

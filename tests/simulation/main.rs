@@ -73,6 +73,7 @@ mod machine;
 mod model;
 mod nemesis;
 mod network;
+mod plain_transactions;
 mod reads;
 mod rng;
 mod scenarios;

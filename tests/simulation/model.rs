@@ -10,10 +10,12 @@ use std::rc::Rc;
 
 use acervo::model::{
     Action, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, GarbageCollection,
-    GroupRules, LogIndex, OpResult, Operation, PageOf, Previous, Put, PutAll, PutIf, RequestId,
-    Row, StateLimits, Timestamp, Trim, Version, WriteIf, WriteOp,
+    GroupRules, KeyState, LogIndex, OpResult, Operation, PageOf, Previous, Put, PutAll, PutIf,
+    RequestId, Row, StateLimits, Timestamp, Trim, Txn, TxnAnswer, Version, WriteIf, WriteOp,
 };
 use bytes::Bytes;
+
+use crate::plain_transactions::{State, bits, carry_out};
 
 type Versions = BTreeMap<Timestamp, Version>;
 
@@ -38,6 +40,8 @@ pub struct Written {
     pub result: OpResult,
     /// What its one key had just before.
     pub previous: Option<Previous>,
+    /// What it told, if it is a transaction.
+    pub txn: Option<TxnAnswer>,
     /// The key that it has only looked at, since its condition did not hold, and the version of its
     /// newest state, a deletion's too.
     pub looked_at: Option<(Bytes, Timestamp)>,
@@ -182,6 +186,16 @@ impl Moment {
         }
     }
 
+    /// Every key that has a value, with the newest.
+    pub fn newest(&self) -> State {
+        let newest = self.state.iter().filter_map(|(key, versions)| {
+            let (_, Version { timestamp, value, facts }) = versions.last_key_value()?;
+            let state = KeyState { version: *timestamp, facts: (*facts)? };
+            Some((key.clone(), (state, value.clone())))
+        });
+        newest.collect()
+    }
+
     /// Every key that has a value.
     pub fn keys(&self) -> impl Iterator<Item = &Bytes> {
         self.state.keys()
@@ -190,7 +204,8 @@ impl Moment {
     fn change(&mut self, now: Timestamp, op: &WriteOp) {
         let mut put = |key: &Bytes, value: &Bytes| {
             let versions = Rc::make_mut(self.state.entry(key.clone()).or_default());
-            let (created, count) = match versions.last_key_value() {
+            // Of a key that is given twice the last value counts, and makes one version.
+            let (created, count) = match versions.range(..now).next_back() {
                 Some((_, Version { facts: Some(before), .. })) => {
                     (before.created, before.count + 1)
                 }
@@ -226,7 +241,11 @@ impl Moment {
                     *versions = Rc::new(newest.into_iter().collect());
                 }
             }
+            WriteOp::PutSequential(sequential) => {
+                put(&sequential.key(now), &sequential.value);
+            }
             WriteOp::Barrier(_) | WriteOp::SetHistory(_) => {}
+            WriteOp::Txn(_) => panic!("a transaction is not carried out here"),
         }
     }
 }
@@ -304,6 +323,11 @@ impl Model {
             return Expected::Refused;
         }
         self.sessions.record(request);
+        if let WriteOp::Txn(txn) = op {
+            let written = self.transact(moment, txn);
+            self.writes.insert(name, written.clone());
+            return Expected::Outcome(written);
+        }
         let now = moment.timestamp;
         let (result, looked_at) = self.judge(moment, op);
         let told = looked_at.as_ref().map(|(key, _)| key).or(told_key(op));
@@ -321,6 +345,7 @@ impl Model {
             WriteOp::DelRange(DelRange { from, to }) => {
                 self.changes.keys().filter(|key| from <= *key && *key <= to).cloned().collect()
             }
+            WriteOp::PutSequential(sequential) => vec![sequential.key(now)],
             named => keys_of(named),
         };
         for key in &keys {
@@ -330,9 +355,37 @@ impl Model {
         if looked_at.is_none() {
             moment.change(now, op);
         }
-        let written = Written { timestamp: now, result, previous, keys, looked_at };
+        let written = Written { timestamp: now, result, previous, keys, txn: None, looked_at };
         self.writes.insert(name, written.clone());
         Expected::Outcome(written)
+    }
+
+    /// Carries out a transaction that is applied next.
+    fn transact(&mut self, moment: &mut Moment, txn: &Txn) -> Written {
+        let now = moment.timestamp;
+        let before = moment.newest();
+        let mut after = before.clone();
+        let (branches, answer) = carry_out(txn, &mut after, now);
+        let mut keys = Vec::new();
+        for (key, (state, value)) in &after {
+            if state.version == now {
+                let (value, facts) = (value.clone(), Some(state.facts));
+                let versions = moment.state.entry(key.clone()).or_default();
+                Rc::make_mut(versions).insert(now, Version { timestamp: now, value, facts });
+                keys.push(key.clone());
+            }
+        }
+        for key in before.keys().filter(|key| !after.contains_key(*key)) {
+            moment.state.remove(key);
+            keys.push(key.clone());
+        }
+        for key in &keys {
+            let index = self.moments.len() as u64;
+            self.changes.entry(key.clone()).or_default().push((index, now));
+        }
+        let result = OpResult::Txn { branches: bits(&branches) };
+        let (txn, previous, looked_at) = (Some(answer), None, None);
+        Written { timestamp: now, result, previous, keys, txn, looked_at }
     }
 
     /// What an operation comes to that is applied next, and what it looks at if its condition does
@@ -381,6 +434,13 @@ impl Model {
 
     pub fn last_index(&self) -> LogIndex {
         self.moments.len() as u64 - 1
+    }
+
+    /// The number of transactions that have taken `then`, and that of the others.
+    pub fn txns(&self) -> (u64, u64) {
+        let txns = self.writes.values().filter_map(|written| written.txn.as_ref());
+        let (then, or_else): (Vec<_>, Vec<_>) = txns.partition(|txn| txn.succeeded);
+        (then.len() as u64, or_else.len() as u64)
     }
 
     /// What became of a write.

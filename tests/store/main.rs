@@ -9,6 +9,7 @@ mod datadir_crash;
 mod engine_conformance;
 #[path = "../support/log_disk.rs"]
 mod log_disk;
+mod plain_transactions;
 mod room;
 mod tables_crash;
 mod versions_model;

@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use acervo::limits;
 use acervo::model::{
     Action, Barrier, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, GarbageCollection,
-    History, LogEntry, OpResult, Operation, PageNext, PageOf, Previous, Put, PutAll, PutIf,
-    ReadView, RequestId, Row, SetHistory, StateLimits, Timestamp, Trim, Version, WriteFate,
-    WriteIf, WriteOp,
+    History, KeyState, LogEntry, OpResult, Operation, PageNext, PageOf, Previous, Put, PutAll,
+    PutIf, PutSequential, ReadView, RequestId, Row, SetHistory, StateLimits, Timestamp, Trim, Txn,
+    TxnAnswer, Version, WriteFate, WriteIf, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::engine::{
@@ -31,6 +31,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use crate::log_disk::SimDisk;
+use crate::plain_transactions::{self, TxnMaker, bits, carry_out};
 
 /// As much as this release does in one piece.
 const ROWS_MAX: u32 = limits::COLLECTION_ROWS_MAX as u32;
@@ -53,6 +54,8 @@ struct Model {
     moments: Vec<(i64, State)>,
     purged: i64,
     swept: i64,
+    /// What each transaction came to.
+    txns: BTreeMap<i64, (OpResult, TxnAnswer)>,
 }
 
 impl Model {
@@ -64,7 +67,8 @@ impl Model {
         let mut state = self.now();
         let put = |state: &mut State, key: &Bytes, value: &Bytes| {
             let versions = state.entry(key.clone()).or_default();
-            let (created, count) = match versions.last_key_value() {
+            // Of a key that is given twice the last value counts, and makes one version.
+            let (created, count) = match versions.range(..at).next_back() {
                 Some((_, (_, before))) => (before.created, before.count + 1),
                 None => (Timestamp(at), 1),
             };
@@ -98,6 +102,21 @@ impl Model {
                     && let Some((newest, value)) = versions.pop_last()
                 {
                     *versions = BTreeMap::from([(newest, value)]);
+                }
+            }
+            WriteOp::PutSequential(sequential) => {
+                put(&mut state, &sequential.key(Timestamp(at)), &sequential.value);
+            }
+            WriteOp::Txn(txn) => {
+                let mut after = plain(&state);
+                let (branches, answer) = carry_out(txn, &mut after, Timestamp(at));
+                let result = OpResult::Txn { branches: bits(&branches) };
+                self.txns.insert(at, (result, answer));
+                state.retain(|key, _| after.contains_key(key));
+                for (key, (found, value)) in after {
+                    if found.version.0 == at {
+                        state.entry(key).or_default().insert(at, (value, found.facts));
+                    }
                 }
             }
             WriteOp::Barrier(_) | WriteOp::SetHistory(_) => {}
@@ -135,6 +154,40 @@ impl Model {
         let versions = state.get(key).into_iter().flat_map(|versions| versions.range(..=at).rev());
         versions.map(|(at, value)| (key.clone(), Some(value.clone()), *at)).collect()
     }
+}
+
+/// The newest version of each key, for transactions.
+fn plain(state: &State) -> plain_transactions::State {
+    let newest = state.iter().filter_map(|(key, versions)| {
+        let (version, (value, facts)) = versions.last_key_value()?;
+        let found = KeyState { version: Timestamp(*version), facts: *facts };
+        Some((key.clone(), (found, value.clone())))
+    });
+    newest.collect()
+}
+
+/// A transaction from a number as random ones.
+fn any_txn(seed: u64, only_reads: bool) -> Txn {
+    let mut last = seed;
+    let mut pick = move |most: usize| {
+        last = last.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        ((last >> 33) % most as u64) as usize
+    };
+    let mut keys = keys();
+    keys.sort();
+    let versions: Vec<_> = (1..12).map(|number| Timestamp(10 * number)).collect();
+    let values = [Bytes::new(), Bytes::from_static(b"value")];
+    let mut value = || Bytes::from_static(b"value");
+    let mut maker = TxnMaker {
+        pick: &mut pick,
+        keys: &keys,
+        versions: &versions,
+        value: &mut value,
+        values: &values,
+        keeps_history: false,
+        only_reads,
+    };
+    maker.fit(3)
 }
 
 fn holds(condition: Condition, newest: Option<i64>) -> bool {
@@ -235,6 +288,8 @@ struct World {
     limits: StateLimits,
     model: Model,
     log: Vec<LogEntry>,
+    /// The transactions in it, which may come again.
+    txns: Vec<(RequestId, WriteOp)>,
     last: i64,
     sequence: u64,
     history: History,
@@ -273,6 +328,7 @@ impl World {
             _folder: folder,
             model: Model::default(),
             log: Vec::new(),
+            txns: Vec::new(),
             last: 0,
             sequence: 0,
             history: History::All,
@@ -301,6 +357,31 @@ impl World {
         self.model.apply(at, op);
         if let WriteOp::SetHistory(SetHistory { history }) = op {
             self.history = *history;
+        }
+        if matches!(op, WriteOp::Txn(_)) {
+            self.txns.push((request, op.clone()));
+        }
+    }
+
+    /// A transaction that was written comes again.
+    fn write_again(&mut self, which: usize) {
+        let Some(back) = self.txns.len().checked_sub(1) else { return };
+        let (request, op) = self.txns[back - which % (back + 1)].clone();
+        let at = self.push(Action::Write { request, op });
+        let last = self.model.now();
+        self.model.moments.push((at, last));
+    }
+
+    /// A transaction that only reads tells the newest state.
+    fn read_at_once(&mut self, seed: u64) {
+        self.settle();
+        let txn = any_txn(seed, true);
+        let (_, expected) = carry_out(&txn, &mut plain(&self.model.now()), Timestamp::ZERO);
+        for machine in [&self.memory.1, &self.disk, &self.tables.1] {
+            let store = machine.store();
+            let at = store.applied().timestamp;
+            let told = store.read_txn(&txn, at, usize::MAX).unwrap();
+            assert_eq!(told.as_ref(), Some(&expected), "{txn:?}");
         }
     }
 
@@ -347,6 +428,17 @@ impl World {
                     false => OpResult::ConditionFailed { newest: newest.map(Timestamp) },
                 };
                 assert_eq!(answered.result, expected, "{op:?}");
+            }
+            if matches!(op, WriteOp::Txn(_)) {
+                let (result, answer) = &self.model.txns[&answered.timestamp.0];
+                assert_eq!(answered.result, *result, "{op:?}");
+                let mut expected = answer.clone();
+                let told = answered.txn.as_deref();
+                let is_late = before < self.model.purged || before < self.model.swept;
+                if is_late && told.is_some_and(|told| told.results.is_none()) {
+                    expected.results = None;
+                }
+                assert_eq!(told, Some(&expected), "{op:?} at {}", answered.timestamp);
             }
             let key = op.tells_before(answered.result);
             let expected = key.map(|key| self.model.get(key, before, before));
@@ -584,6 +676,10 @@ fn keys() -> Vec<Bytes> {
 #[derive(Clone, Debug)]
 enum Step {
     Write(WriteOp),
+    /// A transaction that was written comes again.
+    Again(usize),
+    /// A transaction that only reads, from a number.
+    ReadAtOnce(u64),
     Settle,
     Crash,
     Checkpoint,
@@ -643,6 +739,9 @@ fn op() -> impl Strategy<Value = WriteOp> {
         1 => (key(), key()).prop_map(|(from, to)| WriteOp::DelRange(DelRange { from, to })),
         2 => key().prop_map(|key| WriteOp::Trim(Trim { key, tells_previous: true })),
         1 => Just(WriteOp::Barrier(Barrier {})),
+        1 => (key(), value())
+            .prop_map(|(prefix, value)| PutSequential { prefix, value }.into()),
+        5 => any::<u64>().prop_map(|seed| any_txn(seed, false).into()),
     ]
 }
 
@@ -680,6 +779,8 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     prop_oneof![
         12 => op().prop_map(Step::Write),
+        2 => (0..9usize).prop_map(Step::Again),
+        2 => any::<u64>().prop_map(Step::ReadAtOnce),
         3 => Just(Step::Settle),
         1 => Just(Step::Crash),
         1 => Just(Step::Checkpoint),
@@ -712,6 +813,8 @@ proptest! {
         for step in steps {
             match step {
                 Step::Write(op) => world.write(&op),
+                Step::Again(which) => world.write_again(which),
+                Step::ReadAtOnce(seed) => world.read_at_once(seed),
                 Step::Settle => {
                     world.settle();
                     world.check_known(&keys);

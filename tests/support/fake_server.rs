@@ -210,7 +210,7 @@ pub fn write_ok(timestamp: i64, previous: Option<(i64, &'static str)>) -> Reply 
         }
     });
     let timestamp = Timestamp(timestamp);
-    Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous })
+    Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous, txn: None })
 }
 
 /// The state that it comes from has gone on since, past whatever a client may have seen elsewhere.

@@ -8,10 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, SERVER_FRAME_BYTES_MAX};
 use acervo::model::{
-    Barrier, ChunkHash, ClientId, ClusterId, Condition, ContentId, Del, DelAll, DelRange, Effect,
-    EncodedWrite, Facts, FileEntry, FileName, History, LeaseId, LogEntry, NodeId, OpResult,
-    PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf, ReadView, RequestId, Row, SetHistory,
-    SnapshotId, Timestamp, Trim, Version, WriteAnswer, WriteIf, WriteOp,
+    Barrier, ChunkHash, ClientId, ClusterId, Comparison, Condition, ContentId, Del, DelAll,
+    DelRange, Effect, EncodedWrite, Facts, FileEntry, FileName, History, LeaseId, LogEntry, NodeId,
+    OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf, PutSequential, ReadView,
+    Relation, RequestId, Row, SetHistory, SnapshotId, Test, Timestamp, Trim, Txn, TxnAnswer,
+    TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer, WriteIf, WriteOp,
 };
 use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
@@ -70,6 +71,97 @@ fn previous() -> impl Strategy<Value = Previous> {
     ]
 }
 
+fn comparison() -> impl Strategy<Value = Comparison> {
+    let keys = prop_oneof![
+        blob().prop_map(TxnKeys::One),
+        (blob(), blob()).prop_map(|(from, to)| TxnKeys::Range { from, to }),
+    ];
+    let relation = prop_oneof![
+        Just(Relation::Equal),
+        Just(Relation::NotEqual),
+        Just(Relation::Less),
+        Just(Relation::Greater),
+    ];
+    let test = (relation, timestamp(), any::<u64>(), blob(), 0..5usize).prop_map(
+        |(relation, timestamp, number, value, which)| match which {
+            0 => Test::Version(relation, timestamp),
+            1 => Test::Created(relation, timestamp),
+            2 => Test::Count(relation, number),
+            3 => Test::Lease(relation, number),
+            _ => Test::Value(relation, value),
+        },
+    );
+    (keys, test).prop_map(|(keys, test)| Comparison { keys, test })
+}
+
+/// Any that can be decoded, whether it can be carried out or not.
+fn txn() -> impl Strategy<Value = Txn> {
+    let leaf = (blob(), blob(), any::<u32>(), any::<[bool; 3]>(), 0..5usize).prop_map(
+        |(key, other, number, [first, second, third], which)| match which {
+            0 => TxnOp::Get { key },
+            1 => TxnOp::Range {
+                from: key,
+                to: other,
+                rows_max: number,
+                keys_only: first,
+                reverse: second,
+                counts_only: third,
+            },
+            2 => TxnOp::Put { key, value: other, tells_previous: first },
+            3 => TxnOp::Del { key, keeps_history: first, tells_previous: second },
+            _ => TxnOp::DelRange {
+                from: key,
+                to: other,
+                keeps_history: first,
+                tells_previous: second,
+            },
+        },
+    );
+    let txn = |op: BoxedStrategy<TxnOp>| {
+        (vec(comparison(), 0..3), vec(op.clone(), 0..3), vec(op, 0..3))
+            .prop_map(|(compare, then, or_else)| Txn { compare, then, or_else })
+    };
+    let ops =
+        leaf.prop_recursive(3, 12, 3, move |op| txn(op).prop_map(|txn| TxnOp::Txn(Box::new(txn))));
+    (vec(comparison(), 0..3), vec(ops.clone(), 0..3), vec(ops, 0..3))
+        .prop_map(|(compare, then, or_else)| Txn { compare, then, or_else })
+}
+
+fn txn_answer() -> impl Strategy<Value = TxnAnswer> {
+    let facts = (timestamp(), any::<u64>(), option::of(any::<u64>().prop_map(LeaseId)))
+        .prop_map(|(created, count, lease)| Facts { created, count, lease });
+    let found = (timestamp(), facts, option::of(blob()))
+        .prop_map(|(timestamp, facts, value)| TxnVersion { timestamp, facts, value });
+    let found = found.boxed();
+    let rows = vec((blob(), found.clone()).prop_map(|(key, found)| TxnRow { key, found }), 0..4);
+    let leaf = (option::of(found), rows, any::<u64>(), any::<bool>(), 0..5usize).prop_map(
+        |(found, rows, count, has_more, which)| match which {
+            0 => TxnResult::Get(found),
+            1 => TxnResult::Range { rows, count, has_more },
+            2 => TxnResult::Put { previous: found },
+            3 => TxnResult::Del { previous: found },
+            _ => TxnResult::DelRange { removed: count, rows },
+        },
+    );
+    let answer = |result: BoxedStrategy<TxnResult>| {
+        (any::<bool>(), option::of(vec(result, 0..3)))
+            .prop_map(|(succeeded, results)| TxnAnswer { succeeded, results })
+    };
+    let results =
+        leaf.prop_recursive(3, 12, 3, move |result| answer(result).prop_map(TxnResult::Txn));
+    (any::<bool>(), option::of(vec(results, 0..3)))
+        .prop_map(|(succeeded, results)| TxnAnswer { succeeded, results })
+}
+
+fn op_result() -> impl Strategy<Value = OpResult> {
+    prop_oneof![
+        Just(OpResult::Done),
+        option::of(timestamp()).prop_map(|newest| OpResult::ConditionFailed { newest }),
+        any::<u64>().prop_map(|branches| OpResult::Txn { branches }),
+        Just(OpResult::TooLong),
+    ]
+}
+
 fn write_request() -> impl Strategy<Value = WriteRequest> {
     let op = prop_oneof![
         (blob(), blob()).prop_map(|(key, value)| WriteOp::Put(Put {
@@ -96,6 +188,8 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
         any::<u64>().prop_filter_map("a history", |number| {
             history(number).map(|history| WriteOp::SetHistory(SetHistory { history }))
         }),
+        (blob(), blob()).prop_map(|(prefix, value)| PutSequential { prefix, value }.into()),
+        txn().prop_map(WriteOp::Txn),
     ];
     (any::<[u64; 3]>(), timestamp(), op).prop_map(
         |([client, sequence, answered_below], begun, op)| WriteRequest {
@@ -155,6 +249,9 @@ fn request() -> impl Strategy<Value = Request> {
             }
         ),
         page_request().prop_map(Request::Page),
+        (txn(), option::of(timestamp()), any::<bool>()).prop_map(|(txn, session, linearizable)| {
+            Request::Txn(TxnRequest { txn, session, linearizable })
+        }),
         Just(Request::Status),
     ]
 }
@@ -217,13 +314,13 @@ fn reply() -> impl Strategy<Value = Reply> {
     ];
     let effect = prop_oneof![Just(Effect::NotDone), Just(Effect::MayBeDone), Just(Effect::Done)];
     prop_oneof![
-        (timestamp(), option::of(option::of(timestamp())), option::of(previous())).prop_map(
-            |(timestamp, failed, previous)| {
-                let failed = failed.map(|newest| OpResult::ConditionFailed { newest });
-                let result = failed.unwrap_or(OpResult::Done);
-                Reply::WriteOk(WriteAnswer { timestamp, result, previous })
+        (timestamp(), op_result(), option::of(previous()), option::of(txn_answer())).prop_map(
+            |(timestamp, result, previous, txn)| {
+                let txn = txn.map(Box::new);
+                Reply::WriteOk(WriteAnswer { timestamp, result, previous, txn })
             }
         ),
+        (txn_answer(), timestamp()).prop_map(|(answer, as_of)| Reply::TxnOk { answer, as_of }),
         page_ok(),
         (option::of(version()), timestamp())
             .prop_map(|(found, as_of)| Reply::GetOk { found, as_of }),

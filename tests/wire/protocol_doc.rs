@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 
 use acervo::limits::{FRAME_HEADER_BYTES, HELLO_FRAME_BYTES_MAX};
 use acervo::model::{
-    Barrier, ClientId, ClusterId, Condition, ContentId, Del, Effect, EncodedWrite, Facts,
-    FileEntry, FileName, LogEntry, NodeId, OpResult, PageNext, PageOf, PeerId, Previous, Put,
-    PutAll, PutIf, ReadView, RequestId, Row, Timestamp, Version, WriteAnswer, WriteOp,
+    Barrier, ClientId, ClusterId, Comparison, Condition, ContentId, Del, Effect, EncodedWrite,
+    Facts, FileEntry, FileName, LogEntry, NodeId, OpResult, PageNext, PageOf, PeerId, Previous,
+    Put, PutAll, PutIf, ReadView, Relation, RequestId, Row, Test, Timestamp, Txn, TxnAnswer,
+    TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer, WriteOp,
 };
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
@@ -23,7 +24,7 @@ const DOCUMENT: &str = include_str!("../../docs/PROTOCOL.md");
 const BEGUN: Timestamp = Timestamp(1_699_999_999_000_000);
 
 fn written(timestamp: Timestamp, previous: Option<Previous>) -> Reply {
-    Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous })
+    Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous, txn: None })
 }
 
 /// What the document says each example is.
@@ -62,6 +63,31 @@ fn examples() -> Vec<(&'static str, Message)> {
     };
     let stamp = Timestamp(1_700_000_000_000_000);
     let second = Facts { count: 2, ..created(stamp) };
+    let lua = || Bytes::from_static(b"lua");
+    let test = Test::Count(Relation::Equal, 0);
+    let put_lua = TxnOp::Put { key: lua(), value: "cheia".into(), tells_previous: false };
+    let create = Txn {
+        compare: vec![Comparison { keys: TxnKeys::One(lua()), test }],
+        then: vec![put_lua],
+        or_else: vec![TxnOp::Get { key: lua() }],
+    };
+    let range_read = TxnOp::Range {
+        from: "a".into(),
+        to: "sol".into(),
+        rows_max: 2,
+        keys_only: false,
+        reverse: false,
+        counts_only: false,
+    };
+    let listing = Txn { then: vec![range_read], ..Txn::default() };
+    let made = Timestamp(stamp.0 + 80);
+    let found = TxnVersion {
+        timestamp: made,
+        facts: Facts { created: made, count: 1, lease: None },
+        value: Some("cheia".into()),
+    };
+    let rows = vec![TxnRow { key: lua(), found }];
+    let listed = TxnResult::Range { rows, count: 1, has_more: false };
     let film = FileEntry {
         name: FileName::new("lua.mp4").expect("a name"),
         size: 3,
@@ -240,7 +266,45 @@ fn examples() -> Vec<(&'static str, Message)> {
                     timestamp: Timestamp(stamp.0 + 64),
                     result: OpResult::ConditionFailed { newest: None },
                     previous: Some(Previous::Absent),
+                    txn: None,
                 }),
+            },
+        ),
+        ("txn", Message::Request { id: 13, body: write(6, create.into()) }),
+        (
+            "txn-ok",
+            Message::Reply {
+                id: 13,
+                body: Reply::WriteOk(WriteAnswer {
+                    timestamp: Timestamp(stamp.0 + 80),
+                    result: OpResult::Txn { branches: 1 },
+                    previous: None,
+                    txn: Some(Box::new(TxnAnswer {
+                        succeeded: true,
+                        results: Some(vec![TxnResult::Put { previous: None }]),
+                    })),
+                }),
+            },
+        ),
+        (
+            "txn-read",
+            Message::Request {
+                id: 14,
+                body: Request::Txn(TxnRequest {
+                    txn: listing,
+                    session: Some(Timestamp(stamp.0 + 80)),
+                    linearizable: true,
+                }),
+            },
+        ),
+        (
+            "txn-read-ok",
+            Message::Reply {
+                id: 14,
+                body: Reply::TxnOk {
+                    answer: TxnAnswer { succeeded: true, results: Some(vec![listed]) },
+                    as_of: Timestamp(stamp.0 + 96),
+                },
             },
         ),
         ("barrier", Message::Request { id: 11, body: write(4, WriteOp::Barrier(Barrier {})) }),
@@ -356,6 +420,12 @@ fn the_documents_limits_are_the_codes() {
         ("clients of a server", limits::CONNECTIONS_MAX),
         ("remembered replies", limits::SESSION_REPLIES_MAX),
         ("nesting", limits::MESSAGE_DEPTH_MAX),
+        ("nesting of transactions", limits::TRANSACTION_DEPTH_MAX),
+        ("transactions in one", limits::TRANSACTIONS_WITHIN_MAX),
+        ("comparisons, reads and removed ranges of a transaction", limits::TRANSACTION_LOOKS_MAX),
+        ("rows of a transaction", limits::TRANSACTION_ROWS_MAX),
+        ("compared bytes of a transaction", limits::TRANSACTION_COMPARED_BYTES_MAX),
+        ("bytes of an answer to a transaction", limits::TRANSACTION_RESULT_BYTES_MAX),
         ("keys of a write", limits::TRANSACTION_KEYS_MAX),
         ("bytes of a write", limits::TRANSACTION_BYTES_MAX),
         ("rows of a page", limits::PAGE_ROWS_MAX),

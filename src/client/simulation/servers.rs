@@ -271,7 +271,9 @@ impl Group {
                 let code = ErrorCode::Busy { retry_after_ms: 5 };
                 Reply::Error(ErrorReply::not_done(code, "here".to_owned()))
             }
-            Request::Page(_) => panic!("nobody asks for pages here"),
+            Request::Page(_) | Request::Txn(_) => {
+                panic!("nobody asks for pages or transactions here")
+            }
         }
     }
 
@@ -296,7 +298,7 @@ impl Group {
             self.of_key.entry(key.clone()).or_default().push(self.log.len());
             self.log.push(Entry { timestamp, key, value });
         }
-        Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous: None })
+        Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous: None, txn: None })
     }
 
     fn get(&self, server: usize, get: &GetRequest) -> Reply {

@@ -25,8 +25,10 @@ mod del_range;
 mod put;
 mod put_all;
 mod put_if;
+mod put_sequential;
 mod set_history;
 mod trim;
+mod txn;
 mod write_if;
 
 use std::mem::Discriminant;
@@ -41,8 +43,13 @@ pub use del_range::DelRange;
 pub use put::Put;
 pub use put_all::PutAll;
 pub use put_if::{Condition, PutIf};
+pub use put_sequential::PutSequential;
 pub use set_history::SetHistory;
 pub use trim::Trim;
+pub use txn::{
+    Comparison, Relation, Test, Txn, TxnAnswer, TxnDecision, TxnFound, TxnFoundKeys, TxnKeys,
+    TxnLimits, TxnOp, TxnRange, TxnReads, TxnResult, TxnRow, TxnVersion,
+};
 pub use write_if::WriteIf;
 
 use super::key::check_key_bytes;
@@ -73,6 +80,13 @@ pub trait StoreChanges {
 
     /// Removes every version of a key but the newest.
     fn trim(&mut self, key: &Bytes) -> Result<(), Self::Error>;
+
+    /// The timestamp of the write, which all of its changes bear.
+    fn timestamp(&self) -> Timestamp;
+
+    /// Evaluates a transaction against the state as it was before this operation; nothing is
+    /// changed. `None` if it looks at more than it may.
+    fn decide(&self, txn: &Txn) -> Result<Option<TxnDecision>, Self::Error>;
 
     /// Changes what is kept of versions that newer ones have replaced.
     fn set_history(&mut self, history: History) -> Result<(), Self::Error>;
@@ -133,6 +147,7 @@ pub trait Operation {
         match result {
             OpResult::Done => true,
             OpResult::ConditionFailed { .. } => self.condition().is_some(),
+            OpResult::Txn { .. } | OpResult::TooLong => false,
         }
     }
 
@@ -140,7 +155,7 @@ pub trait Operation {
     /// that did not hold.
     fn tells_before(&self, result: OpResult) -> Option<&Bytes> {
         match result {
-            OpResult::Done => None,
+            OpResult::Done | OpResult::Txn { .. } | OpResult::TooLong => None,
             OpResult::ConditionFailed { .. } => self.condition().map(|(key, _)| key),
         }
     }
@@ -171,6 +186,16 @@ pub enum OpResult {
         /// The newest version that the key had just before the write; `None` where it had no value.
         newest: Option<Timestamp>,
     },
+    /// It is a transaction, and has taken effect: what its branches say.
+    #[serde(rename = "TXN")]
+    Txn {
+        /// Which transactions of it took `then`: [`TxnDecision::branches`].
+        branches: u64,
+    },
+    /// It is a transaction of which a comparison, or the removal of a range, would have looked at
+    /// more than it may, and nothing has changed.
+    #[serde(rename = "TOO_LONG")]
+    TooLong,
 }
 
 /// The greatest number of bytes that a result takes in a session.
@@ -180,8 +205,8 @@ impl OpResult {
     /// Whether the store has changed as the client asked.
     pub fn has_taken_effect(self) -> bool {
         match self {
-            OpResult::Done => true,
-            OpResult::ConditionFailed { .. } => false,
+            OpResult::Done | OpResult::Txn { .. } => true,
+            OpResult::ConditionFailed { .. } | OpResult::TooLong => false,
         }
     }
 
@@ -195,6 +220,11 @@ impl OpResult {
                 out.put_u8(2);
                 out.put_i64_le(newest.0);
             }
+            OpResult::TooLong => out.put_u8(3),
+            OpResult::Txn { branches } => {
+                out.put_u8(4);
+                out.put_u64_le(branches);
+            }
         }
     }
 
@@ -205,6 +235,8 @@ impl OpResult {
             OpResult::Done => [0, 0],
             OpResult::ConditionFailed { newest: None } => [1, 0],
             OpResult::ConditionFailed { newest: Some(newest) } => [2, newest.0 as u64],
+            OpResult::TooLong => [3, 0],
+            OpResult::Txn { branches } => [4, branches],
         }
     }
 
@@ -218,6 +250,8 @@ impl OpResult {
                 let newest = Some(Timestamp(bytes.try_get_i64_le().ok()?));
                 Some(OpResult::ConditionFailed { newest })
             }
+            3 => Some(OpResult::TooLong),
+            4 => Some(OpResult::Txn { branches: bytes.try_get_u64_le().ok()? }),
             _ => None,
         }
     }
@@ -329,6 +363,8 @@ operations! {
     Trim = "TRIM": "Remove every version of a key but the newest.",
     Barrier = "BARRIER": "Change nothing: take a timestamp, after which no write is older.",
     SetHistory = "SET_HISTORY": "Change what is kept of versions that newer ones have replaced.",
+    PutSequential = "PUT_SEQUENTIAL": "Store a value under a key that ends in its own version.",
+    Txn = "TXN": "Compare, and do the operations of one branch or of the other.",
 }
 
 /// What has to be known of an operation to judge it, to order it and to answer it, without its keys

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
+use super::txn::TxnWrite;
 use super::*;
 use crate::model::Facts;
 
@@ -47,6 +48,20 @@ impl StoreChanges for MapStore {
 
     fn trim(&mut self, _key: &Bytes) -> Result<(), Infallible> {
         Ok(())
+    }
+
+    fn timestamp(&self) -> Timestamp {
+        Timestamp(self.now)
+    }
+
+    /// Transactions have tests of their own.
+    fn decide(&self, txn: &Txn) -> Result<Option<TxnDecision>, Infallible> {
+        let writes = txn.then.iter().filter_map(|op| match op {
+            TxnOp::Put { key, value, .. } => Some((key.clone(), TxnWrite::Put(value.clone()))),
+            _ => None,
+        });
+        let (branches, writes) = (1, writes.collect());
+        Ok((!self.refuses_ranges).then_some(TxnDecision { branches, writes }))
     }
 
     fn set_history(&mut self, history: History) -> Result<(), Infallible> {

@@ -426,9 +426,9 @@ impl Node {
             // another server.
             answer.previous.take_if(|_| distrust.is_some());
             let most = self.config.limits.answered_writes_max;
-            let pending = match answer.previous {
-                None => self.writes.remove_answered(key, index, answer.outcome(), most),
-                Some(_) => self.writes.remove(key),
+            let pending = match answer.tells_more() {
+                false => self.writes.remove_answered(key, index, answer.outcome(), most),
+                true => self.writes.remove(key),
             };
             // A copy that came after the write was done is not shown, nor a PUT whose condition did
             // not hold: nothing is stored, and no PUT_OK is sent.

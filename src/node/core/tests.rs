@@ -14,7 +14,7 @@ use crate::limits;
 use crate::model::{
     Action, Barrier, ClientId, Command, Condition, Del, DelRange, DiskSpace, Effect, GroupRules,
     History, OpResult, Put, PutAll, PutIf, Recovered, Release, RequestId, SetHistory, StateLimits,
-    Timestamp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
+    Timestamp, Txn, TxnOp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
 };
 use crate::wire::message::{ErrorCode, ErrorReply, Role};
 
@@ -1349,18 +1349,44 @@ fn a_level_is_proposed_when_all_have_told_it_and_only_then() {
     assert_eq!(last_index(&group), before + 1, "once");
 }
 
+/// What becomes of a REPLICATION that holds a write, where it is decoded.
+fn check(op: WriteOp) -> Result<(), String> {
+    let (client, begun) = (ClientId(9), Timestamp::ZERO);
+    let request = RequestId { client, sequence: 1, answered_below: 1, begun };
+    let data = Command::write(Timestamp(5), request, op).encode();
+    let entries = vec![LogEntry { term: 1, index: 1, data }];
+    let body = RaftBody::Append { previous_index: 0, previous_term: 0, commit: 0, entries };
+    let raft = RaftMessage { from: NodeId(1), to: NodeId(2), term: 1, body };
+    CheckedMessage::new(ServerMessage::Raft(raft)).map(drop)
+}
+
+/// A key has one version at one timestamp.
+#[test]
+fn an_entry_with_a_transaction_that_breaks_a_rule_is_not_taken() {
+    let put = |key: &'static str| TxnOp::Put {
+        key: Bytes::from(key),
+        value: Bytes::new(),
+        tells_previous: false,
+    };
+    let txn = |then: Vec<TxnOp>| Txn { then, ..Txn::default() };
+    let deepest = (1..limits::TRANSACTION_DEPTH_MAX)
+        .fold(txn(vec![put("k")]), |inner, _| txn(vec![TxnOp::Txn(Box::new(inner))]));
+    let deeper = txn(vec![TxnOp::Txn(Box::new(deepest.clone()))]);
+    for (txn, is_good) in [
+        (txn(vec![put("k"), put("l")]), true),
+        (txn(vec![put("k"), put("k")]), false),
+        (txn(vec![put("k"), put("")]), false),
+        (txn(vec![TxnOp::Get { key: Bytes::from("k") }]), false),
+        (deepest, true),
+        (deeper, false),
+    ] {
+        assert_eq!(check(txn.clone().into()).is_ok(), is_good, "{txn:?}");
+    }
+}
+
 /// Such an entry was applied, and its server ended when the store was to hold it, at each start.
 #[test]
 fn an_entry_with_a_key_that_cannot_exist_is_not_taken() {
-    let check = |op: WriteOp| {
-        let (client, begun) = (ClientId(9), Timestamp::ZERO);
-        let request = RequestId { client, sequence: 1, answered_below: 1, begun };
-        let data = Command::write(Timestamp(5), request, op).encode();
-        let entries = vec![LogEntry { term: 1, index: 1, data }];
-        let body = RaftBody::Append { previous_index: 0, previous_term: 0, commit: 0, entries };
-        let raft = RaftMessage { from: NodeId(1), to: NodeId(2), term: 1, body };
-        CheckedMessage::new(ServerMessage::Raft(raft)).map(drop)
-    };
     for (length, is_good) in
         [(0, false), (1, true), (limits::KEY_BYTES_MAX, true), (limits::KEY_BYTES_MAX + 1, false)]
     {

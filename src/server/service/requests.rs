@@ -134,6 +134,7 @@ impl StoreService {
             }
             Request::Get(request) => ReadRequest::Get(request),
             Request::Page(request) => ReadRequest::Page(request),
+            Request::Txn(request) => ReadRequest::Txn(request),
         };
         if let Err(refusal) = read.check() {
             return self.reply(net, token, Reply::Error(refusal));

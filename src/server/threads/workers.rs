@@ -1,7 +1,7 @@
 //! The workers: they answer the reads of clients from the store.
 
 use super::super::console::ServerConsole;
-use super::super::get::{ReadRequest, answer_get, answer_page};
+use super::super::get::{ReadRequest, answer_get, answer_page, answer_txn};
 use super::super::work::{Completion, ReadJob};
 use super::completions::CompletionSender;
 use crate::limits;
@@ -32,6 +32,7 @@ impl StoreWorker {
                 let most = PageLimits { bytes: allowed.min(most.bytes), ..most };
                 answer_page(&self.store, request, most)
             }
+            ReadRequest::Txn(request) => answer_txn(&self.store, request, allowed),
         };
         if let Some(fault) = answered.fault.take() {
             self.completions.send(fault.into());

@@ -8,12 +8,14 @@ use bytes::Bytes;
 
 use super::{ApplyError, META_RULES, StateMachine, encode_fact};
 use crate::model::{
-    Facts, GroupRules, History, KeyState, Previous, ReadView, StoreChanges, Timestamp,
+    Facts, GroupRules, History, KeyState, Previous, ReadView, StoreChanges, Timestamp, Txn,
+    TxnAnswer, TxnDecision, TxnFound, TxnFoundKeys, TxnLimits, TxnRange, TxnReads,
 };
 use crate::storage::changes::Changes;
 use crate::storage::garbage_collection::{self, Horizon};
 use crate::storage::keys;
 use crate::storage::removals::{self, PendingRemovals};
+use crate::storage::txn_reads::TxnReader;
 use crate::storage::version_row::StoredVersion;
 use crate::storage::versions::Reader;
 
@@ -85,6 +87,17 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
         removals::trim(self.changes, self.timestamp, key)
     }
 
+    fn timestamp(&self) -> Timestamp {
+        self.timestamp
+    }
+
+    fn decide(&self, txn: &Txn) -> Result<Option<TxnDecision>, ApplyError> {
+        let rows = self.changes.rows();
+        let newest = TxnReader(Reader::newest(&rows, self.changes.ranges()));
+        let limits = TxnLimits::of(&self.machine.shared.limits());
+        txn.decide(&NewestReads { newest, writer: self }, self.timestamp, limits)
+    }
+
     fn set_history(&mut self, history: History) -> Result<(), ApplyError> {
         self.removes = true;
         garbage_collection::change_history(self.changes, self.machine.history(), history)?;
@@ -97,6 +110,48 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
         self.machine.rules = Some(rules);
         Ok(())
     }
+}
+
+/// What a transaction that is applied sees.
+struct NewestReads<'a, 'w, 'm, 'c, 'v> {
+    newest: TxnReader<'a>,
+    writer: &'w OpWriter<'m, 'c, 'v>,
+}
+
+impl TxnReads for NewestReads<'_, '_, '_, '_, '_> {
+    type Error = ApplyError;
+
+    /// Often known without the engine.
+    fn state(&self, key: &[u8]) -> Result<Option<KeyState>, ApplyError> {
+        self.writer.newest(key)
+    }
+
+    fn version(&self, key: &[u8], value_bytes_max: usize) -> Result<Option<TxnFound>, ApplyError> {
+        self.newest.version(key, value_bytes_max)
+    }
+
+    fn keys(&self, wanted: TxnRange<'_>) -> Result<TxnFoundKeys, ApplyError> {
+        self.newest.keys(wanted)
+    }
+}
+
+/// What a transaction tells that was the write at `written` and took these branches: the same for
+/// its retries, but that it leaves out everything when what was before may be off the disk by now.
+pub(super) fn txn_answer(
+    changes: &Changes<'_>,
+    txn: &Txn,
+    branches: u64,
+    written: Timestamp,
+    limits: TxnLimits,
+) -> Result<TxnAnswer, ApplyError> {
+    let before = ReadView::before(written);
+    let rows = changes.rows();
+    if Horizon::read(&rows)?.is_past(before, false) {
+        return Ok(TxnAnswer::without_results(branches));
+    }
+    let pending = PendingRemovals { keys: true, ranges: changes.ranges().clone() };
+    let reader = TxnReader(Reader::new(&rows, before, pending));
+    txn.answer(branches, &reader, written, limits)
 }
 
 /// What a key had just before the write at `written`, which is applied: the same for its retries.

@@ -1,6 +1,7 @@
 //! The state machine: a log applied in any pieces leaves the same state, and sessions apply once.
 
 mod costs;
+mod transactions;
 
 use std::collections::BTreeMap;
 
@@ -186,7 +187,7 @@ fn a_condition_is_judged_once() {
     let mut script = Script::default();
     script.put("k", "first");
     script.write_as(100, holds());
-    let done = WriteAnswer { timestamp: Timestamp(20), result: OpResult::Done, previous: None };
+    let done = WriteAnswer::of(WriteOutcome { timestamp: Timestamp(20), result: OpResult::Done });
     assert_eq!(told(&mut machine, &script), done);
     script.write_as(101, fails());
     let newest = Some(Timestamp(20));
@@ -194,7 +195,7 @@ fn a_condition_is_judged_once() {
     let value = Some(Bytes::from("second"));
     let facts = Facts { created: Timestamp(10), count: 2, lease: None };
     let previous = Some(Previous::Value { timestamp: Timestamp(20), facts, value });
-    let failed = WriteAnswer { timestamp: Timestamp(30), result, previous };
+    let failed = WriteAnswer { timestamp: Timestamp(30), result, previous, txn: None };
     assert_eq!(told(&mut machine, &script), failed);
     // Now the one would not hold any more, and the other would.
     script.del("k");

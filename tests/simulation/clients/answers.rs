@@ -1,13 +1,15 @@
 //! Answers as they arrive at a client: each is checked against everything that the client had
 //! witnessed before, and remembered.
 
-use crate::model::{keys_of, leave_out_values};
+use crate::model::{Model, keys_of, leave_out_values, named_keys};
+use crate::plain_transactions::carry_out;
 use acervo::model::{
-    Barrier, Effect, LogIndex, OpResult, PageNext, PageOf, ReadView, RequestId, Row, Timestamp,
-    Version, WriteAnswer, WriteOp,
+    Barrier, Effect, LogIndex, OpResult, Operation as _, PageNext, PageOf, ReadView, RequestId,
+    Row, Timestamp, TxnAnswer, Version, WriteAnswer, WriteOp,
 };
 use acervo::wire::message::{
-    ErrorCode, ErrorReply, GetRequest, PageRequest, PageView, ReadAt, Reply, WriteRequest,
+    ErrorCode, ErrorReply, GetRequest, PageRequest, PageView, ReadAt, Reply, TxnRequest,
+    WriteRequest,
 };
 use bytes::Bytes;
 
@@ -44,9 +46,13 @@ impl World {
             (Question::Page(page), Reply::PageOk { rows, view, next }) => {
                 self.page_ended(operation, &page, PageAnswer { rows, view, next }, read_at)
             }
-            (Question::Get(_) | Question::Page(_), Reply::TryOtherServerOrLater { .. }) => {
-                self.came_too_early(operation, attempt)
+            (Question::Txn(txn), Reply::TxnOk { answer, as_of }) => {
+                self.txn_ended(operation, &txn, &answer, as_of, read_at)
             }
+            (
+                Question::Get(_) | Question::Page(_) | Question::Txn(_),
+                Reply::TryOtherServerOrLater { .. },
+            ) => self.came_too_early(operation, attempt),
             (_, Reply::Error(error)) => self.refused(operation, attempt, error, read_at),
             (question, reply) => {
                 Err(Violation(format!("{} answers {question:?} with {reply:?}", node_id(server))))
@@ -67,6 +73,7 @@ impl World {
                 PageView::First { at, linearizable, .. } => (at, linearizable),
                 PageView::Next(ReadView { at, .. }) => (Some(at), false),
             },
+            Question::Txn(TxnRequest { linearizable, .. }) => (None, *linearizable),
             Question::Write(_) => return Ok(()),
         };
         if at > Some(session) && asked.current == Some(attempt) {
@@ -115,7 +122,9 @@ impl World {
             if code == ErrorCode::DiskFull {
                 let adds =
                     matches!(write.op, WriteOp::Put(_) | WriteOp::PutAll(_) | WriteOp::PutIf(_))
-                        || matches!(&write.op, WriteOp::WriteIf(of) if !of.puts.is_empty());
+                        || matches!(&write.op, WriteOp::WriteIf(of) if !of.puts.is_empty())
+                        || matches!(&write.op, WriteOp::PutSequential(_))
+                        || matches!(&write.op, WriteOp::Txn(txn) if txn.adds_data());
                 ensure!(adds, "refused for want of room: {write:?}");
             }
             let no_majority = code == ErrorCode::NoMajority;
@@ -143,7 +152,7 @@ impl World {
                 return Ok(());
             }
             // A server that does not trust its own state: another one answers.
-            (ErrorCode::Internal, Question::Get(_) | Question::Page(_)) => {
+            (ErrorCode::Internal, Question::Get(_) | Question::Page(_) | Question::Txn(_)) => {
                 self.retry_if_current(operation, attempt, 50 * MILLISECOND);
                 return Ok(());
             }
@@ -213,7 +222,7 @@ impl World {
         write: &WriteRequest,
         answer: WriteAnswer,
     ) -> Verdict {
-        let WriteAnswer { timestamp, result, previous } = answer;
+        let WriteAnswer { timestamp, result, previous, txn } = answer;
         let RequestId { client, sequence, .. } = write.request;
         self.checker.answered(client, sequence, timestamp)?;
         let written = self.checker.written(client, sequence);
@@ -227,14 +236,25 @@ impl World {
             previous == expected || is_withheld,
             "{write:?} was told {previous:?}, applied as {written:?}"
         );
+        let expected = written.and_then(|written| written.txn.as_ref());
+        let is_late = self.checker.is_off_the_disk(write);
+        let without = expected.map(|answer| TxnAnswer { results: None, ..answer.clone() });
+        ensure!(
+            txn.as_deref() == expected || is_late && txn.as_deref() == without.as_ref(),
+            "{write:?} was told {txn:?}, applied as {written:?}"
+        );
         // Whether a condition holds is known only when the write is applied.
-        let is_conditional = matches!(write.op, WriteOp::PutIf(_) | WriteOp::WriteIf(_));
+        let is_conditional =
+            matches!(write.op, WriteOp::PutIf(_) | WriteOp::WriteIf(_) | WriteOp::Txn(_));
         ensure!(!is_conditional || written.is_some(), "{write:?} was answered, not applied");
         let result_expected = written.map_or(OpResult::Done, |written| written.result);
         ensure!(result == result_expected, "{write:?} came to {result:?}, applied as {written:?}");
         let looked_at = written.and_then(|written| written.looked_at.clone());
         let keys = match (&write.op, written) {
-            (WriteOp::PutIf(_) | WriteOp::WriteIf(_), Some(written)) => written.keys.clone(),
+            (WriteOp::PutIf(_) | WriteOp::WriteIf(_) | WriteOp::Txn(_), Some(written)) => {
+                written.keys.clone()
+            }
+            (WriteOp::PutSequential(sequential), _) => vec![sequential.key(timestamp)],
             (WriteOp::Trim(_) | WriteOp::Barrier(_) | WriteOp::SetHistory(_), _) => Vec::new(),
             (WriteOp::DelRange(_), written) => {
                 let keys = written.map(|written| written.keys.clone());
@@ -293,6 +313,43 @@ impl World {
                 }
                 state.witness(&get.key, version);
             }
+        }
+        Ok(())
+    }
+
+    /// A transaction that only reads shows one state as it is.
+    fn txn_ended(
+        &mut self,
+        operation: usize,
+        request: &TxnRequest,
+        answer: &TxnAnswer,
+        as_of: Timestamp,
+        read_at: LogIndex,
+    ) -> Verdict {
+        let model = &self.checker.model;
+        let moment = model.moment(read_at);
+        ensure!(as_of == moment.timestamp, "{request:?} at {as_of}, not {}", moment.timestamp);
+        ensure!(Some(as_of) >= request.session, "{request:?} was answered by a state of {as_of}");
+        let (_, expected) = carry_out(&request.txn, &mut moment.newest(), Timestamp::ZERO);
+        ensure!(*answer == expected, "{request:?} was told {answer:?}, not {expected:?}");
+        let mut versions = Vec::new();
+        for key in named_keys(&WriteOp::Txn(request.txn.clone())) {
+            let version = model.changed(&key, read_at);
+            self.does_not_go_back(operation, &key, version)?;
+            versions.push((key, version));
+        }
+        if self.end(operation, Outcome::Transacted(as_of)) {
+            let asked = &mut self.operations[operation];
+            let state = &mut self.clients[asked.client];
+            state.session = state.session.max(as_of);
+            for (key, version) in &versions {
+                state.witness(key, *version);
+                match moment_version(&self.checker.model, key, read_at) {
+                    Some(timestamp) => state.learn(key, timestamp, as_of),
+                    None => state.saw_nothing(key, as_of),
+                }
+            }
+            asked.versions = versions;
         }
         Ok(())
     }
@@ -444,7 +501,13 @@ impl World {
     }
 }
 
+/// The newest version that a key had once `index` was applied.
+fn moment_version(model: &Model, key: &Bytes, index: LogIndex) -> Option<Timestamp> {
+    model.moment(index).get(key, Timestamp(i64::MAX)).timestamp()
+}
+
 /// Whether what a write comes to is not known before it is applied.
 fn depends_on_state(op: &WriteOp) -> bool {
-    matches!(op, WriteOp::PutIf(_) | WriteOp::WriteIf(_) | WriteOp::DelRange(_))
+    use WriteOp::{DelRange, PutIf, Txn, WriteIf};
+    matches!(op, PutIf(_) | WriteIf(_) | DelRange(_) | Txn(_))
 }

@@ -11,13 +11,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use acervo::model::{
-    ClientId, EncodedWrite, LogIndex, PageOf, Put, ReadView, RequestId, Row, Timestamp, WriteOp,
+    ClientId, EncodedWrite, LogIndex, Operation as _, PageOf, Put, ReadView, RequestId, Row,
+    Timestamp, WriteOp,
 };
 use acervo::node::not_to_be_read;
 use acervo::node::{Input, ReadCondition, RequestToken};
-use acervo::server::get::{ReadRequest, answer_from_log, answer_get, answer_page};
+use acervo::server::get::{ReadRequest, answer_from_log, answer_get, answer_page, answer_txn};
 use acervo::wire::message::{
-    ErrorCode, GetRequest, PageRequest, PageView, ReadAt, Reply, WriteRequest,
+    ErrorCode, GetRequest, PageRequest, PageView, ReadAt, Reply, TxnRequest, WriteRequest,
 };
 use bytes::Bytes;
 
@@ -69,6 +70,8 @@ pub enum Question {
     Get(GetRequest),
     /// A page of a longer read.
     Page(PageRequest),
+    /// A transaction that only reads.
+    Txn(TxnRequest),
 }
 
 /// A longer read, page by page, each from whichever server.
@@ -91,6 +94,8 @@ pub enum Outcome {
     Found(Option<Bytes>),
     /// The page had so many rows.
     Paged(usize),
+    /// The transaction that only reads has read this state.
+    Transacted(Timestamp),
     /// It was refused for good: as invalid, as of a version still to come, or as one that is gone.
     Refused(ErrorCode),
 }
@@ -142,13 +147,16 @@ impl Question {
             Question::Write(_) => None,
             Question::Get(get) => Some(ReadRequest::Get(get.clone())),
             Question::Page(page) => Some(ReadRequest::Page(page.clone())),
+            Question::Txn(txn) => Some(ReadRequest::Txn(txn.clone())),
         }
     }
 
-    /// Whether it names a key that cannot exist.
+    /// Whether it names a key that cannot exist, or breaks another rule.
     fn is_invalid(&self) -> bool {
         match self {
-            Question::Write(write) => named_keys(&write.op).iter().any(Bytes::is_empty),
+            Question::Write(WriteRequest { op, .. }) => {
+                named_keys(op).iter().any(Bytes::is_empty) || op.check().is_err()
+            }
             read => read.read().is_some_and(|read| read.check().is_err()),
         }
     }
@@ -422,7 +430,7 @@ impl World {
                 let write = EncodedWrite::new(request, op);
                 self.input(server, Input::Write { token, client: address, write })
             }
-            Question::Get(_) | Question::Page(_) => {
+            Question::Get(_) | Question::Page(_) | Question::Txn(_) => {
                 let Some(read) = question.read() else { return Ok(()) };
                 if let Err(refusal) = read.check() {
                     self.reply(server, attempt, Reply::Error(refusal), 0);
@@ -472,6 +480,7 @@ impl World {
         let answered = match &operation.question {
             Question::Get(get) => answer_get(&store, get),
             Question::Page(page) => answer_page(&store, page, self.setup.page_limits),
+            Question::Txn(txn) => answer_txn(&store, txn, usize::MAX),
             Question::Write(_) => return Ok(()),
         };
         let read_at = process.machine.point().index;
@@ -528,7 +537,14 @@ impl World {
                     let versions = operation.versions.iter();
                     versions.for_each(|(key, version)| span(Some(key), *version, false));
                 }
-                Question::Get(_) | Question::Page(_) => {}
+                Question::Txn(TxnRequest { linearizable: true, .. }) => {
+                    let versions = operation.versions.iter();
+                    versions.for_each(|(key, version)| span(Some(key), *version, false));
+                    if let Some((_, Outcome::Transacted(as_of))) = ended {
+                        span(None, *as_of, false);
+                    }
+                }
+                Question::Get(_) | Question::Page(_) | Question::Txn(_) => {}
             }
         }
         spans

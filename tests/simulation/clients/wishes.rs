@@ -1,11 +1,14 @@
 //! What clients think of doing: all operations of the store, mostly sensible ones.
 
 use acervo::model::{
-    Barrier, Condition, Del, DelAll, DelRange, History, PageOf, Put, PutAll, PutIf, ReadView,
-    SetHistory, Timestamp, Trim, WriteIf, WriteOp,
+    Barrier, Comparison, Condition, Del, DelAll, DelRange, History, PageOf, Put, PutAll, PutIf,
+    PutSequential, ReadView, Relation, SetHistory, Test, Timestamp, Trim, Txn, TxnKeys, TxnOp,
+    WriteIf, WriteOp,
 };
-use acervo::wire::message::{GetRequest, PageRequest, PageView, ReadAt};
+use acervo::wire::message::{GetRequest, PageRequest, PageView, ReadAt, TxnRequest};
 use bytes::Bytes;
+
+use crate::plain_transactions::TxnMaker;
 
 use super::{Longer, Memory, Question};
 use crate::world::{Event, MILLISECOND, World};
@@ -28,7 +31,8 @@ impl World {
                     let op = self.wish_to_write(client);
                     self.write(client, None, op);
                 }
-                50..80 => self.wish_to_get(client),
+                50..75 => self.wish_to_get(client),
+                75..83 => self.wish_to_read_at_once(client),
                 _ => self.wish_for_pages(client),
             }
         }
@@ -75,12 +79,13 @@ impl World {
                 let removes = self.any_keys(KEYS);
                 WriteIf { key, condition, puts, removes }.into()
             }
-            20..45 => WriteOp::Put(Put {
+            20..34 => self.any_txn(client, false).into(),
+            34..50 => WriteOp::Put(Put {
                 key: self.any_key(KEYS_WRITTEN),
                 value: value(0, id),
                 tells_previous,
             }),
-            45..65 => {
+            50..65 => {
                 let keys = self.any_keys(KEYS_WRITTEN).into_iter().enumerate();
                 WriteOp::PutAll(PutAll {
                     pairs: keys.map(|(part, key)| (key, value(part, id))).collect(),
@@ -93,9 +98,67 @@ impl World {
                 WriteOp::DelRange(DelRange { from, to })
             }
             86..96 => WriteOp::Trim(Trim { key: self.any_key(KEYS), tells_previous }),
-            96..99 => WriteOp::Barrier(Barrier {}),
+            96 => {
+                let prefix = Bytes::from_static(b"key-4/");
+                PutSequential { prefix, value: value(0, id) }.into()
+            }
+            97..99 => WriteOp::Barrier(Barrier {}),
             _ => WriteOp::SetHistory(SetHistory { history: self.any_history() }),
         }
+    }
+
+    /// A transaction, often one whose comparisons hold, as far as this client knows: of versions
+    /// of several keys, in any order, with reads and transactions within.
+    fn any_txn(&mut self, client: usize, only_reads: bool) -> Txn {
+        let keys: Vec<_> = (0..KEYS).map(|key| Bytes::from(format!("key-{key}"))).collect();
+        let state = &self.clients[client];
+        let versions: Vec<_> = state.seen.values().copied().collect();
+        let id = state.writes_begun + 1;
+        let values: Vec<_> =
+            (1..=id.min(4)).map(|n| Bytes::from(format!("{client}/{n}"))).collect();
+        let mut parts = 0..;
+        let mut value =
+            || Bytes::from(format!("{client}/{id}t{}", parts.next().unwrap_or_default()));
+        let rng = &mut self.rng;
+        let mut pick = |most: usize| rng.index(most);
+        let mut maker = TxnMaker {
+            pick: &mut pick,
+            keys: &keys,
+            versions: &versions,
+            value: &mut value,
+            values: &values,
+            keeps_history: false,
+            only_reads,
+        };
+        let mut txn = maker.fit(3);
+        if self.rng.chance(500) {
+            txn.compare.clear();
+            for _ in 0..self.rng.range(1..=3) {
+                let key = keys[self.rng.index(keys.len())].clone();
+                let seen = self.clients[client].seen.get(&key).copied();
+                let test = Test::Version(Relation::Equal, seen.unwrap_or(Timestamp::ZERO));
+                txn.compare.push(Comparison { keys: TxnKeys::One(key), test });
+            }
+        }
+        // What breaks a rule, now and then.
+        match self.rng.below(200) {
+            0 => txn.then.push(TxnOp::Get { key: Bytes::new() }),
+            1 if !only_reads => {
+                let key = keys[0].clone();
+                let put = TxnOp::Put { key, value: Bytes::new(), tells_previous: false };
+                txn.or_else.extend([put.clone(), put]);
+            }
+            _ => {}
+        }
+        txn
+    }
+
+    fn wish_to_read_at_once(&mut self, client: usize) {
+        let txn = self.any_txn(client, true);
+        let linearizable = self.rng.chance(500);
+        let session = Some(self.clients[client].session);
+        let request = TxnRequest { txn, session, linearizable };
+        self.begin(client, None, Question::Txn(request));
     }
 
     /// Often one that holds, as far as this client knows.

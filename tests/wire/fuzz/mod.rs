@@ -90,6 +90,11 @@ fn any_bytes_are_a_message_or_an_error() {
 }
 
 #[test]
+fn any_entry_with_a_transaction_is_refused_or_carried_out() {
+    run("transactions");
+}
+
+#[test]
 fn any_files_are_a_log_or_an_error() {
     run("log");
 }

@@ -13,9 +13,10 @@ use std::time::{Duration, SystemTime};
 
 use acervo::limits::FRAME_HEADER_BYTES;
 use acervo::model::{
-    AppliedPoint, ClientId, Command, ContentId, Del, DelRange, FileName, HardState, LogBatch,
-    LogEntry, LogIndex, NodeId, PageOf, PeerId, Put, PutAll, ReadView, RequestId, StateLimits,
-    Timestamp, Trim, WriteOp,
+    self as model, Action, AppliedPoint, ClientId, Command, ContentId, Del, DelRange, Facts,
+    FileName, HardState, KeyState, LogBatch, LogEntry, LogIndex, NodeId, OpResult, OpShape,
+    Operation, PageOf, PeerId, Put, PutAll, ReadView, RequestId, StateLimits, Timestamp, Trim,
+    WriteFate, WriteOp,
 };
 use acervo::share::content::{Manifest, chunk_count};
 use acervo::share::fetch::Trailer;
@@ -33,6 +34,12 @@ use acervo::wire::codec;
 use acervo::wire::frame::{Deframer, FrameError};
 use bytes::Bytes;
 
+use self::plain_transactions::{State, TxnMaker, bits, carry_out};
+
+/// Transactions, and what they come to.
+#[path = "../../support/transactions.rs"]
+mod plain_transactions;
+
 /// A parser under test: its name, its function, and inputs to begin with.
 pub struct Target {
     pub name: &'static str,
@@ -41,9 +48,10 @@ pub struct Target {
 }
 
 /// Every target there is.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "frames", run: frames, examples: frame_examples },
     Target { name: "messages", run: messages, examples: message_examples },
+    Target { name: "transactions", run: transactions, examples: transaction_examples },
     Target { name: "log", run: log, examples: log_examples },
     Target { name: "snapshot", run: snapshot, examples: snapshot_examples },
     Target { name: "part", run: part, examples: part_examples },
@@ -146,6 +154,72 @@ fn message_examples() -> Vec<Vec<u8>> {
     }
     examples.push(put(1, b"key", b"value").encode().to_vec());
     examples
+}
+
+// ---- transactions ---------------------------------------------------------------------------
+
+/// An entry that holds a transaction, which is refused where servers check what others send, or
+/// else applied to a store: it comes to what carrying it out plainly does, and so does a retry.
+pub fn transactions(data: &[u8]) {
+    let Ok(Some(Command { action: Action::Write { op: WriteOp::Txn(txn), .. }, .. })) =
+        Command::decode(data)
+    else {
+        return;
+    };
+    let op = WriteOp::Txn(txn.clone());
+    if OpShape::of(&op).check_keys().is_err() || op.check().is_err() {
+        return;
+    }
+    let mut machine = machine();
+    let mut state = State::new();
+    for (key, created, count, value) in [("a", 1, 2, "new"), ("e", 7, 1, "again")] {
+        let facts = Facts { created: Timestamp(created), count, lease: None };
+        let version = Timestamp(created + count as i64 - 1);
+        state.insert(key.into(), (KeyState { version, facts }, value.into()));
+    }
+    let (branches, expected) = carry_out(&txn, &mut state, Timestamp(10));
+    for again in 0..2 {
+        let mut command = write(10, op.clone());
+        command.timestamp = Timestamp(10 + again);
+        let applied = machine.apply_answering(&numbered(8 + again as u64, &[command]));
+        let applied = applied.expect("what was checked is applied");
+        let WriteFate::Answered(answer) = &applied.writes[0].fate else {
+            panic!("{applied:?}");
+        };
+        assert_eq!(answer.result, OpResult::Txn { branches: bits(&branches) });
+        assert_eq!(answer.timestamp, Timestamp(10));
+        assert_eq!(answer.txn.as_deref(), Some(&expected), "told {again} times before");
+    }
+    for (key, (found, value)) in &state {
+        let stored = machine.store().get(key).expect("memory").expect("it has a value");
+        assert_eq!((stored.timestamp, &stored.value), (found.version, value), "{key:?}");
+        assert_eq!(stored.facts, Some(found.facts), "{key:?}");
+    }
+}
+
+fn transaction_examples() -> Vec<Vec<u8>> {
+    let keys: Vec<_> = ["a", "b", "e", "f"].map(Bytes::from).into();
+    let values: Vec<_> = ["", "new", "again"].map(Bytes::from).into();
+    let versions: Vec<_> = [1, 2, 7].map(Timestamp).into();
+    let example = |seed: u64| {
+        let mut last = seed;
+        let mut pick = |most: usize| {
+            last = last.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            ((last >> 33) % most as u64) as usize
+        };
+        let mut value = || Bytes::from_static(b"value");
+        let mut maker = TxnMaker {
+            pick: &mut pick,
+            keys: &keys,
+            versions: &versions,
+            value: &mut value,
+            values: &values,
+            keeps_history: true,
+            only_reads: false,
+        };
+        write(10, WriteOp::Txn(maker.fit(3))).encode().to_vec()
+    };
+    (1..=64).map(example).collect()
 }
 
 // ---- the log --------------------------------------------------------------------------------
