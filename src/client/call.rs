@@ -34,8 +34,7 @@ pub(super) struct Question<B, J, C, T> {
 
 impl<B, J, C, T> Question<B, J, C, T> {
     pub(super) fn new(build: B, judge: J) -> (Question<B, J, C, T>, Arc<Slot<T>>) {
-        let slot = Arc::new(Slot(Mutex::new(SlotState::Open(None))));
-        let promise = Promise(Arc::clone(&slot));
+        let (promise, slot) = Promise::new();
         (Question { build, judge, sent: Vec::new(), answer: None, promise }, slot)
     }
 }
@@ -87,10 +86,15 @@ enum SlotState<T> {
 
 /// The answer that is to come. Dropped without one it leaves an error, so that nobody waits for
 /// ever.
-struct Promise<T>(Arc<Slot<T>>);
+pub(super) struct Promise<T>(Arc<Slot<T>>);
 
 impl<T> Promise<T> {
-    fn keep(self, result: Result<T, ClientError>) {
+    pub(super) fn new() -> (Promise<T>, Arc<Slot<T>>) {
+        let slot = Arc::new(Slot(Mutex::new(SlotState::Open(None))));
+        (Promise(Arc::clone(&slot)), slot)
+    }
+
+    pub(super) fn keep(self, result: Result<T, ClientError>) {
         self.0.fill(result);
     }
 }
@@ -129,8 +133,14 @@ pub(super) struct Overdue {
 impl Overdue {
     /// That of a call with this deadline.
     pub(super) fn after(deadline: Option<Instant>, spec: &CallSpec) -> Overdue {
+        let CallSpec { timeout, is_write, .. } = *spec;
+        Overdue { is_write, ..Overdue::of_pause(deadline, timeout) }
+    }
+
+    /// That of a pause which ends by the deadline.
+    pub(super) fn of_pause(deadline: Option<Instant>, timeout: Duration) -> Overdue {
         let at = deadline.map(|deadline| deadline + CALL_OVERDUE_GRACE);
-        Overdue { at, timeout: spec.timeout, is_write: spec.is_write }
+        Overdue { at, timeout, is_write: false }
     }
 
     fn error(&self) -> ClientError {

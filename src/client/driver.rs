@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::call::{CallFuture, Overdue, Question, as_driver, is_waiting};
+use super::call::{CallFuture, Overdue, Promise, Question, as_driver, is_waiting};
 use super::core::{CallSpec, Core, CoreConfig, Exchange, Loss, Output, Verdict};
 use super::error::ClientError;
 use super::greeting::{describe, is_end};
@@ -176,6 +176,21 @@ impl Driver {
             }
         };
         CallFuture { slot, id, overdue, inbox }
+    }
+
+    /// Ends after a while, between half of `longest` and all of it, and by the deadline.
+    pub(super) fn pause(&self, longest: Duration, deadline: Duration) -> CallFuture<()> {
+        let (promise, slot) = Promise::new();
+        let timeout = deadline.saturating_sub(self.now());
+        let overdue = Overdue::of_pause(self.instant(deadline), timeout);
+        match self.way() {
+            // A promise that cannot be left is dropped, which ends the pause.
+            Ok(way) => {
+                drop(way.inbox.push(Command::Pause { longest: longest.min(timeout), promise }))
+            }
+            Err(error) => promise.keep(Err(error)),
+        }
+        CallFuture { slot, id: 0, overdue, inbox: None }
     }
 
     /// Has the client's thread poll a future until it is completed.
@@ -442,6 +457,7 @@ impl ClientService {
                 // A stranger's thread may be at work here, and reports are the client's own.
                 let _ = self.inbox.0.push(Command::PassedOver { report, failure });
             }
+            Output::Resume(promise) => promise.keep(Ok(())),
             Output::End { exchange, result } => exchange.end(result),
         }
     }

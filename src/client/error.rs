@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::limits::{
-    KEY_BYTES_MAX, SERVERS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_KEYS_MAX, VALUE_BYTES_MAX,
+    KEY_BYTES_MAX, SERVERS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_COMPARED_BYTES_MAX,
+    TRANSACTION_KEYS_MAX, TRANSACTION_ROWS_MAX, VALUE_BYTES_MAX,
 };
 use crate::model::{Effect, Timestamp};
 
@@ -120,6 +121,45 @@ pub enum ClientError {
         /// Why the read of it failed.
         why: Box<ClientError>,
     },
+    /// A transaction is done, but what its operations have answered cannot be told, or not all of
+    /// it.
+    #[error(
+        "the transaction is done, with version {timestamp}, by its branch '{}'; what its \
+         operations have answered could not be read: {why}",
+        if *succeeded { "then" } else { "else" }
+    )]
+    ResultsUnread {
+        /// The version that its writes made.
+        timestamp: Timestamp,
+        /// Whether every comparison held.
+        succeeded: bool,
+        /// Why the read of its results failed.
+        why: Box<ClientError>,
+    },
+    /// No group carries out this transaction, whatever its store has; the sentence says why.
+    #[error("{0}")]
+    InvalidTxn(String),
+    /// The ranges that a transaction compares or removes have more keys than it may look through.
+    #[error(
+        "nothing was done: the transaction would have to look through more than \
+         {TRANSACTION_ROWS_MAX} keys, or {TRANSACTION_COMPARED_BYTES_MAX} bytes of values: name \
+         fewer of them"
+    )]
+    TxnTooLong,
+    /// The value that is to be added to is not a number.
+    #[error(
+        "nothing was written: the key's value, of version {0}, is not a whole number that can be \
+         added to"
+    )]
+    NotANumber(Timestamp),
+    /// The sum does not fit into 64 bits.
+    #[error("nothing was written: {number} and {by} make a number that is too great")]
+    SumTooGreat {
+        /// The number that the key has.
+        number: i64,
+        /// What was to be added.
+        by: i64,
+    },
     /// What a read was answered with was not kept, because there is no room for it
     /// ([`Client::with_room`](super::Client::with_room)).
     #[error("there is no room for an answer of {0} bytes")]
@@ -189,7 +229,7 @@ impl ClientError {
             ClientError::Unconfirmed { effect, .. } | ClientError::StaleRequest { effect, .. } => {
                 *effect
             }
-            ClientError::PreviousUnread { .. } => Effect::Done,
+            ClientError::PreviousUnread { .. } | ClientError::ResultsUnread { .. } => Effect::Done,
             // It may have been sent before.
             ClientError::Ended => Effect::MayBeDone,
             _ => Effect::NotDone,
@@ -207,6 +247,8 @@ impl ClientError {
                 | ClientError::ValueTooLong(_)
                 | ClientError::TooManyKeys(_)
                 | ClientError::TooManyBytes(_)
+                | ClientError::InvalidTxn(_)
+                | ClientError::TxnTooLong
                 | ClientError::BadSessionToken(_)
                 | ClientError::UnknownServer(_)
                 | ClientError::BadServerList(_)

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
+use super::call::Promise;
 use super::core::{CallId, CallSpec, Core, Exchange, Report};
 use super::error::{ClientError, ServerFailure};
 use super::sync::lock;
@@ -37,6 +38,7 @@ pub(super) enum Command {
     Begin { id: CallId, spec: CallSpec, exchange: Box<dyn Exchange> },
     Cancel(CallId),
     HintLeader(Option<usize>),
+    Pause { longest: Duration, promise: Promise<()> },
     Poll(Arc<Task>),
     PassedOver { report: Report, failure: ServerFailure },
 }
@@ -48,6 +50,7 @@ impl Command {
             Command::Begin { id, spec, exchange } => core.begin(now, id, spec, exchange),
             Command::Cancel(id) => core.cancel(now, id),
             Command::HintLeader(leader) => core.hint_leader(leader),
+            Command::Pause { longest, promise } => core.pause(now, longest, promise),
             Command::Poll(task) => task.poll(),
             Command::PassedOver { report, failure } => {
                 foreign(|| report(failure));

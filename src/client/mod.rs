@@ -13,11 +13,11 @@
 
 // How it is cut: `core` is a state machine that decides everything about calls and connections,
 // `driver` is the thread that gives it an event loop, `call` stands between it and whoever waits.
-// `seen` remembers timestamps; `writes`, `reads` and `rows` are the operations, each written once,
-// as an `async` body, of which `faces` makes two: `Client` blocks, `AsyncClient` (`asynchronous`,
-// feature `async`) needs an executor and no particular one. `submit` reports on the client's
-// thread, for the console. `greeting` and `dial` are for others that speak to a server, or to a
-// share, too.
+// `seen` remembers timestamps; `writes`, `reads`, `rows` and `txn` are the operations, each written
+// once, as an `async` body, of which `faces` makes two: `Client` blocks, `AsyncClient`
+// (`asynchronous`, feature `async`) needs an executor and no particular one. `submit` reports on
+// the client's thread, for the console. `greeting` and `dial` are for others that speak to a
+// server, or to a share, too.
 
 #[cfg(feature = "async")]
 mod asynchronous;
@@ -38,6 +38,8 @@ mod submit;
 pub(crate) mod sync;
 mod timing;
 pub(crate) mod transport;
+mod txn;
+mod txn_builder;
 mod writes;
 
 use std::net::SocketAddr;
@@ -69,10 +71,12 @@ pub use self::rows::{KeyRange, Rows};
 pub use self::seen::Causality;
 pub use self::submit::{Ask, Event};
 pub use self::timing::Timing;
+pub use self::txn::{Incremented, PutSequentialOk, TxnDone, TxnOutput};
+pub use self::txn_builder::{Compared, Operand};
 pub use self::writes::{ConditionalPut, Conflict, Written, WrittenMany};
 pub use crate::model::{
-    ClientId, ClusterId, Condition, Effect, Facts, History, LeaseId, NodeId, Row, Timestamp,
-    Version,
+    ClientId, ClusterId, Comparison, Condition, Effect, Facts, History, LeaseId, NodeId, Relation,
+    Row, Test, Timestamp, Txn, TxnKeys, TxnOp, Version,
 };
 pub use crate::wire::message::{Role, ServerStatus};
 
@@ -490,10 +494,16 @@ fn parse_token(token: &str) -> Result<Option<Timestamp>, ClientError> {
 }
 
 pub(crate) fn check_key(key: &[u8]) -> Result<Bytes, ClientError> {
-    match model::check_key(key) {
-        Ok(()) => Ok(Bytes::copy_from_slice(key)),
-        Err(InvalidKey::Empty) => Err(ClientError::KeyEmpty),
-        Err(InvalidKey::TooLong(length)) => Err(ClientError::KeyTooLong(length)),
+    model::check_key(key)?;
+    Ok(Bytes::copy_from_slice(key))
+}
+
+impl From<InvalidKey> for ClientError {
+    fn from(invalid: InvalidKey) -> ClientError {
+        match invalid {
+            InvalidKey::Empty => ClientError::KeyEmpty,
+            InvalidKey::TooLong(length) => ClientError::KeyTooLong(length),
+        }
     }
 }
 

@@ -136,6 +136,22 @@ impl KeyRange {
         KeyRange { from, to, reverse: false }
     }
 
+    /// The first key and the last.
+    pub(crate) fn ends(self) -> (Bytes, Bytes) {
+        (self.from, self.to)
+    }
+
+    /// The prefix that all keys between these ends have, and no others, if there is one.
+    pub(crate) fn prefix_of<'a>(from: &'a [u8], to: &[u8]) -> Option<&'a [u8]> {
+        let rest = to.strip_prefix(from).filter(|rest| !rest.is_empty())?;
+        let is_last = to.len() == KEY_BYTES_MAX && rest.iter().all(|byte| *byte == 0xff);
+        is_last.then_some(from)
+    }
+
+    pub(super) fn is_reversed(&self) -> bool {
+        self.reverse
+    }
+
     /// The same keys, the last one first.
     pub fn reversed(self) -> KeyRange {
         KeyRange { reverse: !self.reverse, ..self }

@@ -375,6 +375,7 @@ impl World {
             Output::Close(server) => self.links[server] = None,
             Output::Greeted(_) | Output::Provoke(_) => {}
             Output::PassedOver { report, failure } => report(failure),
+            Output::Resume(promise) => promise.keep(Ok(())),
             Output::End { exchange, result } => exchange.end(result),
         }
     }

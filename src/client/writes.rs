@@ -133,21 +133,7 @@ calls! {
         condition: Condition,
     ) -> ConditionalPut {
         let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
-        let op = PutIf { key: key.clone(), value, condition };
-        let (answer, server, rest) = client.write_in_time(op).await?;
-        let timestamp = answer.timestamp;
-        // It comes to nothing else: `may_come_to` was asked.
-        let OpResult::ConditionFailed { newest } = answer.result else {
-            return Ok(ConditionalPut::Stored(PutOk { timestamp, server }));
-        };
-        let found = match newest {
-            None => None,
-            Some(newest) => rest
-                .previous(key, answer)
-                .await
-                .map_err(|why| ClientError::ConflictUnread { newest, why: Box::new(why) })?,
-        };
-        Ok(ConditionalPut::Conflict(Conflict { found, timestamp, server }))
+        client.put_under(key, value, condition).await
     }
 
     /// Removes every version of a key, durably, and tells the newest.
@@ -276,6 +262,30 @@ impl Client {
         Ok((answer.result == OpResult::Done).then_some(answer.timestamp))
     }
 
+    /// Stores a value if a condition holds.
+    pub(super) async fn put_under(
+        &self,
+        key: Bytes,
+        value: Bytes,
+        condition: Condition,
+    ) -> Result<ConditionalPut, ClientError> {
+        let op = PutIf { key: key.clone(), value, condition };
+        let (answer, server, rest) = self.write_in_time(op).await?;
+        let timestamp = answer.timestamp;
+        // It comes to nothing else: `may_come_to` was asked.
+        let OpResult::ConditionFailed { newest } = answer.result else {
+            return Ok(ConditionalPut::Stored(PutOk { timestamp, server }));
+        };
+        let found = match newest {
+            None => None,
+            Some(newest) => rest
+                .previous(key, answer)
+                .await
+                .map_err(|why| ClientError::ConflictUnread { newest, why: Box::new(why) })?,
+        };
+        Ok(ConditionalPut::Conflict(Conflict { found, timestamp, server }))
+    }
+
     async fn remove(&self, range: KeyRange) -> Result<WrittenMany, ClientError> {
         let (from, to) = (range.from.clone(), range.to.clone());
         self.write_many(DelRange { from, to }, Wanted::Range(range)).await
@@ -339,7 +349,7 @@ impl Client {
 
     /// A write that has a call's whole time; its answer, the server that gave it, and a client for
     /// what the call has yet to do in the rest of that time.
-    async fn write_in_time(
+    pub(super) async fn write_in_time(
         &self,
         op: impl Into<WriteOp>,
     ) -> Result<(WriteAnswer, SocketAddr, Client), ClientError> {
@@ -366,7 +376,7 @@ impl Client {
             (Request::Write(WriteRequest { request, op }), ())
         };
         let judge = move |server, (), reply| match reply {
-            Reply::WriteOk(answer) if op.may_come_to(answer.result) => {
+            Reply::WriteOk(answer) if op.may_come_to(answer.result) && fits(&op, &answer) => {
                 learn(&mut lock(&seen), &op, &answer);
                 Verdict::Done((answer, server))
             }
@@ -378,8 +388,19 @@ impl Client {
     }
 }
 
+/// Whether an answer tells as much of a transaction as this operation has.
+fn fits(op: &WriteOp, answer: &WriteAnswer) -> bool {
+    match (op, answer.result, &answer.txn) {
+        (WriteOp::Txn(txn), OpResult::Txn { branches }, Some(answer)) => {
+            // The lowest bit is that of the outermost one.
+            answer.succeeded == (branches & 1 == 1) && txn.fits(answer)
+        }
+        (_, _, told) => told.is_none(),
+    }
+}
+
 /// Checks that an operation is no larger than one write may be.
-fn check_size(op: &WriteOp) -> Result<(), ClientError> {
+pub(super) fn check_size(op: &WriteOp) -> Result<(), ClientError> {
     let OpShape { keys, bytes, .. } = OpShape::of(op);
     if keys > limits::TRANSACTION_KEYS_MAX {
         return Err(ClientError::TooManyKeys(keys));

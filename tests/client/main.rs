@@ -6,4 +6,5 @@
 #[path = "../support/fake_server.rs"]
 mod fake_server;
 mod library;
+mod transactions;
 mod versions;

@@ -61,10 +61,11 @@ use rand::rngs::StdRng;
 
 use self::attempts::{Action, Attempts, Signs};
 use self::call::{Call, Flight, rules, timed_out};
-use self::health::Health;
+use self::health::{Health, jittered};
 use self::link::{Due, Early, Link, Owed, Waiter};
 use self::places::Places;
 use self::sequence::Sequencer;
+use super::call::Promise;
 use super::error::{ClientError, ServerFailure};
 use super::greeting::{self, Failure};
 use super::timing::Timing;
@@ -92,6 +93,8 @@ pub(super) enum Output {
     Close(usize),
     /// A console's call passes over a server.
     PassedOver { report: Report, failure: ServerFailure },
+    /// A pause is over.
+    Resume(Promise<()>),
     /// A call is over.
     End { exchange: Box<dyn Exchange>, result: Result<(), ClientError> },
 }
@@ -158,6 +161,10 @@ pub(super) struct Core {
     places: Places,
     /// When each call is next looked at.
     timers: BTreeSet<(Duration, CallId)>,
+    /// Pauses between two calls, by when they end and in the order in which they began; each ends
+    /// soon, and whoever is in one makes no call meanwhile.
+    pauses: BTreeMap<(Duration, u64), Promise<()>>,
+    pauses_made: u64,
     sequencer: Sequencer,
     /// The group of the first server that has greeted. Timestamps of two groups do not compare, so
     /// a server of another one is as good as unreachable.
@@ -182,6 +189,8 @@ impl Core {
             calls: HashMap::new(),
             places: Places::default(),
             timers: BTreeSet::new(),
+            pauses: BTreeMap::new(),
+            pauses_made: 0,
             sequencer: Sequencer::new(client, SESSION_REPLIES_MAX as u64),
             cluster: None,
             met: None,
@@ -230,6 +239,13 @@ impl Core {
         }
     }
 
+    /// Keeps a promise after a while, between half of `longest` and all of it.
+    pub(super) fn pause(&mut self, now: Duration, longest: Duration, promise: Promise<()>) {
+        let until = now + jittered(longest, &mut self.random);
+        self.pauses_made += 1;
+        self.pauses.insert((until, self.pauses_made), promise);
+    }
+
     /// Who leads, as far as somebody knows: writes go there first.
     pub(super) fn hint_leader(&mut self, leader: Option<usize>) {
         self.leader = leader;
@@ -244,6 +260,7 @@ impl Core {
     pub(super) fn abandon(&mut self) {
         self.calls.clear();
         self.timers.clear();
+        self.pauses.clear();
         self.places = Places::default();
         self.outputs.clear();
         self.links.fill_with(Link::new);
@@ -259,9 +276,10 @@ impl Core {
     /// When [`Core::poll`] is to be called, if no input comes before.
     pub(super) fn next_at(&self) -> Option<Duration> {
         let timer = self.timers.first().map(|(at, _)| *at);
+        let pause = self.pauses.first_key_value().map(|((until, _), _)| *until);
         let links = self.links.iter().filter_map(|link| link.next_due(&self.timing));
         let probe = self.health.next_probe().filter(|_| !self.is_idle());
-        links.chain(timer).chain(probe).min()
+        links.chain(timer).chain(pause).chain(probe).min()
     }
 
     /// Does what the time has come for.
@@ -293,6 +311,9 @@ impl Core {
         {
             self.look_after(now, id);
             assert!(!self.timers.contains(&(at, id)), "call {id} is not looked after at {now:?}");
+        }
+        while let Some(pause) = self.pauses.first_entry().filter(|pause| pause.key().0 <= now) {
+            self.outputs.push_back(Output::Resume(pause.remove()));
         }
         self.probe(now);
     }

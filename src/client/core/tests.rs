@@ -1,8 +1,11 @@
 //! The core without a client, among servers that say what a test has them say.
 
+use std::pin::pin;
 use std::sync::Mutex;
+use std::task::{Context, Poll, Waker};
 
 use super::*;
+use crate::client::call::{CallFuture, Overdue};
 use crate::client::sync::lock;
 use crate::limits::CLIENT_MUTE_TIMEOUT;
 use crate::model::{NodeId, ReadView, RequestId};
@@ -108,6 +111,7 @@ impl World {
                     }
                     self.sent.push((server, message));
                 }
+                Output::Resume(promise) => promise.keep(Ok(())),
                 Output::End { exchange, result } => exchange.end(result),
                 _ => {}
             }
@@ -412,4 +416,37 @@ fn a_server_that_owes_the_answer_to_a_probe_is_not_probed_again() {
     world.pass(9 * SECOND, pong);
     let probes = world.take_requests().into_iter().filter(|(server, _)| *server == 0);
     assert_eq!(probes.count(), 1);
+}
+
+#[test]
+fn a_pause_ends_when_between_half_of_its_time_and_all_of_it_is_over() {
+    let mut world = World::new(1);
+    let longest = 100 * MS;
+    for _ in 0..20 {
+        let (promise, slot) = Promise::new();
+        world.core.pause(world.now, longest, promise);
+        let overdue = Overdue::of_pause(None, longest);
+        let mut pause = pin!(CallFuture { slot, id: 0, overdue, inbox: None });
+        let mut poll = || pause.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let until = world.core.next_at().expect("somebody waits");
+        assert!(world.now + longest / 2 <= until && until <= world.now + longest, "{until:?}");
+        world.now = until - Duration::from_nanos(1);
+        world.settle();
+        assert_eq!(poll(), Poll::Pending);
+        world.now = until;
+        world.settle();
+        assert_eq!(poll(), Poll::Ready(Ok(())));
+    }
+}
+
+#[test]
+fn whoever_pauses_does_not_wait_for_a_core_that_is_abandoned() {
+    let mut world = World::new(1);
+    let (promise, slot) = Promise::new();
+    world.core.pause(world.now, SECOND, promise);
+    let overdue = Overdue::of_pause(None, SECOND);
+    let pause = pin!(CallFuture { slot, id: 0, overdue, inbox: None });
+    world.core.abandon();
+    let poll = pause.poll(&mut Context::from_waker(Waker::noop()));
+    assert_eq!(poll, Poll::Ready(Err(ClientError::Ended)));
 }
