@@ -194,7 +194,12 @@ impl PairLine {
     }
 }
 
-fn one_of(name: &str, text: Option<String>, hex: Option<String>) -> Result<Vec<u8>, String> {
+/// The bytes that one of two fields has: as text, or in hexadecimal.
+pub(super) fn one_of(
+    name: &str,
+    text: Option<String>,
+    hex: Option<String>,
+) -> Result<Vec<u8>, String> {
     match (text, hex) {
         (Some(text), None) => Ok(text.into_bytes()),
         (None, Some(hex)) => {

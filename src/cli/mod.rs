@@ -22,6 +22,7 @@ mod server_args;
 mod share;
 mod share_args;
 mod stdout;
+pub mod txn;
 mod units;
 
 pub use self::run::main;

@@ -4,6 +4,7 @@ use std::io;
 
 use super::at::AtError;
 use super::input::InputError;
+use super::txn::TxnInputError;
 use crate::client::{ClientError, Timestamp};
 use crate::process::exit_status;
 
@@ -16,6 +17,8 @@ pub enum CommandOutcome {
     NotFound,
     /// A condition did not hold, and nothing was written.
     Conflict,
+    /// A comparison of a transaction did not hold, and its branch for that was done.
+    Else,
     /// The outcome of `status` when no server answered, nobody leads, or disks are full; the table
     /// says why.
     NotWritable,
@@ -33,6 +36,9 @@ pub enum CommandError {
     /// An argument or a line of standard input cannot be used.
     #[error(transparent)]
     Input(#[from] InputError),
+    /// What was read is no transaction.
+    #[error(transparent)]
+    Txn(#[from] TxnInputError),
     /// The time or version of `--at` cannot be used.
     #[error(transparent)]
     At(#[from] AtError),
@@ -58,7 +64,9 @@ impl CommandOutcome {
     pub fn exit_status(self) -> u8 {
         match self {
             CommandOutcome::Done => exit_status::DONE,
-            CommandOutcome::NotFound | CommandOutcome::Conflict => exit_status::NOT_FOUND,
+            CommandOutcome::NotFound | CommandOutcome::Conflict | CommandOutcome::Else => {
+                exit_status::NOT_FOUND
+            }
             CommandOutcome::NotWritable => exit_status::UNAVAILABLE,
         }
     }
@@ -68,13 +76,17 @@ impl CommandError {
     /// The process's exit status.
     pub fn exit_status(&self) -> u8 {
         match self {
+            CommandError::Client(ClientError::NotANumber(_) | ClientError::SumTooGreat { .. }) => {
+                exit_status::NOT_FOUND
+            }
             CommandError::Client(error) if error.is_of_the_request() => exit_status::USAGE,
             CommandError::Client(_) | CommandError::NotConfirmed(_) | CommandError::NoRoom(_) => {
                 exit_status::UNAVAILABLE
             }
-            CommandError::Input(_) | CommandError::At(_) | CommandError::RawOnTerminal => {
-                exit_status::USAGE
-            }
+            CommandError::Input(_)
+            | CommandError::Txn(_)
+            | CommandError::At(_)
+            | CommandError::RawOnTerminal => exit_status::USAGE,
             CommandError::Output(_) | CommandError::DoneUnprinted(..) => exit_status::FAILED,
         }
     }

@@ -54,12 +54,25 @@ pub(super) fn version_asked(at: Option<Timestamp>) -> Timestamp {
 /// A JSON object, its fields in the order they are added.
 #[derive(Default)]
 pub(super) struct Object {
-    fields: Vec<(String, Value)>,
+    fields: Vec<(String, Field)>,
+}
+
+/// What a field of an object has. A [`Value`] alone would forget the order of the fields in it.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Field {
+    Value(Value),
+    Objects(Vec<Object>),
 }
 
 impl Object {
     pub(super) fn with(mut self, name: impl Into<String>, value: Value) -> Object {
-        self.fields.push((name.into(), value));
+        self.fields.push((name.into(), Field::Value(value)));
+        self
+    }
+
+    pub(super) fn list(mut self, name: &str, objects: impl Iterator<Item = Object>) -> Object {
+        self.fields.push((name.to_owned(), Field::Objects(objects.collect())));
         self
     }
 

@@ -60,8 +60,8 @@ Examples:
   acervo share ~/Films        offer a folder
   acervo fetch aula.mp4       download from everybody who has it
 
-Exit status: 0 found or done, 1 not found, 2 usage, 3 no server reached or no majority,
-4 anything else, such as an answer that cannot be written.
+Exit status: 0 found or done, 1 not found or a condition does not hold, 2 usage, 3 no server
+reached or no majority, 4 anything else, such as an answer that cannot be written.
 ACERVO_SERVERS and ACERVO_REGISTRY stand for --servers and --registry where these are not given.
 The log goes to standard error; RUST_LOG chooses how much (error, warn, info, debug)."
 )]

@@ -13,3 +13,4 @@ mod one_shot;
 mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
+mod transactions;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::language::{Asked, Op};
-use crate::run::{Answer, BackEnd, Left, Row};
+use crate::run::{Answer, BackEnd, Left, Row, shown_lines};
 
 use crate::servers::{BEHIND_TIMEOUT, Servers};
 use crate::shell;
@@ -33,20 +33,41 @@ impl<'a> Commands<'a> {
     }
 }
 
+impl Commands<'_> {
+    /// The flags by which a command goes on from what the one before it has seen.
+    fn flags(&self) -> Vec<String> {
+        let mut flags =
+            vec!["--print-session".to_owned(), "--servers".into(), self.servers.group.list()];
+        if let Some(token) = self.session.clone() {
+            flags.extend(["--session".to_owned(), token]);
+        }
+        flags
+    }
+}
+
 impl BackEnd for Commands<'_> {
     fn name(&self) -> &'static str {
         "commands"
     }
 
     fn ask(&mut self, op: &Op) -> Answer {
-        let mut flags =
-            vec!["--print-session".to_owned(), "--servers".into(), self.servers.group.list()];
-        if let Some(token) = self.session.clone() {
-            flags.extend(["--session".to_owned(), token]);
-        }
-        let (answer, token) = ask(op, &flags);
+        let (answer, token) = ask(op, &self.flags());
         self.session = token.or(self.session.take());
         answer
+    }
+
+    fn transact(&mut self, text: &str) -> Answer {
+        let (status, out, err) =
+            with_input(Command::new(ACERVO).arg("txn").args(self.flags()), text.as_bytes());
+        self.session = token(&err).or(self.session.take());
+        match status {
+            // The branch says which of them it is to be.
+            0 | 1 if out.starts_with(["then", "else"][status as usize]) => {
+                Answer::Lines(shown_lines(&out))
+            }
+            2 | 3 => Answer::Error(err),
+            other => Answer::Error(format!("exit status {other}: {out}{err}")),
+        }
     }
 
     fn ask_behind(&mut self, op: &Op) -> Answer {
@@ -90,22 +111,8 @@ fn ask(op: &Op, flags: &[String]) -> (Answer, Option<String>) {
     if let Some(at) = at {
         command.args(["--at", &at.to_string()]);
     }
-    let mut child = command
-        .arg("--")
-        .args(arguments)
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // Nobody reads what a command does not ask for.
-    let _ = child.stdin.take().unwrap().write_all(&input);
-    let output = child.wait_with_output().unwrap();
-    let err = String::from_utf8(output.stderr).unwrap();
-    let token = err.lines().find(|line| line.starts_with("s1-")).map(str::to_owned);
-    let status = output.status.code().expect("it ended by itself");
-    let objects = String::from_utf8(output.stdout).unwrap();
+    let (status, objects, err) = with_input(command.arg("--").args(arguments), &input);
+    let token = token(&err);
     let Some(rows) = objects.lines().map(|line| row(op, line)).collect::<Option<Vec<Row>>>() else {
         return (Answer::Error(format!("it printed no answer: {objects}")), token);
     };
@@ -119,6 +126,28 @@ fn ask(op: &Op, flags: &[String]) -> (Answer, Option<String>) {
         other => Answer::Error(format!("exit status {other}: {err}")),
     };
     (answer, token)
+}
+
+/// The token that a command has printed beside.
+fn token(err: &str) -> Option<String> {
+    err.lines().find(|line| line.starts_with("s1-")).map(str::to_owned)
+}
+
+/// Runs a command on what it reads: its exit status, what it printed, and what it said beside.
+fn with_input(command: &mut Command, input: &[u8]) -> (i32, String, String) {
+    let mut child = command
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Nobody reads what a command does not ask for.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    let output = child.wait_with_output().unwrap();
+    let status = output.status.code().expect("it ended by itself");
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    (status, out, err)
 }
 
 /// The name of a command, its arguments, and what it reads.

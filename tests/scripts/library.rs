@@ -1,11 +1,12 @@
 //! The client library, in front of three servers.
 
+use acervo::cli::txn;
 use acervo::client::{Client, ClientError, ReadOptions, Rows, Written, WrittenMany};
 use acervo::model::Timestamp;
 use bytes::Bytes;
 
 use crate::language::{Asked, Op};
-use crate::run::{Answer, BackEnd, Row};
+use crate::run::{Answer, BackEnd, Row, shown_lines};
 
 use crate::servers::{BEHIND_TIMEOUT, Servers};
 
@@ -18,6 +19,21 @@ impl BackEnd for Library<'_> {
 
     fn ask(&mut self, op: &Op) -> Answer {
         ask(&self.0.client, op)
+    }
+
+    fn transact(&mut self, text: &str) -> Answer {
+        let txn = match txn::read(&mut text.as_bytes()) {
+            Ok(txn) => txn,
+            Err(error) => return Answer::Error(error.to_string()),
+        };
+        match self.0.client.txn(txn.clone()) {
+            Err(error) => Answer::Error(error.to_string()),
+            Ok(done) => {
+                let mut lines = Vec::new();
+                txn::print_answer(&mut lines, &txn, &done).unwrap();
+                Answer::Lines(shown_lines(&String::from_utf8(lines).unwrap()))
+            }
+        }
     }
 
     fn ask_behind(&mut self, op: &Op) -> Answer {

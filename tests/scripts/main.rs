@@ -1,5 +1,5 @@
-//! Golden scripts: the rules of SPEC B, one script each (`rules`), run through everything that has
-//! to keep them. README.md says how scripts are written, and lists them.
+//! Golden scripts: the rules of SPEC B and D, one script each (`rules`), run through everything
+//! that has to keep them. README.md says how scripts are written, and lists them.
 
 mod commands;
 mod engines;

@@ -24,6 +24,8 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Rows(Vec<Row>),
+    /// The lines that tell what came of a transaction.
+    Lines(Vec<String>),
     Error(String),
 }
 
@@ -40,6 +42,11 @@ pub trait BackEnd {
     fn name(&self) -> &'static str;
 
     fn ask(&mut self, op: &Op) -> Answer;
+
+    /// Carries out a transaction, given as `acervo txn` reads it.
+    fn transact(&mut self, _text: &str) -> Answer {
+        Answer::Error(format!("{} has no transactions", self.name()))
+    }
 
     /// Asks a server to which nothing of what is written here has come.
     fn ask_behind(&mut self, _op: &Op) -> Answer {
@@ -85,6 +92,9 @@ pub fn run(script: &Script, back_end: &mut dyn BackEnd) -> Result<(), String> {
 }
 
 fn store_step(step: &Step, back_end: &mut dyn BackEnd, names: &mut Names) -> Result<(), String> {
+    if let Some(text) = step.transaction() {
+        return txn_step(step, &text, back_end, names);
+    }
     let op = step.op(names)?;
     let answer = match step.prompt {
         Prompt::Behind => back_end.ask_behind(&op),
@@ -155,7 +165,7 @@ fn difference(
             let same = expected.iter().zip(got);
             same.take_while(|(row, got)| row_fits(row, got, nothing, names)).count()
         }
-        Answer::Error(_) => 0,
+        Answer::Lines(_) | Answer::Error(_) => 0,
     };
     let skipped =
         if from > 0 { format!(" (after {from} rows as expected)") } else { String::new() };
@@ -175,6 +185,7 @@ fn difference(
     text.push_str("got:\n");
     match answer {
         Answer::Error(message) => writeln!(text, "    error: {message}").unwrap(),
+        Answer::Lines(lines) => writeln!(text, "    {}", lines.join("\n    ")).unwrap(),
         Answer::Rows(rows) if from == rows.len() => text.push_str("    nothing more\n"),
         Answer::Rows(rows) => {
             for row in rows[from..].iter().take(ROWS_SHOWN) {
@@ -210,18 +221,53 @@ fn show(
     text
 }
 
+/// A transaction, whose answer is lines as the command prints them.
+fn txn_step(
+    step: &Step,
+    text: &str,
+    back_end: &mut dyn BackEnd,
+    names: &mut Names,
+) -> Result<(), String> {
+    let text = fill_in(text, back_end, names)?;
+    let answer = back_end.transact(&text);
+    let expected = &step.expected;
+    let fits = match &answer {
+        Answer::Error(message) => expected.first().is_some_and(|line| {
+            line.strip_prefix("error: ").is_some_and(|wanted| message.contains(wanted))
+        }),
+        Answer::Lines(lines) => lines_fit(expected, lines, names),
+        Answer::Rows(_) => false,
+    };
+    if fits {
+        return Ok(());
+    }
+    let wanted = expected.join("\n    ");
+    Err(format!(
+        "expected:\n    {wanted}\ngot:\n    {}",
+        match answer {
+            Answer::Error(message) => format!("error: {message}"),
+            Answer::Lines(lines) => lines.join("\n    "),
+            Answer::Rows(rows) => format!("{rows:?}"),
+        }
+    ))
+}
+
+fn lines_fit(expected: &[String], got: &[String], names: &mut Names) -> bool {
+    let mut pairs = expected.iter().zip(got);
+    expected.len() == got.len()
+        && pairs.all(|(line, got)| line_fits(line, got, names).unwrap_or(false))
+}
+
 fn shell_step(step: &Step, back_end: &mut dyn BackEnd, names: &mut Names) -> Result<(), String> {
     let command = fill_in(&step.command, back_end, names)?;
     let left = back_end.shell(&command)?;
     let text = String::from_utf8(left.out).map_err(|_| "it prints what is not UTF-8")?;
-    let got: Vec<String> = text.lines().map(|line| line.replace('\t', r"\t")).collect();
+    let got = shown_lines(&text);
     let (status, lines) = match step.expected.split_last() {
         Some((last, lines)) if last.starts_with("exit ") => (&last["exit ".len()..], lines),
         _ => ("0", &step.expected[..]),
     };
-    let fits = got.len() == lines.len()
-        && got.iter().zip(lines).all(|(got, line)| line_fits(line, got, names).unwrap_or(false))
-        && status == left.status.to_string();
+    let fits = lines_fit(lines, &got, names) && status == left.status.to_string();
     if fits {
         return Ok(());
     }
@@ -233,11 +279,21 @@ fn shell_step(step: &Step, back_end: &mut dyn BackEnd, names: &mut Names) -> Res
     ))
 }
 
+/// Lines as scripts have them, with `\t` for a tab.
+pub fn shown_lines(text: &str) -> Vec<String> {
+    text.lines().map(|line| line.replace('\t', r"\t")).collect()
+}
+
 /// Puts versions, and what else has a name, in the place of `<NAME>`.
 fn fill_in(command: &str, back_end: &dyn BackEnd, names: &Names) -> Result<String, String> {
     let mut pieces = command.split('<');
     let mut filled = pieces.next().unwrap_or_default().to_owned();
     for piece in pieces {
+        // One between two words compares them.
+        if piece.starts_with(' ') {
+            filled = filled + "<" + piece;
+            continue;
+        }
         let (name, rest) = piece.split_once('>').ok_or("'<' stands before a name and '>'")?;
         filled += &match back_end.placeholder(name, &|name| names.version(name)) {
             Some(text) => text,

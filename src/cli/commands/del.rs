@@ -3,11 +3,14 @@
 use std::ffi::OsString;
 
 use clap::Args;
+use serde_json::json;
 
 use super::super::outcome::{CommandError, CommandOutcome};
-use super::super::output::Shown;
+use super::super::output::{Object, Shown};
 use super::flags::{KeyArgs, NoVersionArgs, RangeArgs, RowsArgs};
-use super::session::{OneShot, Session, Streams, answer_with_previous, no_key};
+use super::put::parse_version;
+use super::session::{OneShot, Session, Streams, answer_with_previous, no_key, remark};
+use crate::client::{ClientError, Comparison, Timestamp, Txn, TxnDone, TxnOp, TxnOutput, Written};
 
 /// The flags and arguments of `acervo del`.
 #[derive(Debug, Args)]
@@ -15,11 +18,16 @@ use super::session::{OneShot, Session, Streams, answer_with_previous, no_key};
 Examples:
   acervo del title
   acervo del title --format json          also the newest version it had
+  acervo del title --if-version 1763700000000000
 
-Exit status 1 when there was nothing to delete.")]
+With --if-version the key is deleted only if that is its newest version. Else nothing is deleted,
+and what there is instead is printed as getall prints it. Exit status 1 when nothing was deleted.")]
 pub struct DelArgs {
     /// The key to remove
     pub key: OsString,
+    /// Delete only if this is the newest version of the key
+    #[arg(long, value_name = "VERSION", value_parser = parse_version)]
+    pub if_version: Option<Timestamp>,
     /// A version, which is accepted and means nothing to a removal.
     #[command(flatten)]
     pub no_version: NoVersionArgs,
@@ -32,6 +40,9 @@ impl OneShot for DelArgs {
     fn run(&self, streams: &mut Streams<'_>) -> Result<CommandOutcome, CommandError> {
         let mut session = Session::new(&self.shared, streams)?;
         let key = session.key(&self.key);
+        if let Some(version) = self.if_version {
+            return del_if(session, &key, version);
+        }
         let removed = session.client.del(&key);
         let Some(done) = session.previous_told(removed)? else {
             return Ok(CommandOutcome::Done);
@@ -39,6 +50,41 @@ impl OneShot for DelArgs {
         session.print_done(done.timestamp, &answer_with_previous(&key, &done))?;
         session.found(done.previous.is_some(), || no_key(&key))
     }
+}
+
+fn del_if(
+    mut session: Session<'_>,
+    key: &[u8],
+    version: Timestamp,
+) -> Result<CommandOutcome, CommandError> {
+    let txn = Txn::when(Comparison::version(key).equals(version))
+        .then(TxnOp::del(key))
+        .or_else(TxnOp::get(key));
+    let object = Object::default().bytes("key", key);
+    let TxnDone { timestamp, succeeded, results, server } = match session.client.txn(txn) {
+        // Which of both it was is known, and no more.
+        Err(error @ ClientError::ResultsUnread { timestamp, succeeded, .. }) => {
+            remark(&error);
+            let object = object.with("deleted", json!(succeeded));
+            if !succeeded {
+                return session.done().map(|_| CommandOutcome::Conflict);
+            }
+            session.print_done(timestamp, &object.timestamp("timestamp", timestamp))?;
+            return session.done();
+        }
+        done => done?,
+    };
+    let previous = results.into_iter().find_map(|result| match result {
+        TxnOutput::Del { previous: found } | TxnOutput::Get(found) => found,
+        _ => None,
+    });
+    if !succeeded {
+        let object = object.with("deleted", json!(false));
+        return session.conflict(key, previous.as_ref(), server, object);
+    }
+    let done = Written { timestamp, previous, server };
+    session.print_done(timestamp, &answer_with_previous(key, &done))?;
+    session.done()
 }
 
 /// The flags and arguments of `acervo delrange`.

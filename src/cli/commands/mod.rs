@@ -9,10 +9,12 @@ mod flags;
 mod get;
 mod get_range;
 mod history;
+mod incr;
 mod put;
 mod session;
 mod status;
 mod trim;
+mod txn;
 
 use clap::Subcommand;
 
@@ -68,6 +70,10 @@ commands! {
     DelAll(del::DelAllArgs),
     /// Delete every version of a key but the newest, and print that version
     Trim(trim::TrimArgs),
+    /// Add to the number that a key has and print the sum
+    Incr(incr::IncrArgs),
+    /// Carry out a transaction: comparisons, and operations for when they hold or not
+    Txn(txn::TxnArgs),
     /// Change how long the group keeps old versions, and print the version of the change
     SetHistory(history::SetHistoryArgs),
     /// Describe every server of the group

@@ -9,8 +9,8 @@ use super::super::args::Format;
 use super::super::outcome::{CommandError, CommandOutcome};
 use super::super::output::{Object, Shown};
 use super::flags::KeyArgs;
-use super::session::{OneShot, Session, Streams, answer_with_previous, remark};
-use crate::client::{Condition, ConditionalPut, Conflict, PutOk};
+use super::session::{OneShot, Session, Streams, answer_with_previous};
+use crate::client::{Condition, ConditionalPut, Conflict, PutOk, PutSequentialOk};
 use crate::model::Timestamp;
 use crate::text::escape;
 
@@ -23,12 +23,16 @@ Examples:
   acervo put title x --format json        also what the key had before
   acervo put lock me --if-absent
   acervo put title x --if-version 1763700000000000
+  acervo put --sequential queue/ wash     makes queue/00001763700000000000, say, and prints that
 
 With --if-absent or --if-version the value is written only if there is no such key, or that is its
 newest version. Else nothing is written, what there is instead is printed as getall prints it, and
-the exit status is 1.")]
+the exit status is 1.
+With --sequential the value gets a key of its own, KEY with the value's version behind it in 20
+digits, and that key is printed: such keys are in the order in which they were written, whoever
+wrote them.")]
 pub struct PutArgs {
-    /// The key to write
+    /// The key to write, or its beginning with --sequential
     pub key: OsString,
     /// The value; '-' reads it from standard input, to the last byte
     #[arg(allow_negative_numbers = true)]
@@ -39,6 +43,9 @@ pub struct PutArgs {
     /// Write only if this is the newest version of the key
     #[arg(long, value_name = "VERSION", value_parser = parse_version)]
     pub if_version: Option<Timestamp>,
+    /// Make a new key: KEY with the value's version behind it, in 20 digits
+    #[arg(long, conflicts_with_all = ["if_absent", "if_version"])]
+    pub sequential: bool,
     /// How keys are given, which servers are asked, and in which session.
     #[command(flatten)]
     pub shared: KeyArgs,
@@ -49,6 +56,9 @@ impl OneShot for PutArgs {
         let mut session = Session::new(&self.shared, streams)?;
         let key = session.key(&self.key);
         let value = session.arguments().value(&self.value)?;
+        if self.sequential {
+            return put_sequential(session, &key, &value);
+        }
         if let Some(condition) = self.condition() {
             return put_if(session, &key, &value, condition);
         }
@@ -77,9 +87,22 @@ impl PutArgs {
     }
 }
 
-fn parse_version(text: &str) -> Result<Timestamp, String> {
+pub(super) fn parse_version(text: &str) -> Result<Timestamp, String> {
     let version = text.parse().ok().filter(|version| *version > 0).map(Timestamp);
     version.ok_or_else(|| "write a version number, such as getall prints".to_owned())
+}
+
+fn put_sequential(
+    mut session: Session<'_>,
+    prefix: &[u8],
+    value: &[u8],
+) -> Result<CommandOutcome, CommandError> {
+    let PutSequentialOk { key, timestamp, server } =
+        session.client.put_sequential(prefix, value)?;
+    let object = Object::default().bytes("key", &key).timestamp("timestamp", timestamp);
+    let object = object.with("server", json!(server));
+    session.print_answer(timestamp, &escape(&key), &object)?;
+    session.done()
 }
 
 fn put_if(
@@ -96,19 +119,7 @@ fn put_if(
             session.done()
         }
         ConditionalPut::Conflict(Conflict { found, server, .. }) => {
-            let version = found.as_ref().map_or(Timestamp::ZERO, |found| found.timestamp);
-            let value = found.as_ref().map(|found| &found.value[..]);
-            let shown = escape(key);
-            let line = format_args!("{shown}\t{version}\t{}", escape(value.unwrap_or_default()));
-            let object = object(false).timestamp("old_timestamp", version);
-            let object = object.value("old_value", value).with("server", json!(server));
-            session.print(Some(&line), &object)?;
-            let has = match found {
-                Some(_) => format!("the key \"{shown}\" has version {version}"),
-                None => format!("there is no key \"{shown}\""),
-            };
-            remark(&format_args!("{has}: nothing was written"));
-            session.done().map(|_| CommandOutcome::Conflict)
+            session.conflict(key, found.as_ref(), server, object(false))
         }
     }
 }

@@ -15,7 +15,7 @@ use super::super::input::ArgumentReader;
 use super::super::outcome::{CommandError, CommandOutcome};
 use super::super::output::{Object, Shape, Shown, print_json, print_rows};
 use super::flags::{KeyArgs, ReadArgs};
-use crate::client::{Client, ClientBuilder, ClientError, Rows, Written, WrittenMany};
+use crate::client::{Client, ClientBuilder, ClientError, Rows, Version, Written, WrittenMany};
 use crate::model::Timestamp;
 use crate::text::escape;
 
@@ -115,7 +115,17 @@ impl<'a> Session<'a> {
         version: Timestamp,
         object: &impl Serialize,
     ) -> Result<(), CommandError> {
-        self.print(Some(&version), object).map_err(|error| of_done(version, error))
+        self.print_answer(version, &version, object)
+    }
+
+    /// Prints the answer to a write that is done with this version and has more to say than that.
+    pub(super) fn print_answer(
+        &mut self,
+        version: Timestamp,
+        line: &dyn Display,
+        object: &impl Serialize,
+    ) -> Result<(), CommandError> {
+        self.print(Some(line), object).map_err(|error| of_done(version, error))
     }
 
     /// Prints rows as they come. How many had a value.
@@ -163,6 +173,34 @@ impl<'a> Session<'a> {
             }
             written => Ok(Some(written?)),
         }
+    }
+
+    /// Prints what a key has where a condition wanted something else of it, so that nothing was
+    /// written, and ends the command. The object is added to.
+    pub(super) fn conflict(
+        mut self,
+        key: &[u8],
+        found: Option<&Version>,
+        server: SocketAddr,
+        object: Object,
+    ) -> Result<CommandOutcome, CommandError> {
+        let version = found.map_or(Timestamp::ZERO, |found| found.timestamp);
+        let value = found.map(|found| &found.value[..]);
+        let shown = escape(key);
+        let line = format_args!("{shown}\t{version}\t{}", escape(value.unwrap_or_default()));
+        let object = object.timestamp("old_timestamp", version);
+        let object = object.value("old_value", value).with("server", json!(server));
+        self.print(Some(&line), &object)?;
+        match found {
+            Some(_) => {
+                remark(&format_args!(
+                    "the key \"{shown}\" has version {version}: nothing was written"
+                ));
+            }
+            None => remark(&format_args!("there is no key \"{shown}\": nothing was written")),
+        }
+        self.tell_token();
+        Ok(CommandOutcome::Conflict)
     }
 
     fn tell_token(&self) {
