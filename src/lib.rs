@@ -106,3 +106,8 @@ pub use self::server::{LocalGroup, ServerError};
 #[cfg(doctest)]
 #[doc = include_str!("../docs/library.md")]
 mod library_page {}
+
+/// Those of the tour of coordination.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/COORDINATION.md")]
+mod coordination_page {}
