@@ -23,6 +23,7 @@ Examples:
   acervo txn move.txn
   printf 'if lock is absent\\nthen put lock me\\nelse get lock\\n' | acervo txn
   acervo txn --check move.txn --format json      the same transaction as JSON
+
 A transaction is three sections, each of which may be left out:
   if
     version of account:ana = 1795224871548738
@@ -32,6 +33,7 @@ A transaction is three sections, each of which may be left out:
     put account:bia 110
   else
     get account:ana
+
 If every comparison of 'if' holds the operations of 'then' are done, and else those of 'else': as
 one write, with one version, all or none, each seeing those before it. A key may be written once.
 
@@ -39,8 +41,8 @@ Comparisons, one a line:
   version of KEYS = N     so, too, created, count and lease; a missing key has 0
   value of KEYS = V       never holds for a missing key
   KEY exists              KEY is absent
-with one of = != < >. KEYS are a key, or a range, every key of which must compare so: A to B, with
-'..' for an open end, or prefix P.
+with one of = != < >. KEYS are a key, or a range, every key of which must compare so: prefix P, or
+A to B, where an end that is open is .. without quotes.
 
 Operations, one a line:
   get KEY
