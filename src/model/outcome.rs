@@ -26,7 +26,8 @@ pub struct WriteAnswer {
     /// cannot tell, or does not trust its own state: it can be read as of the timestamp before the
     /// write's.
     pub previous: Option<Previous>,
-    /// What a transaction tells, if it has taken effect and whoever answers may tell.
+    /// What a transaction tells, if it has taken effect. `None` also where nobody was waiting when
+    /// it was applied, or where there was no room for it.
     pub txn: Option<Box<TxnAnswer>>,
 }
 
@@ -41,9 +42,15 @@ impl WriteAnswer {
         self.previous.is_some() || self.txn.is_some()
     }
 
-    /// Bytes of keys and values that it holds as the answer to a transaction.
+    /// Bytes of memory that it takes, about, as the answer to a transaction.
     pub fn txn_bytes(&self) -> usize {
-        self.txn.as_ref().map_or(0, |txn| txn.bytes())
+        self.txn.as_ref().map_or(0, |txn| txn.memory_bytes())
+    }
+
+    /// Whether a transaction has taken effect and what it tells found no room: whoever waits is to
+    /// ask again.
+    pub fn is_untold(&self) -> bool {
+        matches!(self.result, OpResult::Txn { .. }) && self.txn.is_none()
     }
 
     /// The same without what was before.

@@ -576,7 +576,9 @@ impl Node {
                     };
                     self.answer(&pending, refusal, out);
                 }
-                WriteFate::Answered(answer) if self.writes.tells_too_much(&answer) => {
+                WriteFate::Answered(answer)
+                    if answer.is_untold() || self.writes.tells_too_much(&answer) =>
+                {
                     let mut pending = self.writes.remove(key);
                     pending.has_at_least(Effect::MayBeDone);
                     let again = error(

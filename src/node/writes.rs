@@ -764,7 +764,7 @@ mod tests {
             let key = writes.take_next_waiting().unwrap();
             writes.wait_for_stored(key, index, answer.clone());
         }
-        assert_eq!(index as usize, TOLD_BYTES_MAX / TRANSACTION_RESULT_BYTES_MAX);
+        assert_eq!(index as usize, TOLD_BYTES_MAX / answer.txn_bytes());
         assert!(!writes.tells_too_much(&WriteAnswer::of(outcome)), "what tells nothing is told");
         assert!(writes.take_stored(1).is_some());
         assert!(!writes.tells_too_much(&answer));

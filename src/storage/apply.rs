@@ -67,9 +67,9 @@ const POINT_BYTES: usize = 24;
 /// much, and a follower that lags may have thousands of them at once.
 const BATCH_ROWS_MAX: u64 = 64 * 1024;
 
-/// Bytes of keys and values in the answers to all transactions that are applied in one call: a
-/// small entry may ask for [`limits::TRANSACTION_RESULT_BYTES_MAX`], and thousands are applied at
-/// once. What finds no room is left out, as in a single answer.
+/// Bytes of memory of the answers to transactions that are applied in one call, after which no
+/// further one is told: a small entry may ask for [`limits::TRANSACTION_RESULT_BYTES_MAX`], and
+/// thousands are applied at once. Whoever waits for the others asks again.
 const TOLD_BYTES_MAX: usize = 8 * limits::TRANSACTION_RESULT_BYTES_MAX;
 
 /// Why the state machine stopped. All of these are final for the process.
@@ -258,8 +258,8 @@ pub struct StateMachine {
     /// When the driver was first seen with something applied since the last seal.
     unsealed_since_us: Option<u64>,
     left: Left,
-    /// What the answers to transactions of one call may still hold.
-    told_bytes_left: usize,
+    /// Bytes of memory of the answers to transactions of one call.
+    told_bytes: usize,
     /// The engine that a snapshot has replaced, and where that one was staged.
     retired: Option<(Arc<dyn Engine>, StagedSnapshot)>,
     poisoned: bool,
@@ -309,7 +309,7 @@ impl StateMachine {
             unsealed_bytes: 0,
             unsealed_since_us: None,
             left,
-            told_bytes_left: 0,
+            told_bytes: 0,
             retired: None,
             poisoned: false,
         })
@@ -379,7 +379,7 @@ impl StateMachine {
         answering: bool,
     ) -> Result<Applied, ApplyError> {
         let mut applied = Applied::default();
-        self.told_bytes_left = TOLD_BYTES_MAX;
+        self.told_bytes = 0;
         while !entries.is_empty() {
             let count = self.apply_batch(entries, answering, &mut applied.writes)?;
             entries = &entries[count..];
@@ -567,12 +567,18 @@ impl StateMachine {
         let txn = match (op, outcome.result) {
             (WriteOp::Txn(txn), OpResult::Txn { branches }) if answering => {
                 let limits = TxnLimits::of(&self.shared.limits());
-                let result_bytes = limits.result_bytes.min(self.told_bytes_left);
-                let limits = TxnLimits { result_bytes, ..limits };
                 let written = outcome.timestamp;
-                let answer = op_writer::txn_answer(changes, txn, branches, written, limits)?;
-                self.told_bytes_left -= answer.bytes();
-                Some(Box::new(answer))
+                match self.told_bytes < TOLD_BYTES_MAX {
+                    // All of it, whatever others tell: a retry is told the same.
+                    true => {
+                        let answer =
+                            op_writer::txn_answer(changes, txn, branches, written, limits)?;
+                        self.told_bytes += answer.memory_bytes();
+                        Some(Box::new(answer))
+                    }
+                    // Whoever waits asks again.
+                    false => None,
+                }
             }
             _ => None,
         };

@@ -167,7 +167,7 @@ impl Store {
         let limits = TxnLimits::of(&self.shared.limits());
         let result_bytes = limits.result_bytes.min(result_bytes_max);
         let rows = ViewRows(&*view);
-        let reader = TxnReader(Reader::new(&rows, ReadView::as_of(at), pending));
+        let reader = TxnReader::telling(Reader::new(&rows, ReadView::as_of(at), pending));
         txn.read(&reader, TxnLimits { result_bytes, ..limits })
     }
 

@@ -32,7 +32,10 @@ impl StoreWorker {
                 let most = PageLimits { bytes: allowed.min(most.bytes), ..most };
                 answer_page(&self.store, request, most)
             }
-            ReadRequest::Txn(request) => answer_txn(&self.store, request, allowed),
+            // Beyond the budget it is asked for again with a longer one, as a value is.
+            ReadRequest::Txn(request) => {
+                answer_txn(&self.store, request, limits::TRANSACTION_RESULT_BYTES_MAX)
+            }
         };
         if let Some(fault) = answered.fault.take() {
             self.completions.send(fault.into());

@@ -93,7 +93,7 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
 
     fn decide(&self, txn: &Txn) -> Result<Option<TxnDecision>, ApplyError> {
         let rows = self.changes.rows();
-        let newest = TxnReader(Reader::newest(&rows, self.changes.ranges()));
+        let newest = TxnReader::deciding(Reader::newest(&rows, self.changes.ranges()));
         let limits = TxnLimits::of(&self.machine.shared.limits());
         txn.decide(&NewestReads { newest, writer: self }, self.timestamp, limits)
     }
@@ -150,7 +150,7 @@ pub(super) fn txn_answer(
         return Ok(TxnAnswer::without_results(branches));
     }
     let pending = PendingRemovals { keys: true, ranges: changes.ranges().clone() };
-    let reader = TxnReader(Reader::new(&rows, before, pending));
+    let reader = TxnReader::telling(Reader::new(&rows, before, pending));
     txn.answer(branches, &reader, written, limits)
 }
 

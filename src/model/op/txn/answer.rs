@@ -9,6 +9,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
 use crate::model::{Facts, Timestamp, bounded};
 
 /// What a transaction came to.
@@ -26,6 +27,12 @@ impl TxnAnswer {
     /// That of a write whose results are not known any more, and which took these branches.
     pub fn without_results(branches: u64) -> TxnAnswer {
         TxnAnswer { succeeded: branches & 1 != 0, results: None }
+    }
+
+    /// Bytes of memory that it takes, about.
+    pub fn memory_bytes(&self) -> usize {
+        let elements: usize = self.results.iter().flatten().map(TxnResult::elements).sum();
+        self.bytes() + elements * limits::ELEMENT_OVERHEAD_BYTES
     }
 
     /// Bytes of the keys and values that it holds.
@@ -79,6 +86,17 @@ pub enum TxnResult {
 }
 
 impl TxnResult {
+    /// Results and rows, those within a transaction included.
+    fn elements(&self) -> usize {
+        match self {
+            TxnResult::Get(_) | TxnResult::Put { .. } | TxnResult::Del { .. } => 1,
+            TxnResult::Range { rows, .. } | TxnResult::DelRange { rows, .. } => 1 + rows.len(),
+            TxnResult::Txn(answer) => {
+                1 + answer.results.iter().flatten().map(TxnResult::elements).sum::<usize>()
+            }
+        }
+    }
+
     fn bytes(&self) -> usize {
         let of_rows = |rows: &[TxnRow]| {
             rows.iter().map(|row| row.key.len() + row.found.value_bytes()).sum::<usize>()

@@ -81,7 +81,7 @@ pub struct TxnRange<'a> {
 pub struct TxnFoundKeys {
     /// In the order asked for.
     pub keys: Vec<(Bytes, KeyState)>,
-    /// The number of rows that were looked at: the same on all replicas.
+    /// The number of rows that count against the bound: the same wherever the same is evaluated.
     pub rows: usize,
     /// There are no more keys in the range.
     pub is_whole: bool,

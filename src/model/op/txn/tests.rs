@@ -461,7 +461,7 @@ fn any_txn(seed: u64) -> (Txn, State) {
         value: &mut value,
         values: &values,
         keeps_history: true,
-        only_reads: seed % 4 == 0,
+        only_reads: seed.is_multiple_of(4),
     };
     (maker.fit(4), before)
 }
