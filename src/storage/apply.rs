@@ -784,6 +784,8 @@ pub(super) fn stored_point(engine: &dyn Engine) -> Result<AppliedPoint, ApplyErr
 
 /// What a row about the store itself says.
 pub(super) enum MetaRow {
+    /// The format of all rows, without which nobody may read them.
+    Format,
     /// Where the state stands.
     Applied(AppliedPoint),
     /// The group's feature level, which the state's hash covers, too.
@@ -815,9 +817,11 @@ pub(super) fn decode_meta(row: &[u8], value: &[u8]) -> Option<MetaRow> {
     if row == keys::meta(META_KNOWN_SINCE) {
         return decode_known_since(value).map(MetaRow::KnownSince);
     }
-    let known = row == keys::meta(META_FORMAT) && value == STATE_FORMAT_VERSION.to_le_bytes();
+    if row == keys::meta(META_FORMAT) {
+        return (value == STATE_FORMAT_VERSION.to_le_bytes()).then_some(MetaRow::Format);
+    }
     let clock = LogClock::decode(value, Timestamp::ZERO, 0);
-    let known = known || (row == keys::meta(META_CLOCK) && clock.is_some());
+    let known = row == keys::meta(META_CLOCK) && clock.is_some();
     let is_time = row == keys::meta(META_REMOVED_UP_TO) || row == keys::meta(META_COMPACTED_AS_OF);
     let known = known || (is_time && garbage_collection::decode_time(value).is_some());
     known.then_some(MetaRow::Other)

@@ -33,6 +33,7 @@ pub struct SnapshotSink {
 #[derive(Clone, Default)]
 struct Received {
     last_key: Bytes,
+    has_format: bool,
     hash: StateHash,
     point: AppliedPoint,
     level: Option<FeatureLevel>,
@@ -121,7 +122,10 @@ impl SnapshotSink {
     pub fn finish(mut self) -> Result<StagedSnapshot, SnapshotError> {
         let store = self.store.take().ok_or(SnapshotError::Stopped)?;
         let point = self.point;
-        if self.received.point != point || self.received.hash.0 != point.hash {
+        let Received { last_key, has_format, hash, point: found, .. } = &self.received;
+        // Only of a blank store there is nothing to be read.
+        let is_readable = *has_format || last_key.is_empty();
+        if *found != point || hash.0 != point.hash || !is_readable {
             return Err(SnapshotError::Mismatch { index: point.index });
         }
         store.finish()?;
@@ -164,6 +168,7 @@ impl Received {
                     .ok_or("a session cannot be read")?;
             }
             Some(KeySpace::Meta) => match apply::decode_meta(key, value) {
+                Some(MetaRow::Format) => self.has_format = true,
                 Some(MetaRow::Applied(point)) => self.point = point,
                 Some(MetaRow::Level(level)) => {
                     self.level = Some(level);
