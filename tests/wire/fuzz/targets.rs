@@ -214,7 +214,7 @@ fn transaction_examples() -> Vec<Vec<u8>> {
             versions: &versions,
             value: &mut value,
             values: &values,
-            keeps_history: true,
+            keeps_history: false,
             only_reads: false,
         };
         write(10, WriteOp::Txn(maker.fit(3))).encode().to_vec()
