@@ -55,6 +55,9 @@ pub enum EntryError {
     /// The MessagePack body is not a command.
     #[error("log entry does not hold a command: {0}")]
     Body(#[from] rmp_serde::decode::Error),
+    /// Something follows the command.
+    #[error("log entry of {0} bytes holds more than a command")]
+    TooLong(usize),
 }
 
 pub(super) const TIME_BYTES: usize = 8;
@@ -81,7 +84,9 @@ impl Command {
         Bytes::from(data)
     }
 
-    /// Decodes a log entry's data. `Ok(None)` is a no-op.
+    /// Decodes a log entry's data. `Ok(None)` is a no-op. What follows a command is refused: nothing
+    /// that limits an operation counts these bytes, and an entry that is longer than a frame could
+    /// never be sent to another server.
     pub fn decode(data: &[u8]) -> Result<Option<Command>, EntryError> {
         if data.is_empty() {
             return Ok(None);
@@ -89,7 +94,11 @@ impl Command {
         let too_short = || EntryError::TooShort(data.len());
         let (head, rest) = data.split_first_chunk::<TIME_BYTES>().ok_or_else(too_short)?;
         let (clock, body) = rest.split_first_chunk::<TIME_BYTES>().ok_or_else(too_short)?;
-        let action = rmp_serde::from_slice(body)?;
+        let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
+        let action = Action::deserialize(&mut deserializer)?;
+        if !is_at_end(&mut deserializer) {
+            return Err(EntryError::TooLong(data.len()));
+        }
         let timestamp = Timestamp(i64::from_be_bytes(*head));
         Ok(Some(Command { timestamp, clock_us: u64::from_be_bytes(*clock), action }))
     }
@@ -141,9 +150,15 @@ pub(super) fn lend_put(action: &[u8]) -> Option<(RequestId, PutOp<'_>)> {
     }
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(action);
     let PutCommand::Write(request, op) = PutCommand::deserialize(&mut deserializer).ok()?;
-    // Only at the end is there no marker byte to read.
-    let rest = bool::deserialize(&mut deserializer);
-    matches!(rest, Err(rmp_serde::decode::Error::InvalidMarkerRead(_))).then_some((request, op))
+    is_at_end(&mut deserializer).then_some((request, op))
+}
+
+/// Whether everything was read: only at the end is there no marker byte to read.
+fn is_at_end<'de>(
+    deserializer: impl serde::Deserializer<'de, Error = rmp_serde::decode::Error>,
+) -> bool {
+    let rest = bool::deserialize(deserializer);
+    matches!(rest, Err(rmp_serde::decode::Error::InvalidMarkerRead(_)))
 }
 
 impl Command {
@@ -270,6 +285,24 @@ mod tests {
             }
         }
         assert_eq!(taken, 2);
+    }
+
+    /// A write that was passed on with sixteen megabytes behind it was ordered, and then could not be
+    /// sent to any server: the group took no other write until its leader was ended.
+    #[test]
+    fn nothing_follows_a_command() {
+        let ops = [
+            WriteOp::Barrier(Barrier {}),
+            Put { key: Bytes::from_static(b"k"), value: Bytes::new(), tells_previous: false }
+                .into(),
+        ];
+        for op in ops {
+            let data = Command::write(Timestamp(5), REQUEST, op).encode();
+            for more in [&b"\xc0"[..], b"\xc1", &[7; 1000]] {
+                let longer = [&data[..], more].concat();
+                assert!(matches!(Command::decode(&longer), Err(EntryError::TooLong(_))));
+            }
+        }
     }
 
     #[test]

@@ -170,7 +170,8 @@ mod tests {
 
         let travelled = rmp_serde::to_vec(&write).unwrap();
         assert_eq!(rmp_serde::from_slice::<EncodedWrite>(&travelled).unwrap(), write);
-        for other in [Bytes::new(), Bytes::from_static(b"12345678\xc1")] {
+        let longer = [&write.data()[..], &[7]].concat().into();
+        for other in [Bytes::new(), Bytes::from_static(b"12345678\xc1"), longer] {
             let travelled = rmp_serde::to_vec(&other).unwrap();
             assert!(rmp_serde::from_slice::<EncodedWrite>(&travelled).is_err());
         }
