@@ -581,12 +581,9 @@ impl Node {
                 {
                     let mut pending = self.writes.remove(key);
                     pending.has_at_least(Effect::MayBeDone);
-                    let again = error(
-                        ErrorCode::Unconfirmed,
-                        "what this transaction tells has to wait, and there is no room for it: \
-                         ask again, which is safe",
-                    );
-                    self.finish(pending, again, out);
+                    // It is done, so that asking again does nothing but tell.
+                    let full = "too much waits that transactions tell";
+                    self.finish(pending, busy(full), out);
                 }
                 WriteFate::Answered(answer) => {
                     self.writes.wait_for_stored(key, write.index, answer);

@@ -296,23 +296,62 @@ impl Txn {
         evaluate::read(self, state, limits)
     }
 
-    /// Rows that its ranges look at, about: as many as are asked for, and for those that are
-    /// compared, counted or removed as many as may be.
-    fn range_rows(&self) -> usize {
-        let most = limits::TRANSACTION_ROWS_MAX;
-        let compared = self.compare.iter().map(|comparison| match comparison.keys {
-            TxnKeys::One(_) => 0,
-            TxnKeys::Range { .. } => most,
-        });
-        let done = self.ops().map(|op| match op {
-            TxnOp::Range { rows_max, counts_only: false, .. } => most.min(*rows_max as usize),
-            TxnOp::Range { .. } | TxnOp::DelRange { .. } => most,
-            TxnOp::Get { .. } | TxnOp::Put { .. } | TxnOp::Del { .. } => 0,
-            TxnOp::Txn(txn) => txn.range_rows(),
-        });
-        compared.chain(done).fold(0, |all, rows| most.min(all + rows))
+    /// Rows that its ranges look at, and rows in whose time the values are read that it compares or
+    /// tells, at most. How many rows a range shows does not bound how many it looks at: removed
+    /// keys lie among them until they have left the disk.
+    fn looked_at_rows_max(&self) -> usize {
+        let rows = if self.has_part(&Txn::looks_through_a_range) {
+            limits::TRANSACTION_ROWS_MAX
+        } else {
+            0
+        };
+        let compared_bytes = match self.has_part(&Txn::compares_long_values) {
+            true => limits::TRANSACTION_COMPARED_BYTES_MAX,
+            false => 0,
+        };
+        let told_bytes = match self.has_part(&Txn::tells_values) {
+            true => limits::TRANSACTION_RESULT_BYTES_MAX,
+            false => 0,
+        };
+        rows + (compared_bytes + told_bytes) / VALUE_BYTES_PER_ROW
+    }
+
+    /// Whether something holds of it or of a transaction within it.
+    fn has_part(&self, holds: &dyn Fn(&Txn) -> bool) -> bool {
+        let within = |op: &TxnOp| match op {
+            TxnOp::Txn(txn) => txn.has_part(holds),
+            _ => false,
+        };
+        holds(self) || self.ops().any(within)
+    }
+
+    fn looks_through_a_range(&self) -> bool {
+        let is_range = |keys: &TxnKeys| matches!(keys, TxnKeys::Range { .. });
+        self.compare.iter().any(|comparison| is_range(&comparison.keys))
+            || self.ops().any(|op| matches!(op, TxnOp::Range { .. } | TxnOp::DelRange { .. }))
+    }
+
+    /// Whether values are compared whose length does not tell how they compare.
+    fn compares_long_values(&self) -> bool {
+        let is_long =
+            |test: &Test| matches!(test, Test::Value(Relation::Less | Relation::Greater, _));
+        self.compare.iter().any(|comparison| is_long(&comparison.test))
+    }
+
+    fn tells_values(&self) -> bool {
+        self.ops().any(|op| match op {
+            TxnOp::Get { .. } => true,
+            TxnOp::Range { keys_only, counts_only, .. } => !keys_only && !counts_only,
+            TxnOp::Put { tells_previous, .. }
+            | TxnOp::Del { tells_previous, .. }
+            | TxnOp::DelRange { tells_previous, .. } => *tells_previous,
+            TxnOp::Txn(_) => false,
+        })
     }
 }
+
+/// Bytes of a long value that are read in about the time of a row.
+const VALUE_BYTES_PER_ROW: usize = 16 * 1024;
 
 impl Operation for Txn {
     fn visit(&self, show: &mut dyn FnMut(&Bytes, Option<&Bytes>)) {
@@ -360,7 +399,7 @@ impl Operation for Txn {
     }
 
     fn scanned_rows_max(&self) -> usize {
-        self.range_rows()
+        self.looked_at_rows_max()
     }
 
     fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {

@@ -402,11 +402,18 @@ fn its_shape_tells_what_it_may_cost() {
         ..then([put("k", "new!")])
     };
     let of_cas = shape(cas.clone());
-    assert_eq!((of_cas.keys, of_cas.work_rows, of_cas.bytes), (2, 2, 9));
+    let told_rows = limits::TRANSACTION_RESULT_BYTES_MAX / VALUE_BYTES_PER_ROW;
+    assert_eq!((of_cas.keys, of_cas.work_rows, of_cas.bytes), (2, 2 + told_rows, 9));
     assert_eq!((of_cas.value_bytes_max, of_cas.adds_data), (4, true));
     assert_eq!((of_cas.known_at_commit, of_cas.depends_on_state), (None, true));
     let of_range = shape(then([range("a", "b", 5), del("a")]));
-    assert_eq!((of_range.work_rows, of_range.adds_data), (3 + 5, false));
+    let range_rows = TRANSACTION_ROWS_MAX + told_rows;
+    assert_eq!((of_range.work_rows, of_range.adds_data), (3 + range_rows, false));
+    // Nine hundred of these in half a megabyte had a leader read fourteen gigabytes at once.
+    let less =
+        Txn { compare: vec![when("k", Test::Value(Relation::Less, key("b")))], ..cas.clone() };
+    let compared_rows = limits::TRANSACTION_COMPARED_BYTES_MAX / VALUE_BYTES_PER_ROW;
+    assert_eq!(shape(nested(2, less)).work_rows, 2 + compared_rows + told_rows);
     let of_removal = shape(nested(3, then([del_range("a", "b"), del_range("c", "d")])));
     assert_eq!(of_removal.work_rows, 4 + TRANSACTION_ROWS_MAX);
     let of_empty_key = shape(nested(2, then([put("", "")])));
