@@ -145,8 +145,8 @@ pub const BUDGET_ORIGIN_BYTES_MAX: usize = 128 * 1024 * 1024;
 pub const BUDGET_CONNECTION_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes queued for one server on the connection for what may be long; past it replication messages
 /// to it are dropped (and resent later by the consensus protocol). What is under way to a server is
-/// bounded by [`APPENDS_IN_FLIGHT_MAX`] and [`FORWARD_BYTES_MAX`]: this is met only with a backlog
-/// of very long entries.
+/// bounded by [`APPENDS_IN_FLIGHT_MAX`] and [`FORWARD_BYTES_MAX`], and answers to writes that were
+/// passed on by what transactions may tell: this is met only with a backlog of very long entries.
 pub const SERVER_SEND_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of a frame on the connection between servers for what must not wait; a longer one closes
 /// it.

@@ -161,7 +161,8 @@ calls! {
     /// # Errors
     /// As [`Client::put_all`]. [`ClientError::InvalidTxn`] for one that no group takes, such as one
     /// that writes a key twice on a path through its branches; [`ClientError::TxnTooLong`] when a
-    /// range has more keys than a transaction may look through;
+    /// range that it compares or removes has more keys than a transaction may look through, and
+    /// [`ClientError::Invalid`] when that happens to one that only reads;
     /// [`ClientError::ResultsUnread`] when it is done, and what its operations have answered cannot
     /// be told.
     fn txn(client, txn: Txn) -> TxnDone {

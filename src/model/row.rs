@@ -10,7 +10,7 @@ use super::{LeaseId, Timestamp, bounded};
 pub struct Facts {
     /// The version with which the key came into being since it last did not exist.
     pub created: Timestamp,
-    /// The number of versions since then: 1 for the one that created it.
+    /// The number of writes since then, 1 for the one that created it; a trim takes none away.
     pub count: u64,
     /// The lease with which the key goes.
     pub lease: Option<LeaseId>,
