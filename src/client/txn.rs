@@ -22,7 +22,7 @@ use super::faces::calls;
 use super::reads::{ReadOptions, judge_behind, judge_stale};
 use super::rows::{Rows, Wanted};
 use super::sync::lock;
-use super::writes::{ConditionalPut, Conflict, check_size};
+use super::writes::{ConditionalPut, check_size};
 use super::{Client, PutOk, check_key, check_value};
 use crate::limits::VALUE_BYTES_MAX;
 use crate::model::{
@@ -324,12 +324,14 @@ impl Client {
                 ConditionalPut::Stored(PutOk { timestamp, server }) => {
                     return Ok(Incremented { value: sum, timestamp, server });
                 }
-                ConditionalPut::Conflict(Conflict { found: newer, .. }) => found = newer,
+                ConditionalPut::Conflict(_) => {}
             }
-            // What a conflict tells is what there was when the write was tried.
+            // What the conflict tells would be old after the pause: those who do not pause would win
+            // every time.
             options.linearizable = true;
             rest.inner.driver.pause(pause, deadline).await?;
             pause = (2 * pause).min(INCR_PAUSE_MAX);
+            found = rest.get_as(key.clone(), options).await?.found;
         }
     }
 }

@@ -293,11 +293,13 @@ fn what_a_transaction_has_written_is_never_read_older() {
     client.get("other").unwrap();
 }
 
-/// Each attempt is a write of its own under the version that the one before has met, and the sum is
-/// that of the number which was there.
+/// Each attempt is a write of its own under the version that is there just before it, and the sum is
+/// that of the number which was there. An attempt under what a conflict had told before the pause
+/// failed as good as always beside others, and two of sixteen hundred additions gave up.
 #[test]
 fn a_counter_goes_on_from_what_was_there_instead() {
     let server = FakeServer::start(|id, request, link| match request {
+        Request::Get(request) if request.linearizable => link.reply(id, value("41", 21)),
         Request::Get(_) => link.reply(id, value("5", 10)),
         Request::Write(write) => {
             let WriteOp::PutIf(PutIf { value, condition, .. }) = write.op else { panic!() };
@@ -335,7 +337,7 @@ fn a_counter_goes_on_from_what_was_there_instead() {
         })
         .collect();
     let under = |version| format!("Version(Timestamp({version}))");
-    assert_eq!(conditions, [(1, under(10)), (2, under(20))]);
+    assert_eq!(conditions, [(1, under(10)), (2, under(21))]);
 }
 
 /// A server that lags may have said so: before a person is told, a majority has confirmed it.
