@@ -326,8 +326,8 @@ impl Client {
                 }
                 ConditionalPut::Conflict(_) => {}
             }
-            // What the conflict tells would be old after the pause: those who do not pause would win
-            // every time.
+            // What the conflict tells would be old after the pause: those who do not pause would
+            // win every time.
             options.linearizable = true;
             rest.inner.driver.pause(pause, deadline).await?;
             pause = (2 * pause).min(INCR_PAUSE_MAX);

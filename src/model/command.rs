@@ -84,9 +84,9 @@ impl Command {
         Bytes::from(data)
     }
 
-    /// Decodes a log entry's data. `Ok(None)` is a no-op. What follows a command is refused: nothing
-    /// that limits an operation counts these bytes, and an entry that is longer than a frame could
-    /// never be sent to another server.
+    /// Decodes a log entry's data. `Ok(None)` is a no-op. What follows a command is refused:
+    /// nothing that limits an operation counts these bytes, and an entry that is longer than a
+    /// frame could never be sent to another server.
     pub fn decode(data: &[u8]) -> Result<Option<Command>, EntryError> {
         if data.is_empty() {
             return Ok(None);
@@ -287,8 +287,8 @@ mod tests {
         assert_eq!(taken, 2);
     }
 
-    /// A write that was passed on with sixteen megabytes behind it was ordered, and then could not be
-    /// sent to any server: the group took no other write until its leader was ended.
+    /// A write that was passed on with sixteen megabytes behind it was ordered, and then could not
+    /// be sent to any server: the group took no other write until its leader was ended.
     #[test]
     fn nothing_follows_a_command() {
         let ops = [

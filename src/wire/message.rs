@@ -426,8 +426,8 @@ pub enum ErrorCode {
     /// known as little as `effect` says. A retry with the same sequence is safe.
     #[serde(rename = "UNCONFIRMED")]
     Unconfirmed,
-    /// A queue is full; nothing was done, unless the effect says otherwise: what a transaction tells
-    /// may find no room when it is done.
+    /// A queue is full; nothing was done, unless the effect says otherwise: what a transaction
+    /// tells may find no room when it is done.
     #[serde(rename = "BUSY")]
     Busy {
         /// Try again after this long.

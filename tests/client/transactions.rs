@@ -293,9 +293,9 @@ fn what_a_transaction_has_written_is_never_read_older() {
     client.get("other").unwrap();
 }
 
-/// Each attempt is a write of its own under the version that is there just before it, and the sum is
-/// that of the number which was there. An attempt under what a conflict had told before the pause
-/// failed as good as always beside others, and two of sixteen hundred additions gave up.
+/// Each attempt is a write of its own under the version that is there just before it, and the sum
+/// is that of the number which was there. An attempt under what a conflict had told before the
+/// pause failed as good as always beside others, and two of sixteen hundred additions gave up.
 #[test]
 fn a_counter_goes_on_from_what_was_there_instead() {
     let server = FakeServer::start(|id, request, link| match request {
