@@ -1,7 +1,7 @@
 //! Transactions as text and as JSON: what `acervo txn` reads, and prints again with `--check`.
 //!
 //! The text has one comparison or operation a line. A word is quoted as in a shell, so that keys
-//! and values may have any bytes ([`words`]). Three words begin a section: `if` the comparisons,
+//! and values may have any bytes (`words`). Three words begin a section: `if` the comparisons,
 //! `then` the operations for when all of them hold, `else` those for when one does not.
 //!
 //! ```text
@@ -36,7 +36,7 @@
 //! | `del KEY`, perhaps `telling previous` | the version |
 //! | `delrange RANGE`, likewise | how many keys there were |
 //!
-//! The JSON form has the same parts under the same names ([`json`]).
+//! The JSON form has the same parts under the same names (`json`).
 //!
 //! What is left out: whether a transaction is one that a group takes, such as that no key is
 //! written twice, is checked with the model's own types, wherever a transaction comes from. Only
