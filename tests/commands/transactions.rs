@@ -70,7 +70,7 @@ fn a_transaction_whose_results_are_lost_still_tells_its_branch() {
 #[test]
 fn each_addition_to_a_counter_counts_once_while_a_server_dies() {
     let mut group = Group::start(3, &["--console", "off"]);
-    let leader = group.leader();
+    let leader = group.leader_of_all();
     let clients: Vec<_> = (0..8).map(|_| group.client()).collect();
     let sums = thread::scope(|scope| {
         let adding: Vec<_> = clients
@@ -97,7 +97,7 @@ fn nobody_sees_a_part_of_a_transaction() {
     let accounts: Vec<String> = (0..4).map(|account| format!("account:{account}")).collect();
     let (writer, reader) = (group.client(), group.client());
     writer.put_all(accounts.iter().map(|account| (account, "100"))).unwrap();
-    let leader = group.leader();
+    let leader = group.leader_of_all();
     let balance = |value: &[u8]| str::from_utf8(value).unwrap().parse::<i64>().unwrap();
     thread::scope(|scope| {
         let moving = scope.spawn(|| {

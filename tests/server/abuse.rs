@@ -116,7 +116,10 @@ fn messages_out_of_place_are_refused_in_a_sentence() {
         (Message::Ping { nonce: 1 }, "the first message must be HELLO".to_owned()),
         (
             Message::Hello(Hello { protocol: 9, role: of(cluster) }),
-            "this server speaks protocol version 2 and not 9: use a client of its release".into(),
+            format!(
+                "this server speaks protocol version {PROTOCOL_VERSION} and not 9: use a client of \
+                 its release"
+            ),
         ),
         (
             hello(of(ClusterId(77))),

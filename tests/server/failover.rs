@@ -28,8 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use acervo::client::{Client, Effect};
-use acervo::wire::message::Role;
+use acervo::client::Effect;
 use rustix::process::Signal;
 
 use crate::support::{Group, eventually};
@@ -39,19 +38,6 @@ const FLAGS: [&str; 2] = ["--console", "off"];
 fn rounds() -> usize {
     let rounds = std::env::var("ACERVO_FAILOVER_ROUNDS").ok();
     rounds.map_or(1, |rounds| rounds.parse().expect("ACERVO_FAILOVER_ROUNDS is a number"))
-}
-
-/// Who leads, once everybody is in sync with it.
-fn leader_of_all(group: &Group, client: &Client) -> usize {
-    let addresses = group.addresses();
-    eventually("a leader with everybody in sync", || {
-        (0..addresses.len()).find(|at| {
-            let status = client.status(addresses[*at]);
-            status.is_ok_and(|status| {
-                status.role == Role::Leader && status.in_sync.len() == addresses.len()
-            })
-        })
-    })
 }
 
 /// Makes trouble while a client writes one thing after the other. The longest time between two of
@@ -105,11 +91,10 @@ fn print_median(case: &str, mut outages: Vec<Duration>) {
 #[test]
 fn writes_go_on_when_a_follower_or_the_leader_is_killed_or_frozen() {
     let mut group = Group::start(3, &FLAGS);
-    let client = group.client();
     for case in ["follower killed", "follower frozen", "leader killed", "leader frozen"] {
         let mut outages = Vec::new();
         for _ in 0..rounds() {
-            let leader = leader_of_all(&group, &client);
+            let leader = group.leader_of_all();
             let victim = if case.starts_with("leader") { leader } else { (leader + 1) % 3 };
             let killed = case.ends_with("killed");
             let strike = |group: &mut Group| match killed {
@@ -124,7 +109,7 @@ fn writes_go_on_when_a_follower_or_the_leader_is_killed_or_frozen() {
         }
         print_median(case, outages);
     }
-    leader_of_all(&group, &client);
+    group.leader_of_all();
 }
 
 /// A network of the tests' own: a bridge, and each server in a namespace with one leg on it.
@@ -196,7 +181,7 @@ fn writes_go_on_when_servers_are_cut_off_and_when_a_cut_heals() {
     for case in ["follower cut off", "leader cut off", "everybody cut off, from healing on"] {
         let mut outages = Vec::new();
         for _ in 0..rounds() {
-            let leader = leader_of_all(&group, &client);
+            let leader = group.leader_of_all();
             let victim = match case {
                 "follower cut off" => Some((leader + 1) % 3),
                 "leader cut off" => Some(leader),

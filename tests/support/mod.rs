@@ -248,6 +248,22 @@ impl Group {
         patient_client([self.servers[at].address])
     }
 
+    /// Waits until every server is in sync with the leader; which one leads. Only then can any of
+    /// them be killed and the others elect a leader: a server that has not taken part yet does not
+    /// vote.
+    pub fn leader_of_all(&self) -> usize {
+        let client = self.client();
+        eventually("a leader with everybody in sync", || {
+            (0..self.servers.len()).find(|at| {
+                let status = client.status(self.servers[*at].address);
+                status.is_ok_and(|status| {
+                    status.role == acervo::wire::message::Role::Leader
+                        && status.in_sync.len() == self.servers.len()
+                })
+            })
+        })
+    }
+
     /// Waits until some running server leads and says so; which one.
     pub fn leader(&self) -> usize {
         let client = self.client();
