@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::call::wait;
 use super::core::{Retry, Target, Verdict, judge_error, judge_unexpected};
 use super::error::ClientError;
 use super::faces::calls;
@@ -19,8 +18,7 @@ use super::{Client, PutOk, check_key, check_keys, check_value};
 use crate::limits;
 use crate::model::{
     Condition, Del, DelAll, DelRange, History, Learned, OpResult, OpShape, Operation, Previous,
-    Put, PutAll, PutIf, RequestId, SetHistory, Timestamp, Trim, Version, WriteAnswer, WriteIf,
-    WriteOp,
+    Put, PutAll, PutIf, RequestId, SetHistory, Timestamp, Trim, Version, WriteAnswer, WriteOp,
 };
 use crate::wire::message::{Reply, Request, WriteRequest};
 
@@ -237,31 +235,6 @@ impl From<WrittenMany> for WrittenMany<AsyncRows> {
 }
 
 impl Client {
-    /// Stores and removes many keys, all or none, at one version, if `condition` holds of `key`,
-    /// which may be among them. Returns that version, or `None` if the condition did not hold and
-    /// nothing was written. Of a key given twice the last value counts, and one that is stored as
-    /// well as removed is only stored.
-    ///
-    /// # Errors
-    /// As [`Client::put_all`].
-    pub(crate) fn write_if(
-        &self,
-        key: &str,
-        condition: Condition,
-        puts: Vec<(String, Vec<u8>)>,
-        removes: Vec<String>,
-    ) -> Result<Option<Timestamp>, ClientError> {
-        let check = |(key, value): (String, Vec<u8>)| {
-            Ok((check_key(key.as_bytes())?, check_value(&value)?))
-        };
-        let puts = puts.into_iter().map(check).collect::<Result<_, ClientError>>()?;
-        let (key, removes) = (check_key(key.as_bytes())?, check_keys(removes)?);
-        let op = WriteOp::from(WriteIf { key, condition, puts, removes });
-        check_size(&op)?;
-        let (answer, ..) = wait(self.write_in_time(op))?;
-        Ok((answer.result == OpResult::Done).then_some(answer.timestamp))
-    }
-
     /// Stores a value if a condition holds.
     pub(super) async fn put_under(
         &self,

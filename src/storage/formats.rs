@@ -19,7 +19,7 @@ use crate::model::{
     Action, Barrier, ClientId, Command, Comparison, Condition, Del, DelAll, DelRange, FeatureLevel,
     GarbageCollection, GroupRules, History, LogEntry, Put, PutAll, PutIf, PutSequential, Relation,
     Release, ReleaseVersion, RequestId, SetHistory, StateLimits, Test, Timestamp, Trim, Txn,
-    TxnKeys, TxnOp, WriteIf, WriteOp,
+    TxnKeys, TxnOp, WriteOp,
 };
 
 /// The limits of one group. Those that a release gives new groups may change, and no format with
@@ -224,12 +224,6 @@ fn the_commands_in_the_log_are_those_of_its_format() {
         WriteOp::Barrier(Barrier {}),
         put_if(Condition::Absent),
         put_if(Condition::Version(Timestamp(8))),
-        WriteOp::WriteIf(WriteIf {
-            key: key(),
-            condition: Condition::Absent,
-            puts: vec![(key(), Bytes::from("v"))],
-            removes: vec![Bytes::from("r")],
-        }),
         WriteOp::SetHistory(SetHistory { history }),
         WriteOp::PutSequential(PutSequential { prefix: key(), value: Bytes::from("v") }),
         WriteOp::Txn(every_part()),

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use acervo::model::{
     Action, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, GarbageCollection,
     GroupRules, KeyState, LogIndex, OpResult, Operation, PageOf, Previous, Put, PutAll, PutIf,
-    RequestId, Row, StateLimits, Timestamp, Trim, Txn, TxnAnswer, Version, WriteIf, WriteOp,
+    RequestId, Row, StateLimits, Timestamp, Trim, Txn, TxnAnswer, Version, WriteOp,
 };
 use bytes::Bytes;
 
@@ -221,12 +221,6 @@ impl Moment {
             WriteOp::PutAll(PutAll { pairs }) => {
                 pairs.iter().for_each(|(key, value)| put(key, value))
             }
-            WriteOp::WriteIf(WriteIf { puts, removes, .. }) => {
-                let stored = |key: &&Bytes| puts.iter().any(|(stored, _)| stored == *key);
-                puts.iter().for_each(|(key, value)| put(key, value));
-                let removed = removes.iter().filter(|key| !stored(key));
-                removed.for_each(|key| drop(self.state.remove(key)));
-            }
             WriteOp::Del(Del { key, .. }) => drop(self.state.remove(key)),
             WriteOp::DelAll(DelAll { keys }) => {
                 keys.iter().for_each(|key| drop(self.state.remove(key)))
@@ -346,7 +340,7 @@ impl Model {
                 self.changes.keys().filter(|key| from <= *key && *key <= to).cloned().collect()
             }
             WriteOp::PutSequential(sequential) => vec![sequential.key(now)],
-            named => keys_of(named),
+            named => named_keys(named),
         };
         for key in &keys {
             let index = self.moments.len() as u64;
@@ -391,9 +385,7 @@ impl Model {
     /// What an operation comes to that is applied next, and what it looks at if its condition does
     /// not hold.
     fn judge(&self, moment: &Moment, op: &WriteOp) -> (OpResult, Option<(Bytes, Timestamp)>) {
-        let (WriteOp::PutIf(PutIf { key, condition, .. })
-        | WriteOp::WriteIf(WriteIf { key, condition, .. })) = op
-        else {
+        let WriteOp::PutIf(PutIf { key, condition, .. }) = op else {
             return (OpResult::Done, None);
         };
         let newest = moment.get(key, Timestamp(i64::MAX)).timestamp();
@@ -462,17 +454,7 @@ impl Model {
     }
 }
 
-/// The keys that an operation changes, if it changes anything.
-pub fn keys_of(op: &WriteOp) -> Vec<Bytes> {
-    match op {
-        WriteOp::WriteIf(WriteIf { puts, removes, .. }) => {
-            puts.iter().map(|(key, _)| key).chain(removes).cloned().collect()
-        }
-        others => named_keys(others),
-    }
-}
-
-/// The keys that an operation names, those that it only looks at included.
+/// The keys that an operation names, those of a transaction that it only looks at included.
 pub fn named_keys(op: &WriteOp) -> Vec<Bytes> {
     let mut keys = Vec::new();
     op.visit(&mut |key, _| keys.push(key.clone()));

@@ -17,7 +17,7 @@ use acervo::model::{
     Action, Barrier, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, GarbageCollection,
     History, KeyState, LogEntry, OpResult, Operation, PageNext, PageOf, Previous, Put, PutAll,
     PutIf, PutSequential, ReadView, RequestId, Row, SetHistory, StateLimits, Timestamp, Trim, Txn,
-    TxnAnswer, Version, WriteFate, WriteIf, WriteOp,
+    TxnAnswer, Version, WriteFate, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::engine::{
@@ -83,14 +83,6 @@ impl Model {
             }
             WriteOp::PutAll(PutAll { pairs }) => {
                 pairs.iter().for_each(|(k, v)| put(&mut state, k, v))
-            }
-            WriteOp::WriteIf(WriteIf { key, condition, puts, removes }) => {
-                if holds(*condition, self.newest(key)) {
-                    let stored = |key: &&Bytes| puts.iter().any(|(stored, _)| stored == *key);
-                    let removed = removes.iter().filter(|key| !stored(key));
-                    removed.for_each(|key| drop(state.remove(key)));
-                    puts.iter().for_each(|(k, v)| put(&mut state, k, v));
-                }
             }
             WriteOp::Del(Del { key, .. }) => drop(state.remove(key)),
             WriteOp::DelAll(DelAll { keys }) => keys.iter().for_each(|key| drop(state.remove(key))),
@@ -388,8 +380,7 @@ impl World {
     /// The operation, with the newest version of its key in the place of [`THE_NEWEST`].
     fn with_a_version_that_is(&self, op: &WriteOp) -> WriteOp {
         let mut op = op.clone();
-        if let WriteOp::PutIf(PutIf { key, condition, .. })
-        | WriteOp::WriteIf(WriteIf { key, condition, .. }) = &mut op
+        if let WriteOp::PutIf(PutIf { key, condition, .. }) = &mut op
             && *condition == Condition::Version(THE_NEWEST)
             && let Some(newest) = self.model.newest(key)
         {
@@ -418,9 +409,7 @@ impl World {
             let before = answered.timestamp.0 - 1;
             let command = Command::decode(&self.log[answer.index as usize - 1].data).unwrap();
             let Action::Write { op, .. } = command.unwrap().action else { panic!("a write") };
-            if let WriteOp::PutIf(PutIf { key, condition, .. })
-            | WriteOp::WriteIf(WriteIf { key, condition, .. }) = &op
-            {
+            if let WriteOp::PutIf(PutIf { key, condition, .. }) = &op {
                 let (_, value, version) = self.model.get(key, before, before);
                 let newest = value.map(|_| version);
                 let expected = match holds(*condition, newest) {
@@ -720,7 +709,6 @@ fn op() -> impl Strategy<Value = WriteOp> {
             1 => (1..400i64).prop_map(|version| Condition::Version(Timestamp(version))),
         ]
     };
-    let pairs = || prop::collection::vec((key(), value()), 0..4);
     prop_oneof![
         3 => (key(), value(), condition())
             .prop_map(|(key, value, condition)| WriteOp::PutIf(PutIf { key, value, condition })),
@@ -730,11 +718,6 @@ fn op() -> impl Strategy<Value = WriteOp> {
         2 => prop::collection::vec((key(), value()), 0..5)
             .prop_map(|pairs| WriteOp::PutAll(PutAll { pairs })),
         2 => key().prop_map(|key| WriteOp::Del(Del { key, tells_previous: true })),
-        2 => (key(), condition(), pairs(), prop::collection::vec(key(), 0..4)).prop_map(
-            |(key, condition, puts, removes)| {
-                WriteOp::WriteIf(WriteIf { key, condition, puts, removes })
-            }
-        ),
         1 => prop::collection::vec(key(), 0..4).prop_map(|keys| WriteOp::DelAll(DelAll { keys })),
         1 => (key(), key()).prop_map(|(from, to)| WriteOp::DelRange(DelRange { from, to })),
         2 => key().prop_map(|key| WriteOp::Trim(Trim { key, tells_previous: true })),

@@ -12,7 +12,7 @@ use acervo::model::{
     DelRange, Effect, EncodedWrite, Facts, FileEntry, FileName, History, LeaseId, LogEntry, NodeId,
     OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf, PutSequential, ReadView,
     Relation, RequestId, Row, SetHistory, SnapshotId, Test, Timestamp, Trim, Txn, TxnAnswer,
-    TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer, WriteIf, WriteOp,
+    TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer, WriteOp,
 };
 use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
@@ -179,12 +179,6 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
             let condition = version.map_or(Condition::Absent, Condition::Version);
             WriteOp::PutIf(PutIf { key, value, condition })
         }),
-        (blob(), option::of(timestamp()), vec((blob(), blob()), 0..5), vec(blob(), 0..5)).prop_map(
-            |(key, version, puts, removes)| {
-                let condition = version.map_or(Condition::Absent, Condition::Version);
-                WriteOp::WriteIf(WriteIf { key, condition, puts, removes })
-            }
-        ),
         any::<u64>().prop_filter_map("a history", |number| {
             history(number).map(|history| WriteOp::SetHistory(SetHistory { history }))
         }),

@@ -29,7 +29,6 @@ mod put_sequential;
 mod set_history;
 mod trim;
 mod txn;
-mod write_if;
 
 use std::mem::Discriminant;
 
@@ -50,7 +49,6 @@ pub use txn::{
     Comparison, Relation, Test, Txn, TxnAnswer, TxnDecision, TxnFound, TxnFoundKeys, TxnKeys,
     TxnLimits, TxnOp, TxnRange, TxnReads, TxnResult, TxnRow, TxnVersion,
 };
-pub use write_if::WriteIf;
 
 use super::key::check_key_bytes;
 use super::outcome::WriteAnswer;
@@ -356,7 +354,6 @@ operations! {
     Put = "PUT": "Store a new newest version of a key.",
     PutAll = "PUT_ALL": "Store a new newest version of each key, all at one version.",
     PutIf = "PUT_IF": "Store a new newest version of a key, if it is as the client has seen it.",
-    WriteIf = "WRITE_IF": "Store and remove many keys, if one is as the client has seen it.",
     Del = "DEL": "Remove every version of a key.",
     DelAll = "DEL_ALL": "Remove every version of each key.",
     DelRange = "DEL_RANGE": "Remove every version of every key of a range.",

@@ -112,8 +112,6 @@ fn all() -> Vec<WriteOp> {
     }
     for condition in [Condition::Absent, Condition::Version(Timestamp(10))] {
         all.push(PutIf { key: key("a"), value: key("5"), condition }.into());
-        let (puts, removes) = (vec![(key("b"), key("6"))], vec![key("a")]);
-        all.push(WriteIf { key: key("a"), condition, puts, removes }.into());
     }
     all
 }
@@ -188,37 +186,6 @@ fn a_condition_is_about_the_newest_version_and_a_failed_one_changes_nothing() {
 }
 
 #[test]
-fn many_keys_are_written_under_a_condition_on_one_or_none_is() {
-    let put_all = |pairs| PutAll { pairs };
-    let mut store = MapStore::default();
-    store.apply(put_all(vec![(key("a"), key("1")), (key("b"), key("2")), (key("c"), key("3"))]));
-    let write = |condition| WriteIf {
-        key: key("a"),
-        condition,
-        puts: vec![(key("d"), key("4")), (key("b"), key("5")), (key("b"), key("6"))],
-        removes: vec![key("c"), key("b"), key("none")],
-    };
-    let at = |version| Condition::Version(Timestamp(version));
-    for condition in [Condition::Absent, at(5)] {
-        let newest = Some(Timestamp(10));
-        let failed = OpApplied::Result(OpResult::ConditionFailed { newest });
-        assert_eq!(store.apply(write(condition)), failed, "{condition:?}");
-        assert_eq!(store.shown(), "a=1@10 b=2@10 c=3@10");
-    }
-    let done = OpApplied::Result(OpResult::Done);
-    assert_eq!(store.apply(write(at(10))), done);
-    assert_eq!(store.shown(), "a=1@10 b=6@40 d=4@40", "a key that is stored is not removed");
-    // The guard itself may go, and then nobody who knew it can write any more.
-    let last = WriteIf { puts: vec![], removes: vec![key("a"), key("d")], ..write(at(10)) };
-    assert!(!last.adds_data() && write(at(10)).adds_data());
-    assert_eq!(store.apply(last.clone()), done);
-    assert_eq!(store.shown(), "b=6@40");
-    let failed = OpApplied::Result(OpResult::ConditionFailed { newest: None });
-    assert_eq!(store.apply(last), failed);
-    assert!(write(at(0)).check().is_err());
-}
-
-#[test]
 fn a_history_that_cannot_be_kept_is_refused() {
     assert_eq!(SetHistory { history: History::All }.check(), Ok(()));
     let nothing = SetHistory { history: History::Versions { count: 0 } };
@@ -229,7 +196,8 @@ fn a_history_that_cannot_be_kept_is_refused() {
 fn a_result_is_read_back_and_is_short() {
     let newest = Some(Timestamp(i64::MAX));
     let failed = [None, newest].map(|newest| OpResult::ConditionFailed { newest });
-    for result in [OpResult::Done, failed[0], failed[1]] {
+    let txn = OpResult::Txn { branches: u64::MAX };
+    for result in [OpResult::Done, failed[0], failed[1], txn, OpResult::TooLong] {
         let mut bytes = Vec::new();
         result.encode(&mut bytes);
         assert!(bytes.len() <= RESULT_BYTES_MAX);

@@ -1,7 +1,7 @@
 //! Answers as they arrive at a client: each is checked against everything that the client had
 //! witnessed before, and remembered.
 
-use crate::model::{Model, keys_of, leave_out_values, named_keys};
+use crate::model::{Model, leave_out_values, named_keys};
 use crate::plain_transactions::carry_out;
 use acervo::model::{
     Barrier, Effect, LogIndex, OpResult, Operation as _, PageNext, PageOf, ReadView, RequestId,
@@ -122,7 +122,6 @@ impl World {
             if code == ErrorCode::DiskFull {
                 let adds =
                     matches!(write.op, WriteOp::Put(_) | WriteOp::PutAll(_) | WriteOp::PutIf(_))
-                        || matches!(&write.op, WriteOp::WriteIf(of) if !of.puts.is_empty())
                         || matches!(&write.op, WriteOp::PutSequential(_))
                         || matches!(&write.op, WriteOp::Txn(txn) if txn.adds_data());
                 ensure!(adds, "refused for want of room: {write:?}");
@@ -244,23 +243,20 @@ impl World {
             "{write:?} was told {txn:?}, applied as {written:?}"
         );
         // Whether a condition holds is known only when the write is applied.
-        let is_conditional =
-            matches!(write.op, WriteOp::PutIf(_) | WriteOp::WriteIf(_) | WriteOp::Txn(_));
+        let is_conditional = matches!(write.op, WriteOp::PutIf(_) | WriteOp::Txn(_));
         ensure!(!is_conditional || written.is_some(), "{write:?} was answered, not applied");
         let result_expected = written.map_or(OpResult::Done, |written| written.result);
         ensure!(result == result_expected, "{write:?} came to {result:?}, applied as {written:?}");
         let looked_at = written.and_then(|written| written.looked_at.clone());
         let keys = match (&write.op, written) {
-            (WriteOp::PutIf(_) | WriteOp::WriteIf(_) | WriteOp::Txn(_), Some(written)) => {
-                written.keys.clone()
-            }
+            (WriteOp::PutIf(_) | WriteOp::Txn(_), Some(written)) => written.keys.clone(),
             (WriteOp::PutSequential(sequential), _) => vec![sequential.key(timestamp)],
             (WriteOp::Trim(_) | WriteOp::Barrier(_) | WriteOp::SetHistory(_), _) => Vec::new(),
             (WriteOp::DelRange(_), written) => {
                 let keys = written.map(|written| written.keys.clone());
                 keys.ok_or_else(|| Violation(format!("{write:?} was answered, not applied")))?
             }
-            (named, _) => keys_of(named),
+            (named, _) => named_keys(named),
         };
         if self.end(operation, Outcome::Written(timestamp)) {
             let asked = self.operations[operation].client;
@@ -508,6 +504,6 @@ fn moment_version(model: &Model, key: &Bytes, index: LogIndex) -> Option<Timesta
 
 /// Whether what a write comes to is not known before it is applied.
 fn depends_on_state(op: &WriteOp) -> bool {
-    use WriteOp::{DelRange, PutIf, Txn, WriteIf};
-    matches!(op, PutIf(_) | WriteIf(_) | DelRange(_) | Txn(_))
+    use WriteOp::{DelRange, PutIf, Txn};
+    matches!(op, PutIf(_) | DelRange(_) | Txn(_))
 }

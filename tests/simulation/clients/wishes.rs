@@ -3,7 +3,7 @@
 use acervo::model::{
     Barrier, Comparison, Condition, Del, DelAll, DelRange, History, PageOf, Put, PutAll, PutIf,
     PutSequential, ReadView, Relation, SetHistory, Test, Timestamp, Trim, Txn, TxnKeys, TxnOp,
-    WriteIf, WriteOp,
+    WriteOp,
 };
 use acervo::wire::message::{GetRequest, PageRequest, PageView, ReadAt, TxnRequest};
 use bytes::Bytes;
@@ -71,15 +71,7 @@ impl World {
                 let condition = self.any_condition(client, &key);
                 PutIf { key, value: value(0, id), condition }.into()
             }
-            12..20 => {
-                let key = self.any_key(KEYS_WRITTEN);
-                let condition = self.any_condition(client, &key);
-                let keys = self.any_keys(KEYS_WRITTEN).into_iter().enumerate();
-                let puts = keys.map(|(part, key)| (key, value(part, id))).collect();
-                let removes = self.any_keys(KEYS);
-                WriteIf { key, condition, puts, removes }.into()
-            }
-            20..34 => self.any_txn(client, false).into(),
+            12..34 => self.any_txn(client, false).into(),
             34..50 => WriteOp::Put(Put {
                 key: self.any_key(KEYS_WRITTEN),
                 value: value(0, id),

@@ -3,8 +3,10 @@
 //! [`Client`] is the store of a registry. Tests have one in memory, in which they decide what other
 //! registries do between two calls.
 
+use std::collections::BTreeMap;
+
 use crate::Client;
-use crate::client::{Condition, ReadOptions};
+use crate::client::{Comparison, Condition, ReadOptions, Txn, TxnOp};
 use crate::model::{Row, Timestamp, Version};
 use crate::share::registry::directory::DirectoryError;
 
@@ -48,7 +50,8 @@ pub trait RowStore: Send + Sync {
     fn trim(&self, key: &str) -> Result<()>;
 
     /// Stores and removes keys, all or none, if the condition holds of `key`. Returns their new
-    /// version, or `None` if it did not hold.
+    /// version, or `None` if it did not hold. Of a key given twice the last value counts, and one
+    /// that is stored as well as removed is only stored.
     ///
     /// # Errors
     /// The store does not answer; the write may take effect later, if the condition holds then.
@@ -95,6 +98,23 @@ impl RowStore for Client {
         puts: Vec<(String, Vec<u8>)>,
         removes: Vec<String>,
     ) -> Result<Option<Timestamp>> {
-        Ok(Client::write_if(self, key, condition, puts, removes)?)
+        let own = Comparison::version(key);
+        let own = match condition {
+            Condition::Absent => Comparison::absent(key),
+            Condition::Version(version) => own.equals(version),
+        };
+        // A transaction writes each key once.
+        let mut writes: BTreeMap<String, TxnOp> = BTreeMap::new();
+        // What is removed is not looked at, of which a transaction does only so much.
+        let remove = |key: String| TxnOp::Del {
+            key: key.into(),
+            keeps_history: false,
+            tells_previous: false,
+        };
+        writes.extend(removes.into_iter().map(|key| (key.clone(), remove(key))));
+        writes.extend(puts.into_iter().map(|(key, value)| (key.clone(), TxnOp::put(key, value))));
+        let then = writes.into_values().collect();
+        let done = Client::txn(self, Txn { then, ..Txn::when(own) })?;
+        Ok(done.succeeded.then_some(done.timestamp))
     }
 }
