@@ -67,17 +67,16 @@ impl<'a> Changes<'a> {
         &self.ranges
     }
 
-    /// The newest version of a key before `now`, the time of the changes that are being made. What
-    /// the batch has not changed is `known` from before it, or else read.
+    /// The newest version of a key before the one of `row`, which is of the time of the changes
+    /// that are being made. What the batch has not changed is `known` from before it, or else read.
     pub fn newest(
         &self,
         key: &[u8],
-        now: Timestamp,
+        row: &Bytes,
         known: &NewestVersions,
     ) -> Result<Option<KeyState>, ApplyError> {
-        let row = keys::version(key, now);
-        let is_of_key = |row_of: &[u8]| keys::version_prefix(row_of) == keys::version_prefix(&row);
-        match self.batch.first_from(&row) {
+        let is_of_key = |row_of: &[u8]| keys::version_prefix(row_of) == keys::version_prefix(row);
+        match self.batch.first_from(row) {
             Some((changed, _)) if is_of_key(changed) => {}
             _ => {
                 if let Some(state) = known.state(key) {
@@ -87,7 +86,7 @@ impl<'a> Changes<'a> {
                 }
             }
         }
-        Reader::newest(&self.rows(), &self.ranges).state(key)
+        Reader::newest(&self.rows(), &self.ranges).state_from(key, row.clone())
     }
 
     /// Adds the removal of a range, which must be later than all others.

@@ -114,8 +114,12 @@ pub fn versions(key: &[u8]) -> RowRange {
 
 /// The rows of a key's versions up to `newest`.
 pub fn versions_up_to(key: &[u8], newest: Timestamp) -> RowRange {
-    let start = prefix(SPACE_VERSIONS, key);
-    RowRange { end: after(&start), start: newest_first(start, newest) }
+    versions_from(version(key, newest))
+}
+
+/// The row of a version, and those of the older versions of its key.
+pub fn versions_from(row: Bytes) -> RowRange {
+    RowRange { end: after(version_prefix(&row)), start: row }
 }
 
 /// The rows of the versions of all keys from `from` to `to`, both included.
@@ -329,12 +333,14 @@ fn put_after(prefix: &[u8], out: &mut Vec<u8>) {
 fn prefix(space: u8, key: &[u8]) -> Vec<u8> {
     let mut row = Vec::with_capacity(1 + key.len() + 2 + TIMESTAMP_BYTES);
     row.push(space);
-    for &byte in key {
-        row.push(byte);
-        if byte == ESCAPE {
-            row.push(ESCAPED_ZERO);
-        }
+    let mut rest = key;
+    while let Some(zero) = rest.iter().position(|byte| *byte == ESCAPE) {
+        let (unescaped, after_zero) = rest.split_at(zero + 1);
+        row.extend_from_slice(unescaped);
+        row.push(ESCAPED_ZERO);
+        rest = after_zero;
     }
+    row.extend_from_slice(rest);
     row.extend_from_slice(&[ESCAPE, TERMINATOR]);
     row
 }
@@ -349,7 +355,18 @@ pub const ROW_KEY_BYTES_MAX: usize = 1 + 2 * limits::KEY_BYTES_MAX + 2 + TIMESTA
 ///
 /// [`KeyError`] when the row is not a version's.
 pub fn decode_version(row: &[u8]) -> Result<(Vec<u8>, Timestamp), KeyError> {
-    decode_keyed(SPACE_VERSIONS, row)
+    let mut key = Vec::new();
+    let timestamp = decode_version_to(row, &mut key)?;
+    Ok((key, timestamp))
+}
+
+/// The timestamp of a version's row, and the user's key in place of what `key` has held.
+///
+/// # Errors
+///
+/// [`KeyError`] when the row is not a version's.
+pub fn decode_version_to(row: &[u8], key: &mut Vec<u8>) -> Result<Timestamp, KeyError> {
+    decode_keyed(SPACE_VERSIONS, row, key)
 }
 
 /// The user's key and the time of a removal's row.
@@ -358,22 +375,25 @@ pub fn decode_version(row: &[u8]) -> Result<(Vec<u8>, Timestamp), KeyError> {
 ///
 /// [`KeyError`] when the row is not a removal's.
 pub fn decode_removal(row: &[u8]) -> Result<(Vec<u8>, Timestamp), KeyError> {
-    decode_keyed(SPACE_REMOVALS, row)
+    let mut key = Vec::new();
+    let timestamp = decode_keyed(SPACE_REMOVALS, row, &mut key)?;
+    Ok((key, timestamp))
 }
 
-fn decode_keyed(space: u8, row: &[u8]) -> Result<(Vec<u8>, Timestamp), KeyError> {
+fn decode_keyed(space: u8, row: &[u8], key: &mut Vec<u8>) -> Result<Timestamp, KeyError> {
     let escaped = row.strip_prefix(&[space]).ok_or(KeyError)?;
     let (escaped, timestamp) = escaped.split_last_chunk::<TIMESTAMP_BYTES>().ok_or(KeyError)?;
     let escaped = escaped.strip_suffix(&[ESCAPE, TERMINATOR]).ok_or(KeyError)?;
-    let mut key = Vec::with_capacity(escaped.len());
-    let mut bytes = escaped.iter();
-    while let Some(&byte) = bytes.next() {
-        if byte == ESCAPE && bytes.next() != Some(&ESCAPED_ZERO) {
-            return Err(KeyError);
-        }
-        key.push(byte);
+    key.clear();
+    key.reserve(escaped.len());
+    let mut rest = escaped;
+    while let Some(zero) = rest.iter().position(|byte| *byte == ESCAPE) {
+        let (unescaped, escaped_zero) = rest.split_at(zero + 1);
+        key.extend_from_slice(unescaped);
+        rest = escaped_zero.strip_prefix(&[ESCAPED_ZERO]).ok_or(KeyError)?;
     }
-    Ok((key, decode_timestamp(*timestamp)))
+    key.extend_from_slice(rest);
+    Ok(decode_timestamp(*timestamp))
 }
 
 /// The timestamp of a version's row, without decoding its key.

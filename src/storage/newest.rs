@@ -1,18 +1,19 @@
 //! The newest versions of keys, kept in memory for those who read them.
 //!
 //! Nearly every read asks for the newest version of a key. The engine looks in memory tables, in
-//! filters and in blocks for it; here it is one look-up. What a read has found is kept, and changed
-//! when the key is written again.
+//! filters and in blocks for it; here it is one look-up. So does every write, for the facts of its
+//! key. What a read has found is kept, and what a write has made.
 //!
-//! Rule: what is here of a key is what a read of the newest state finds, at any moment. So what a
-//! batch changes is taken out before the engine writes it ([`NewestVersions::begin`]), and put back
-//! as it is then when the batch is visible ([`NewestVersions::finish`]). A reader adds what it has
-//! found only if no batch was under way from before its view was taken until now ([`Permit`]).
+//! Rule: what is told here of a key is what a read of the newest state finds, at any moment. So
+//! what a batch changes is replaced before the engine writes it ([`NewestVersions::begin`]), and
+//! not told until the batch is visible ([`NewestVersions::finish`]): the versions of a batch are
+//! later than all others. A reader adds what it has found only if no batch was under way from
+//! before its view was taken until now ([`Permit`]).
 //!
 //! Left out: keys without a value, versions in the past, and values that are so long that looking
 //! for them is not what they cost.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map};
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -48,9 +49,10 @@ pub(super) struct NewestVersions {
 struct Held {
     shards: Vec<Shard>,
     bytes_max: usize,
-    entries: usize,
     /// Counts the beginnings and the ends of batches: odd while one is being written.
     generation: u64,
+    /// Later versions are of the batch that is being written, and not told yet.
+    told_up_to: Timestamp,
 }
 
 #[derive(Default)]
@@ -80,10 +82,11 @@ pub(super) struct Permit {
     generation: u64,
 }
 
-/// What a batch makes of the entries that it changes, for when it is visible.
+/// A batch that is being written.
 #[must_use]
 pub(super) struct Begun {
-    changed: Vec<(u64, Entry)>,
+    /// Its last version that is kept.
+    last: Timestamp,
 }
 
 /// The hash of a key as it is.
@@ -105,33 +108,33 @@ impl Hasher for HashOfKey {
 }
 
 impl Entry {
-    /// Of a row that begins with `prefix` and ends with the value.
-    fn new(key: &[u8], timestamp: Timestamp, prefix: &[u8], value: &[u8]) -> Option<Entry> {
-        if value.len() > VALUE_BYTES_MAX {
-            return None;
-        }
+    /// The newest version of `key`: what its row holds.
+    fn new(key: &[u8], timestamp: Timestamp, stored: [&[u8]; 2]) -> Option<Entry> {
         let key_bytes = u32::try_from(key.len()).ok()?;
-        let timestamp = timestamp.0.to_le_bytes();
-        let bytes = [&timestamp, key, prefix, value].concat().into_boxed_slice();
+        let [prefix, value] = stored;
+        let bytes = [&timestamp.0.to_le_bytes(), key, prefix, value].concat().into_boxed_slice();
         Some(Entry { bytes, key_bytes, is_used: false })
     }
 
-    /// Of the row of a version; `None` where there is no value.
-    fn of_row(key: &[u8], timestamp: Timestamp, stored: &[u8]) -> Option<Entry> {
-        match StoredVersion::decode(stored, timestamp) {
-            Ok(StoredVersion::Value { value, .. }) => {
-                let (prefix, value) = stored.split_at(stored.len() - value.len());
-                Entry::new(key, timestamp, prefix, value)
-            }
-            Ok(StoredVersion::Tombstone) | Err(_) => None,
+    /// Replaces the version of the same key by a later one.
+    fn replace(&mut self, timestamp: Timestamp, stored: &[u8]) {
+        if self.key_and_row().1.len() == stored.len() {
+            let row_at = self.bytes.len() - stored.len();
+            self.bytes[..TIMESTAMP_BYTES].copy_from_slice(&timestamp.0.to_le_bytes());
+            self.bytes[row_at..].copy_from_slice(stored);
+            return;
         }
+        let (key, _) = self.key_and_row();
+        let parts = [&timestamp.0.to_le_bytes(), key, stored];
+        self.bytes = parts.concat().into_boxed_slice();
     }
 
     /// Of a version that a read has shown.
     fn of_version(key: &[u8], version: &Version) -> Option<Entry> {
         let Version { timestamp, value, facts } = version;
         let prefix = RowPrefix::new((*facts)?, *timestamp);
-        Entry::new(key, *timestamp, prefix.bytes(), value)
+        let is_kept = value.len() <= VALUE_BYTES_MAX;
+        is_kept.then(|| Entry::new(key, *timestamp, [prefix.bytes(), value]))?
     }
 
     fn memory_bytes(&self) -> usize {
@@ -163,17 +166,45 @@ impl Entry {
     }
 }
 
+/// Whether the row of a version has a value, and one that is kept.
+fn is_kept(stored: &[u8], timestamp: Timestamp) -> bool {
+    match StoredVersion::decode(stored, timestamp) {
+        Ok(StoredVersion::Value { value, .. }) => value.len() <= VALUE_BYTES_MAX,
+        Ok(StoredVersion::Tombstone) | Err(_) => false,
+    }
+}
+
 impl Shard {
+    /// Replaces what is known of a key by its version of a batch, or by nothing.
+    fn write(&mut self, hash: u64, key: &[u8], timestamp: Timestamp, stored: Option<&[u8]>) {
+        match self.entries.entry(hash) {
+            hash_map::Entry::Occupied(mut known) if known.get().is_of(key) => {
+                // What was before the newest version goes, which nobody sees.
+                if timestamp < known.get().timestamp() {
+                    return;
+                }
+                self.bytes -= known.get().memory_bytes();
+                match stored {
+                    Some(stored) => {
+                        known.get_mut().replace(timestamp, stored);
+                        self.bytes += known.get().memory_bytes();
+                    }
+                    None => drop(known.remove()),
+                }
+            }
+            _ => {
+                let entry = stored.and_then(|stored| Entry::new(key, timestamp, [&[], stored]));
+                if let Some(entry) = entry {
+                    self.insert(hash, entry);
+                }
+            }
+        }
+    }
+
     fn insert(&mut self, hash: u64, entry: Entry) {
         self.bytes += entry.memory_bytes();
         if let Some(before) = self.entries.insert(hash, entry) {
             self.bytes -= before.memory_bytes();
-        }
-    }
-
-    fn remove(&mut self, hash: u64) {
-        if let Some(entry) = self.entries.remove(&hash) {
-            self.bytes -= entry.memory_bytes();
         }
     }
 
@@ -203,24 +234,16 @@ impl Held {
         &mut self.shards[(hash >> 32) as usize % SHARDS]
     }
 
-    fn insert(&mut self, hash: u64, entry: Entry) {
+    /// Changes the shard of a hash, which may have too much then.
+    fn change(&mut self, hash: u64, change: impl FnOnce(&mut Shard)) {
         let bytes_max = self.bytes_max / SHARDS;
         let shard = self.shard(hash);
-        let before = shard.entries.len();
-        shard.insert(hash, entry);
+        change(shard);
         shard.sweep(bytes_max);
-        let after = shard.entries.len();
-        self.entries = self.entries + after - before;
-    }
-
-    fn remove(&mut self, hash: u64) {
-        self.shard(hash).remove(hash);
-        self.entries -= 1;
     }
 
     /// Takes everything out, to be dropped without the lock.
     fn take_all(&mut self) -> Vec<Shard> {
-        self.entries = 0;
         std::mem::replace(&mut self.shards, shards())
     }
 }
@@ -231,7 +254,8 @@ fn shards() -> Vec<Shard> {
 
 impl Default for NewestVersions {
     fn default() -> NewestVersions {
-        let held = Held { shards: shards(), bytes_max: BYTES_MAX, entries: 0, generation: 0 };
+        let (generation, told_up_to) = (0, Timestamp(i64::MIN));
+        let held = Held { shards: shards(), bytes_max: BYTES_MAX, generation, told_up_to };
         NewestVersions { held: Mutex::new(held), hashes: RandomState::new() }
     }
 }
@@ -249,11 +273,12 @@ impl NewestVersions {
     pub fn get(&self, key: &[u8], value_bytes_max: usize) -> Newest {
         let hash = self.hashes.hash_one(key);
         let Ok(mut held) = self.held.try_lock() else { return Newest::Unknown(None) };
+        let told_up_to = held.told_up_to;
         if let Some(entry) = held.shard(hash).entries.get_mut(&hash)
             && entry.is_of(key)
             && let Some((state, value)) = entry.version()
         {
-            if value.len() > value_bytes_max {
+            if value.len() > value_bytes_max || state.version > told_up_to {
                 return Newest::Unknown(None);
             }
             let value = Bytes::copy_from_slice(value);
@@ -281,59 +306,56 @@ impl NewestVersions {
         if let Ok(mut held) = self.held.try_lock()
             && held.generation == permit.generation
         {
-            held.insert(hash, entry);
+            // Read from the store before the first batch, it may be the latest.
+            held.told_up_to = held.told_up_to.max(version.timestamp);
+            held.change(hash, |shard| shard.insert(hash, entry));
         }
     }
 
-    /// Takes out what a batch changes, which is about to be written, or everything.
+    /// Replaces what a batch changes, which is about to be written, or takes everything out.
     pub fn begin(&self, batch: &WriteBatch, everything: bool) -> Begun {
         let mut held = self.held();
         assert!(held.generation.is_multiple_of(2), "two batches at once");
         held.generation += 1;
-        let mut changed = Vec::new();
+        let mut last = held.told_up_to;
         if everything {
             let all = held.take_all();
             drop(held);
             drop(all);
-            return Begun { changed };
+            return Begun { last };
         }
-        if held.entries == 0 {
-            return Begun { changed };
+        if held.bytes_max == 0 {
+            return Begun { last };
         }
         drop(held);
         let versions = keys::all_versions();
         let mut rows = batch.range(&versions).peekable();
+        let (mut key, mut of_last) = (Vec::new(), &[][..]);
         while rows.peek().is_some() {
             let mut held = self.held();
             for (row, stored) in rows.by_ref().take(ROWS_PER_LOCK) {
-                // The newest comes first, and an entry that is taken out is not met again.
-                let Ok((key, timestamp)) = keys::decode_version(row) else { continue };
+                // The newest of a key comes first, and decides.
+                let of_row = keys::version_prefix(row);
+                if std::mem::replace(&mut of_last, of_row) == of_row {
+                    continue;
+                }
+                let Ok(timestamp) = keys::decode_version_to(row, &mut key) else { continue };
                 let hash = self.hashes.hash_one(&key[..]);
-                let known = held.shard(hash).entries.get(&hash);
-                // What was before the newest version goes, which nobody sees.
-                let touched =
-                    known.filter(|entry| entry.is_of(&key) && timestamp >= entry.timestamp());
-                let Some(is_used) = touched.map(|entry| entry.is_used) else { continue };
-                held.remove(hash);
-                let entry = stored.and_then(|stored| Entry::of_row(&key, timestamp, stored));
-                // A key that is written again and again is not looked for each time.
-                changed.extend(entry.map(|entry| (hash, Entry { is_used, ..entry })));
+                let stored = stored.map(|stored| &stored[..]);
+                let stored = stored.filter(|stored| is_kept(stored, timestamp));
+                last = last.max(timestamp);
+                held.change(hash, |shard| shard.write(hash, &key, timestamp, stored));
             }
         }
-        Begun { changed }
+        Begun { last }
     }
 
     /// The batch, or whatever was to come, is visible. It is not called if that has failed: then
-    /// nothing is added any more.
-    pub fn finish(&self, Begun { changed }: Begun) {
-        let mut changed = changed.into_iter().peekable();
-        while changed.peek().is_some() {
-            let mut held = self.held();
-            for (hash, entry) in changed.by_ref().take(ROWS_PER_LOCK) {
-                held.insert(hash, entry);
-            }
-        }
-        self.held().generation += 1;
+    /// nothing of it is ever told, and nothing is added any more.
+    pub fn finish(&self, Begun { last }: Begun) {
+        let mut held = self.held();
+        held.told_up_to = last;
+        held.generation += 1;
     }
 
     /// No method leaves it inconsistent where it can panic, so a poisoned lock is ignored.
@@ -401,6 +423,10 @@ mod tests {
             (b"gone", 5, None),
             (b"swept", 4, None),
             (b"never read", 7, Some(new(7, b"new"))),
+            (b"never read", 6, Some(new(6, b"between"))),
+            (b"deleted", 7, Some(StoredVersion::Tombstone)),
+            (b"deleted", 6, Some(new(6, b"between"))),
+            (b"never there", 7, None),
         ]);
         let begun = versions.begin(&batch, false);
         for key in [&b"put"[..], b"del", b"gone"] {
@@ -411,8 +437,10 @@ mod tests {
         assert_eq!(known(&versions, b"other"), old);
         assert!(permit(&versions).is_none(), "a view may be of before or after");
         versions.finish(begun);
-        assert_eq!(known(&versions, b"put"), Some(version(7, b"new")));
-        for key in [&b"del"[..], b"gone", b"never read"] {
+        for key in [&b"put"[..], b"never read"] {
+            assert_eq!(known(&versions, key), Some(version(7, b"new")));
+        }
+        for key in [&b"del"[..], b"gone", b"deleted", b"never there"] {
             assert_eq!(known(&versions, key), None);
         }
         assert_eq!(known(&versions, b"other"), old);
@@ -472,15 +500,15 @@ mod tests {
             add(&versions, &(1_000 + key).to_be_bytes(), &version(2, &value));
             let held = versions.held();
             let bytes: usize = held.shards.iter().map(|shard| shard.bytes).sum();
-            let entries: usize = held.shards.iter().map(|shard| shard.entries.len()).sum();
-            assert!(bytes <= bytes_max && entries == held.entries, "{bytes}, {entries}");
+            assert!(bytes <= bytes_max, "{bytes}");
         }
-        let entries = versions.held().entries;
+        let entries = versions.held().shards.iter().map(|shard| shard.entries.len()).sum::<usize>();
         assert!(entries > bytes_max / 152 / 2, "{entries}");
         let stayed = hot.iter().filter(|key| known(&versions, *key).is_some()).count();
         assert!(stayed > hot.len() / 2, "{stayed}");
         versions.set_bytes_max(0);
         add(&versions, b"k", &version(1, b"v"));
+        versions.finish(versions.begin(&batch(&[(b"k", 2, Some(new(2, b"v")))]), false));
         assert_eq!(known(&versions, b"k"), None);
     }
 }

@@ -48,7 +48,11 @@ impl<'a> StoredVersion<'a> {
         match self {
             StoredVersion::Tombstone => Bytes::from_static(&[TOMBSTONE]),
             StoredVersion::Value { facts, value } => {
-                [RowPrefix::new(facts, at).bytes(), value].concat().into()
+                let prefix = RowPrefix::new(facts, at);
+                let mut stored = Vec::with_capacity(prefix.length + value.len());
+                stored.extend_from_slice(prefix.bytes());
+                stored.extend_from_slice(value);
+                stored.into()
             }
         }
     }

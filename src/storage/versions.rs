@@ -135,7 +135,12 @@ impl<'a> Reader<'a> {
 
     /// The version of a key, whose value is not read.
     pub fn state(&self, key: &[u8]) -> Result<Option<KeyState>, ApplyError> {
-        let found = self.get_with(key, |_| Ok(()))?;
+        self.state_from(key, keys::version(key, self.at))
+    }
+
+    /// The newest version of a key that is shown and not newer than that of `row`.
+    pub fn state_from(&self, key: &[u8], row: Bytes) -> Result<Option<KeyState>, ApplyError> {
+        let found = self.first_of(key, &keys::versions_from(row), |_| Ok(()))?;
         Ok(found.map(|(state, ())| state))
     }
 
@@ -143,11 +148,19 @@ impl<'a> Reader<'a> {
     pub fn get_with<T>(
         &self,
         key: &[u8],
+        show: impl FnMut(VersionValue<'_>) -> Result<T, ApplyError>,
+    ) -> Result<Option<(KeyState, T)>, ApplyError> {
+        self.first_of(key, &keys::versions_up_to(key, self.at), show)
+    }
+
+    fn first_of<T>(
+        &self,
+        key: &[u8],
+        versions: &RowRange,
         mut show: impl FnMut(VersionValue<'_>) -> Result<T, ApplyError>,
     ) -> Result<Option<(KeyState, T)>, ApplyError> {
         let mut found = Ok(None);
-        let versions = keys::versions_up_to(key, self.at);
-        self.rows.newest(&versions, &mut |row, stored| {
+        self.rows.newest(versions, &mut |row, stored| {
             found = decode(row, stored).and_then(|(version, value)| match value {
                 Some(value) if version >= self.floor(key, self.at)? => {
                     Ok(Some((KeyState { version, facts: value.facts }, show(value)?)))

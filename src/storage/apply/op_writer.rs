@@ -43,26 +43,31 @@ impl<'m, 'c, 'v> OpWriter<'m, 'c, 'v> {
     pub(super) fn removes(&self) -> bool {
         self.removes
     }
-}
 
-impl StoreChanges for OpWriter<'_, '_, '_> {
-    type Error = ApplyError;
-
-    fn newest(&self, key: &[u8]) -> Result<Option<KeyState>, ApplyError> {
-        let known = &self.machine.shared.newest;
-        let newest = self.changes.newest(key, self.timestamp, known)?;
+    /// The newest version of a key, where `row` would be that of its version of this write.
+    fn before(&self, key: &[u8], row: &Bytes) -> Result<Option<KeyState>, ApplyError> {
+        let newest = self.changes.newest(key, row, &self.machine.shared.newest)?;
         // Entries are stamped in their order, so that only a damaged row can say that.
         match newest.is_none_or(|newest| newest.version < self.timestamp) {
             true => Ok(newest),
             false => Err(ApplyError::Damaged("a version from after the write that is applied")),
         }
     }
+}
+
+impl StoreChanges for OpWriter<'_, '_, '_> {
+    type Error = ApplyError;
+
+    fn newest(&self, key: &[u8]) -> Result<Option<KeyState>, ApplyError> {
+        self.before(key, &keys::version(key, self.timestamp))
+    }
 
     fn put(&mut self, key: &Bytes, value: &Bytes) -> Result<(), ApplyError> {
-        let before = self.newest(key)?;
+        let row = keys::version(key, self.timestamp);
+        let before = self.before(key, &row)?;
         let facts = Facts::following(before.map(|before| before.facts), self.timestamp);
         let stored = StoredVersion::Value { facts, value }.encode(self.timestamp);
-        self.changes.put(keys::version(key, self.timestamp), stored);
+        self.changes.put(row, stored);
         // If everything is kept, no row is written for compaction.
         if self.machine.history() != History::All {
             self.changes.put_superseding(self.timestamp, key);

@@ -272,6 +272,8 @@ fn the_removal_of_a_range_scans_so_many_rows_and_so_many_bytes() {
 fn removals_of_ranges_cost_other_reads_no_row() {
     let mut applying =
         Applying::new(StateLimits { removal_scan_rows_max: 0, ..Default::default() });
+    // Each of them is to be read.
+    applying.machine.set_newest_bytes_max(0);
     let value = Bytes::from_static(b"v");
     let keys = ["k", "r1", "r2"].map(Bytes::from);
     for _ in 0..limits::RANGE_REMOVALS_MAX {
