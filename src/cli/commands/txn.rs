@@ -48,8 +48,8 @@ Operations, one a line:
   get KEY
   getrange RANGE [limit N] [reverse] [keys only|count only]
   put KEY VALUE [telling previous]
-  del KEY [telling previous]
-  delrange RANGE [telling previous]
+  del KEY [keeping history] [telling previous]
+  delrange RANGE [keeping history] [telling previous]       'keeping history' has no effect yet
   if ... then ... else ... end                   a transaction inside
 Words are quoted as in a shell: 'a b', \"a b\", a\\ b; \\xNN is a byte, but not in single quotes.
 From # on the line is a comment. The first line of a section may stand behind its word.
@@ -60,7 +60,7 @@ What begins with { is read as JSON, as --check --format json prints it:
    \"else\":[{\"op\":\"get\",\"key\":\"lock\"}]}
 Comparisons have a key, or from and to (null for an open end), or a prefix; a fact, a relation and a
 number or value. Operations are get, getrange (limit, reverse, keys_only, count_only), put, del,
-delrange (tell_previous) and txn.
+delrange (keep_history, tell_previous) and txn.
 
 The first line of the answer is the branch, 'then' or 'else', and the version. Then comes a line
 for each operation, separated by tabs: its name, key, version, and value; of put and del, if they

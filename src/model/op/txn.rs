@@ -157,7 +157,7 @@ pub enum TxnOp {
     Del {
         /// The key that is removed; it need not have a value.
         key: Bytes,
-        /// Has to be false.
+        /// Older versions can still be read as of their time.
         keeps_history: bool,
         /// The answer tells what the key had before.
         tells_previous: bool,
@@ -170,7 +170,7 @@ pub enum TxnOp {
         from: Bytes,
         /// The greatest key that is removed.
         to: Bytes,
-        /// Has to be false.
+        /// Older versions can still be read as of their time.
         keeps_history: bool,
         /// The answer tells what the keys had before, and not only how many there were.
         tells_previous: bool,

@@ -214,7 +214,7 @@ fn transaction_examples() -> Vec<Vec<u8>> {
             versions: &versions,
             value: &mut value,
             values: &values,
-            keeps_history: false,
+            keeps_history: true,
             only_reads: false,
         };
         write(10, WriteOp::Txn(maker.fit(3))).encode().to_vec()

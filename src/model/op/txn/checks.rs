@@ -73,9 +73,6 @@ fn check_parts(txn: &Txn) -> Result<(), String> {
             shown(from),
             shown(to)
         )),
-        TxnOp::Del { keeps_history: true, .. } | TxnOp::DelRange { keeps_history: true, .. } => {
-            Err("a removal cannot keep the history of its keys yet: ask for it without".to_owned())
-        }
         TxnOp::Txn(txn) => check_parts(txn),
         _ => Ok(()),
     })

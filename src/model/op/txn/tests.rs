@@ -309,14 +309,6 @@ fn nested(depth: usize, innermost: Txn) -> Txn {
     (1..depth).fold(innermost, |txn, _| then([within(txn)]))
 }
 
-/// The same removal with the history kept.
-fn keeping(mut removal: TxnOp) -> TxnOp {
-    if let TxnOp::Del { keeps_history, .. } | TxnOp::DelRange { keeps_history, .. } = &mut removal {
-        *keeps_history = true;
-    }
-    removal
-}
-
 #[test]
 fn what_can_never_be_carried_out_is_refused_in_one_sentence() {
     use Relation::{Equal, Less};
@@ -339,8 +331,6 @@ fn what_can_never_be_carried_out_is_refused_in_one_sentence() {
         (compared(when("k", Test::Value(Less, Bytes::new()))), "less than an empty one"),
         (rows(0), "no rows"),
         (then([get("a")]), "writes nothing"),
-        (then([keeping(del("k"))]), "cannot keep the history"),
-        (then([keeping(del_range("k", "l"))]), "cannot keep the history"),
         (then([put(), put()]), "writes the key \"k\" twice"),
     ];
     for (txn, sentence) in refused {
@@ -478,7 +468,7 @@ fn any_txn(seed: u64) -> (Txn, State) {
         versions: &versions,
         value: &mut value,
         values: &values,
-        keeps_history: false,
+        keeps_history: true,
         only_reads: seed.is_multiple_of(4),
     };
     (maker.fit(4), before)
