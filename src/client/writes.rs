@@ -140,7 +140,7 @@ calls! {
     /// As [`Client::replace`].
     fn del(client, key: impl AsRef<[u8]>) -> Written {
         let key = check_key(key.as_ref())?;
-        client.write_one(key.clone(), Del { key, tells_previous: true }).await
+        client.write_one(key.clone(), Del { key, tells_previous: true, keeps_history: false }).await
     }
 
     /// Removes every version of a key but the newest, durably, and tells that one.
@@ -193,7 +193,7 @@ calls! {
         keys: impl IntoIterator<Item = impl AsRef<[u8]>>,
     ) -> WrittenMany | WrittenMany<AsyncRows> {
         let keys = check_keys(keys)?;
-        client.write_many(DelAll { keys: keys.clone() }, Wanted::keys(keys)).await
+        client.write_many(DelAll { keys: keys.clone(), keeps_history: false }, Wanted::keys(keys)).await
     }
 
     /// Removes every version of every key from `from` to `to`, both included, at once, however many
@@ -261,7 +261,7 @@ impl Client {
 
     async fn remove(&self, range: KeyRange) -> Result<WrittenMany, ClientError> {
         let (from, to) = (range.from.clone(), range.to.clone());
-        self.write_many(DelRange { from, to }, Wanted::Range(range)).await
+        self.write_many(DelRange { from, to, keeps_history: false }, Wanted::Range(range)).await
     }
 
     /// A write on one key that tells what the key had before.

@@ -303,7 +303,13 @@ mod tests {
             answered_below: 1,
             begun: Timestamp::ZERO,
         };
-        let op = || WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
+        let op = || {
+            WriteOp::Del(Del {
+                key: Bytes::from_static(b"k"),
+                tells_previous: false,
+                keeps_history: false,
+            })
+        };
         let data = |at| Command::write(Timestamp(at), request, op()).encode();
         LogEntry { term, index, data: timestamp.map_or_else(Bytes::new, data) }
     }

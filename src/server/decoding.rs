@@ -104,7 +104,7 @@ mod tests {
             let (key, value) = (Bytes::from(key), Bytes::from(value));
             let op: WriteOp = match is_put {
                 true => Put { key, value, tells_previous }.into(),
-                false => Del { key, tells_previous }.into(),
+                false => Del { key, tells_previous, keeps_history: false }.into(),
             };
             let mut body = body(id, request, op.clone());
             prop_assert_eq!(decoded(&body), Ok((id, EncodedWrite::new(request, op))));

@@ -13,7 +13,8 @@ use super::keys;
 use super::newest::NewestVersions;
 use super::queue_fronts::QueueFronts;
 use super::removals::RangeRemoval;
-use super::rows::Overlay;
+use super::rows::{Overlay, ViewRows};
+use super::version_row::StoredVersion;
 use super::versions::Reader;
 use crate::model::{KeyState, Timestamp};
 
@@ -40,6 +41,8 @@ pub(super) struct Changes<'a> {
     ranges: Arc<Vec<RangeRemoval>>,
     /// Where the rows that are ordered by time begin, with the changes so far.
     pub fronts: QueueFronts,
+    /// Whether the group does not keep everything, so that keys are to be compacted.
+    pub compacts: bool,
     steps: Steps,
 }
 
@@ -54,7 +57,8 @@ impl<'a> Changes<'a> {
         fronts: QueueFronts,
         steps: Steps,
     ) -> Changes<'a> {
-        Changes { view, batch: WriteBatch::counted(steps.clone()), hash, ranges, fronts, steps }
+        let batch = WriteBatch::counted(steps.clone());
+        Changes { view, batch, hash, ranges, fronts, compacts: false, steps }
     }
 
     /// The rows as they would be with the changes so far.
@@ -75,18 +79,32 @@ impl<'a> Changes<'a> {
         row: &Bytes,
         known: &NewestVersions,
     ) -> Result<Option<KeyState>, ApplyError> {
-        let is_of_key = |row_of: &[u8]| keys::version_prefix(row_of) == keys::version_prefix(row);
-        match self.batch.first_from(row) {
-            Some((changed, _)) if is_of_key(changed) => {}
-            _ => {
-                if let Some(state) = known.state(key) {
-                    let mut ranges = self.ranges.iter();
-                    let is_removed = ranges.any(|r| state.version < r.at && r.covers(key));
-                    return Ok((!is_removed).then_some(state));
+        let is_of_key = |other: &[u8]| keys::version_prefix(other) == keys::version_prefix(row);
+        let changed = self.batch.first_from(row).filter(|(changed, _)| is_of_key(changed));
+        let newest = match changed {
+            Some((row, Some(stored))) => {
+                let damaged = |_| ApplyError::Damaged("a version");
+                let version = keys::version_timestamp(row).map_err(damaged)?;
+                match StoredVersion::decode(stored, version)? {
+                    StoredVersion::Value { facts, .. } => Some(KeyState { version, facts }),
+                    StoredVersion::Tombstone { .. } => None,
                 }
             }
-        }
-        Reader::newest(&self.rows(), &self.ranges).state_from(key, row.clone())
+            // Garbage collection has deleted versions of it, and the newest may be in the view.
+            Some((_, None)) => {
+                return Reader::newest(&self.rows(), &self.ranges).state_from(key, row.clone());
+            }
+            None => match known.state(key) {
+                Some(state) => Some(state),
+                None => {
+                    self.steps.step();
+                    let view = ViewRows(self.view);
+                    return Reader::newest(&view, &self.ranges).state_from(key, row.clone());
+                }
+            },
+        };
+        let mut ranges = self.ranges.iter();
+        Ok(newest.filter(|state| !ranges.any(|r| state.version < r.at && r.covers(key))))
     }
 
     /// Adds the removal of a range, which must be later than all others.
@@ -109,6 +127,15 @@ impl<'a> Changes<'a> {
             assert!(rest.at == range.at, "{rest:?} is no part of {range:?}");
             ranges.insert(position, rest.clone());
             self.put(keys::range(rest.at), rest.encode());
+        }
+    }
+
+    /// Adds a version of a key, or its tombstone, as it is stored, and the row by which the key is
+    /// compacted where there is one.
+    pub fn put_version(&mut self, at: Timestamp, key: &[u8], row: Bytes, stored: Bytes) {
+        self.put(row, stored);
+        if self.compacts {
+            self.put_superseding(at, key);
         }
     }
 

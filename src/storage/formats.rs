@@ -85,7 +85,16 @@ impl Kept {
     }
 
     fn del(&mut self, key: &'static str) {
-        self.write(WriteOp::Del(Del { key: Bytes::from(key), tells_previous: false }));
+        self.write(WriteOp::Del(Del {
+            key: Bytes::from(key),
+            tells_previous: false,
+            keeps_history: false,
+        }));
+    }
+
+    fn del_keeping_history(&mut self, key: &'static str) {
+        let (key, tells_previous) = (Bytes::from(key), false);
+        self.write(WriteOp::Del(Del { key, tells_previous, keeps_history: true }));
     }
 
     fn compact(&mut self, history: History, rows_max: u32) {
@@ -133,12 +142,18 @@ fn the_rows_of_the_store_are_those_of_its_format() {
     kept.apply(Action::Level(level));
     let history = History::Versions { count: 1 };
     kept.apply(Action::Rules(GroupRules { limits, history }));
-    ["k", "l", "l", "m", "n"].iter().for_each(|key| kept.put(key));
+    ["k", "l", "l", "m", "n", "p"].iter().for_each(|key| kept.put(key));
     kept.del("k");
+    kept.del_keeping_history("p");
     kept.write(WriteOp::Trim(Trim { key: Bytes::from("l"), tells_previous: false }));
-    kept.write(WriteOp::DelRange(DelRange { from: Bytes::from("m"), to: Bytes::from("n") }));
+    kept.write(WriteOp::DelRange(DelRange {
+        from: Bytes::from("m"),
+        to: Bytes::from("n"),
+        keeps_history: false,
+    }));
     kept.list(
-        "removals of a key, of its older versions and of a range, and a walk that has not begun",
+        "removals of a key, of its older versions and of a range, a deletion that keeps history, and a \
+         walk that has not begun",
     );
     let removed =
         GarbageCollection::Removed { before_us: kept.last * 10, rows_max: 100, bytes_max: 1_000 };
@@ -217,9 +232,9 @@ fn the_commands_in_the_log_are_those_of_its_format() {
     let ops = [
         WriteOp::Put(Put { key: key(), value: value.clone(), tells_previous: true }),
         WriteOp::PutAll(PutAll { pairs: vec![(key(), value)] }),
-        WriteOp::Del(Del { key: key(), tells_previous: true }),
-        WriteOp::DelAll(DelAll { keys: vec![key()] }),
-        WriteOp::DelRange(DelRange { from: key(), to: key() }),
+        WriteOp::Del(Del { key: key(), tells_previous: true, keeps_history: false }),
+        WriteOp::DelAll(DelAll { keys: vec![key()], keeps_history: false }),
+        WriteOp::DelRange(DelRange { from: key(), to: key(), keeps_history: false }),
         WriteOp::Trim(Trim { key: key(), tells_previous: true }),
         WriteOp::Barrier(Barrier {}),
         put_if(Condition::Absent),

@@ -13,6 +13,9 @@
 //! versions newer than that stay, and of the others as many of the newest as the rule keeps, at
 //! least one. So every read as of that time or a later one finds what it would have found.
 //!
+//! A tombstone is a version like any other, but that it goes, too, as soon as nothing older of its
+//! key is left: then it says no more than that there is no row.
+//!
 //! A key has a version to remove only once a newer version of it is that old. So while the group
 //! does not keep everything, each version is stored together with a *superseding* row, by time and
 //! key. Compaction takes the oldest of these rows, reads their keys alone, and deletes the rows.
@@ -264,7 +267,8 @@ fn delete_removed_of_key<'k>(
     let removal_row = keys::removal(key, at);
     let stored = changes.rows().get(&removal_row)?;
     let Some(removal) = stored else { return Err(ApplyError::Damaged("a removal")) };
-    let below = Timestamp(Removal::decode(&removal)?.floor(at).0.saturating_sub(1));
+    let floor = Removal::decode(&removal)?.floor(at);
+    let below = Timestamp(floor.0.saturating_sub(1));
     let mut versions = keys::versions_up_to(key, below);
     if let Some(gone) = gone.get(key) {
         versions.end = keys::version(key, *gone);
@@ -272,17 +276,32 @@ fn delete_removed_of_key<'k>(
     if !remove_versions(changes, key, &versions, superseding, budget)? {
         return Ok(());
     }
-    let tombstone = keys::version(key, at);
-    let stored = changes.rows().get(&tombstone)?;
-    if let Some(stored) = stored {
-        changes.delete(tombstone, &stored);
-        budget.remove(stored.len());
-    }
+    delete_tombstone(changes, key, floor, budget)?;
     let gone = gone.entry(key).or_insert(below);
     *gone = below.max(*gone);
     changes.delete(removal_row, &removal);
     changes.delete(queued.clone(), &[]);
     budget.take(0);
+    Ok(())
+}
+
+/// Deletes the version of a key at a time if it is a tombstone: nothing is left that it hides.
+fn delete_tombstone(
+    changes: &mut Changes<'_>,
+    key: &[u8],
+    at: Timestamp,
+    budget: &mut Budget,
+) -> Result<(), ApplyError> {
+    let mut tombstone = None;
+    changes.rows().newest(&keys::only(&keys::version(key, at)), &mut |row, stored| {
+        if StoredVersion::is_tombstone(stored.head()) {
+            tombstone = Some(HashedRow::new(row, stored.head()));
+        }
+    })?;
+    if let Some(tombstone) = tombstone {
+        budget.remove(tombstone.value_bytes);
+        changes.delete_hashed(tombstone);
+    }
     Ok(())
 }
 
@@ -335,9 +354,6 @@ pub(super) struct KeyProgress {
     kept: u32,
     /// The timestamp of the oldest of these.
     oldest_kept: Timestamp,
-    /// Everything up to here was read, and only tombstones are left, which are deleted with their
-    /// removals. So small pieces read them once.
-    passed: Timestamp,
 }
 
 impl CompactionProgress {
@@ -438,10 +454,9 @@ pub(super) fn compact_history(
 }
 
 /// A version that the walk has read.
-struct ReadVersion {
+struct WalkedVersion {
     row: Bytes,
     at: Timestamp,
-    is_tombstone: bool,
 }
 
 /// The versions that one step of the walk has found.
@@ -465,7 +480,7 @@ fn find_due_key(
     let mut found = WalkFindings::default();
     let range = keys::RowRange { start: from.clone(), end: keys::all_versions().end };
     // A key's older version is the next row. The row at which a piece ends is read again.
-    let mut newer: Option<ReadVersion> = None;
+    let mut newer: Option<WalkedVersion> = None;
     let mut is_damaged = false;
     rows.visit(&range, &mut |row, stored| {
         if let Some(newer) = newer.take()
@@ -477,9 +492,7 @@ fn find_due_key(
                 found.due = Some((newer.row, newer.at));
                 return ControlFlow::Break(());
             }
-            if !newer.is_tombstone {
-                found.replacing.push(newer.row);
-            }
+            found.replacing.push(newer.row);
         }
         let row = Bytes::copy_from_slice(row);
         if !budget.allows_more() {
@@ -491,8 +504,7 @@ fn find_due_key(
             is_damaged = true;
             return ControlFlow::Break(());
         };
-        let is_tombstone = StoredVersion::is_tombstone(stored);
-        newer = Some(ReadVersion { row, at, is_tombstone });
+        newer = Some(WalkedVersion { row, at });
         ControlFlow::Continue(())
     })?;
     match is_damaged {
@@ -536,7 +548,7 @@ fn walk(
                 keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
             remove_superseding_of(changes, (before_oldest, &key), &[at], budget)?;
             // One version is found, so this piece makes progress even if its budget is used up.
-            let begun = KeyProgress { as_of, kept: 1, oldest_kept: at, passed: Timestamp::ZERO };
+            let begun = KeyProgress { as_of, kept: 1, oldest_kept: at };
             (from, within) = (row, Some(begun));
         }
         let (key, _) = keys::decode_version(&from).map_err(|_| ApplyError::Damaged("a version"))?;
@@ -602,7 +614,8 @@ fn remove_superseding(
     Ok(())
 }
 
-/// Removes the versions of a key that are not among the newest `kept` ones up to `as_of`, and the
+/// Removes the versions of a key that are not among the newest `kept` ones up to `as_of`, of which
+/// a deletion is one and does not stay as the oldest, since it would hide nothing; and the
 /// superseding rows later than `stays` of all versions that it reads: by the row at that time the
 /// next piece finds the key again, and no row of the key is older. `within` is the progress.
 /// Returns false if there is more to do.
@@ -635,8 +648,7 @@ fn compact_key(
             }
             budget.take(stored.len());
             looked_at.push(oldest_kept);
-            let passed = Timestamp::ZERO;
-            *within = Some(KeyProgress { as_of, kept: found(within) + 1, oldest_kept, passed });
+            *within = Some(KeyProgress { as_of, kept: found(within) + 1, oldest_kept });
             match found(within) < kept {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),
@@ -650,27 +662,15 @@ fn compact_key(
         }
     }
     let mut gone: Vec<HashedRow> = Vec::new();
-    let mut range = older(within);
-    let mut passed = within.map_or(Timestamp::ZERO, |within| within.passed);
-    if passed > Timestamp::ZERO {
-        range.end = keys::version(key, passed);
-    }
-    changes.rows().scan(&range, Direction::Reverse, &mut |row, stored| {
+    changes.rows().scan(&older(within), Direction::Reverse, &mut |row, stored| {
         complete = budget.allows_more();
         if !complete {
             return ControlFlow::Break(());
         }
         budget.take(stored.len());
-        // A tombstone is deleted with the removal that it belongs to.
-        match (StoredVersion::is_tombstone(stored), keys::version_timestamp(row)) {
-            (true, Ok(at)) => passed = at,
-            _ => gone.push(HashedRow::new(row, stored)),
-        }
+        gone.push(HashedRow::new(row, stored));
         ControlFlow::Continue(())
     })?;
-    if let Some(within) = within {
-        within.passed = passed;
-    }
     if !gone.is_empty() {
         let compacted = Horizon::read(&changes.rows())?.compacted_as_of;
         advance(changes, META_COMPACTED_AS_OF, compacted, as_of);
@@ -680,6 +680,9 @@ fn compact_key(
             keys::version_timestamp(&hashed.row).map_err(|_| ApplyError::Damaged("a version"))?,
         );
         changes.delete_hashed(hashed);
+    }
+    if let Some(within) = within.filter(|_| complete) {
+        delete_tombstone(changes, key, within.oldest_kept, budget)?;
     }
     remove_superseding_of(changes, (stays, key), &looked_at, budget)?;
     Ok(complete)

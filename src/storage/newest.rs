@@ -156,7 +156,7 @@ impl Entry {
             Ok(StoredVersion::Value { facts, value }) => {
                 Some((KeyState { version: timestamp, facts }, value))
             }
-            Ok(StoredVersion::Tombstone) | Err(_) => None,
+            Ok(StoredVersion::Tombstone { .. }) | Err(_) => None,
         }
     }
 
@@ -170,7 +170,7 @@ impl Entry {
 fn is_kept(stored: &[u8], timestamp: Timestamp) -> bool {
     match StoredVersion::decode(stored, timestamp) {
         Ok(StoredVersion::Value { value, .. }) => value.len() <= VALUE_BYTES_MAX,
-        Ok(StoredVersion::Tombstone) | Err(_) => false,
+        Ok(StoredVersion::Tombstone { .. }) | Err(_) => false,
     }
 }
 
@@ -419,12 +419,12 @@ mod tests {
         let batch = batch(&[
             (b"put", 7, Some(new(7, b"new"))),
             (b"put", 6, Some(new(6, b"between"))),
-            (b"del", 7, Some(StoredVersion::Tombstone)),
+            (b"del", 7, Some(StoredVersion::Tombstone { keeps_history: true })),
             (b"gone", 5, None),
             (b"swept", 4, None),
             (b"never read", 7, Some(new(7, b"new"))),
             (b"never read", 6, Some(new(6, b"between"))),
-            (b"deleted", 7, Some(StoredVersion::Tombstone)),
+            (b"deleted", 7, Some(StoredVersion::Tombstone { keeps_history: true })),
             (b"deleted", 6, Some(new(6, b"between"))),
             (b"never there", 7, None),
         ]);

@@ -9,11 +9,15 @@
 //! > A version `v` of a key is shown if it is the newest with `v ≤ at`, and no removal of the key
 //! > with a time `≤ removals up to` reaches it.
 //!
-//! A removal reaches the versions below its *floor*: for `del` that is its own time, for `trim` the
-//! version that stays. Four kinds of rows record it:
+//! A deletion is a version without a value, a *tombstone* among the versions of a key: the newest
+//! read, and every read as of a later time, finds nothing with the one seek that it needs anyhow.
+//! A deletion that keeps the history of its key is this row and no more. It goes when the versions
+//! before it are gone, which it hides (`garbage_collection`). Any other deletion is a removal, too.
 //!
-//! - a *tombstone* among the versions of a key, at the time it was deleted: with it the newest
-//!   read, and every read as of a later time, finds nothing with the one seek that it needs anyhow;
+//! A removal reaches the versions below its *floor*: for `del` that is its own time, for `trim` the
+//! version that stays, and for either, if the key is deleted already, the tombstone. Three kinds of
+//! rows record it:
+//!
 //! - a row by key, for reads as of a time *before* the removal, which find an older version first;
 //! - a row by time, so that the oldest removals are found;
 //! - for a range that is too long to read at once, only one row with its ends: at most
@@ -37,8 +41,8 @@ use super::keys;
 use super::queue_fronts::QueueFronts;
 use super::rows::Rows;
 use super::version_row::StoredVersion;
-use super::versions::{PageLimits, Reader};
-use crate::model::{KeyState, StateLimits, Timestamp};
+use super::versions::{PageLimits, Reader, Removable};
+use crate::model::{RangeDeletion, StateLimits, Timestamp};
 
 /// Bytes of the keys of rows that the removal of a range looks at, for each row that it may look
 /// at: all keys but unusually long ones are shorter. It is a part of what entries mean, like
@@ -211,26 +215,45 @@ impl KnownRemovals {
     }
 }
 
-/// Removes every version of a key.
+/// Deletes a key, and removes what it had before unless it `keeps_history`.
 pub(super) fn delete(
     changes: &mut Changes<'_>,
     now: Timestamp,
     key: &[u8],
+    keeps_history: bool,
 ) -> Result<(), ApplyError> {
-    if Reader::newest(&changes.rows(), changes.ranges()).state(key)?.is_some() {
-        delete_present(changes, now, key);
+    let found = Reader::newest(&changes.rows(), changes.ranges()).removable(key)?;
+    if let Some(found) = found {
+        delete_found(changes, now, (key, found), keeps_history);
     }
     Ok(())
 }
 
-/// Removes every version of a key that has a value.
-fn delete_present(changes: &mut Changes<'_>, now: Timestamp, key: &[u8]) {
-    changes.put(keys::version(key, now), StoredVersion::Tombstone.encode(now));
-    record(changes, now, key, Removal::All);
+fn delete_found(
+    changes: &mut Changes<'_>,
+    now: Timestamp,
+    (key, found): (&[u8], Removable),
+    keeps_history: bool,
+) {
+    let tombstone = StoredVersion::Tombstone { keeps_history }.encode(now);
+    match (found, keeps_history) {
+        (Removable::Value(_), true) => {
+            changes.put_version(now, key, keys::version(key, now), tombstone);
+        }
+        (Removable::Value(_), false) => {
+            changes.put(keys::version(key, now), tombstone);
+            record(changes, now, key, Removal::All);
+        }
+        (Removable::History(_), true) => {}
+        // The tombstone that is there stays the newest version, and hides what is removed.
+        (Removable::History(deleted), false) => {
+            record(changes, now, key, Removal::Below(deleted));
+        }
+    }
 }
 
-/// Removes every version of the keys of a range, both ends included. Returns false, and does
-/// nothing, if the range is too long and too many such removals are recorded already.
+/// Deletes the keys of a range, both ends included, and removes what they had before unless it
+/// `keeps_history`.
 ///
 /// Whether a range is short is found by looking at its rows, also when no other long one may be
 /// recorded: short ones are removed all the same, whoever has filled the places.
@@ -239,33 +262,40 @@ pub(super) fn delete_range(
     now: Timestamp,
     from: &[u8],
     to: &[u8],
+    keeps_history: bool,
     limits: &StateLimits,
-) -> Result<bool, ApplyError> {
+) -> Result<RangeDeletion, ApplyError> {
     let visits = limits.removal_scan_rows_max as usize;
     let most = PageLimits::keys_of(visits, visits.saturating_mul(REMOVAL_SCAN_BYTES_PER_ROW));
     let rows = changes.rows();
     let reader = Reader::newest(&rows, changes.ranges());
-    let found = reader.keys(from, to, most)?;
+    let found = reader.removable_keys(from, to, most)?;
     if found.next.is_none() {
-        found.keys.iter().for_each(|key| delete_present(changes, now, key));
-        return Ok(true);
+        for (key, found) in &found.keys {
+            delete_found(changes, now, (key, *found), keeps_history);
+        }
+        return Ok(RangeDeletion::Done);
+    }
+    // The removal of a range reaches what was before it: its keys have no tombstones.
+    if keeps_history {
+        return Ok(RangeDeletion::TooLong);
     }
     if changes.ranges().len() >= limits.range_removals_max as usize {
-        return Ok(false);
+        return Ok(RangeDeletion::TooManyRanges);
     }
     let (from, to) = (Bytes::copy_from_slice(from), Bytes::copy_from_slice(to));
     changes.add_range(RangeRemoval { at: now, from, to });
-    Ok(true)
+    Ok(RangeDeletion::Done)
 }
 
-/// Removes every version of a key but the newest.
+/// Removes every version of a key but the newest, which may be a tombstone.
 pub(super) fn trim(
     changes: &mut Changes<'_>,
     now: Timestamp,
     key: &[u8],
 ) -> Result<(), ApplyError> {
-    let newest = Reader::newest(&changes.rows(), changes.ranges()).state(key)?;
-    let Some(KeyState { version: newest, .. }) = newest else { return Ok(()) };
+    let found = Reader::newest(&changes.rows(), changes.ranges()).removable(key)?;
+    let Some(Removable::Value(newest) | Removable::History(newest)) = found else { return Ok(()) };
     let below = Timestamp(newest.0.saturating_sub(1));
     let mut has_older = false;
     changes.rows().newest(&keys::versions_up_to(key, below), &mut |_, _| has_older = true)?;

@@ -18,6 +18,7 @@ use crate::model::{Facts, LeaseId, Timestamp};
 /// The kinds of rows, their first byte.
 const TOMBSTONE: u8 = 0;
 const VALUE: u8 = 1;
+const TOMBSTONE_KEEPING_HISTORY: u8 = 2;
 /// Bytes of a row before the value: its kind, and the facts.
 const ROW_PREFIX_BYTES_MAX: usize = 1 + 3 * VARINT_BYTES_MAX;
 // Facts never cost reading a long value.
@@ -26,15 +27,19 @@ const _: () = assert!(ROW_PREFIX_BYTES_MAX <= VALUE_HEAD_BYTES);
 /// What the row of a version holds.
 ///
 /// ```text
-/// row   := 00 | 01 facts value          a tombstone | a value
+/// row   := 00 | 01 facts value | 02     a tombstone | a value | a tombstone that keeps history
 /// facts := age | count | lease          as in `storage::varint`
 /// age   := the version's timestamp less that with which the key came into being
 /// lease := its number, 0 for none
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StoredVersion<'a> {
-    /// The key was deleted at the version's time (`removals`).
-    Tombstone,
+    /// The key was deleted at the version's time.
+    Tombstone {
+        /// What the key had before is shown to reads as of a time before, unless another removal
+        /// reaches it. Otherwise the tombstone has a removal, which does (`removals`).
+        keeps_history: bool,
+    },
     Value {
         facts: Facts,
         /// The value that was written.
@@ -46,7 +51,10 @@ impl<'a> StoredVersion<'a> {
     /// The row of the version `at`.
     pub fn encode(self, at: Timestamp) -> Bytes {
         match self {
-            StoredVersion::Tombstone => Bytes::from_static(&[TOMBSTONE]),
+            StoredVersion::Tombstone { keeps_history: false } => Bytes::from_static(&[TOMBSTONE]),
+            StoredVersion::Tombstone { keeps_history: true } => {
+                Bytes::from_static(&[TOMBSTONE_KEEPING_HISTORY])
+            }
             StoredVersion::Value { facts, value } => {
                 let prefix = RowPrefix::new(facts, at);
                 let mut stored = Vec::with_capacity(prefix.length + value.len());
@@ -63,8 +71,8 @@ impl<'a> StoredVersion<'a> {
     ///
     /// [`ApplyError::Damaged`].
     pub fn decode(stored: &'a [u8], at: Timestamp) -> Result<StoredVersion<'a>, ApplyError> {
-        if let [TOMBSTONE] = stored {
-            return Ok(StoredVersion::Tombstone);
+        if let Some(keeps_history) = tombstone(stored) {
+            return Ok(StoredVersion::Tombstone { keeps_history });
         }
         let mut fields = stored;
         let facts = take_prefix(&mut fields, at).ok_or_else(damaged)?;
@@ -73,7 +81,51 @@ impl<'a> StoredVersion<'a> {
 
     /// Whether a row is a tombstone's.
     pub fn is_tombstone(stored: &[u8]) -> bool {
-        stored == [TOMBSTONE]
+        tombstone(stored).is_some()
+    }
+}
+
+/// Whether a tombstone keeps history; `None` for the row of a value.
+fn tombstone(stored: &[u8]) -> Option<bool> {
+    match stored {
+        [TOMBSTONE] => Some(false),
+        [TOMBSTONE_KEEPING_HISTORY] => Some(true),
+        _ => None,
+    }
+}
+
+/// The row of a version that a read has come to.
+#[derive(Clone, Copy)]
+pub(super) enum ReadVersion<'a> {
+    /// See [`StoredVersion::Tombstone`].
+    Tombstone { keeps_history: bool },
+    /// Its value, which is read when it is asked for.
+    Value(VersionValue<'a>),
+}
+
+impl<'a> ReadVersion<'a> {
+    /// The row of the version `at`.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Damaged`].
+    pub fn of(stored: RowValue<'a>, at: Timestamp) -> Result<ReadVersion<'a>, ApplyError> {
+        let head = stored.head();
+        if let Some(keeps_history) = tombstone(head).filter(|_| stored.bytes() == head.len()) {
+            return Ok(ReadVersion::Tombstone { keeps_history });
+        }
+        let mut fields = head;
+        let facts = take_prefix(&mut fields, at).ok_or_else(damaged)?;
+        let prefix_bytes = head.len() - fields.len();
+        Ok(ReadVersion::Value(VersionValue { stored, facts, prefix_bytes }))
+    }
+
+    /// The value, if the row is no tombstone's.
+    pub fn value(self) -> Option<VersionValue<'a>> {
+        match self {
+            ReadVersion::Tombstone { .. } => None,
+            ReadVersion::Value(value) => Some(value),
+        }
     }
 }
 
@@ -123,19 +175,7 @@ pub(super) struct VersionValue<'a> {
     prefix_bytes: usize,
 }
 
-impl<'a> VersionValue<'a> {
-    /// The value in the row of the version `at`; `None` for a tombstone.
-    pub fn of(stored: RowValue<'a>, at: Timestamp) -> Result<Option<VersionValue<'a>>, ApplyError> {
-        let head = stored.head();
-        let mut fields = head;
-        if head == [TOMBSTONE] && stored.bytes() == 1 {
-            return Ok(None);
-        }
-        let facts = take_prefix(&mut fields, at).ok_or_else(damaged)?;
-        let prefix_bytes = head.len() - fields.len();
-        Ok(Some(VersionValue { stored, facts, prefix_bytes }))
-    }
-
+impl VersionValue<'_> {
     /// The length of the value.
     pub fn bytes(&self) -> usize {
         self.stored.bytes() - self.prefix_bytes
@@ -189,7 +229,7 @@ mod tests {
             let head = head_of(&row);
             let elsewhere = RowValue::OutOfLine { bytes: row.len(), head, read: &read };
             for stored in [RowValue::Inline(&row), elsewhere] {
-                let shown = VersionValue::of(stored, at).unwrap().unwrap();
+                let shown = ReadVersion::of(stored, at).unwrap().value().unwrap();
                 prop_assert_eq!((shown.facts, shown.bytes()), (facts, value.len()));
                 prop_assert_eq!(&shown.read().unwrap()[..], &value[..]);
             }
@@ -202,7 +242,7 @@ mod tests {
         ) {
             let at = Timestamp(at);
             let decoded = StoredVersion::decode(&row, at);
-            let shown = VersionValue::of(RowValue::Inline(&row), at);
+            let shown = ReadVersion::of(RowValue::Inline(&row), at).map(ReadVersion::value);
             match decoded {
                 Ok(StoredVersion::Value { facts, value }) => {
                     prop_assert!(facts.created <= at && facts.count > 0);
@@ -212,7 +252,10 @@ mod tests {
                     let again = StoredVersion::Value { facts, value }.encode(at);
                     prop_assert!(again.len() <= row.len());
                 }
-                Ok(StoredVersion::Tombstone) => prop_assert!(shown.unwrap().is_none()),
+                Ok(stored @ StoredVersion::Tombstone { .. }) => {
+                    prop_assert!(shown.unwrap().is_none());
+                    prop_assert_eq!(&stored.encode(at)[..], &row[..]);
+                }
                 Err(_) => prop_assert!(shown.is_err()),
             }
         }

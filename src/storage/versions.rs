@@ -10,7 +10,7 @@ use super::engine::{Direction, RowValue};
 use super::keys::{self, RowRange};
 use super::removals::{PendingRemovals, RangeRemoval, Removal};
 use super::rows::Rows;
-use super::version_row::VersionValue;
+use super::version_row::{ReadVersion, VersionValue};
 use crate::limits;
 use crate::model::{KeyState, ReadView, Row, Timestamp, Version};
 
@@ -81,10 +81,19 @@ pub(super) struct FoundRows {
     pub visited: usize,
 }
 
-/// A page of the keys of a range.
+/// What a removal of a key would remove.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Removable {
+    /// The key has a value, of this version.
+    Value(Timestamp),
+    /// The key was deleted at this time, and reads of the past show what it had before.
+    History(Timestamp),
+}
+
+/// A page of the keys of a range of which there is something to remove.
 #[derive(Debug, Default)]
-pub(super) struct FoundKeys {
-    pub keys: Vec<Bytes>,
+pub(super) struct RemovableKeys {
+    pub keys: Vec<(Bytes, Removable)>,
     /// The key at which the range continues; `None` at its end.
     pub next: Option<Bytes>,
 }
@@ -97,9 +106,9 @@ enum Step {
     Stop,
 }
 
-/// Called with the row of a version, its timestamp and its value, if it is no tombstone.
+/// Called with the key of a version's row, its timestamp, and what it holds.
 type ShowVersion<'a> =
-    dyn FnMut(&[u8], Timestamp, Option<VersionValue<'_>>) -> Result<Step, ApplyError> + 'a;
+    dyn FnMut(&[u8], Timestamp, ReadVersion<'_>) -> Result<Step, ApplyError> + 'a;
 
 /// Called with a key, the version of it that is shown, and its value.
 type ShowValue<'a> =
@@ -161,7 +170,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Option<(KeyState, T)>, ApplyError> {
         let mut found = Ok(None);
         self.rows.newest(versions, &mut |row, stored| {
-            found = decode(row, stored).and_then(|(version, value)| match value {
+            found = decode(row, stored).and_then(|(version, stored)| match stored.value() {
                 Some(value) if version >= self.floor(key, self.at)? => {
                     Ok(Some((KeyState { version, facts: value.facts }, show(value)?)))
                 }
@@ -262,19 +271,52 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The keys with a value from `from` to `to`, both included, in order, without their values.
-    pub fn keys(
+    /// What there is to remove of a key.
+    pub fn removable(&self, key: &[u8]) -> Result<Option<Removable>, ApplyError> {
+        let mut found = Ok(None);
+        let versions = keys::versions_up_to(key, self.at);
+        self.rows.newest(&versions, &mut |row, stored| {
+            found = decode(row, stored).and_then(|(at, newest)| self.removable_of(key, at, newest));
+        })?;
+        found
+    }
+
+    /// The keys from `from` to `to`, both included, in order, of which there is something to
+    /// remove.
+    pub fn removable_keys(
         &self,
         from: &[u8],
         to: &[u8],
         limits: PageLimits,
-    ) -> Result<FoundKeys, ApplyError> {
+    ) -> Result<RemovableKeys, ApplyError> {
         let mut keys = Vec::new();
-        let next = self.scan(from, to, limits, &mut 0, &mut |key, _, _| {
-            keys.push(key.into());
+        let range = keys::versions_between(from, to);
+        let next = walk(self.rows, &range, self.at, limits, &mut 0, &mut |row, at, newest| {
+            let (key, _) = keys::decode_version(row).map_err(|_| damaged())?;
+            let removable = self.removable_of(&key, at, newest)?;
+            keys.extend(removable.map(|removable| (key.into(), removable)));
             Ok(Step::NextKey)
         })?;
-        Ok(FoundKeys { keys, next })
+        Ok(RemovableKeys { keys, next })
+    }
+
+    /// The same of a key with this newest version.
+    fn removable_of(
+        &self,
+        key: &[u8],
+        at: Timestamp,
+        newest: ReadVersion<'_>,
+    ) -> Result<Option<Removable>, ApplyError> {
+        Ok(match newest {
+            ReadVersion::Value(_) => {
+                (at >= self.floor(key, self.at)?).then_some(Removable::Value(at))
+            }
+            ReadVersion::Tombstone { keeps_history: true } => {
+                let floor = self.floor(key, Timestamp(i64::MIN))?;
+                (at > floor).then_some(Removable::History(at))
+            }
+            ReadVersion::Tombstone { keeps_history: false } => None,
+        })
     }
 
     fn scan(
@@ -286,8 +328,8 @@ impl<'a> Reader<'a> {
         show: &mut ShowValue<'_>,
     ) -> Result<Option<Bytes>, ApplyError> {
         let range = keys::versions_between(from, to);
-        walk(self.rows, &range, self.at, limits, visited, &mut |row, timestamp, value| {
-            let Some(value) = value else { return Ok(Step::NextKey) };
+        walk(self.rows, &range, self.at, limits, visited, &mut |row, timestamp, stored| {
+            let Some(value) = stored.value() else { return Ok(Step::NextKey) };
             let (key, _) = keys::decode_version(row).map_err(|_| damaged())?;
             let removed = timestamp < self.floor(&key, self.at)?;
             let state = KeyState { version: timestamp, facts: value.facts };
@@ -308,9 +350,17 @@ impl<'a> Reader<'a> {
         let versions = keys::versions_up_to(&key, self.at);
         self.rows.scan_rows(&versions, Direction::Forward, &mut |row, stored| {
             let (timestamp, value) = match decode(row, stored) {
-                Ok((timestamp, Some(value))) if timestamp >= floor => (timestamp, value),
-                // All versions before a tombstone, or below the floor, are removed.
-                Ok(_) => return ControlFlow::Break(()),
+                // All versions below the floor are removed.
+                Ok((timestamp, _)) if timestamp < floor => return ControlFlow::Break(()),
+                Ok((timestamp, ReadVersion::Value(value))) => (timestamp, value),
+                // A deletion is no version that has a value, and so is not listed.
+                Ok((_, ReadVersion::Tombstone { keeps_history: true })) => {
+                    scanned += row.len();
+                    return ControlFlow::Continue(());
+                }
+                Ok((_, ReadVersion::Tombstone { keeps_history: false })) => {
+                    return ControlFlow::Break(());
+                }
                 Err(error) => {
                     failed = Some(error);
                     return ControlFlow::Break(());
@@ -343,13 +393,13 @@ fn damaged() -> ApplyError {
     ApplyError::Damaged("a version")
 }
 
-/// The timestamp of a version's row, and its value, if it is no tombstone.
+/// The timestamp of a version's row, and what it holds.
 fn decode<'a>(
     row: &[u8],
     stored: RowValue<'a>,
-) -> Result<(Timestamp, Option<VersionValue<'a>>), ApplyError> {
+) -> Result<(Timestamp, ReadVersion<'a>), ApplyError> {
     let timestamp = keys::version_timestamp(row).map_err(|_| damaged())?;
-    Ok((timestamp, VersionValue::of(stored, timestamp)?))
+    Ok((timestamp, ReadVersion::of(stored, timestamp)?))
 }
 
 /// Shows the newest version not newer than `at` of each key in `range`, until it is stopped or
@@ -383,7 +433,7 @@ fn walk(
             outcome = key_of(row).map(Some);
             return ControlFlow::Break(());
         }
-        let shown = decode(row, stored).and_then(|(timestamp, value)| {
+        let shown = decode(row, stored).and_then(|(timestamp, stored)| {
             if !keys::is_version_prefix(prefix) {
                 return Err(ApplyError::Damaged("a version"));
             }
@@ -392,8 +442,8 @@ fn walk(
                 return Ok(Step::NextKey);
             }
             keys::put_after_version(row, skip_to);
-            scanned += value.map_or(0, |value| limits.shown_bytes(value));
-            show(row, timestamp, value)
+            scanned += stored.value().map_or(0, |value| limits.shown_bytes(value));
+            show(row, timestamp, stored)
         });
         match shown {
             Ok(Step::NextKey) => return ControlFlow::Continue(()),

@@ -732,8 +732,14 @@ fn writes_on_many_keys_are_one_write_and_what_was_before_is_read_when_wanted() {
         sent[0].op,
         WriteOp::PutAll(PutAll { pairs: vec![pair("b", "1"), pair("a", "2"), pair("b", "3")] })
     );
-    assert_eq!(sent[1].op, WriteOp::DelAll(DelAll { keys: vec!["x".into()] }));
-    assert_eq!(sent[2].op, WriteOp::DelRange(DelRange { from: "a".into(), to: "z".into() }));
+    assert_eq!(
+        sent[1].op,
+        WriteOp::DelAll(DelAll { keys: vec!["x".into()], keeps_history: false })
+    );
+    assert_eq!(
+        sent[2].op,
+        WriteOp::DelRange(DelRange { from: "a".into(), to: "z".into(), keeps_history: false })
+    );
     assert_eq!(pages(&server).len(), 3, "what nobody wants is not read");
 }
 

@@ -155,18 +155,23 @@ impl BackEnd for Machine {
                 let keys = pairs.iter().map(|(key, _)| key.clone()).collect();
                 self.write_many(WriteOp::PutAll(PutAll { pairs }), PageOf::Keys { keys }, true)
             }
-            Op::Del(asked) => {
-                self.write_one(WriteOp::Del(Del { key: asked.key, tells_previous: true }), false)
-            }
+            Op::Del(asked) => self.write_one(
+                WriteOp::Del(Del { key: asked.key, tells_previous: true, keeps_history: false }),
+                false,
+            ),
             Op::DelRange(from, to) => {
                 let (from, to) = (from.key, to.key);
                 let range = PageOf::Range { from: from.clone(), to: to.clone() };
-                self.write_many(WriteOp::DelRange(DelRange { from, to }), range, false)
+                self.write_many(
+                    WriteOp::DelRange(DelRange { from, to, keeps_history: false }),
+                    range,
+                    false,
+                )
             }
             Op::DelAll(keys) => {
                 let keys: Vec<Bytes> = keys.into_iter().map(|asked| asked.key).collect();
                 let of = PageOf::Keys { keys: keys.clone() };
-                self.write_many(WriteOp::DelAll(DelAll { keys }), of, false)
+                self.write_many(WriteOp::DelAll(DelAll { keys, keeps_history: false }), of, false)
             }
             Op::Trim(asked) => {
                 self.write_one(WriteOp::Trim(Trim { key: asked.key, tells_previous: true }), false)

@@ -705,8 +705,11 @@ impl Liar {
                 answered_below: 1,
                 begun: Timestamp::ZERO,
             };
-            let op =
-                WriteOp::Del(Del { key: Bytes::from_static(b"before"), tells_previous: false });
+            let op = WriteOp::Del(Del {
+                key: Bytes::from_static(b"before"),
+                tells_previous: false,
+                keeps_history: false,
+            });
             let last_of_all = LogCommand::write(Timestamp(i64::MAX), request, op).encode();
             append(last_index, term, last_of_all);
             append(0, 0, Bytes::new());

@@ -120,10 +120,10 @@ impl Checker {
         for entry in entries {
             let position = entry.index as usize - 1;
             if position == self.entries.len() {
-                // Whether too much is being removed already is for the first replica to say.
+                // Whether too much is being removed already, and whether a range is too long, is for
+                // the first replica to say.
                 let fate = writes.as_slice().first().map(|write| &write.fate);
-                let refused = fate == Some(&WriteFate::Refused);
-                self.take(entry, refused)?;
+                self.take(entry, fate)?;
             }
             let Some(known) = self.entries.get_mut(position) else {
                 return Err(Violation(format!("applied {} past the history", entry.index)));
@@ -152,9 +152,9 @@ impl Checker {
     }
 
     /// An entry joins the history.
-    fn take(&mut self, entry: &LogEntry, refused: bool) -> Verdict {
+    fn take(&mut self, entry: &LogEntry, fate: Option<&WriteFate>) -> Verdict {
         let command = Command::decode(&entry.data).map_err(|error| error.to_string())?;
-        let expected = self.model.apply(command.as_ref(), refused);
+        let expected = self.model.apply(command.as_ref(), fate);
         if let Some(Command { timestamp, action, .. }) = &command {
             let (newest, index) = (self.newest, entry.index);
             ensure!(*timestamp > newest, "timestamp {timestamp} after {newest} at index {index}");

@@ -94,7 +94,11 @@ fn command(rng: &mut Rng) -> Command {
         answered_below: 1,
         begun: Timestamp::ZERO,
     };
-    let op = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
+    let op = WriteOp::Del(Del {
+        key: Bytes::from_static(b"k"),
+        tells_previous: false,
+        keeps_history: false,
+    });
     // Now and then beyond what any clock says.
     let timestamp = if rng.chance(100) { rng.next_u64() as i64 } else { rng.below(1 << 51) as i64 };
     Command::write(Timestamp(timestamp), request, op)
@@ -201,6 +205,7 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> ServerMessage 
                 WriteOp::Del(Del {
                     key: Bytes::from(vec![0; rng.index(3)]),
                     tells_previous: rng.chance(500),
+                    keeps_history: rng.chance(500),
                 }),
             ),
         },
@@ -650,7 +655,11 @@ fn a_replicated_timestamp_that_would_end_all_order_is_refused() {
                 answered_below: 1,
                 begun: Timestamp::ZERO,
             };
-            let op = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
+            let op = WriteOp::Del(Del {
+                key: Bytes::from_static(b"k"),
+                tells_previous: false,
+                keeps_history: false,
+            });
             let data = Command::write(Timestamp(i64::MAX), request, op).encode();
             let entries = vec![LogEntry { term: term + 1, index: last + 1, data }];
             let body =
@@ -671,7 +680,11 @@ fn replicated_timestamps_that_do_not_rise_are_refused() {
             answered_below: 1,
             begun: Timestamp::ZERO,
         };
-        let op = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
+        let op = WriteOp::Del(Del {
+            key: Bytes::from_static(b"k"),
+            tells_previous: false,
+            keeps_history: false,
+        });
         let data = Command::write(Timestamp(1), request, op).encode();
         let entries = vec![LogEntry { term: term + 1, index: last + 1, data }];
         let body =
@@ -693,7 +706,11 @@ fn nothing_is_stored_that_could_not_be_applied_after_a_forged_timestamp() {
             answered_below: 1,
             begun: Timestamp::ZERO,
         };
-        let op = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
+        let op = WriteOp::Del(Del {
+            key: Bytes::from_static(b"k"),
+            tells_previous: false,
+            keeps_history: false,
+        });
         // Ten years after the simulated servers' clocks.
         let data = Command::write(Timestamp(2_000_000_000_000_000), request, op).encode();
         let entries = vec![LogEntry { term, index: last + 1, data }];
@@ -730,7 +747,11 @@ fn a_replicated_time_of_the_logs_clock_that_would_end_all_ageing_is_refused() {
             answered_below: 1,
             begun: Timestamp::ZERO,
         };
-        let op = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
+        let op = WriteOp::Del(Del {
+            key: Bytes::from_static(b"k"),
+            tells_previous: false,
+            keeps_history: false,
+        });
         let timestamp = Timestamp(world.now_of(victim).wall_us);
         let clock_us = i64::MAX as u64;
         let command = Command { clock_us, ..Command::write(timestamp, request, op) };

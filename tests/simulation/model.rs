@@ -11,13 +11,15 @@ use std::rc::Rc;
 use acervo::model::{
     Action, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, GarbageCollection,
     GroupRules, KeyState, LogIndex, OpResult, Operation, PageOf, Previous, Put, PutAll, PutIf,
-    RequestId, Row, StateLimits, Timestamp, Trim, Txn, TxnAnswer, Version, WriteOp,
+    RequestId, Row, StateLimits, Timestamp, Trim, Txn, TxnAnswer, Version, WriteAnswer, WriteFate,
+    WriteOp,
 };
 use bytes::Bytes;
 
-use crate::plain_transactions::{State, bits, carry_out};
+use crate::plain_transactions::{State, bits, carry_out, named_deletions};
 
-type Versions = BTreeMap<Timestamp, Version>;
+/// `None` where the key was deleted and its history kept.
+type Versions = BTreeMap<Timestamp, Option<Version>>;
 
 /// The store after an entry. Copies share the versions of the keys that have not changed.
 #[derive(Clone, Debug, Default)]
@@ -161,7 +163,7 @@ impl Moment {
     pub fn get(&self, key: &Bytes, at: Timestamp) -> Row {
         let versions = self.state.get(key);
         let newest = versions.and_then(|versions| versions.range(..=at).next_back());
-        row(key, newest.map(|(_, version)| version))
+        row(key, newest.and_then(|(_, version)| version.as_ref()))
     }
 
     /// Everything that a page and those after it are to show as of `at`.
@@ -181,7 +183,8 @@ impl Moment {
             PageOf::Keys { keys } => keys.iter().map(|key| self.get(key, at)).collect(),
             PageOf::Versions { key } => {
                 let versions = self.state.get(key).into_iter().flat_map(|v| v.range(..=at).rev());
-                versions.map(|(_, version)| row(key, Some(version))).collect()
+                let shown = versions.filter_map(|(_, version)| version.as_ref());
+                shown.map(|version| row(key, Some(version))).collect()
             }
         }
     }
@@ -189,7 +192,8 @@ impl Moment {
     /// Every key that has a value, with the newest.
     pub fn newest(&self) -> State {
         let newest = self.state.iter().filter_map(|(key, versions)| {
-            let (_, Version { timestamp, value, facts }) = versions.last_key_value()?;
+            let (_, newest) = versions.last_key_value()?;
+            let Version { timestamp, value, facts } = newest.as_ref()?;
             let state = KeyState { version: *timestamp, facts: (*facts)? };
             Some((key.clone(), (state, value.clone())))
         });
@@ -201,18 +205,34 @@ impl Moment {
         self.state.keys()
     }
 
+    /// The keys of a range of which there is a version, or a deletion that kept some.
+    fn keys_in(&self, from: &Bytes, to: &Bytes) -> impl Iterator<Item = &Bytes> {
+        self.state.keys().filter(move |key| from <= *key && *key <= to)
+    }
+
+    fn delete(&mut self, now: Timestamp, key: &Bytes, keeps_history: bool) {
+        if !keeps_history {
+            self.state.remove(key);
+        } else if let Some(versions) = self.state.get_mut(key)
+            && let Some((_, Some(_))) = versions.last_key_value()
+        {
+            Rc::make_mut(versions).insert(now, None);
+        }
+    }
+
     fn change(&mut self, now: Timestamp, op: &WriteOp) {
         let mut put = |key: &Bytes, value: &Bytes| {
             let versions = Rc::make_mut(self.state.entry(key.clone()).or_default());
             // Of a key that is given twice the last value counts, and makes one version.
             let (created, count) = match versions.range(..now).next_back() {
-                Some((_, Version { facts: Some(before), .. })) => {
+                Some((_, Some(Version { facts: Some(before), .. }))) => {
                     (before.created, before.count + 1)
                 }
                 _ => (now, 1),
             };
             let facts = Some(Facts { created, count, lease: None });
-            versions.insert(now, Version { timestamp: now, value: value.clone(), facts });
+            let version = Version { timestamp: now, value: value.clone(), facts };
+            versions.insert(now, Some(version));
         };
         match op {
             WriteOp::Put(Put { key, value, .. }) | WriteOp::PutIf(PutIf { key, value, .. }) => {
@@ -221,12 +241,13 @@ impl Moment {
             WriteOp::PutAll(PutAll { pairs }) => {
                 pairs.iter().for_each(|(key, value)| put(key, value))
             }
-            WriteOp::Del(Del { key, .. }) => drop(self.state.remove(key)),
-            WriteOp::DelAll(DelAll { keys }) => {
-                keys.iter().for_each(|key| drop(self.state.remove(key)))
+            WriteOp::Del(Del { key, keeps_history, .. }) => self.delete(now, key, *keeps_history),
+            WriteOp::DelAll(DelAll { keys, keeps_history }) => {
+                keys.iter().for_each(|key| self.delete(now, key, *keeps_history))
             }
-            WriteOp::DelRange(DelRange { from, to }) => {
-                self.state.retain(|key, _| key < from || to < key)
+            WriteOp::DelRange(DelRange { from, to, keeps_history }) => {
+                let keys: Vec<Bytes> = self.keys_in(from, to).cloned().collect();
+                keys.iter().for_each(|key| self.delete(now, key, *keeps_history));
             }
             WriteOp::Trim(Trim { key, .. }) => {
                 if let Some(versions) = self.state.get_mut(key) {
@@ -255,9 +276,13 @@ impl Model {
         }
     }
 
-    /// Applies the next entry, which is `None` for a no-op; what a write must come to. `refused`:
-    /// the first replica that applied it did not carry it out.
-    pub fn apply(&mut self, command: Option<&Command>, refused: bool) -> Option<Expected> {
+    /// Applies the next entry, which is `None` for a no-op; what a write must come to. `fate`: what
+    /// came of it at the first replica that applied it, where that is for a replica to say.
+    pub fn apply(
+        &mut self,
+        command: Option<&Command>,
+        fate: Option<&WriteFate>,
+    ) -> Option<Expected> {
         let mut moment = self.moments.last().cloned().unwrap_or_default();
         let mut expected = None;
         if let Some(Command { timestamp, clock_us, action }) = command {
@@ -278,7 +303,7 @@ impl Model {
                 }
                 Action::Level(_) => {}
                 Action::Write { request, op } => {
-                    expected = Some(self.write(&mut moment, request, op, refused));
+                    expected = Some(self.write(&mut moment, request, op, fate));
                 }
             }
         }
@@ -291,7 +316,7 @@ impl Model {
         moment: &mut Moment,
         request: &RequestId,
         op: &WriteOp,
-        refused: bool,
+        fate: Option<&WriteFate>,
     ) -> Expected {
         let name = (request.client, request.sequence);
         let written = self.writes.get(&name).cloned();
@@ -313,7 +338,9 @@ impl Model {
                 false => Expected::Outcome(written),
             };
         }
-        if refused && matches!(op, WriteOp::DelRange(_)) {
+        if fate == Some(&WriteFate::Refused)
+            && matches!(op, WriteOp::DelRange(DelRange { keeps_history: false, .. }))
+        {
             return Expected::Refused;
         }
         self.sessions.record(request);
@@ -323,7 +350,10 @@ impl Model {
             return Expected::Outcome(written);
         }
         let now = moment.timestamp;
-        let (result, looked_at) = self.judge(moment, op);
+        let (mut result, looked_at) = self.judge(moment, op);
+        if self.is_too_long(moment, op, fate) {
+            result = OpResult::TooLong;
+        }
         let told = looked_at.as_ref().map(|(key, _)| key).or(told_key(op));
         let newest = told.map(|key| moment.get(key, now));
         let previous = newest.map(|row| match row.found {
@@ -333,10 +363,10 @@ impl Model {
             _ => Previous::Absent,
         });
         let keys: Vec<Bytes> = match op {
-            _ if looked_at.is_some() => Vec::new(),
+            _ if !result.has_taken_effect() => Vec::new(),
             WriteOp::Trim(_) | WriteOp::Barrier(_) | WriteOp::SetHistory(_) => Vec::new(),
             // Of keys that nobody ever wrote nobody can tell that they were removed.
-            WriteOp::DelRange(DelRange { from, to }) => {
+            WriteOp::DelRange(DelRange { from, to, .. }) => {
                 self.changes.keys().filter(|key| from <= *key && *key <= to).cloned().collect()
             }
             WriteOp::PutSequential(sequential) => vec![sequential.key(now)],
@@ -346,7 +376,7 @@ impl Model {
             let index = self.moments.len() as u64;
             self.changes.entry(key.clone()).or_default().push((index, now));
         }
-        if looked_at.is_none() {
+        if result.has_taken_effect() {
             moment.change(now, op);
         }
         let written = Written { timestamp: now, result, previous, keys, txn: None, looked_at };
@@ -365,13 +395,16 @@ impl Model {
             if state.version == now {
                 let (value, facts) = (value.clone(), Some(state.facts));
                 let versions = moment.state.entry(key.clone()).or_default();
-                Rc::make_mut(versions).insert(now, Version { timestamp: now, value, facts });
+                let version = Version { timestamp: now, value, facts };
+                Rc::make_mut(versions).insert(now, Some(version));
                 keys.push(key.clone());
             }
         }
-        for key in before.keys().filter(|key| !after.contains_key(*key)) {
-            moment.state.remove(key);
-            keys.push(key.clone());
+        let deleted = before.into_keys().filter(|key| !after.contains_key(key));
+        let deleted: BTreeSet<Bytes> = deleted.chain(named_deletions(txn, &answer)).collect();
+        for key in deleted {
+            moment.state.remove(&key);
+            keys.push(key);
         }
         for key in &keys {
             let index = self.moments.len() as u64;
@@ -400,6 +433,21 @@ impl Model {
                 (OpResult::ConditionFailed { newest }, Some((key.clone(), changed)))
             }
         }
+    }
+
+    /// Whether a range is too long to be deleted with its history kept. Between the keys of which
+    /// the store shows something and those that it has ever had, a replica has to say it.
+    fn is_too_long(&self, moment: &Moment, op: &WriteOp, fate: Option<&WriteFate>) -> bool {
+        let WriteOp::DelRange(DelRange { from, to, keeps_history: true }) = op else {
+            return false;
+        };
+        let most = self.sessions.limits.removal_scan_rows_max.max(1) as usize;
+        let ever = self.changes.keys().filter(|key| from <= *key && *key <= to);
+        let said = matches!(
+            fate,
+            Some(WriteFate::Answered(WriteAnswer { result: OpResult::TooLong, .. }))
+        );
+        moment.keys_in(from, to).count() > most || (said && ever.count() > most)
     }
 
     /// The store once `index` was applied.
@@ -465,7 +513,7 @@ pub fn named_keys(op: &WriteOp) -> Vec<Bytes> {
 fn told_key(op: &WriteOp) -> Option<&Bytes> {
     match op {
         WriteOp::Put(Put { key, tells_previous: true, .. })
-        | WriteOp::Del(Del { key, tells_previous: true })
+        | WriteOp::Del(Del { key, tells_previous: true, .. })
         | WriteOp::Trim(Trim { key, tells_previous: true }) => Some(key),
         _ => None,
     }

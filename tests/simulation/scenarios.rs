@@ -1304,7 +1304,7 @@ fn a_leader_that_doubts_its_state_does_writes_and_does_not_tell_what_was_before(
     for server in [0, 1] {
         // Told something, the simulation would object.
         let key = Bytes::from_static(b"k");
-        let del = WriteOp::Del(Del { key, tells_previous: true });
+        let del = WriteOp::Del(Del { key, tells_previous: true, keeps_history: false });
         let write = world.write(0, Some(server), del);
         answered_within(&mut world, write, 5 * SECOND);
         assert_eq!(world.operations[write].errors, []);
@@ -1514,7 +1514,11 @@ fn a_leap_of_the_leaders_clock_destroys_no_history_and_puts_no_removal_off() {
     let removed = world.write(
         0,
         Some(leader),
-        WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false }),
+        WriteOp::Del(Del {
+            key: Bytes::from_static(b"k"),
+            tells_previous: false,
+            keeps_history: false,
+        }),
     );
     answered_within(&mut world, removed, SECOND);
     let pending = |world: &World| {

@@ -535,7 +535,7 @@ fn random_command(rng: &mut StdRng, timestamp: i64) -> Command {
             tells_previous: false,
         })
     } else {
-        WriteOp::Del(Del { key, tells_previous: false })
+        WriteOp::Del(Del { key, tells_previous: false, keeps_history: false })
     };
     // Each client begins with its first write; without a session nothing else is applied.
     let first = (timestamp <= 3).then_some(timestamp as u64);

@@ -261,6 +261,7 @@ fn a_full_disk_has_room_for_removals_and_for_a_start_and_then_waits_for_room() {
         let op = WriteOp::Del(Del {
             key: Bytes::from(format!("large {}", index - last)),
             tells_previous: false,
+            keeps_history: false,
         });
         let entry = command(index, op);
         log.append(&[LogBatch { entries: vec![entry.clone()], ..LogBatch::default() }]).unwrap();

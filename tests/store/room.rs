@@ -112,7 +112,7 @@ fn removed_gives_room_back(value_bytes: usize, removes_history: bool) {
         server.compact(history, 500);
     } else {
         let (from, to) = (key(KEYS / 10), key(KEYS));
-        server.write(WriteOp::DelRange(DelRange { from, to }));
+        server.write(WriteOp::DelRange(DelRange { from, to, keeps_history: false }));
         let (before_us, rows_max, bytes_max) = (server.index, 500, u64::MAX);
         while server.machine.summary().oldest_removal_us.is_some() {
             server.apply(Action::GarbageCollection(GarbageCollection::Removed {

@@ -7,7 +7,7 @@
 //! after a crash, and after a snapshot has carried its state to another engine.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +31,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use crate::log_disk::SimDisk;
-use crate::plain_transactions::{self, TxnMaker, bits, carry_out};
+use crate::plain_transactions::{self, TxnMaker, bits, carry_out, named_deletions};
 
 /// As much as this release does in one piece.
 const ROWS_MAX: u32 = limits::COLLECTION_ROWS_MAX as u32;
@@ -41,7 +41,8 @@ fn page_of(rows: usize) -> PageLimits {
     PageLimits { rows, ..PageLimits::default() }
 }
 
-type Versions = BTreeMap<i64, Stored>;
+/// `None` where the key was deleted and its history kept.
+type Versions = BTreeMap<i64, Option<Stored>>;
 type State = BTreeMap<Bytes, Versions>;
 /// A value, and what its version says of its key.
 type Stored = (Bytes, Facts);
@@ -69,10 +70,11 @@ impl Model {
             let versions = state.entry(key.clone()).or_default();
             // Of a key that is given twice the last value counts, and makes one version.
             let (created, count) = match versions.range(..at).next_back() {
-                Some((_, (_, before))) => (before.created, before.count + 1),
-                None => (Timestamp(at), 1),
+                Some((_, Some((_, before)))) => (before.created, before.count + 1),
+                Some((_, None)) | None => (Timestamp(at), 1),
             };
-            versions.insert(at, (value.clone(), Facts { created, count, lease: None }));
+            let facts = Facts { created, count, lease: None };
+            versions.insert(at, Some((value.clone(), facts)));
         };
         match op {
             WriteOp::Put(Put { key, value, .. }) => put(&mut state, key, value),
@@ -84,30 +86,40 @@ impl Model {
             WriteOp::PutAll(PutAll { pairs }) => {
                 pairs.iter().for_each(|(k, v)| put(&mut state, k, v))
             }
-            WriteOp::Del(Del { key, .. }) => drop(state.remove(key)),
-            WriteOp::DelAll(DelAll { keys }) => keys.iter().for_each(|key| drop(state.remove(key))),
-            WriteOp::DelRange(DelRange { from, to }) => {
-                state.retain(|key, _| key < from || to < key)
+            WriteOp::Del(Del { key, keeps_history, .. }) => {
+                delete(&mut state, at, key, *keeps_history);
+            }
+            WriteOp::DelAll(DelAll { keys, keeps_history }) => {
+                keys.iter().for_each(|key| delete(&mut state, at, key, *keeps_history));
+            }
+            WriteOp::DelRange(DelRange { from, to, keeps_history }) => {
+                let keys: Vec<Bytes> = state.keys().cloned().collect();
+                let deleted = keys.iter().filter(|key| from <= *key && *key <= to);
+                deleted.for_each(|key| delete(&mut state, at, key, *keeps_history));
             }
             WriteOp::Trim(Trim { key, .. }) => {
                 if let Some(versions) = state.get_mut(key)
-                    && let Some((newest, value)) = versions.pop_last()
+                    && let Some((newest, stored)) = versions.pop_last()
                 {
-                    *versions = BTreeMap::from([(newest, value)]);
+                    *versions = BTreeMap::from([(newest, stored)]);
                 }
             }
             WriteOp::PutSequential(sequential) => {
                 put(&mut state, &sequential.key(Timestamp(at)), &sequential.value);
             }
             WriteOp::Txn(txn) => {
-                let mut after = plain(&state);
+                let before = plain(&state);
+                let mut after = before.clone();
                 let (branches, answer) = carry_out(txn, &mut after, Timestamp(at));
                 let result = OpResult::Txn { branches: bits(&branches) };
+                let deleted = before.into_keys().filter(|key| !after.contains_key(key));
+                for key in deleted.chain(named_deletions(txn, &answer)) {
+                    state.remove(&key);
+                }
                 self.txns.insert(at, (result, answer));
-                state.retain(|key, _| after.contains_key(key));
                 for (key, (found, value)) in after {
                     if found.version.0 == at {
-                        state.entry(key).or_default().insert(at, (value, found.facts));
+                        state.entry(key).or_default().insert(at, Some((value, found.facts)));
                     }
                 }
             }
@@ -117,7 +129,9 @@ impl Model {
     }
 
     fn newest(&self, key: &Bytes) -> Option<i64> {
-        self.now().get(key)?.last_key_value().map(|(version, _)| *version)
+        let state = self.now();
+        let (version, stored) = state.get(key)?.last_key_value()?;
+        stored.is_some().then_some(*version)
     }
 
     fn state(&self, seen: i64) -> State {
@@ -129,8 +143,8 @@ impl Model {
         let state = self.state(seen);
         let newest = state.get(key).and_then(|versions| versions.range(..=at).next_back());
         match newest {
-            Some((version, value)) => (key.clone(), Some(value.clone()), *version),
-            None => (key.clone(), None, 0),
+            Some((version, Some(stored))) => (key.clone(), Some(stored.clone()), *version),
+            Some((_, None)) | None => (key.clone(), None, 0),
         }
     }
 
@@ -144,14 +158,34 @@ impl Model {
     fn versions(&self, key: &Bytes, at: i64, seen: i64) -> Vec<Found> {
         let state = self.state(seen);
         let versions = state.get(key).into_iter().flat_map(|versions| versions.range(..=at).rev());
-        versions.map(|(at, value)| (key.clone(), Some(value.clone()), *at)).collect()
+        let shown = versions.filter_map(|(at, stored)| Some((*at, stored.clone()?)));
+        shown.map(|(at, stored)| (key.clone(), Some(stored), at)).collect()
+    }
+
+    /// The number of versions with a value among so many of the newest of a key, deletions
+    /// included.
+    fn values_among(&self, key: &Bytes, newest: usize) -> usize {
+        let state = self.now();
+        let versions = state.get(key).into_iter().flat_map(|versions| versions.values().rev());
+        versions.take(newest).flatten().count()
+    }
+}
+
+fn delete(state: &mut State, at: i64, key: &Bytes, keeps_history: bool) {
+    if !keeps_history {
+        state.remove(key);
+    } else if let Some(versions) = state.get_mut(key)
+        && let Some((_, Some(_))) = versions.last_key_value()
+    {
+        versions.insert(at, None);
     }
 }
 
 /// The newest version of each key, for transactions.
 fn plain(state: &State) -> plain_transactions::State {
     let newest = state.iter().filter_map(|(key, versions)| {
-        let (version, (value, facts)) = versions.last_key_value()?;
+        let (version, stored) = versions.last_key_value()?;
+        let (value, facts) = stored.as_ref()?;
         let found = KeyState { version: Timestamp(*version), facts: *facts };
         Some((key.clone(), (found, value.clone())))
     });
@@ -345,8 +379,13 @@ impl World {
             answered_below: 0,
             begun: Timestamp::ZERO,
         };
+        if matches!(op, WriteOp::DelRange(DelRange { keeps_history: true, .. })) {
+            self.settle();
+        }
         let at = self.push(Action::Write { request, op: op.clone() });
-        self.model.apply(at, op);
+        if !self.is_too_long(op) {
+            self.model.apply(at, op);
+        }
         if let WriteOp::SetHistory(SetHistory { history }) = op {
             self.history = *history;
         }
@@ -389,8 +428,28 @@ impl World {
         op
     }
 
-    /// Applies what has been logged, on all engines, and compares what was answered.
-    fn settle(&mut self) {
+    /// Whether the operation that was logged last is a range that is too long to be deleted with
+    /// its history kept, which a store says if it is not certain.
+    fn is_too_long(&mut self, op: &WriteOp) -> bool {
+        let WriteOp::DelRange(DelRange { from, to, keeps_history: true }) = op else {
+            return false;
+        };
+        let is_within = |key: &&Bytes| from <= *key && *key <= to;
+        let most = self.limits.removal_scan_rows_max.max(1) as usize;
+        let shown = self.model.now().keys().filter(is_within).count();
+        let moments = self.model.moments.iter().flat_map(|(_, state)| state.keys());
+        let ever: BTreeSet<Bytes> = moments.filter(is_within).cloned().collect();
+        let results = self.settle();
+        let is_too_long = results == [OpResult::TooLong];
+        assert!(is_too_long || shown <= most, "{op:?} of {shown} keys");
+        assert!(!is_too_long || ever.len() > most, "{op:?} of {} keys", ever.len());
+        is_too_long
+    }
+
+    /// Applies what has been logged, on all engines, and compares what was answered. Returns what
+    /// the writes came to.
+    fn settle(&mut self) -> Vec<OpResult> {
+        let mut results = Vec::new();
         let from = self.disk.applied().index as usize;
         let entries = &self.log[from..];
         let answers = self.memory.1.apply_answering(entries).unwrap();
@@ -429,6 +488,7 @@ impl World {
                 }
                 assert_eq!(told, Some(&expected), "{op:?} at {}", answered.timestamp);
             }
+            results.push(answered.result);
             let key = op.tells_before(answered.result);
             let expected = key.map(|key| self.model.get(key, before, before));
             let told = answered.previous.map(|previous| match previous {
@@ -439,6 +499,7 @@ impl World {
             });
             assert_eq!(told, expected.map(|(_, value, version)| (value, version)), "{op:?}");
         }
+        results
     }
 
     /// The bytes of the tiny tables when everything is sealed and nothing is left to do.
@@ -523,10 +584,11 @@ impl World {
             let of = PageOf::Versions { key: key.clone() };
             let left = pages(&self.disk.store(), of, read_view, page_of(100)).unwrap();
             let all = self.model.versions(key, self.last, self.last);
-            let fewest = all.len().min(self.kept_min);
+            let fewest = self.model.values_among(key, self.kept_min);
+            let most = self.model.values_among(key, kept(self.history));
             let context = format!("of {key:?}, {:?}, at least {fewest}", self.history);
             assert!(all.starts_with(&left), "{context}: {left:?} of {all:?}");
-            assert!((fewest..=kept(self.history)).contains(&left.len()), "{context}: {left:?}");
+            assert!((fewest..=most).contains(&left.len()), "{context}: {left:?}, at most {most}");
         }
     }
 
@@ -717,9 +779,15 @@ fn op() -> impl Strategy<Value = WriteOp> {
         }),
         2 => prop::collection::vec((key(), value()), 0..5)
             .prop_map(|pairs| WriteOp::PutAll(PutAll { pairs })),
-        2 => key().prop_map(|key| WriteOp::Del(Del { key, tells_previous: true })),
-        1 => prop::collection::vec(key(), 0..4).prop_map(|keys| WriteOp::DelAll(DelAll { keys })),
-        1 => (key(), key()).prop_map(|(from, to)| WriteOp::DelRange(DelRange { from, to })),
+        3 => (key(), any::<bool>()).prop_map(|(key, keeps_history)| {
+            WriteOp::Del(Del { key, tells_previous: true, keeps_history })
+        }),
+        1 => (prop::collection::vec(key(), 0..4), any::<bool>()).prop_map(|(keys, keeps_history)| {
+            WriteOp::DelAll(DelAll { keys, keeps_history })
+        }),
+        1 => (key(), key(), any::<bool>()).prop_map(|(from, to, keeps_history)| {
+            WriteOp::DelRange(DelRange { from, to, keeps_history })
+        }),
         2 => key().prop_map(|key| WriteOp::Trim(Trim { key, tells_previous: true })),
         1 => Just(WriteOp::Barrier(Barrier {})),
         1 => (key(), value())
@@ -918,7 +986,11 @@ fn a_long_range_is_gone_at_once_and_leaves_the_disk_in_pieces() {
         tells_previous: true,
     }));
     let before = world.last;
-    world.write(&WriteOp::DelRange(DelRange { from: key(1), to: key(count) }));
+    world.write(&WriteOp::DelRange(DelRange {
+        from: key(1),
+        to: key(count),
+        keeps_history: false,
+    }));
     world.write(&WriteOp::Put(Put { key: key(7), value: value("new"), tells_previous: true }));
     world.write(&WriteOp::Trim(Trim { key: key(7), tells_previous: true }));
     world.settle();
@@ -957,7 +1029,7 @@ fn too_many_long_ranges_at_once_are_refused() {
     let key = |number: usize| Bytes::from(format!("key {number:05}"));
     let mut world = World::new(StateLimits::default());
     let rows = 2 * limits::REMOVAL_SCAN_ROWS_MAX;
-    let all = WriteOp::DelRange(DelRange { from: key(0), to: key(rows) });
+    let all = WriteOp::DelRange(DelRange { from: key(0), to: key(rows), keeps_history: false });
     for round in 0..=limits::RANGE_REMOVALS_MAX {
         let pairs = (0..rows).map(|number| (key(number), Bytes::new())).collect();
         world.write(&WriteOp::PutAll(PutAll { pairs }));
@@ -1156,9 +1228,13 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
     };
     let other = |number: u8| Bytes::from(vec![b'o', number]);
     let removals: [&[WriteOp]; 4] = [
-        &[WriteOp::Del(Del { key: hot.clone(), tells_previous: true })],
+        &[WriteOp::Del(Del { key: hot.clone(), tells_previous: true, keeps_history: false })],
         &[WriteOp::Trim(Trim { key: hot.clone(), tells_previous: true })],
-        &[WriteOp::DelRange(DelRange { from: Bytes::from("a"), to: Bytes::from("z") })],
+        &[WriteOp::DelRange(DelRange {
+            from: Bytes::from("a"),
+            to: Bytes::from("z"),
+            keeps_history: false,
+        })],
         &[],
     ];
     let histories = [
@@ -1259,12 +1335,16 @@ fn a_piece_of_a_purge_reads_over_what_it_has_removed_no_more_than_it_may() {
     let key = Bytes::from("k");
     let put = WriteOp::Put(Put { key: key.clone(), value: Bytes::new(), tells_previous: true });
     let (del, trim) = (
-        WriteOp::Del(Del { key: key.clone(), tells_previous: true }),
+        WriteOp::Del(Del { key: key.clone(), tells_previous: true, keeps_history: false }),
         WriteOp::Trim(Trim { key, tells_previous: true }),
     );
     let pairs = (0..20u8).map(|key| (vec![b'k', key].into(), Bytes::new())).collect();
     let put_all = WriteOp::PutAll(PutAll { pairs });
-    let del_range = WriteOp::DelRange(DelRange { from: Bytes::from("a"), to: Bytes::from("z") });
+    let del_range = WriteOp::DelRange(DelRange {
+        from: Bytes::from("a"),
+        to: Bytes::from("z"),
+        keeps_history: false,
+    });
     let again = |round: Vec<WriteOp>, times: u64| {
         (0..times).flat_map(move |_| round.clone()).collect::<Vec<WriteOp>>()
     };
@@ -1398,7 +1478,10 @@ fn a_sweep_counts_the_removals_that_it_passes_over() {
     let put = WriteOp::Put(Put { key: key.clone(), value: Bytes::new(), tells_previous: true });
     let mut ops = vec![WriteOp::SetHistory(SetHistory { history })];
     (0..REMOVALS).for_each(|_| {
-        ops.extend([put.clone(), WriteOp::Del(Del { key: key.clone(), tells_previous: true })])
+        ops.extend([
+            put.clone(),
+            WriteOp::Del(Del { key: key.clone(), tells_previous: true, keeps_history: false }),
+        ])
     });
     ops.push(put);
     for (sequence, op) in (1..).zip(ops) {
@@ -1489,9 +1572,13 @@ fn nothing_asks_for_a_sweep_that_finds_nothing() {
         WriteOp::Put(Put { key: key.clone(), value: Bytes::from("v"), tells_previous: true })
     };
     let removals = [
-        WriteOp::Del(Del { key: keys[0].clone(), tells_previous: true }),
+        WriteOp::Del(Del { key: keys[0].clone(), tells_previous: true, keeps_history: false }),
         WriteOp::Trim(Trim { key: keys[1].clone(), tells_previous: true }),
-        WriteOp::DelRange(DelRange { from: keys[2].clone(), to: keys[2].clone() }),
+        WriteOp::DelRange(DelRange {
+            from: keys[2].clone(),
+            to: keys[2].clone(),
+            keeps_history: false,
+        }),
     ];
     let limits =
         StateLimits { removal_scan_rows_max: 0, removal_grace_us: 0, ..StateLimits::default() };

@@ -98,6 +98,18 @@ fn key_holds(found: Option<&(KeyState, Bytes)>, test: &Test) -> bool {
     }
 }
 
+/// The keys that a transaction with this answer has deleted by name, whether they had a value.
+pub fn named_deletions(txn: &Txn, answer: &TxnAnswer) -> Vec<Bytes> {
+    let ops = if answer.succeeded { &txn.then } else { &txn.or_else };
+    let results = answer.results.iter().flatten();
+    let of_op = |(op, result): (&TxnOp, &TxnResult)| match (op, result) {
+        (TxnOp::Del { key, .. }, _) => vec![key.clone()],
+        (TxnOp::Txn(txn), TxnResult::Txn(answer)) => named_deletions(txn, answer),
+        _ => Vec::new(),
+    };
+    ops.iter().zip(results).flat_map(of_op).collect()
+}
+
 fn told((state, value): &(KeyState, Bytes), with_value: bool) -> TxnVersion {
     let value = with_value.then(|| value.clone());
     TxnVersion { timestamp: state.version, facts: state.facts, value }

@@ -170,9 +170,14 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
             tells_previous: true
         })),
         vec((blob(), blob()), 0..5).prop_map(|pairs| WriteOp::PutAll(PutAll { pairs })),
-        blob().prop_map(|key| WriteOp::Del(Del { key, tells_previous: true })),
-        vec(blob(), 0..5).prop_map(|keys| WriteOp::DelAll(DelAll { keys })),
-        (blob(), blob()).prop_map(|(from, to)| WriteOp::DelRange(DelRange { from, to })),
+        (blob(), any::<bool>()).prop_map(|(key, keeps_history)| {
+            WriteOp::Del(Del { key, tells_previous: true, keeps_history })
+        }),
+        (vec(blob(), 0..5), any::<bool>())
+            .prop_map(|(keys, keeps_history)| WriteOp::DelAll(DelAll { keys, keeps_history })),
+        (blob(), blob(), any::<bool>()).prop_map(|(from, to, keeps_history)| {
+            WriteOp::DelRange(DelRange { from, to, keeps_history })
+        }),
         blob().prop_map(|key| WriteOp::Trim(Trim { key, tells_previous: true })),
         Just(WriteOp::Barrier(Barrier {})),
         (blob(), blob(), option::of(timestamp())).prop_map(|(key, value, version)| {

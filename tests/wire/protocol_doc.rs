@@ -45,7 +45,11 @@ fn examples() -> Vec<(&'static str, Message)> {
     };
     let pair = |key: &'static str, value: &'static str| (Bytes::from(key), Bytes::from(value));
     let both = WriteOp::PutAll(PutAll { pairs: vec![pair("lua", "nova"), pair("sol", "")] });
-    let del = WriteOp::Del(Del { key: Bytes::from_static(b"lua"), tells_previous: true });
+    let del = WriteOp::Del(Del {
+        key: Bytes::from_static(b"lua"),
+        tells_previous: true,
+        keeps_history: false,
+    });
     let put_if = PutIf {
         key: Bytes::from_static(b"lua"),
         value: Bytes::from_static(b"cheia"),

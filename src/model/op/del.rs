@@ -1,4 +1,4 @@
-//! `DEL`: every version of one key goes.
+//! `DEL`: one key is deleted, and its past goes or stays.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Learned, OpApplied, OpResult, Operation, StoreChanges};
 use crate::model::WriteAnswer;
 
-/// Removes every version of a key.
+/// Removes every version of a key, or only makes it have no value from now on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Del {
     /// From 1 byte to [`limits::KEY_BYTES_MAX`](crate::limits::KEY_BYTES_MAX); it need not have a
@@ -14,6 +14,8 @@ pub struct Del {
     pub key: Bytes,
     /// The answer tells what the key had, and so comes only when the write is applied.
     pub tells_previous: bool,
+    /// Reads as of a time before go on to find what the key had then.
+    pub keeps_history: bool,
 }
 
 impl Operation for Del {
@@ -26,7 +28,7 @@ impl Operation for Del {
     }
 
     fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
-        store.delete(&self.key)?;
+        store.delete(&self.key, self.keeps_history)?;
         Ok(OpApplied::Result(OpResult::Done))
     }
 

@@ -1,4 +1,4 @@
-//! `DEL_ALL`: every version of many keys goes, at one timestamp.
+//! `DEL_ALL`: many keys are deleted at one timestamp, and their past goes or stays.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Learned, OpApplied, OpResult, Operation, StoreChanges};
 use crate::model::{WriteAnswer, bounded};
 
-/// Removes every version of each key.
+/// Does to each key what [`Del`](super::Del) does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DelAll {
     /// As many as [`TRANSACTION_KEYS_MAX`](crate::limits::TRANSACTION_KEYS_MAX) and
@@ -14,6 +14,8 @@ pub struct DelAll {
     /// twice.
     #[serde(deserialize_with = "bounded::keys")]
     pub keys: Vec<Bytes>,
+    /// Reads as of a time before go on to find what the keys had then.
+    pub keeps_history: bool,
 }
 
 impl Operation for DelAll {
@@ -27,7 +29,7 @@ impl Operation for DelAll {
 
     fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
         // One that is given twice has no value the second time, and removing that does nothing.
-        self.keys.iter().try_for_each(|key| store.delete(key))?;
+        self.keys.iter().try_for_each(|key| store.delete(key, self.keeps_history))?;
         Ok(OpApplied::Result(OpResult::Done))
     }
 

@@ -1,20 +1,26 @@
-//! `DEL_RANGE`: every version of every key of a range goes, at one timestamp.
+//! `DEL_RANGE`: the keys of a range are deleted at one timestamp, and their past goes or stays.
+//!
+//! Of a range that is too long to look through, the past cannot stay: its keys are not known, so
+//! that only its ends are recorded, and what lies between them is removed.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Learned, OpApplied, OpResult, Operation, StoreChanges};
+use super::{Learned, OpApplied, OpResult, Operation, RangeDeletion, StoreChanges};
 use crate::limits;
 use crate::model::WriteAnswer;
 
-/// Removes every version of every key from `from` to `to`, both included; of a range the wrong way
-/// round, nothing.
+/// Does to every key from `from` to `to`, both included, what [`Del`](super::Del) does; of a range
+/// the wrong way round, nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DelRange {
     /// The least key that is removed.
     pub from: Bytes,
     /// The greatest key that is removed.
     pub to: Bytes,
+    /// Reads as of a time before go on to find what the keys had then. Nothing is done, and
+    /// [`OpResult::TooLong`] told, if the range is longer than may be looked through.
+    pub keeps_history: bool,
 }
 
 impl Operation for DelRange {
@@ -32,9 +38,10 @@ impl Operation for DelRange {
     }
 
     fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {
-        Ok(match store.delete_range(&self.from, &self.to)? {
-            true => OpApplied::Result(OpResult::Done),
-            false => OpApplied::Refused,
+        Ok(match store.delete_range(&self.from, &self.to, self.keeps_history)? {
+            RangeDeletion::Done => OpApplied::Result(OpResult::Done),
+            RangeDeletion::TooLong => OpApplied::Result(OpResult::TooLong),
+            RangeDeletion::TooManyRanges => OpApplied::Refused,
         })
     }
 
@@ -43,7 +50,22 @@ impl Operation for DelRange {
         None
     }
 
-    fn learned(&self, _answer: &WriteAnswer) -> Learned<'_> {
-        Learned::ManyKeys
+    fn depends_on_state(&self) -> bool {
+        self.keeps_history
+    }
+
+    fn may_come_to(&self, result: OpResult) -> bool {
+        match result {
+            OpResult::Done => true,
+            OpResult::TooLong => self.keeps_history,
+            OpResult::ConditionFailed { .. } | OpResult::Txn { .. } => false,
+        }
+    }
+
+    fn learned(&self, answer: &WriteAnswer) -> Learned<'_> {
+        match answer.result.has_taken_effect() {
+            true => Learned::ManyKeys,
+            false => Learned::NoKey,
+        }
     }
 }

@@ -69,12 +69,17 @@ pub trait StoreChanges {
     /// for each key, since both would have the same timestamp.
     fn put(&mut self, key: &Bytes, value: &Bytes) -> Result<(), Self::Error>;
 
-    /// Removes every version of a key.
-    fn delete(&mut self, key: &Bytes) -> Result<(), Self::Error>;
+    /// Removes every version of a key, or only those that follow from now on: then reads as of a
+    /// time before find what the key had.
+    fn delete(&mut self, key: &Bytes, keeps_history: bool) -> Result<(), Self::Error>;
 
-    /// Removes every version of every key from `from` to `to`, both included. `false`: the range is
-    /// long and too many such removals are under way; nothing was done.
-    fn delete_range(&mut self, from: &Bytes, to: &Bytes) -> Result<bool, Self::Error>;
+    /// Does so to every key from `from` to `to`, both included.
+    fn delete_range(
+        &mut self,
+        from: &Bytes,
+        to: &Bytes,
+        keeps_history: bool,
+    ) -> Result<RangeDeletion, Self::Error>;
 
     /// Removes every version of a key but the newest.
     fn trim(&mut self, key: &Bytes) -> Result<(), Self::Error>;
@@ -88,6 +93,16 @@ pub trait StoreChanges {
 
     /// Changes what is kept of versions that newer ones have replaced.
     fn set_history(&mut self, history: History) -> Result<(), Self::Error>;
+}
+
+/// What deleting a range comes to. Unless it is done, nothing was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeDeletion {
+    Done,
+    /// The range is too long to keep its history.
+    TooLong,
+    /// The range is long, and too many such removals are under way.
+    TooManyRanges,
 }
 
 /// What there is to know of one operation.
@@ -190,8 +205,8 @@ pub enum OpResult {
         /// Which transactions of it took `then`: [`TxnDecision::branches`].
         branches: u64,
     },
-    /// It is a transaction of which a comparison, or the removal of a range, would have looked at
-    /// more than it may, and nothing has changed.
+    /// A range is longer than may be looked through, to delete it with its history kept, or in a
+    /// transaction, to compare or to delete it, and nothing has changed.
     #[serde(rename = "TOO_LONG")]
     TooLong,
 }
@@ -354,9 +369,9 @@ operations! {
     Put = "PUT": "Store a new newest version of a key.",
     PutAll = "PUT_ALL": "Store a new newest version of each key, all at one version.",
     PutIf = "PUT_IF": "Store a new newest version of a key, if it is as the client has seen it.",
-    Del = "DEL": "Remove every version of a key.",
-    DelAll = "DEL_ALL": "Remove every version of each key.",
-    DelRange = "DEL_RANGE": "Remove every version of every key of a range.",
+    Del = "DEL": "Remove every version of a key, or delete it and keep its past.",
+    DelAll = "DEL_ALL": "Do the same to each key.",
+    DelRange = "DEL_RANGE": "Do the same to every key of a range.",
     Trim = "TRIM": "Remove every version of a key but the newest.",
     Barrier = "BARRIER": "Change nothing: take a timestamp, after which no write is older.",
     SetHistory = "SET_HISTORY": "Change what is kept of versions that newer ones have replaced.",

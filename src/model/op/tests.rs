@@ -34,16 +34,25 @@ impl StoreChanges for MapStore {
         Ok(())
     }
 
-    fn delete(&mut self, key: &Bytes) -> Result<(), Infallible> {
+    fn delete(&mut self, key: &Bytes, _keeps_history: bool) -> Result<(), Infallible> {
         self.newest.remove(key);
         Ok(())
     }
 
-    fn delete_range(&mut self, from: &Bytes, to: &Bytes) -> Result<bool, Infallible> {
-        if !self.refuses_ranges {
-            self.newest.retain(|key, _| key < from || to < key);
-        }
-        Ok(!self.refuses_ranges)
+    fn delete_range(
+        &mut self,
+        from: &Bytes,
+        to: &Bytes,
+        keeps_history: bool,
+    ) -> Result<RangeDeletion, Infallible> {
+        Ok(match (self.refuses_ranges, keeps_history) {
+            (true, true) => RangeDeletion::TooLong,
+            (true, false) => RangeDeletion::TooManyRanges,
+            (false, _) => {
+                self.newest.retain(|key, _| key < from || to < key);
+                RangeDeletion::Done
+            }
+        })
     }
 
     fn trim(&mut self, _key: &Bytes) -> Result<(), Infallible> {
@@ -100,14 +109,14 @@ fn all() -> Vec<WriteOp> {
     let mut all = vec![
         PutAll { pairs: vec![(key("a"), key("1")), (key("b"), key("2")), (key("a"), key("3"))] }
             .into(),
-        DelAll { keys: vec![key("a"), key("a"), key("none")] }.into(),
-        DelRange { from: key("a"), to: key("b") }.into(),
+        DelAll { keys: vec![key("a"), key("a"), key("none")], keeps_history: false }.into(),
+        DelRange { from: key("a"), to: key("b"), keeps_history: false }.into(),
         Barrier {}.into(),
         SetHistory { history: History::Versions { count: 2 } }.into(),
     ];
     for tells_previous in [false, true] {
         all.push(Put { tells_previous, ..put("a", "4") }.into());
-        all.push(Del { key: key("a"), tells_previous }.into());
+        all.push(Del { key: key("a"), tells_previous, keeps_history: false }.into());
         all.push(Trim { key: key("a"), tells_previous }.into());
     }
     for condition in [Condition::Absent, Condition::Version(Timestamp(10))] {
@@ -140,20 +149,28 @@ fn operations_change_what_they_name() {
     for (op, then) in [
         (put("a", "1").into(), "a=1@10"),
         (all()[0].clone(), "a=3@20 b=2@20"),
-        (Del { key: key("b"), tells_previous: true }.into(), "a=3@20"),
+        (Del { key: key("b"), tells_previous: true, keeps_history: false }.into(), "a=3@20"),
         (put("b", "").into(), "a=3@20 b=@40"),
         (Barrier {}.into(), "a=3@20 b=@40"),
-        (DelAll { keys: vec![key("b"), key("c")] }.into(), "a=3@20"),
+        (DelAll { keys: vec![key("b"), key("c")], keeps_history: false }.into(), "a=3@20"),
         (put("c", "5").into(), "a=3@20 c=5@70"),
-        (DelRange { from: key("b"), to: key("d") }.into(), "a=3@20"),
+        (DelRange { from: key("b"), to: key("d"), keeps_history: false }.into(), "a=3@20"),
     ] as [(WriteOp, &str); 8]
     {
         assert_eq!(store.apply(op.clone()), OpApplied::Result(OpResult::Done));
         assert_eq!(store.shown(), then, "after {op:?}");
     }
     store.refuses_ranges = true;
-    assert_eq!(store.apply(DelRange { from: key("a"), to: key("b") }), OpApplied::Refused);
+    assert_eq!(
+        store.apply(DelRange { from: key("a"), to: key("b"), keeps_history: false }),
+        OpApplied::Refused
+    );
     assert_eq!(store.shown(), "a=3@20", "nothing was done");
+    let keeping = DelRange { from: key("a"), to: key("b"), keeps_history: true };
+    assert_eq!(store.apply(keeping.clone()), OpApplied::Result(OpResult::TooLong));
+    assert_eq!(store.shown(), "a=3@20", "nothing was done");
+    let forgetting = DelRange { keeps_history: false, ..keeping.clone() };
+    assert!(keeping.may_come_to(OpResult::TooLong) && !forgetting.may_come_to(OpResult::TooLong));
     let history = History::Versions { count: 3 };
     store.apply(SetHistory { history });
     assert_eq!(store.history, Some(history));
@@ -179,7 +196,7 @@ fn a_condition_is_about_the_newest_version_and_a_failed_one_changes_nothing() {
     }
     assert_eq!(store.apply(put_if(at(20))), done);
     assert_eq!(store.shown(), "a=new@60");
-    store.apply(Del { key: key("a"), tells_previous: false });
+    store.apply(Del { key: key("a"), tells_previous: false, keeps_history: false });
     assert_eq!(store.apply(put_if(at(60))), failed(None), "it was removed since");
     assert_eq!(store.apply(put_if(Condition::Absent)), done);
     assert!(put_if(at(0)).check().is_err() && put_if(at(1)).check().is_ok());

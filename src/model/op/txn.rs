@@ -410,7 +410,7 @@ impl Operation for Txn {
         for (key, write) in &writes {
             match write {
                 TxnWrite::Put(value) => store.put(key, value)?,
-                TxnWrite::Del { .. } => store.delete(key)?,
+                TxnWrite::Del { keeps_history } => store.delete(key, *keeps_history)?,
             }
         }
         Ok(OpApplied::Result(OpResult::Txn { branches }))

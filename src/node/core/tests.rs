@@ -283,7 +283,12 @@ fn only_a_put_that_is_certain_to_be_new_is_answered_before_it_is_applied() {
         let certain = group.put(2, 2);
         let later = [
             group.write(2, 3, 2, put),
-            group.write(2, 4, 4, WriteOp::Del(Del { key, tells_previous: true })),
+            group.write(
+                2,
+                4,
+                4,
+                WriteOp::Del(Del { key, tells_previous: true, keeps_history: false }),
+            ),
             group.put(1, 1),
         ];
         group.settle();
@@ -434,7 +439,11 @@ fn what_a_refuted_state_says_of_writes_is_not_told_and_the_next_leader_says_it()
     assert!(group.replies.contains_key(&first));
     // Its outcome is known when it is applied, and the other's when it is committed.
     group.withheld = Some(Vec::new());
-    let del = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: true });
+    let del = WriteOp::Del(Del {
+        key: Bytes::from_static(b"k"),
+        tells_previous: true,
+        keeps_history: false,
+    });
     let writes = [group.write(leader, 2, 2, del), group.put(leader, 3)];
     group.nodes[leader].consistency.refute();
     group.settle();
@@ -658,7 +667,11 @@ fn writes_that_are_long_together_take_turns_by_what_they_look_at() {
         WriteOp::PutAll(PutAll { pairs: pairs.collect() })
     };
     let range = |key: &'static str| {
-        WriteOp::DelRange(DelRange { from: Bytes::from(key), to: Bytes::from(key) })
+        WriteOp::DelRange(DelRange {
+            from: Bytes::from(key),
+            to: Bytes::from(key),
+            keeps_history: false,
+        })
     };
     let ops: [&dyn Fn(&'static str) -> WriteOp; 2] = [&several, &range];
     let rows_max = [(10, 7), (10_000, 2 * (2 + limits::REMOVAL_SCAN_ROWS_MAX) + 1)];
@@ -953,7 +966,11 @@ fn disk_is(group: &mut Group, at: usize, space: DiskSpace) {
 /// is.
 fn refused(group: &mut Group, at: usize, request: u64) -> Option<String> {
     let put = group.put(at, request);
-    let del = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: true });
+    let del = WriteOp::Del(Del {
+        key: Bytes::from_static(b"k"),
+        tells_previous: true,
+        keeps_history: false,
+    });
     let del = group.write(at, request + 1, request + 1, del);
     (0..10).for_each(|_| group.tick());
     assert!(matches!(group.replies[&del], Reply::WriteOk(_)), "{:?}", group.replies[&del]);
@@ -1397,7 +1414,7 @@ fn an_entry_with_a_key_that_cannot_exist_is_not_taken() {
             Put { key: key.clone(), value: value.clone(), tells_previous: false }.into(),
             PutIf { key: key.clone(), value: value.clone(), condition }.into(),
             PutAll { pairs: vec![pair(&Bytes::from_static(b"good")), pair(&key)] }.into(),
-            Del { key: key.clone(), tells_previous: false }.into(),
+            Del { key: key.clone(), tells_previous: false, keeps_history: false }.into(),
         ];
         for op in ops {
             assert_eq!(check(op.clone()).is_ok(), is_good, "{op:?}");

@@ -8,8 +8,8 @@ use bytes::Bytes;
 
 use super::{ApplyError, META_RULES, StateMachine, encode_fact};
 use crate::model::{
-    Facts, GroupRules, History, KeyState, Previous, ReadView, StoreChanges, Timestamp, Txn,
-    TxnAnswer, TxnDecision, TxnFound, TxnFoundKeys, TxnLimits, TxnRange, TxnReads,
+    Facts, GroupRules, History, KeyState, Previous, RangeDeletion, ReadView, StoreChanges,
+    Timestamp, Txn, TxnAnswer, TxnDecision, TxnFound, TxnFoundKeys, TxnLimits, TxnRange, TxnReads,
 };
 use crate::storage::changes::Changes;
 use crate::storage::garbage_collection::{self, Horizon};
@@ -36,6 +36,8 @@ impl<'m, 'c, 'v> OpWriter<'m, 'c, 'v> {
         changes: &'c mut Changes<'v>,
         timestamp: Timestamp,
     ) -> OpWriter<'m, 'c, 'v> {
+        // If everything is kept, no row is written for compaction.
+        changes.compacts = machine.history() != History::All;
         OpWriter { machine, changes, timestamp, removes: false }
     }
 
@@ -67,24 +69,27 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
         let before = self.before(key, &row)?;
         let facts = Facts::following(before.map(|before| before.facts), self.timestamp);
         let stored = StoredVersion::Value { facts, value }.encode(self.timestamp);
-        self.changes.put(row, stored);
-        // If everything is kept, no row is written for compaction.
-        if self.machine.history() != History::All {
-            self.changes.put_superseding(self.timestamp, key);
+        self.changes.put_version(self.timestamp, key, row, stored);
+        if self.changes.compacts {
             self.machine.left.history_due.get_or_insert(self.timestamp);
         }
         Ok(())
     }
 
-    fn delete(&mut self, key: &Bytes) -> Result<(), ApplyError> {
+    fn delete(&mut self, key: &Bytes, keeps_history: bool) -> Result<(), ApplyError> {
         self.removes = true;
-        removals::delete(self.changes, self.timestamp, key)
+        removals::delete(self.changes, self.timestamp, key, keeps_history)
     }
 
-    fn delete_range(&mut self, from: &Bytes, to: &Bytes) -> Result<bool, ApplyError> {
+    fn delete_range(
+        &mut self,
+        from: &Bytes,
+        to: &Bytes,
+        keeps_history: bool,
+    ) -> Result<RangeDeletion, ApplyError> {
         self.removes = true;
         let limits = self.machine.shared.limits();
-        removals::delete_range(self.changes, self.timestamp, from, to, &limits)
+        removals::delete_range(self.changes, self.timestamp, from, to, keeps_history, &limits)
     }
 
     fn trim(&mut self, key: &Bytes) -> Result<(), ApplyError> {

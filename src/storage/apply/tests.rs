@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::super::engine::Direction;
 use super::super::memory::MemoryEngine;
+use super::super::reads::PageLimits;
 use super::*;
 use crate::model::{
-    Barrier, ClientId, Condition, Del, DelRange, Facts, History, OpResult, Previous, Put, PutAll,
-    PutIf, ReleaseVersion, SetHistory,
+    Barrier, ClientId, Condition, Del, DelRange, Facts, History, OpResult, PageOf, Previous, Put,
+    PutAll, PutIf, ReleaseVersion, SetHistory, Trim,
 };
 
 /// A log under construction: one write after another, each with its own sequence.
@@ -56,8 +58,21 @@ impl Script {
         }));
     }
 
+    fn del_keeping_history(&mut self, key: &'static str) {
+        let (key, tells_previous) = (Bytes::from(key), true);
+        self.write(WriteOp::Del(Del { key, tells_previous, keeps_history: true }));
+    }
+
+    fn trim(&mut self, key: &'static str) {
+        self.write(WriteOp::Trim(Trim { key: Bytes::from(key), tells_previous: true }));
+    }
+
     fn del(&mut self, key: &'static str) {
-        self.write(WriteOp::Del(Del { key: Bytes::from(key), tells_previous: true }));
+        self.write(WriteOp::Del(Del {
+            key: Bytes::from(key),
+            tells_previous: true,
+            keeps_history: false,
+        }));
     }
 }
 
@@ -116,6 +131,100 @@ fn the_newest_version_is_read_and_a_delete_removes_all() {
     }
 }
 
+/// With which version the key came into being, and how many it has had since then.
+fn facts(machine: &StateMachine, key: &str) -> Option<(i64, u64)> {
+    let facts = machine.store().get(key.as_bytes()).unwrap()?.facts.unwrap();
+    assert_eq!(facts.lease, None);
+    Some((facts.created.0, facts.count))
+}
+
+/// They are the same wherever a PUT finds those of the version before: in its own batch, among the
+/// newest versions that are known, or in the engine.
+#[test]
+fn the_facts_of_a_key_count_from_the_write_that_created_it() {
+    let mut script = Script::default();
+    let steps: [(&dyn Fn(&mut Script), _); 9] = [
+        (&|script| script.put("k", "one"), Some((10, 1))),
+        (&|script| script.put("k", "two"), Some((10, 2))),
+        (&|script| script.del("k"), None),
+        (&|script| script.put("k", "three"), Some((40, 1))),
+        (&|script| script.put("k", "four"), Some((40, 2))),
+        (&|script| script.trim("k"), Some((40, 2))),
+        (&|script| script.put("k", "five"), Some((40, 3))),
+        (&|script| script.del_keeping_history("k"), None),
+        (&|script| script.put("k", "six"), Some((90, 1))),
+    ];
+    steps.iter().for_each(|(step, _)| step(&mut script));
+    for newest_bytes_max in [0, usize::MAX] {
+        for size in 1..=steps.len() {
+            let (_, mut machine) = machine();
+            machine.set_newest_bytes_max(newest_bytes_max);
+            for (number, entries) in (1..).zip(script.entries.chunks(size)) {
+                machine.apply(entries).unwrap();
+                let (_, expected) = steps[(number * size).min(steps.len()) - 1];
+                assert_eq!(facts(&machine, "k"), expected, "batches of {size}, {number}");
+            }
+        }
+    }
+}
+
+/// The versions of a key that are listed, and what it had at each time.
+fn past(machine: &StateMachine, key: &'static str) -> (Vec<i64>, Vec<Option<i64>>) {
+    let store = machine.store();
+    let of = PageOf::Versions { key: Bytes::from(key) };
+    let now = ReadView::as_of(machine.applied().timestamp);
+    let page = store.first_page(&of, now, PageLimits::default()).unwrap();
+    let listed = page.rows.iter().map(|row| row.timestamp().unwrap().0).collect();
+    let at = |time| store.get_at(key.as_bytes(), Timestamp(time)).unwrap();
+    let times = (10..=now.at.0).step_by(10);
+    (listed, times.map(|time| at(time).map(|version| version.timestamp.0)).collect())
+}
+
+#[test]
+fn a_deletion_keeps_the_history_until_that_is_removed() {
+    let removals: [&dyn Fn(&mut Script); 3] =
+        [&|script| script.del("k"), &|script| script.trim("k"), &|script| {
+            script.write(WriteOp::DelRange(DelRange {
+                from: Bytes::from("a"),
+                to: Bytes::from("z"),
+                keeps_history: false,
+            }))
+        }];
+    for (removal, remove) in removals.iter().enumerate() {
+        let (engine, mut machine) = machine();
+        let mut script = Script::default();
+        script.put("k", "one");
+        script.put("k", "two");
+        script.del_keeping_history("k");
+        script.del_keeping_history("k");
+        let applied = machine.apply_answering(&script.entries).unwrap();
+        assert_eq!(previous(&applied.writes), [0, 10, 20, 0]);
+        assert_eq!(past(&machine, "k"), (vec![20, 10], vec![Some(10), Some(20), None, None]));
+
+        remove(&mut script);
+        machine.apply(&script.entries[4..]).unwrap();
+        assert_eq!(past(&machine, "k"), (vec![], vec![None; 5]), "removal {removal}");
+        script.act(Action::GarbageCollection(GarbageCollection::Removed {
+            before_us: u64::MAX,
+            rows_max: 100,
+            bytes_max: u64::MAX,
+        }));
+        script.act(Action::GarbageCollection(GarbageCollection::Removed {
+            before_us: u64::MAX,
+            rows_max: 100,
+            bytes_max: u64::MAX,
+        }));
+        machine.apply(&script.entries[5..]).unwrap();
+        let mut rows = 0;
+        let mut count = |_: &[u8], _: &[u8]| {
+            rows += 1;
+            std::ops::ControlFlow::Continue(())
+        };
+        engine.scan(&keys::all_versions(), Direction::Forward, &mut count).unwrap();
+        assert_eq!(rows, 0, "a tombstone that hides nothing goes, too: removal {removal}");
+    }
+}
+
 #[test]
 fn a_noop_advances_the_index_and_nothing_else() {
     let (_, mut machine) = machine();
@@ -160,7 +269,10 @@ fn a_repeated_write_changes_no_version() {
     };
     script.write_as(1, put(b"first"));
     script.write_as(1, put(b"first"));
-    script.write_as(2, WriteOp::Del(Del { key: Bytes::from("k"), tells_previous: true }));
+    script.write_as(
+        2,
+        WriteOp::Del(Del { key: Bytes::from("k"), tells_previous: true, keeps_history: false }),
+    );
     script.write_as(1, put(b"first"));
     let outcomes = machine.apply(&script.entries).unwrap();
     let timestamps: Vec<_> =
@@ -362,7 +474,11 @@ fn a_range_that_was_refused_is_removed_when_it_is_asked_for_again() {
         keys.map(|key| (Bytes::from(format!("{key:06}")), Bytes::from("v"))).collect();
     for _ in 0..=limits::RANGE_REMOVALS_MAX {
         script.write(WriteOp::PutAll(PutAll { pairs: pairs.clone() }));
-        script.write(WriteOp::DelRange(DelRange { from: Bytes::new(), to: Bytes::from("9") }));
+        script.write(WriteOp::DelRange(DelRange {
+            from: Bytes::new(),
+            to: Bytes::from("9"),
+            keeps_history: false,
+        }));
     }
     let refused_sequence = script.entries.len() as u64;
     let applied = machine.apply(&script.entries).unwrap();
@@ -383,7 +499,11 @@ fn a_range_that_was_refused_is_removed_when_it_is_asked_for_again() {
     }
     script.write_as(
         refused_sequence,
-        WriteOp::DelRange(DelRange { from: Bytes::new(), to: Bytes::from("9") }),
+        WriteOp::DelRange(DelRange {
+            from: Bytes::new(),
+            to: Bytes::from("9"),
+            keeps_history: false,
+        }),
     );
     let applied = machine.apply(script.entries.last().map(std::slice::from_ref).unwrap()).unwrap();
     answer(&applied.writes[0]);
@@ -527,7 +647,7 @@ proptest! {
                     (WriteOp::Put(Put { key, value, tells_previous: true }), client, sequence)
                 }
                 Step::Del { key, client, sequence } => {
-                    let del = Del { key: Bytes::from(vec![key]), tells_previous: true };
+                    let del = Del { key: Bytes::from(vec![key]), tells_previous: true, keeps_history: false };
                     (del.into(), client, sequence)
                 }
             };

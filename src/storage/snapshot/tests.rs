@@ -108,7 +108,12 @@ fn a_snapshot_carries_the_state_it_was_begun_at_while_writes_go_on() {
         sink.push(&chunk).unwrap();
         index += 1;
         let key = Bytes::from(format!("key {}", index % 37));
-        sender.apply(&[write(index, WriteOp::Del(Del { key, tells_previous: false }))]).unwrap();
+        sender
+            .apply(&[write(
+                index,
+                WriteOp::Del(Del { key, tells_previous: false, keeps_history: false }),
+            )])
+            .unwrap();
         if index % 7 == 0 {
             sender.checkpoint().unwrap();
         }
@@ -132,7 +137,14 @@ fn a_snapshot_carries_the_state_it_was_begun_at_while_writes_go_on() {
     let mut sender = in_memory(100);
     let retry = LogEntry {
         index: 101,
-        ..write(100, WriteOp::Del(Del { key: Bytes::from("key 26"), tells_previous: false }))
+        ..write(
+            100,
+            WriteOp::Del(Del {
+                key: Bytes::from("key 26"),
+                tells_previous: false,
+                keeps_history: false,
+            }),
+        )
     };
     let entries = [LogEntry { data: restamped(&retry, 2000), ..retry }, put(202)];
     let entries = entries.map(|entry| LogEntry { index: entry.index.min(102), ..entry });
@@ -235,7 +247,7 @@ fn rows_no_store_sends_are_refused() {
         assert!(is_refused, "{rows:?}");
     };
     let version = keys::version(b"key", Timestamp(1));
-    let tombstone = &b"\0"[..];
+    let tombstone = &b"\x02"[..];
     refused(&[(&version, tombstone), (&version, tombstone)]);
     refused(&[(&[2; 9], &[0; 16]), (&version, tombstone)]);
     refused(&[(b"\x01key without end", tombstone)]);
@@ -477,7 +489,7 @@ proptest! {
                 let value = Bytes::from(vec![b'v'; value_bytes]);
                 WriteOp::Put(Put { key, value, tells_previous: false })
             } else {
-                WriteOp::Del(Del { key, tells_previous: false })
+                WriteOp::Del(Del { key, tells_previous: false, keeps_history: false })
             };
             sender.apply(&[write(index, op)]).unwrap();
         }

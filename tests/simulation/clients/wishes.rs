@@ -83,11 +83,17 @@ impl World {
                     pairs: keys.map(|(part, key)| (key, value(part, id))).collect(),
                 })
             }
-            65..74 => WriteOp::Del(Del { key: self.any_key(KEYS), tells_previous }),
-            74..80 => WriteOp::DelAll(DelAll { keys: self.any_keys(KEYS) }),
+            65..74 => {
+                let keeps_history = self.rng.chance(500);
+                WriteOp::Del(Del { key: self.any_key(KEYS), tells_previous, keeps_history })
+            }
+            74..80 => {
+                let keeps_history = self.rng.chance(500);
+                WriteOp::DelAll(DelAll { keys: self.any_keys(KEYS), keeps_history })
+            }
             80..86 => {
-                let (from, to) = self.any_range();
-                WriteOp::DelRange(DelRange { from, to })
+                let ((from, to), keeps_history) = (self.any_range(), self.rng.chance(500));
+                WriteOp::DelRange(DelRange { from, to, keeps_history })
             }
             86..96 => WriteOp::Trim(Trim { key: self.any_key(KEYS), tells_previous }),
             96 => {
@@ -234,8 +240,8 @@ impl World {
             WriteOp::PutAll(PutAll { pairs }) => {
                 PageOf::Keys { keys: pairs.iter().map(|(key, _)| key.clone()).collect() }
             }
-            WriteOp::DelAll(DelAll { keys }) => PageOf::Keys { keys: keys.clone() },
-            WriteOp::DelRange(DelRange { from, to }) => {
+            WriteOp::DelAll(DelAll { keys, .. }) => PageOf::Keys { keys: keys.clone() },
+            WriteOp::DelRange(DelRange { from, to, .. }) => {
                 PageOf::Range { from: from.clone(), to: to.clone() }
             }
             _ => return,

@@ -622,10 +622,24 @@ fn machine_on(engine: Arc<MemoryEngine>) -> Arc<MemoryEngine> {
         put(1, b"a", b"old"),
         put(2, b"a", b"new"),
         write(3, WriteOp::PutAll(PutAll { pairs })),
-        write(4, WriteOp::Del(Del { key: bytes(b"b"), tells_previous: false })),
+        write(
+            4,
+            WriteOp::Del(Del { key: bytes(b"b"), tells_previous: false, keeps_history: false }),
+        ),
         write(5, WriteOp::Trim(Trim { key: bytes(b"a"), tells_previous: false })),
-        write(6, WriteOp::DelRange(DelRange { from: bytes(b"c"), to: bytes(b"z") })),
+        write(
+            6,
+            WriteOp::DelRange(DelRange {
+                from: bytes(b"c"),
+                to: bytes(b"z"),
+                keeps_history: false,
+            }),
+        ),
         put(7, b"e", b"again"),
+        write(
+            8,
+            WriteOp::Del(Del { key: bytes(b"e"), tells_previous: false, keeps_history: true }),
+        ),
     ];
     machine.apply(&numbered(1, &commands)).expect("good commands");
     machine.checkpoint().expect("memory");

@@ -164,7 +164,7 @@ fn put_all(keys: impl IntoIterator<Item = Bytes>, value: &Bytes) -> PutAll {
 }
 
 fn del_range(from: &'static str, to: &'static str) -> DelRange {
-    DelRange { from: Bytes::from(from), to: Bytes::from(to) }
+    DelRange { from: Bytes::from(from), to: Bytes::from(to), keeps_history: false }
 }
 
 /// Conditional writes and trims of one key of a megabyte, and removals of a few hundred such keys,
@@ -184,9 +184,9 @@ fn what_needs_no_value_reads_none() {
         PutIf { key: key.clone(), value: Bytes::new(), condition }.into(),
         Trim { key: key.clone(), tells_previous: true }.into(),
         Put { key: key.clone(), value: long.clone(), tells_previous: true }.into(),
-        Del { key: key.clone(), tells_previous: true }.into(),
-        DelRange { from: Bytes::from("r"), to: Bytes::from("r24") }.into(),
-        DelRange { from: Bytes::from("r"), to: Bytes::from("r24") }.into(),
+        Del { key: key.clone(), tells_previous: true, keeps_history: false }.into(),
+        DelRange { from: Bytes::from("r"), to: Bytes::from("r24"), keeps_history: false }.into(),
+        DelRange { from: Bytes::from("r"), to: Bytes::from("r24"), keeps_history: false }.into(),
     ];
     for op in ops {
         let (applied, (_, long_values)) = applying.write(op.clone());
@@ -219,6 +219,26 @@ fn what_needs_no_value_reads_none() {
     assert_eq!(store.get(b"r30").unwrap().unwrap().value, long);
 }
 
+/// Facts cost a PUT one row where its key is not known, and nothing where it is, however long the
+/// value before is.
+#[test]
+fn a_put_of_a_known_key_does_not_touch_the_engine() {
+    let mut applying = Applying::new(StateLimits::default());
+    let put = |bytes: usize| {
+        let (key, value) = (Bytes::from("k"), Bytes::from(vec![b'v'; bytes]));
+        Put { key, value, tells_previous: false }
+    };
+    applying.write(put(20_000));
+    assert_eq!(applying.write(put(100)).1, (1, 0), "not read, and too long to be known");
+    applying.machine.store().get(b"k").unwrap();
+    for _ in 0..3 {
+        assert_eq!(applying.write(put(100)).1, (0, 0));
+    }
+    let found = applying.machine.store().get(b"k").unwrap().unwrap();
+    let facts = Facts { created: Timestamp(10), count: 5, lease: None };
+    assert_eq!((found.timestamp, found.facts), (Timestamp(50), Some(facts)));
+}
+
 /// A client that wrote and removed one key all the time had each read of the key's past read all
 /// removals of the last minute.
 #[test]
@@ -230,7 +250,7 @@ fn a_read_of_the_past_reads_one_removal_of_a_key_however_many_there_are() {
     let first = applying.machine.applied().timestamp;
     for _ in 0..40 {
         applying.write(put());
-        applying.write(Del { key: key.clone(), tells_previous: false });
+        applying.write(Del { key: key.clone(), tells_previous: false, keeps_history: false });
     }
     let store = applying.machine.store();
     applying.engine.take_reads();
@@ -319,7 +339,10 @@ fn a_reader_sees_a_removal_of_a_range_together_with_its_batch() {
         &[del_range("a", "c").into(), keys(&["b"]).into()],
         &[keys(&["c"]).into(), del_range("b", "d").into(), keys(&["c"]).into()],
         &[keys(&["e", "f"]).into(), del_range("a", "c").into(), del_range("e", "f").into()],
-        &[keys(&["a", "b"]).into(), Del { key: Bytes::from("a"), tells_previous: false }.into()],
+        &[
+            keys(&["a", "b"]).into(),
+            Del { key: Bytes::from("a"), tells_previous: false, keeps_history: false }.into(),
+        ],
     ];
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (reader, sees) = (shown.clone(), seen.clone());
@@ -370,7 +393,8 @@ fn entries_that_change_much_are_applied_in_several_batches() {
     let keys = || (0..500u16).map(|number| Bytes::copy_from_slice(&number.to_be_bytes()));
     for _ in 0..100 {
         applying.script.write(put_all(keys(), &Bytes::new()).into());
-        let all = DelRange { from: Bytes::new(), to: Bytes::from_static(&[0xff]) };
+        let all =
+            DelRange { from: Bytes::new(), to: Bytes::from_static(&[0xff]), keeps_history: false };
         applying.script.write(all.into());
     }
     let (applied, _) = applying.apply();
