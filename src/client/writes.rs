@@ -143,6 +143,30 @@ calls! {
         client.write_one(key.clone(), Del { key, tells_previous: true, keeps_history: false }).await
     }
 
+    /// Removes a key, durably, and tells what it had. Unlike after [`Client::del`], it can still be
+    /// read as of an earlier time.
+    ///
+    /// ```
+    /// # use acervo::client::{Client, ReadOptions};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let group = acervo::LocalGroup::start(dir.path())?;
+    /// # let client = Client::connect(group.servers())?;
+    /// let written = client.put("title", "Helena")?;
+    /// client.del_keeping_history("title")?;
+    /// assert_eq!(client.get("title")?.value(), None);
+    /// let then = client.read("title", ReadOptions::at(written.timestamp))?;
+    /// assert_eq!(then.value(), Some(&b"Helena"[..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Client::replace`].
+    fn del_keeping_history(client, key: impl AsRef<[u8]>) -> Written {
+        let key = check_key(key.as_ref())?;
+        let op = Del { key: key.clone(), tells_previous: true, keeps_history: true };
+        client.write_one(key, op).await
+    }
+
     /// Removes every version of a key but the newest, durably, and tells that one.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
 
@@ -19,6 +20,7 @@ Examples:
   acervo del title
   acervo del title --format json          also the newest version it had
   acervo del title --if-version 1763700000000000
+  acervo del title --keep-history         reads as of an earlier time still find it
 
 With --if-version the key is deleted only if that is its newest version. Else nothing is deleted,
 and what there is instead is printed as getall prints it. Exit status 1 when nothing was deleted.")]
@@ -28,6 +30,9 @@ pub struct DelArgs {
     /// Delete only if this is the newest version of the key
     #[arg(long, value_name = "VERSION", value_parser = parse_version)]
     pub if_version: Option<Timestamp>,
+    /// Keep older versions, for reads as of a time before the deletion
+    #[arg(long)]
+    pub keep_history: bool,
     /// A version, which is accepted and means nothing to a removal.
     #[command(flatten)]
     pub no_version: NoVersionArgs,
@@ -41,9 +46,12 @@ impl OneShot for DelArgs {
         let mut session = Session::new(&self.shared, streams)?;
         let key = session.key(&self.key);
         if let Some(version) = self.if_version {
-            return del_if(session, &key, version);
+            return del_if(session, &key, version, self.keep_history);
         }
-        let removed = session.client.del(&key);
+        let removed = match self.keep_history {
+            true => session.client.del_keeping_history(&key),
+            false => session.client.del(&key),
+        };
         let Some(done) = session.previous_told(removed)? else {
             return Ok(CommandOutcome::Done);
         };
@@ -56,10 +64,12 @@ fn del_if(
     mut session: Session<'_>,
     key: &[u8],
     version: Timestamp,
+    keeps_history: bool,
 ) -> Result<CommandOutcome, CommandError> {
-    let txn = Txn::when(Comparison::version(key).equals(version))
-        .then(TxnOp::del(key))
-        .or_else(TxnOp::get(key));
+    let key_bytes = Bytes::copy_from_slice(key);
+    let removal = TxnOp::Del { key: key_bytes, keeps_history, tells_previous: true };
+    let txn =
+        Txn::when(Comparison::version(key).equals(version)).then(removal).or_else(TxnOp::get(key));
     let object = Object::default().bytes("key", key);
     let TxnDone { timestamp, succeeded, results, server } = match session.client.txn(txn) {
         // Which of both it was is known, and no more.
