@@ -69,11 +69,14 @@ impl LinePrinter<'_> {
                 let more = if *has_more { "\tmore" } else { "" };
                 writeln!(self.out, "{indent}count\t{count}{more}")
             }
-            (TxnOp::DelRange { .. }, TxnOutput::DelRange { removed, rows }) => {
+            (TxnOp::DelRange { tells_previous, .. }, TxnOutput::DelRange { removed, rows }) => {
                 for row in rows {
                     self.written(indent, "delrange", &row.key, row.found.as_ref(), true)?;
                 }
-                writeln!(self.out, "{indent}count\t{removed}")
+                // Rows that found no room in the answer.
+                let is_cut = *tells_previous && (rows.len() as u64) < *removed;
+                let more = if is_cut { "\tmore" } else { "" };
+                writeln!(self.out, "{indent}count\t{removed}{more}")
             }
             (TxnOp::Txn(txn), TxnOutput::Txn { succeeded, results }) => {
                 writeln!(self.out, "{indent}txn\t{}", branch(*succeeded))?;
@@ -138,18 +141,23 @@ fn result_object(op: &TxnOp, result: &TxnOutput) -> Object {
                 found_object(Object::default().bytes("key", key), found.as_ref(), !keys_only)
             };
             let object = named("getrange").with("count", json!(count));
-            if *counts_only {
-                return object;
+            let object = object.with("more", json!(has_more));
+            match counts_only {
+                true => object,
+                false => object.list("rows", rows.iter().map(row)),
             }
-            object.with("more", json!(has_more)).list("rows", rows.iter().map(row))
         }
         (TxnOp::DelRange { tells_previous, .. }, TxnOutput::DelRange { removed, rows }) => {
             let row = |Row { key, found }: &Row| {
                 with_previous(Object::default().bytes("key", key), found.as_ref(), true)
             };
             let object = named("delrange").with("count", json!(removed));
+            let has_more = (rows.len() as u64) < *removed;
             match tells_previous {
-                true => object.list("rows", rows.iter().map(row)),
+                true => {
+                    let object = object.with("more", json!(has_more));
+                    object.list("rows", rows.iter().map(row))
+                }
                 false => object,
             }
         }
