@@ -217,7 +217,8 @@ calls! {
         keys: impl IntoIterator<Item = impl AsRef<[u8]>>,
     ) -> WrittenMany | WrittenMany<AsyncRows> {
         let keys = check_keys(keys)?;
-        client.write_many(DelAll { keys: keys.clone(), keeps_history: false }, Wanted::keys(keys)).await
+        let op = DelAll { keys: keys.clone(), keeps_history: false };
+        client.write_many(op, Wanted::keys(keys)).await
     }
 
     /// Removes every version of every key from `from` to `to`, both included, at once, however many

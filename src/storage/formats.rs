@@ -152,8 +152,8 @@ fn the_rows_of_the_store_are_those_of_its_format() {
         keeps_history: false,
     }));
     kept.list(
-        "removals of a key, of its older versions and of a range, a deletion that keeps history, and a \
-         walk that has not begun",
+        "removals of a key, of its older versions and of a range, a deletion that keeps history, \
+         and a walk that has not begun",
     );
     let removed =
         GarbageCollection::Removed { before_us: kept.last * 10, rows_max: 100, bytes_max: 1_000 };

@@ -97,7 +97,7 @@ fn tombstone(stored: &[u8]) -> Option<bool> {
 /// The row of a version that a read has come to.
 #[derive(Clone, Copy)]
 pub(super) enum ReadVersion<'a> {
-    /// See [`StoredVersion::Tombstone`].
+    /// The key was deleted then: [`StoredVersion::Tombstone`].
     Tombstone { keeps_history: bool },
     /// Its value, which is read when it is asked for.
     Value(VersionValue<'a>),

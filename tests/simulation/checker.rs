@@ -120,8 +120,8 @@ impl Checker {
         for entry in entries {
             let position = entry.index as usize - 1;
             if position == self.entries.len() {
-                // Whether too much is being removed already, and whether a range is too long, is for
-                // the first replica to say.
+                // Whether too much is being removed already, and whether a range is too long, the
+                // first replica says.
                 let fate = writes.as_slice().first().map(|write| &write.fate);
                 self.take(entry, fate)?;
             }

@@ -16,7 +16,7 @@ use acervo::model::{
 };
 use bytes::Bytes;
 
-use crate::plain_transactions::{State, bits, carry_out, named_deletions};
+use crate::plain_transactions::{State, bits, carry_out, deletions};
 
 /// `None` where the key was deleted and its history kept.
 type Versions = BTreeMap<Timestamp, Option<Version>>;
@@ -400,10 +400,8 @@ impl Model {
                 keys.push(key.clone());
             }
         }
-        let deleted = before.into_keys().filter(|key| !after.contains_key(key));
-        let deleted: BTreeSet<Bytes> = deleted.chain(named_deletions(txn, &answer)).collect();
-        for key in deleted {
-            moment.state.remove(&key);
+        for (key, keeps_history) in deletions(txn, &answer, &before) {
+            moment.delete(now, &key, keeps_history);
             keys.push(key);
         }
         for key in &keys {

@@ -31,7 +31,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use crate::log_disk::SimDisk;
-use crate::plain_transactions::{self, TxnMaker, bits, carry_out, named_deletions};
+use crate::plain_transactions::{self, TxnMaker, bits, carry_out, deletions};
 
 /// As much as this release does in one piece.
 const ROWS_MAX: u32 = limits::COLLECTION_ROWS_MAX as u32;
@@ -112,9 +112,8 @@ impl Model {
                 let mut after = before.clone();
                 let (branches, answer) = carry_out(txn, &mut after, Timestamp(at));
                 let result = OpResult::Txn { branches: bits(&branches) };
-                let deleted = before.into_keys().filter(|key| !after.contains_key(key));
-                for key in deleted.chain(named_deletions(txn, &answer)) {
-                    state.remove(&key);
+                for (key, keeps_history) in deletions(txn, &answer, &before) {
+                    delete(&mut state, at, &key, keeps_history);
                 }
                 self.txns.insert(at, (result, answer));
                 for (key, (found, value)) in after {
@@ -210,7 +209,7 @@ fn any_txn(seed: u64, only_reads: bool) -> Txn {
         versions: &versions,
         value: &mut value,
         values: &values,
-        keeps_history: false,
+        keeps_history: true,
         only_reads,
     };
     maker.fit(3)

@@ -98,13 +98,20 @@ fn key_holds(found: Option<&(KeyState, Bytes)>, test: &Test) -> bool {
     }
 }
 
-/// The keys that a transaction with this answer has deleted by name, whether they had a value.
-pub fn named_deletions(txn: &Txn, answer: &TxnAnswer) -> Vec<Bytes> {
+/// The keys that a transaction with this answer has deleted, and of which it kept the history:
+/// those that it names, whether they had a value before, and those of its ranges that had one.
+#[allow(dead_code, reason = "only models of what was before need it")]
+pub fn deletions(txn: &Txn, answer: &TxnAnswer, before: &State) -> Vec<(Bytes, bool)> {
     let ops = if answer.succeeded { &txn.then } else { &txn.or_else };
     let results = answer.results.iter().flatten();
     let of_op = |(op, result): (&TxnOp, &TxnResult)| match (op, result) {
-        (TxnOp::Del { key, .. }, _) => vec![key.clone()],
-        (TxnOp::Txn(txn), TxnResult::Txn(answer)) => named_deletions(txn, answer),
+        (TxnOp::Del { key, keeps_history, .. }, _) => vec![(key.clone(), *keeps_history)],
+        // No other operation of the path writes a key of the range.
+        (TxnOp::DelRange { from, to, keeps_history, .. }, _) => {
+            let in_range = before.keys().filter(|key| from <= *key && *key <= to);
+            in_range.map(|key| (key.clone(), *keeps_history)).collect()
+        }
+        (TxnOp::Txn(txn), TxnResult::Txn(answer)) => deletions(txn, answer, before),
         _ => Vec::new(),
     };
     ops.iter().zip(results).flat_map(of_op).collect()

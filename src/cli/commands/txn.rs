@@ -49,7 +49,7 @@ Operations, one a line:
   getrange RANGE [limit N] [reverse] [keys only|count only]
   put KEY VALUE [telling previous]
   del KEY [keeping history] [telling previous]
-  delrange RANGE [keeping history] [telling previous]       'keeping history' has no effect yet
+  delrange RANGE [keeping history] [telling previous]
   if ... then ... else ... end                   a transaction inside
 Words are quoted as in a shell: 'a b', \"a b\", a\\ b; \\xNN is a byte, but not in single quotes.
 From # on the line is a comment. The first line of a section may stand behind its word.

@@ -162,8 +162,10 @@ pub enum TxnOp {
         /// The answer tells what the key had before.
         tells_previous: bool,
     },
-    /// Removes every key of a range, both ends included. Where there are more than a transaction
-    /// may look through, the whole transaction does nothing.
+    /// Removes every key of a range that has a value, both ends included. Unlike the operation
+    /// [`DelRange`](super::DelRange) it leaves the past of keys that were deleted keeping it: it
+    /// writes the keys that it sees. Where there are more than a transaction may look through, the
+    /// whole transaction does nothing.
     #[serde(rename = "DEL_RANGE")]
     DelRange {
         /// The least key that is removed.

@@ -647,7 +647,8 @@ proptest! {
                     (WriteOp::Put(Put { key, value, tells_previous: true }), client, sequence)
                 }
                 Step::Del { key, client, sequence } => {
-                    let del = Del { key: Bytes::from(vec![key]), tells_previous: true, keeps_history: false };
+                    let key = Bytes::from(vec![key]);
+                    let del = Del { key, tells_previous: true, keeps_history: false };
                     (del.into(), client, sequence)
                 }
             };

@@ -125,7 +125,7 @@ impl World {
             versions: &versions,
             value: &mut value,
             values: &values,
-            keeps_history: false,
+            keeps_history: true,
             only_reads,
         };
         let mut txn = maker.fit(3);

@@ -181,7 +181,8 @@ pub fn transactions(data: &[u8]) {
     for again in 0..2 {
         let mut command = write(10, op.clone());
         command.timestamp = Timestamp(10 + again);
-        let applied = machine.apply_answering(&numbered(8 + again as u64, &[command]));
+        let next = machine.applied().index + 1;
+        let applied = machine.apply_answering(&numbered(next, &[command]));
         let applied = applied.expect("what was checked is applied");
         let WriteFate::Answered(answer) = &applied.writes[0].fate else {
             panic!("{applied:?}");
@@ -636,9 +637,10 @@ fn machine_on(engine: Arc<MemoryEngine>) -> Arc<MemoryEngine> {
             }),
         ),
         put(7, b"e", b"again"),
+        put(8, b"f", b"past"),
         write(
-            8,
-            WriteOp::Del(Del { key: bytes(b"e"), tells_previous: false, keeps_history: true }),
+            9,
+            WriteOp::Del(Del { key: bytes(b"f"), tells_previous: false, keeps_history: true }),
         ),
     ];
     machine.apply(&numbered(1, &commands)).expect("good commands");

@@ -23,6 +23,39 @@ fn del_range(from: &'static str, to: &'static str) -> TxnOp {
     TxnOp::DelRange { from, to, keeps_history: false, tells_previous: true }
 }
 
+/// What reads as of each time find once a transaction has done this to keys of which one has a
+/// value and the other was deleted keeping its history.
+fn pasts_after(op: TxnOp) -> [Vec<Option<i64>>; 2] {
+    let (_, mut machine) = machine();
+    let mut script = Script::default();
+    script.put("deleted", "one");
+    script.put("valued", "two");
+    script.del_keeping_history("deleted");
+    script.write(then([op]).into());
+    machine.apply(&script.entries).unwrap();
+    ["deleted", "valued"].map(|key| past(&machine, key).1)
+}
+
+#[test]
+fn a_transaction_keeps_or_removes_the_history_of_what_it_deletes() {
+    let (kept, gone) = (vec![Some(10), Some(10), None, None], vec![None; 4]);
+    let (valued, valued_gone) = (vec![None, Some(20), Some(20), None], vec![None; 4]);
+    let unchanged = vec![None, Some(20), Some(20), Some(20)];
+    let del =
+        |name, keeps_history| TxnOp::Del { key: key(name), keeps_history, tells_previous: false };
+    let range = |keeps_history| {
+        let (from, to) = (key("a"), key("z"));
+        TxnOp::DelRange { from, to, keeps_history, tells_previous: false }
+    };
+    assert_eq!(pasts_after(del("valued", true)), [kept.clone(), valued.clone()]);
+    assert_eq!(pasts_after(del("valued", false)), [kept.clone(), valued_gone.clone()]);
+    assert_eq!(pasts_after(del("deleted", true)), [kept.clone(), unchanged.clone()]);
+    assert_eq!(pasts_after(del("deleted", false)), [gone, unchanged]);
+    assert_eq!(pasts_after(range(true)), [kept.clone(), valued]);
+    // Unlike the operation, a range of a transaction is of the keys that have a value.
+    assert_eq!(pasts_after(range(false)), [kept, valued_gone]);
+}
+
 fn then(ops: impl IntoIterator<Item = TxnOp>) -> Txn {
     Txn { then: ops.into_iter().collect(), ..Txn::default() }
 }
