@@ -2,8 +2,8 @@
 //!
 //! A server whose disk is nearly full says so to the others. Rule: the leader refuses writes that
 //! add to the store while its own disk is full, or while the servers with room are no majority.
-//! Reads, removals and garbage collection go on: they make room, and every server keeps a reserve
-//! of disk space for them (`storage::reserve`).
+//! Reads, removals that keep no history, and garbage collection go on: they make room, and every
+//! server keeps a reserve of disk space for them (`storage::reserve`).
 //!
 //! A leader whose disk is full transfers the leadership to a server that has room, and the writes
 //! wait until that one leads. A full disk does not make a server ineligible to lead: if all are

@@ -24,7 +24,7 @@ impl Operation for DelAll {
     }
 
     fn adds_data(&self) -> bool {
-        false
+        self.keeps_history
     }
 
     fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {

@@ -30,7 +30,7 @@ impl Operation for DelRange {
     }
 
     fn adds_data(&self) -> bool {
-        false
+        self.keeps_history
     }
 
     fn scanned_rows_max(&self) -> usize {

@@ -127,7 +127,8 @@ pub trait Operation {
         self.condition().map_or(Ok(()), |(_, condition)| condition.check())
     }
 
-    /// Whether it stores values, for which there must be room on the disks.
+    /// Whether it stores what nothing makes room for later, values or tombstones that keep what is
+    /// older, so that there must be room on the disks.
     fn adds_data(&self) -> bool;
 
     /// Upper bound of the rows of a store that applying it looks through, besides those of the keys

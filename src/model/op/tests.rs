@@ -170,6 +170,7 @@ fn operations_change_what_they_name() {
     assert_eq!(store.apply(keeping.clone()), OpApplied::Result(OpResult::TooLong));
     assert_eq!(store.shown(), "a=3@20", "nothing was done");
     let forgetting = DelRange { keeps_history: false, ..keeping.clone() };
+    assert!(keeping.adds_data() && !forgetting.adds_data(), "what is kept takes room");
     assert!(keeping.may_come_to(OpResult::TooLong) && !forgetting.may_come_to(OpResult::TooLong));
     let history = History::Versions { count: 3 };
     store.apply(SetHistory { history });

@@ -395,8 +395,11 @@ impl Operation for Txn {
     fn adds_data(&self) -> bool {
         self.ops().any(|op| match op {
             TxnOp::Put { .. } => true,
+            TxnOp::Del { keeps_history, .. } | TxnOp::DelRange { keeps_history, .. } => {
+                *keeps_history
+            }
             TxnOp::Txn(txn) => txn.adds_data(),
-            _ => false,
+            TxnOp::Get { .. } | TxnOp::Range { .. } => false,
         })
     }
 

@@ -4,8 +4,8 @@
 use crate::model::{Model, leave_out_values, named_keys};
 use crate::plain_transactions::carry_out;
 use acervo::model::{
-    Barrier, Effect, LogIndex, OpResult, Operation as _, PageNext, PageOf, ReadView, RequestId,
-    Row, Timestamp, TxnAnswer, Version, WriteAnswer, WriteOp,
+    Barrier, Del, DelAll, DelRange, Effect, LogIndex, OpResult, Operation as _, PageNext, PageOf,
+    ReadView, RequestId, Row, Timestamp, TxnAnswer, Version, WriteAnswer, WriteOp,
 };
 use acervo::wire::message::{
     ErrorCode, ErrorReply, GetRequest, PageRequest, PageView, ReadAt, Reply, TxnRequest,
@@ -123,6 +123,12 @@ impl World {
                 let adds =
                     matches!(write.op, WriteOp::Put(_) | WriteOp::PutAll(_) | WriteOp::PutIf(_))
                         || matches!(&write.op, WriteOp::PutSequential(_))
+                        || matches!(
+                            &write.op,
+                            WriteOp::Del(Del { keeps_history: true, .. })
+                                | WriteOp::DelAll(DelAll { keeps_history: true, .. })
+                                | WriteOp::DelRange(DelRange { keeps_history: true, .. })
+                        )
                         || matches!(&write.op, WriteOp::Txn(txn) if txn.adds_data());
                 ensure!(adds, "refused for want of room: {write:?}");
             }

@@ -399,6 +399,8 @@ fn its_shape_tells_what_it_may_cost() {
     let of_range = shape(then([range("a", "b", 5), del("a")]));
     let range_rows = TRANSACTION_ROWS_MAX + told_rows;
     assert_eq!((of_range.work_rows, of_range.adds_data), (3 + range_rows, false));
+    let keeping = TxnOp::Del { key: key("a"), keeps_history: true, tells_previous: false };
+    assert!(shape(then([keeping])).adds_data, "what it keeps takes room");
     // Nine hundred of these in half a megabyte had a leader read fourteen gigabytes at once.
     let less =
         Txn { compare: vec![when("k", Test::Value(Relation::Less, key("b")))], ..cas.clone() };
