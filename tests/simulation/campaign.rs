@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use acervo::limits::{self, NodeLimits};
-use acervo::model::{History, StateLimits};
+use acervo::model::{History, MachineSummary, StateLimits};
 use acervo::node::config::AckPolicy;
 use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::server::snapshots::TransferLimits;
+use acervo::storage::keys;
 use acervo::storage::reads::PageLimits;
 use bytes::Bytes;
 
@@ -302,12 +303,30 @@ pub fn make_peace(world: &mut World) -> Verdict {
         if let Some(process) = &mut state.process {
             world.checker.converged(node_id(server), &process.machine)?;
             let rows = process.machine.rows()?;
+            let MachineSummary { oldest_removal_us, history_due_us, .. } =
+                process.machine.summary();
+            if oldest_removal_us.is_none() && history_due_us.is_none() {
+                let needless = needless_tombstone(&rows);
+                ensure!(needless.is_none(), "{} keeps {needless:?} for ever", node_id(server));
+            }
             let index = process.machine.point().index;
             let same = *rows_at.entry(index).or_insert_with(|| rows.clone()) == rows;
             ensure!(same, "{} ended with other rows than others", node_id(server));
         }
     }
     linearizability::check(&world.spans())
+}
+
+/// The row of a tombstone that hides nothing, since nothing older of its key is left.
+fn needless_tombstone(rows: &[(Bytes, Bytes)]) -> Option<&Bytes> {
+    let all = keys::all_versions();
+    let versions: Vec<&(Bytes, Bytes)> =
+        rows.iter().filter(|(row, _)| all.start <= *row && *row < all.end).collect();
+    let key = |row| keys::version_prefix(row);
+    let mut oldest =
+        versions.chunk_by(|(a, _), (b, _)| key(a) == key(b)).filter_map(|of| of.last());
+    // A tombstone is one byte, and a value has its facts beside it.
+    oldest.find(|(_, stored)| stored.len() == 1).map(|(row, _)| row)
 }
 
 fn unanswered(world: &World) -> usize {

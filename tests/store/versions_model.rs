@@ -563,6 +563,21 @@ impl World {
         found
     }
 
+    /// The versions after which nothing older of their keys is left, and which are tombstones: one
+    /// byte each, while a value has its facts beside it.
+    fn needless_tombstones(&self) -> Vec<Bytes> {
+        let mut oldest = BTreeMap::new();
+        let view = self.memory.0.view().unwrap();
+        view.scan(&rows::all_versions(), Direction::Forward, &mut |row, stored| {
+            let key = Bytes::copy_from_slice(rows::version_prefix(row));
+            oldest.insert(key, (Bytes::copy_from_slice(row), stored.len()));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        let tombstones = oldest.into_values().filter(|(_, bytes)| *bytes == 1);
+        tombstones.map(|(row, _)| row).collect()
+    }
+
     /// How many rows ask for a sweep.
     fn superseding(&self) -> usize {
         self.rows_in(&rows::all_superseding()).len()
@@ -578,6 +593,9 @@ impl World {
             assert!(pieces < 4_000, "the sweep comes to no end");
         }
         assert_eq!(self.superseding(), 0, "{pieces} pieces have left something to do");
+        if self.disk.summary().oldest_removal_us.is_none() {
+            assert_eq!(self.needless_tombstones(), Vec::<Bytes>::new(), "{:?}", self.history);
+        }
         let read_view = ReadView::as_of(Timestamp(self.last));
         for key in keys {
             let of = PageOf::Versions { key: key.clone() };
