@@ -434,7 +434,8 @@ impl Model {
     }
 
     /// Whether a range is too long to be deleted with its history kept. Between the keys of which
-    /// the store shows something and those that it has ever had, a replica has to say it.
+    /// the store must have something and those that it has ever had, a replica has to say it: of a
+    /// key that was deleted long ago nothing may be left.
     fn is_too_long(&self, moment: &Moment, op: &WriteOp, fate: Option<&WriteFate>) -> bool {
         let WriteOp::DelRange(DelRange { from, to, keeps_history: true }) = op else {
             return false;
@@ -445,7 +446,12 @@ impl Model {
             fate,
             Some(WriteFate::Answered(WriteAnswer { result: OpResult::TooLong, .. }))
         );
-        moment.keys_in(from, to).count() > most || (said && ever.count() > most)
+        let is_there = |key: &&Bytes| {
+            let newest = moment.state[*key].last_key_value();
+            newest.is_some_and(|(at, version)| version.is_some() || *at > moment.swept)
+        };
+        let there = moment.keys_in(from, to).filter(is_there);
+        there.count() > most || (said && ever.count() > most)
     }
 
     /// The store once `index` was applied.
