@@ -142,8 +142,9 @@ fn facts(machine: &StateMachine, key: &str) -> Option<(i64, u64)> {
 /// newest versions that are known, or in the engine.
 #[test]
 fn the_facts_of_a_key_count_from_the_write_that_created_it() {
+    type Step<'a> = (&'a dyn Fn(&mut Script), Option<(i64, u64)>);
     let mut script = Script::default();
-    let steps: [(&dyn Fn(&mut Script), _); 9] = [
+    let steps: [Step<'_>; 9] = [
         (&|script| script.put("k", "one"), Some((10, 1))),
         (&|script| script.put("k", "two"), Some((10, 2))),
         (&|script| script.del("k"), None),
