@@ -163,9 +163,9 @@ pub enum TxnOp {
         tells_previous: bool,
     },
     /// Removes every key of a range that has a value, both ends included. Unlike the operation
-    /// [`DelRange`](super::DelRange) it leaves the past of keys that were deleted keeping it: it
-    /// writes the keys that it sees. Where there are more than a transaction may look through, the
-    /// whole transaction does nothing.
+    /// `DEL_RANGE` it leaves the past of keys that were deleted keeping it: it writes the keys that
+    /// it sees. Where there are more than a transaction may look through, the whole transaction
+    /// does nothing.
     #[serde(rename = "DEL_RANGE")]
     DelRange {
         /// The least key that is removed.
