@@ -10,6 +10,7 @@ use rand::rngs::SmallRng;
 
 use crate::Outcome;
 use crate::driver::{Dialect, Heard, frame};
+use crate::grpc::{GrpcLine, bytes_of, protobuf_bytes, protobuf_number};
 
 /// The requests of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,48 +273,29 @@ impl Dialect for ZooKeeper {
     }
 }
 
-/// etcd (gRPC: HTTP/2 without TLS). Each call is a stream of its own; a call that brings no message
-/// has failed, so that the trailers with its status need not be decompressed.
+/// etcd (gRPC). Each request is a call of its own.
 pub struct Etcd {
     draw: Draw,
-    address: SocketAddr,
-    lines: Vec<EtcdLine>,
+    clients: Vec<EtcdClient>,
 }
 
-#[derive(Default)]
-struct EtcdLine {
-    streams: u32,
-    calls: HashMap<u32, EtcdCall>,
-    /// Bytes of messages since the server was last told that it may send more.
-    received: u32,
+struct EtcdClient {
+    line: GrpcLine,
+    /// Slots whose call has brought a message; whether it has a key.
+    messages: HashMap<usize, bool>,
 }
-
-struct EtcdCall {
-    slot: usize,
-    /// A message has come; whether it has a key.
-    message: Option<bool>,
-}
-
-const FRAME_DATA: u8 = 0;
-const FRAME_HEADERS: u8 = 1;
-const FRAME_RESET: u8 = 3;
-const FRAME_SETTINGS: u8 = 4;
-const FRAME_PING: u8 = 6;
-const FRAME_GOAWAY: u8 = 7;
-const FRAME_WINDOW: u8 = 8;
-const END_STREAM: u8 = 1;
-const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
-/// The bytes that the server may send on a connection before it is told that it may send more.
-const WINDOW_BYTES: u32 = 1 << 30;
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Etcd {
     /// `address` is what the calls name as their authority.
     pub fn new(draw: Draw, clients: usize, address: SocketAddr) -> Etcd {
-        // A stream begins with a window of 64 KiB, and nothing here waits for more of it.
-        assert!(draw.value.len() <= 16 * 1024, "etcd is asked for short values");
-        Etcd { draw, address, lines: (0..clients).map(|_| EtcdLine::default()).collect() }
+        // A message goes in one frame, and nothing here waits for room on a stream.
+        assert!(draw.value.len() <= 15 * 1024, "etcd is asked for short values");
+        let path = match draw.writes() {
+            true => "/etcdserverpb.KV/Put",
+            false => "/etcdserverpb.KV/Range",
+        };
+        let client = || EtcdClient { line: GrpcLine::new(path, address), messages: HashMap::new() };
+        Etcd { draw, clients: (0..clients).map(|_| client()).collect() }
     }
 
     fn message(&mut self, random: &mut SmallRng) -> Vec<u8> {
@@ -323,65 +305,16 @@ impl Etcd {
         match self.draw.op {
             PeerOp::Fill | PeerOp::Put => protobuf_bytes(2, &self.draw.value, &mut message),
             // `serializable`: from this server's own state.
-            PeerOp::Get => message.extend_from_slice(&[7 << 3, 1]),
+            PeerOp::Get => protobuf_number(7, 1, &mut message),
             PeerOp::GetLinearizable => {}
         }
         message
     }
 }
 
-fn protobuf_bytes(field: u8, bytes: &[u8], out: &mut Vec<u8>) {
-    out.push(field << 3 | 2);
-    let mut length = bytes.len();
-    while length >= 0x80 {
-        out.push(length as u8 | 0x80);
-        length >>= 7;
-    }
-    out.push(length as u8);
-    out.extend_from_slice(bytes);
-}
-
-/// Whether the fields of a message have this one, which has bytes.
-fn has_field(mut message: &[u8], wanted: u64) -> bool {
-    fn varint(message: &mut &[u8]) -> Option<u64> {
-        let length = message.iter().position(|byte| byte & 0x80 == 0)? + 1;
-        let (digits, rest) = message.split_at(length);
-        *message = rest;
-        Some(digits.iter().rev().fold(0, |number, digit| number << 7 | u64::from(digit & 0x7f)))
-    }
-    while let Some(tag) = varint(&mut message) {
-        if tag == wanted << 3 | 2 {
-            return true;
-        }
-        let Some(number) = varint(&mut message) else { return false };
-        if tag & 7 == 2 {
-            // Fields of bytes are skipped, those of numbers have been read.
-            message = message.get(number as usize..).unwrap_or_default();
-        }
-    }
-    false
-}
-
-fn http2_frame(kind: u8, flags: u8, stream: u32, body: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(&(body.len() as u32).to_be_bytes()[1..]);
-    out.extend_from_slice(&[kind, flags]);
-    out.extend_from_slice(&stream.to_be_bytes());
-    out.extend_from_slice(body);
-}
-
-/// A header with a name of the static table, kept in the dynamic one.
-fn kept_header(name: u8, value: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(&[0x40 | name, value.len() as u8]);
-    out.extend_from_slice(value);
-}
-
 impl Dialect for Etcd {
     fn greeting(&mut self, client: usize, out: &mut Vec<u8>) -> bool {
-        self.lines[client] = EtcdLine::default();
-        out.extend_from_slice(PREFACE);
-        // No compression with a memory (1) and no pushes (2): what comes need not be decompressed.
-        http2_frame(FRAME_SETTINGS, 0, 0, &[0, 1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0], out);
-        http2_frame(FRAME_WINDOW, 0, 0, &(WINDOW_BYTES - 65_535).to_be_bytes(), out);
+        self.clients[client].line.greeting(out);
         true
     }
 
@@ -396,30 +329,7 @@ impl Dialect for Etcd {
 
     fn request(&mut self, client: usize, slot: usize, random: &mut SmallRng, out: &mut Vec<u8>) {
         let message = self.message(random);
-        let path: &[u8] = match self.draw.writes() {
-            true => b"/etcdserverpb.KV/Put",
-            false => b"/etcdserverpb.KV/Range",
-        };
-        let line = &mut self.lines[client];
-        let stream = line.streams * 2 + 1;
-        // Method POST and scheme http are in the static table.
-        let mut headers = vec![0x83, 0x86];
-        if line.streams == 0 {
-            kept_header(4, path, &mut headers);
-            kept_header(1, self.address.to_string().as_bytes(), &mut headers);
-            kept_header(31, b"application/grpc", &mut headers);
-            headers.extend_from_slice(b"\x40\x02te\x08trailers");
-        } else {
-            // The same four, from the dynamic table.
-            headers.extend_from_slice(&[0x80 | 65, 0x80 | 64, 0x80 | 63, 0x80 | 62]);
-        }
-        line.streams += 1;
-        http2_frame(FRAME_HEADERS, END_HEADERS, stream, &headers, out);
-        let mut body = vec![0];
-        body.extend_from_slice(&(message.len() as u32).to_be_bytes());
-        body.extend_from_slice(&message);
-        http2_frame(FRAME_DATA, END_STREAM, stream, &body, out);
-        line.calls.insert(stream, EtcdCall { slot, message: None });
+        self.clients[client].line.call(slot, &message, true, out);
     }
 
     fn heard(
@@ -428,48 +338,18 @@ impl Dialect for Etcd {
         bytes: &[u8],
         out: &mut Vec<u8>,
     ) -> Outcome<Option<(usize, Heard)>> {
-        let Some((head, rest)) = bytes.split_first_chunk::<9>() else { return Ok(None) };
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-        let (kind, flags) = (head[3], head[4]);
-        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        let Some(body) = rest.get(..length) else { return Ok(None) };
-        let line = &mut self.lines[client];
-        let mut is_over = false;
-        match kind {
-            FRAME_DATA => {
-                line.received += length as u32;
-                if line.received > WINDOW_BYTES / 2 {
-                    http2_frame(FRAME_WINDOW, 0, 0, &line.received.to_be_bytes(), out);
-                    line.received = 0;
-                }
-                if let Some(call) = line.calls.get_mut(&stream)
-                    && call.message.is_none()
-                    && length >= 5
-                {
-                    // After the mark and the length of the message; `kvs` is field 2.
-                    call.message = Some(has_field(&body[5..], 2));
-                }
-                is_over = flags & END_STREAM != 0;
-            }
-            FRAME_HEADERS => is_over = flags & END_STREAM != 0,
-            FRAME_RESET => is_over = true,
-            FRAME_SETTINGS if flags & ACK == 0 => http2_frame(FRAME_SETTINGS, ACK, 0, &[], out),
-            FRAME_PING if flags & ACK == 0 => http2_frame(FRAME_PING, ACK, 0, body, out),
-            FRAME_GOAWAY => return Err("etcd ends the connection".into()),
-            _ => {}
-        }
-        let over = if is_over { line.calls.remove(&stream) } else { None };
-        let heard = match over {
-            Some(EtcdCall { slot, message }) => {
-                let answer = match message {
-                    None => Answer::Failed("GRPC"),
-                    Some(_) if self.draw.writes() => WRITTEN,
-                    Some(is_found) => self.draw.read(is_found),
-                };
-                Heard::Answer(slot, answer)
-            }
-            None => Heard::Nothing,
-        };
-        Ok(Some((9 + length, heard)))
+        let EtcdClient { line, messages } = &mut self.clients[client];
+        let heard = line.heard(bytes, out, &mut |slot, message| {
+            // The field of keys and values in the answer to a read.
+            messages.insert(slot, bytes_of(message, 2).is_some());
+            Ok(())
+        })?;
+        let Some((taken, over)) = heard else { return Ok(None) };
+        let heard = over.map(|slot| match self.clients[client].messages.remove(&slot) {
+            None => Heard::Answer(slot, Answer::Failed("GRPC")),
+            Some(_) if self.draw.writes() => Heard::Answer(slot, WRITTEN),
+            Some(is_found) => Heard::Answer(slot, self.draw.read(is_found)),
+        });
+        Ok(Some((taken, heard.unwrap_or(Heard::Nothing))))
     }
 }

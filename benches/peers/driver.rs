@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use acervo::bench::{Answer, Ask, Generator, GeneratorTurn, Measured, Plan, Protocol};
+use acervo::bench::{Answer, Ask, Generator, GeneratorTurn, Measured, Pace, Plan, Protocol};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use rand::SeedableRng;
@@ -19,6 +19,8 @@ use crate::Outcome;
 const READ_BYTES: usize = 64 * 1024;
 /// How often the loop looks whether its time is over.
 const TICK: Duration = Duration::from_millis(5);
+/// The same of an open load, whose requests are due at their times; the system waits no shorter.
+const OPEN_TICK: Duration = Duration::from_millis(1);
 /// How long a system may take to accept a connection and to answer the greeting, on a machine that
 /// others keep busy.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(60);
@@ -205,6 +207,7 @@ pub fn run(
     if ups.last() == Some(GeneratorTurn::BeginsToMeasure) {
         began();
     }
+    let tick = if plan.pace == Pace::Closed { TICK } else { OPEN_TICK };
     let mut events = Events::with_capacity(1024);
     let mut buffer = vec![0; READ_BYTES];
     loop {
@@ -214,7 +217,7 @@ pub fn run(
             GeneratorTurn::BeginsToMeasure => began(),
             GeneratorTurn::Over => return Ok(load.generator.finish()),
         }
-        match poll.poll(&mut events, Some(TICK)) {
+        match poll.poll(&mut events, Some(tick)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             other => other?,
         }

@@ -9,14 +9,18 @@
 //! `cargo bench --bench peers` prints one table at the end, and the single measurements on the way
 //! to standard error. `-- --test` makes a quick run of everything. `-- growth` measures Acervo
 //! alone against the number of clients, keys and servers and the size of values ([`growth`]),
-//! `-- recovery` how long it takes to start, to elect and to catch up ([`recovery`]).
+//! `-- recovery` how long it takes to start, to elect and to catch up ([`recovery`]),
+//! `-- coordination` transactions and what else programs coordinate themselves by
+//! ([`coordination`]).
 //! `-- --help` tells how to choose systems, rounds and times.
 
+mod coordination;
 mod dialects;
 mod driver;
 #[path = "../floor/mod.rs"]
 mod floor;
 mod growth;
+mod grpc;
 mod machine;
 mod recovery;
 #[path = "../../tests/support/mod.rs"]
@@ -30,7 +34,8 @@ use std::time::{Duration, Instant};
 use acervo::bench::{Measured, Pace, Plan, Until};
 use clap::{Parser, Subcommand};
 use dialects::PeerOp;
-use machine::Accounts;
+use driver::Dialect;
+use machine::{Accounts, Used};
 use systems::{PeerData, Running, System};
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -81,6 +86,8 @@ enum PeersCommand {
     Growth(growth::GrowthArgs),
     /// Acervo's starts, elections and catching up
     Recovery(recovery::RecoveryArgs),
+    /// Compare-and-set beside plain writes and etcd
+    Coordination(coordination::CoordinationArgs),
 }
 
 /// A workload: which requests, of how many clients, and where they go.
@@ -151,6 +158,9 @@ fn main() -> Outcome<()> {
     match &args.command {
         Some(PeersCommand::Growth(growth)) => growth::run(growth, args.test),
         Some(PeersCommand::Recovery(recovery)) => recovery::run(recovery, args.test),
+        Some(PeersCommand::Coordination(coordination)) => {
+            coordination::run(coordination, args.test)
+        }
         None => compare(&args),
     }
 }
@@ -269,19 +279,25 @@ pub(crate) fn measure(
     let mut dialect = running.dialect(op, data, clients, pipeline);
     let until = Until::Time { warm_up: measured / 5, measured };
     let plan = plan(leader, clients, pipeline, until, seed);
-    let servers = running.servers();
-    let mut before = Accounts::now(&servers);
-    let seen = driver::run(&plan, &at, dialect.as_mut(), || before = Accounts::now(&servers))?;
-    let used = before.since(&servers);
+    let (seen, used) = drive(running, &plan, &at, dialect.as_mut())?;
     Ok(figures(running, workload, &seen, &used))
 }
 
-fn figures(
+/// Puts a load on these servers, and accounts for the time in which it is measured.
+fn drive(
     running: &Running,
-    workload: &Workload,
-    seen: &Measured,
-    used: &machine::Used,
-) -> Figures {
+    plan: &Plan,
+    at: &[SocketAddr],
+    dialect: &mut dyn Dialect,
+) -> Outcome<(Measured, Used)> {
+    let servers = running.servers();
+    let mut before = Accounts::now(&servers);
+    let seen = driver::run(plan, at, dialect, || before = Accounts::now(&servers))?;
+    let used = before.since(&servers);
+    Ok((seen, used))
+}
+
+fn figures(running: &Running, workload: &Workload, seen: &Measured, used: &Used) -> Figures {
     let us = |share: f64| seen.latencies_ns.value_at_quantile(share) as f64 / 1e3;
     let a_request = |seconds: f64| seconds * 1e6 / seen.operations.max(1) as f64;
     let memory = running.servers().into_iter().map(|process| support::memory(process, "VmRSS"));
