@@ -65,6 +65,9 @@ pub const PAGE_BYTES_MAX: usize = 512 * 1024;
 /// that are skipped do not count, but each row may be reached by a seek in every run: so it is four
 /// for each row that a page may have.
 pub const PAGE_VISITS_MAX: usize = 4 * PAGE_ROWS_MAX;
+/// How much a watch may be shown before its client says that it has taken it: with as many as are
+/// under way at a line of a gigabit in a round trip of two milliseconds.
+pub const WATCH_CREDIT_BYTES_MAX: u32 = 256 * 1024;
 /// Bytes of the store looked at for one page: keys, and values that it shows. A page whose rows do
 /// not fit together still ends.
 pub const PAGE_SCAN_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -313,6 +313,8 @@ impl Protocol for StoreProtocol {
             Reply::WriteOk(_)
             | Reply::PageOk { .. }
             | Reply::TxnOk { .. }
+            | Reply::WatchOk { .. }
+            | Reply::UnwatchOk {}
             | Reply::StatusOk(_)
             | Reply::GetOk { found: Some(_), .. } => Answer::Done(kind),
             Reply::TryOtherServerOrLater { .. } => Answer::Failed("TRY_OTHER_SERVER_OR_LATER"),

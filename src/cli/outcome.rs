@@ -51,6 +51,9 @@ pub enum CommandError {
     /// Full disks keep everybody from writing, says this sentence.
     #[error("{0}")]
     NoRoom(String),
+    /// The command that is to be run for each change cannot be.
+    #[error("the command cannot be run: {0}")]
+    NotRun(io::Error),
     /// The answer could not be printed.
     #[error("the answer could not be printed: {0}")]
     Output(io::Error),
@@ -86,7 +89,8 @@ impl CommandError {
             CommandError::Input(_)
             | CommandError::Txn(_)
             | CommandError::At(_)
-            | CommandError::RawOnTerminal => exit_status::USAGE,
+            | CommandError::RawOnTerminal
+            | CommandError::NotRun(_) => exit_status::USAGE,
             CommandError::Output(_) | CommandError::DoneUnprinted(..) => exit_status::FAILED,
         }
     }

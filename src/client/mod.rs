@@ -40,6 +40,7 @@ mod timing;
 pub(crate) mod transport;
 mod txn;
 mod txn_builder;
+mod watch;
 mod writes;
 
 use std::net::SocketAddr;
@@ -73,6 +74,7 @@ pub use self::submit::{Ask, Event};
 pub use self::timing::Timing;
 pub use self::txn::{Incremented, PutSequentialOk, TxnDone, TxnOutput};
 pub use self::txn_builder::{Compared, Operand};
+pub use self::watch::{Watch, WatchEvent, WatchOptions};
 pub use self::writes::{ConditionalPut, Conflict, Written, WrittenMany};
 pub use crate::model::{
     ClientId, ClusterId, Comparison, Condition, Effect, Facts, History, LeaseId, NodeId, Relation,

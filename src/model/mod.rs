@@ -9,6 +9,7 @@
 //! (`storage`).
 
 pub(crate) mod bounded;
+mod change;
 mod command;
 mod content;
 mod encoded;
@@ -25,6 +26,7 @@ mod row;
 mod state;
 mod timestamp;
 
+pub use change::{FeedPosition, KeyChange, KeyInterval};
 pub use command::{Action, Command, EntryError};
 pub use content::{ChunkHash, ContentId, FileEntry, PeerId};
 pub use encoded::EncodedWrite;

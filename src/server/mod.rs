@@ -11,6 +11,7 @@
 //! - `driver`, `lifecycle`, `links`: the core and its time, whether the server goes on and how it
 //!   ends, the state of the links to the other servers.
 //! - [`work`], `threads`: what the loop has its threads do and what they tell it, and the threads.
+//! - [`watches`]: who is shown which changes.
 //! - [`snapshots`], `decoding`, `watch`: decisions about snapshots, the content of frames,
 //!   conditions that go to the log.
 //! - [`config`], [`questions`], [`console`]: the configuration, the questions on a keyboard, the
@@ -33,6 +34,7 @@ mod service;
 pub mod snapshots;
 mod threads;
 mod watch;
+pub mod watches;
 pub mod work;
 
 use std::io::{self, Read};
@@ -242,6 +244,7 @@ impl OpenedServer {
         let threads = ThreadsConfig {
             workers: config.workers,
             scrub_interval: config.scrub_interval,
+            watches_seed: rand::rng().next_u64(),
             console: console.clone(),
         };
         let Storage { machine, log, .. } = storage;

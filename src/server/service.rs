@@ -10,6 +10,7 @@ mod outputs;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod watching;
 
 use std::io;
 use std::net::SocketAddr;
@@ -90,6 +91,9 @@ pub(super) struct StoreService {
     transfers: Transfers,
     watch: LogWatch,
     lifecycle: Lifecycle,
+    /// The clients that have watched something, with the bytes of what they are shown that have not
+    /// left the process.
+    watching: ConnectionMap<usize>,
     /// The room on the disk, as it was last reported.
     disk_space: DiskSpace,
     /// The log has been told whether `--history` is what the group keeps.
@@ -120,6 +124,7 @@ impl StoreService {
             ),
             watch: LogWatch::default(),
             lifecycle: Lifecycle::default(),
+            watching: ConnectionMap::default(),
             disk_space: DiskSpace::Ample,
             history_compared,
             parts,
@@ -301,7 +306,7 @@ fn refused(reason: String) -> Vec<u8> {
 const NO_HELLO: &str = "the first message must be HELLO";
 
 /// The refusal of a client that sends what clients do not send.
-const NOT_OF_A_CLIENT: &str = "a client sends REQUEST and PING only";
+const NOT_OF_A_CLIENT: &str = "a client sends REQUEST, WATCH_CREDIT and PING only";
 
 /// The refusal of a connection for which there is no place.
 const NO_ROOM: &str = "this server has no room for another connection: try again later";
@@ -376,6 +381,7 @@ impl Service for StoreService {
             }
             Some(ConnectionRole::Inbound(server)) => self.inbound_closed(net, connection, server),
             Some(ConnectionRole::Client) => {
+                self.stop_watching(connection);
                 if let Some(address) = self.clients.remove(net, connection) {
                     let level =
                         if reason.is_ordinary() { log::Level::Debug } else { log::Level::Info };
@@ -415,6 +421,7 @@ impl Service for StoreService {
         }
         self.input(net, Input::Tick);
         self.clients.tick();
+        self.tell_what_was_shown(net);
         self.refuse_overdue_reads(net);
         self.log_conditions(net);
         let now_us = self.now(net).monotonic_us;
@@ -433,7 +440,7 @@ impl Service for StoreService {
     }
 
     fn on_idle(&mut self, _net: &mut Net, connection: ConnectionId) -> bool {
-        !self.clients.waits(connection)
+        !self.clients.waits(connection) && !self.watching.contains_key(&connection)
     }
 
     fn before_sleep(&mut self, net: &mut Net) {

@@ -38,8 +38,9 @@ use super::hash::StateHash;
 use super::keys;
 use super::log_clock::{ClockSamples, LogClock};
 use super::newest::NewestVersions;
-use super::queue_fronts::QueueFronts;
+use super::queue_front::QueueFront;
 use super::reads::Store;
+use super::recent::RecentChanges;
 use super::removals::{self, KnownRemovals, PendingRemovals, RangeRemoval};
 use super::rows::{Rows, RowsInMemory, ViewRows};
 use super::sessions::{DedupVerdict, META_KNOWN_SINCE, Sessions, decode_known_since};
@@ -146,6 +147,7 @@ pub(super) struct Shared {
     /// The removals in what a reader sees: changing while a batch that changes them is written.
     removals: RwLock<Arc<KnownRemovals>>,
     pub(super) newest: NewestVersions,
+    pub(super) recent: RecentChanges,
 }
 
 /// The engine in use, which the installation of a snapshot replaces.
@@ -295,6 +297,7 @@ impl StateMachine {
             samples: RwLock::new(Arc::new(clock.samples().clone())),
             removals: RwLock::new(Arc::new(KnownRemovals::Settled(left.pending.clone()))),
             newest: NewestVersions::default(),
+            recent: RecentChanges::default(),
         };
         Ok(StateMachine {
             shared: Arc::new(shared),
@@ -325,6 +328,12 @@ impl StateMachine {
     #[cfg(any(test, feature = "internals"))]
     pub fn set_newest_bytes_max(&mut self, bytes_max: usize) {
         self.shared.newest.set_bytes_max(bytes_max);
+    }
+
+    /// Replaces the most bytes of recent changes that are kept in memory for who follows them.
+    #[cfg(any(test, feature = "internals"))]
+    pub fn set_recent_bytes_max(&mut self, bytes_max: usize) {
+        self.shared.recent.set_bytes_max(bytes_max);
     }
 
     /// Where the state machine stands.
@@ -402,9 +411,8 @@ impl StateMachine {
         let ranges = self.left.pending.ranges.clone();
         let steps = self.shared.steps.clone();
         let steps_before = steps.count();
-        let fronts = self.left.fronts;
-        let mut changes =
-            Changes::new(&*view, StateHash(point.hash), ranges, fronts, steps.clone());
+        let front = self.left.front;
+        let mut changes = Changes::new(&*view, StateHash(point.hash), ranges, front, steps.clone());
         let mut left_touched = false;
         let mut count = 0;
         for entry in entries {
@@ -501,7 +509,7 @@ impl StateMachine {
         let before = self.left.pending.clone();
         if left_touched {
             let ranges = changes.ranges();
-            self.left = Left::read(&changes.rows(), ranges, changes.fronts, point.timestamp)?;
+            self.left = Left::read(&changes.rows(), ranges, changes.front, point.timestamp)?;
         }
         point.hash = changes.hash.0;
         let batch = changes.into_batch();
@@ -520,9 +528,11 @@ impl StateMachine {
         let newest = self.shared.newest.begin(&batch, removes_range);
         self.engine.write(&batch)?;
         self.shared.newest.finish(newest);
-        self.point = point;
+        let before = std::mem::replace(&mut self.point, point);
         self.clock = clock;
         *self.shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
+        let times = (before.timestamp, point.timestamp);
+        self.shared.recent.add(times, &batch, &after.ranges);
         if !is_same {
             self.shared.set_removals(KnownRemovals::Settled(after));
         }
@@ -689,6 +699,7 @@ impl StateMachine {
             *shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
             shared.set_removals(KnownRemovals::Settled(after));
             shared.newest.finish(newest);
+            shared.recent.replaced(point.timestamp);
             machine.left = left;
             let old = std::mem::replace(&mut machine.engine, engine);
             old.retire();
@@ -734,7 +745,7 @@ struct Left {
     oldest_removal: Option<Timestamp>,
     /// The earliest time as of which compaction of the history has something to do.
     history_due: Option<Timestamp>,
-    fronts: QueueFronts,
+    front: QueueFront,
 }
 
 impl Left {
@@ -742,18 +753,16 @@ impl Left {
     fn read(
         rows: &dyn Rows,
         ranges: &Arc<Vec<RangeRemoval>>,
-        mut fronts: QueueFronts,
+        mut front: QueueFront,
         now: Timestamp,
     ) -> Result<Left, ApplyError> {
-        let queued = removals::oldest_queued(rows, &fronts)?;
-        fronts.set_oldest_removal(queued, now);
-        let superseding = garbage_collection::oldest_superseding(rows, &fronts)?;
-        fronts.set_oldest_superseding(superseding, now);
+        let queued = removals::oldest_queued(rows, &front)?;
+        front.set_oldest(queued, now);
         Ok(Left {
             pending: PendingRemovals { keys: queued.is_some(), ranges: ranges.clone() },
             oldest_removal: queued.into_iter().chain(ranges.first().map(|range| range.at)).min(),
-            history_due: garbage_collection::history_due(rows, superseding)?,
-            fronts,
+            history_due: garbage_collection::history_due(rows)?,
+            front,
         })
     }
 
@@ -762,7 +771,7 @@ impl Left {
         let view = engine.view()?;
         let rows = ViewRows(&*view);
         let ranges = removals::read_ranges(&rows, point.timestamp)?;
-        Left::read(&rows, &Arc::new(ranges), QueueFronts::UNKNOWN, point.timestamp)
+        Left::read(&rows, &Arc::new(ranges), QueueFront::UNKNOWN, point.timestamp)
     }
 }
 

@@ -1,6 +1,9 @@
 //! The changes of entries that are being applied: a batch, the read view below it, the hash of the
 //! state, and the removals of ranges that are pending. Hash and removals are updated with each
 //! change.
+//!
+//! Change rows are no part of the hash: they follow from the versions, one from each, and whoever
+//! receives a snapshot compares the two (`snapshot::sink`).
 
 use std::sync::Arc;
 
@@ -11,7 +14,7 @@ use super::engine::{EngineView, Steps, WriteBatch};
 use super::hash::{StateHash, row_hash};
 use super::keys;
 use super::newest::NewestVersions;
-use super::queue_fronts::QueueFronts;
+use super::queue_front::QueueFront;
 use super::removals::RangeRemoval;
 use super::rows::{Overlay, ViewRows};
 use super::version_row::StoredVersion;
@@ -39,10 +42,8 @@ pub(super) struct Changes<'a> {
     batch: WriteBatch,
     pub hash: StateHash,
     ranges: Arc<Vec<RangeRemoval>>,
-    /// Where the rows that are ordered by time begin, with the changes so far.
-    pub fronts: QueueFronts,
-    /// Whether the group does not keep everything, so that keys are to be compacted.
-    pub compacts: bool,
+    /// Where the queued removals begin, with the changes so far.
+    pub front: QueueFront,
     steps: Steps,
 }
 
@@ -54,11 +55,10 @@ impl<'a> Changes<'a> {
         view: &'a dyn EngineView,
         hash: StateHash,
         ranges: Arc<Vec<RangeRemoval>>,
-        fronts: QueueFronts,
+        front: QueueFront,
         steps: Steps,
     ) -> Changes<'a> {
-        let batch = WriteBatch::counted(steps.clone());
-        Changes { view, batch, hash, ranges, fronts, compacts: false, steps }
+        Changes { view, batch: WriteBatch::counted(steps.clone()), hash, ranges, front, steps }
     }
 
     /// The rows as they would be with the changes so far.
@@ -130,25 +130,24 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// Adds a version of a key, or its tombstone, as it is stored, and the row by which the key is
-    /// compacted where there is one.
-    pub fn put_version(&mut self, at: Timestamp, key: &[u8], row: Bytes, stored: Bytes) {
-        self.put(row, stored);
-        if self.compacts {
-            self.put_superseding(at, key);
-        }
-    }
-
     /// Adds the row by which a removal is found in order of time.
     pub fn put_queued(&mut self, at: Timestamp, key: &[u8]) {
-        self.fronts.queued(at);
+        self.front.queued(at);
         self.put(keys::queued(at, key), Bytes::new());
     }
 
-    /// Adds the row by which a key is compacted once its version of this time is old enough.
-    pub fn put_superseding(&mut self, at: Timestamp, key: &[u8]) {
-        self.fronts.superseded(at);
-        self.put(keys::superseding(at, key), Bytes::new());
+    /// Adds the row of a version of a key, or of its tombstone, and its change row.
+    pub fn put_version(&mut self, at: Timestamp, key: &[u8], row: Bytes, stored: Bytes) {
+        self.put(row, stored);
+        self.steps.step();
+        self.batch.insert(keys::change(at, key), Bytes::new());
+    }
+
+    /// Removes a version of a key, or its tombstone, and its change row.
+    pub fn delete_version(&mut self, at: Timestamp, key: &[u8], hashed: HashedRow) {
+        self.steps.step();
+        self.batch.remove(keys::change(at, key), 0);
+        self.delete_hashed(hashed);
     }
 
     /// Adds a row, which must not exist.

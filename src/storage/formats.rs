@@ -153,18 +153,18 @@ fn the_rows_of_the_store_are_those_of_its_format() {
     }));
     kept.list(
         "removals of a key, of its older versions and of a range, a deletion that keeps history, \
-         and a walk that has not begun",
+         and a pass that has not begun",
     );
     let removed =
         GarbageCollection::Removed { before_us: kept.last * 10, rows_max: 100, bytes_max: 1_000 };
     kept.apply(Action::GarbageCollection(removed));
     (0..3).for_each(|_| kept.put("o"));
     kept.compact(history, 3);
-    kept.list("a purge, and a walk within a key");
+    kept.list("a purge, and a pass within a key");
     (0..3).for_each(|_| kept.compact(history, 100));
     (0..3).for_each(|_| kept.put("o"));
     kept.compact(history, 2);
-    kept.list("a sweep within a key");
+    kept.list("a later pass within a key");
     kept.client = ClientId(9);
     kept.write(WriteOp::SetHistory(SetHistory { history: History::For { age_us: 3_600 } }));
     kept.write(

@@ -16,27 +16,25 @@
 //! A tombstone is a version like any other, but that it goes, too, as soon as nothing older of its
 //! key is left: then it says no more than that there is no row.
 //!
-//! A key has a version to remove only once a newer version of it is that old. So while the group
-//! does not keep everything, each version is stored together with a *superseding* row, by time and
-//! key. Compaction takes the oldest of these rows, reads their keys alone, and deletes the rows.
-//! The version of a superseding row may be gone; then only the row is deleted.
-//!
-//! Versions that were stored under another history may have no such row. So when the history is
-//! changed, the next pieces *walk* once through all versions. The walk compacts each key that it
-//! comes to, and adds superseding rows only for versions that have replaced another one and are not
-//! old enough yet. A history may be changed to make room on a disk that is nearly full, so the walk
-//! adds no row for versions that can be removed.
+//! A key has a version to remove only once a newer version of it is that old. Each version and each
+//! tombstone has a *change row*, by time and key, which goes with it (`storage::feed`). So
+//! compaction follows the change rows, the oldest first, and compacts their keys. It does so in
+//! *passes*. A pass judges as of one time all changes between that of the pass before and its own.
+//! The first change of a key in a pass compacts the key as of the pass's time, so that the others
+//! of the key, which have a version before them that is in the same pass, are passed over. A change
+//! of the history begins with a pass over everything that there is; it takes no room for itself, as
+//! a history may be changed to make room on a disk that is nearly full.
 //!
 //! Both must read the rows that they remove, because the state's hash is that of keys and values.
 //! So a piece is bounded in rows and in bytes ([`Budget`]), counting everything that it reads:
 //! every replica reads as much at the same index, and writes wait meanwhile. A key may have more
 //! versions than one piece may read; the next piece then continues within the key. The progress of
-//! the walk and within a key is part of the state ([`CompactionProgress`]).
+//! compaction is part of the state ([`CompactionProgress`]).
 //!
 //! How far both have come is recorded ([`Horizon`]), so that a later page of a read that is too old
 //! is refused, and does not show less than there was.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
@@ -44,9 +42,8 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::{ApplyError, decode_fact, encode_fact};
 use super::changes::{Changes, HashedRow};
-use super::engine::Direction;
+use super::engine::{Direction, WriteBatch};
 use super::keys;
-use super::queue_fronts::QueueFronts;
 use super::removals::{RangeRemoval, Removal};
 use super::rows::Rows;
 use super::version_row::StoredVersion;
@@ -59,9 +56,6 @@ pub(super) const META_COMPACTED_AS_OF: &str = "swept";
 
 /// The name of the fact that holds the [`CompactionProgress`].
 pub(super) const META_COMPACTION: &str = "sweep";
-
-/// The damage that is reported if a superseding row cannot be decoded.
-const SUPERSEDING: &str = "the row of a superseding version";
 
 /// How far garbage collection has come: the versions that removals up to `removed_up_to` reach are
 /// deleted or about to be, and of the versions before `compacted_as_of` only those are left that
@@ -96,6 +90,21 @@ impl Horizon {
             removed_up_to: read(META_REMOVED_UP_TO)?,
             compacted_as_of: read(META_COMPACTED_AS_OF)?,
         })
+    }
+}
+
+impl Horizon {
+    /// How far a batch notes that garbage collection has come, if it has collected any.
+    pub fn noted_in(batch: &WriteBatch) -> Option<Timestamp> {
+        let noted = [META_REMOVED_UP_TO, META_COMPACTED_AS_OF].map(|name| {
+            batch.get(&keys::meta(name)).flatten().and_then(|value| decode_time(value))
+        });
+        noted.into_iter().flatten().max()
+    }
+
+    /// The time up to which changes may be deleted.
+    pub fn deleted_up_to(self) -> Timestamp {
+        self.removed_up_to.max(self.compacted_as_of)
     }
 }
 
@@ -167,11 +176,10 @@ pub(super) fn delete_removed(
     mut budget: Budget,
 ) -> Result<(), ApplyError> {
     let removed_up_to = Horizon::read(&changes.rows())?.removed_up_to;
-    let superseding = oldest_superseding(&changes.rows(), &changes.fronts)?;
     let mut reached = removed_up_to;
     let most = budget.rows.max(1) as usize;
     let mut queued = Vec::new();
-    changes.rows().visit(&changes.fronts.queue(), &mut |row, _| {
+    changes.rows().visit(&changes.front.queue(), &mut |row, _| {
         queued.push(Bytes::copy_from_slice(row));
         if queued.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
@@ -184,7 +192,7 @@ pub(super) fn delete_removed(
             break;
         }
         reached = reached.max(at);
-        delete_removed_of_key(changes, row, (at, key), superseding, &mut gone, &mut budget)?;
+        delete_removed_of_key(changes, row, (at, key), &mut gone, &mut budget)?;
     }
     let ranges = changes.ranges().clone();
     for range in ranges.iter() {
@@ -198,7 +206,7 @@ pub(super) fn delete_removed(
             break;
         }
         reached = reached.max(range.at);
-        delete_removed_of_range(changes, range, superseding, &mut budget)?;
+        delete_removed_of_range(changes, range, &mut budget)?;
     }
     advance(changes, META_REMOVED_UP_TO, removed_up_to, reached);
     Ok(())
@@ -219,13 +227,11 @@ fn first_row(
     Ok(found)
 }
 
-/// Removes these versions of a key, as many as the budget allows, and their superseding rows, of
-/// which none is older than `superseding`. Returns false if there are more.
+/// Removes these versions of a key, as many as the budget allows. Returns false if there are more.
 fn remove_versions(
     changes: &mut Changes<'_>,
     key: &[u8],
     versions: &keys::RowRange,
-    superseding: Option<Timestamp>,
     budget: &mut Budget,
 ) -> Result<bool, ApplyError> {
     let mut gone: Vec<HashedRow> = Vec::new();
@@ -239,15 +245,22 @@ fn remove_versions(
         gone.push(HashedRow::new(row, stored));
         ControlFlow::Continue(())
     })?;
-    for hashed in gone {
+    delete_versions(changes, key, gone)?;
+    Ok(complete)
+}
+
+/// Deletes versions of a key with their change rows.
+fn delete_versions(
+    changes: &mut Changes<'_>,
+    key: &[u8],
+    versions: Vec<HashedRow>,
+) -> Result<(), ApplyError> {
+    for hashed in versions {
         let at =
             keys::version_timestamp(&hashed.row).map_err(|_| ApplyError::Damaged("a version"))?;
-        if superseding.is_some_and(|oldest| oldest <= at) {
-            remove_superseding(changes, keys::superseding(at, key), budget)?;
-        }
-        changes.delete_hashed(hashed);
+        changes.delete_version(at, key, hashed);
     }
-    Ok(complete)
+    Ok(())
 }
 
 /// Deletes the versions that a removal of a key reaches, and after all of these the rows of the
@@ -260,7 +273,6 @@ fn delete_removed_of_key<'k>(
     changes: &mut Changes<'_>,
     queued: &Bytes,
     (at, key): (Timestamp, &'k [u8]),
-    superseding: Option<Timestamp>,
     gone: &mut HashMap<&'k [u8], Timestamp>,
     budget: &mut Budget,
 ) -> Result<(), ApplyError> {
@@ -273,7 +285,7 @@ fn delete_removed_of_key<'k>(
     if let Some(gone) = gone.get(key) {
         versions.end = keys::version(key, *gone);
     }
-    if !remove_versions(changes, key, &versions, superseding, budget)? {
+    if !remove_versions(changes, key, &versions, budget)? {
         return Ok(());
     }
     delete_tombstone(changes, key, floor, budget)?;
@@ -300,7 +312,7 @@ fn delete_tombstone(
     })?;
     if let Some(tombstone) = tombstone {
         budget.remove(tombstone.value_bytes);
-        changes.delete_hashed(tombstone);
+        changes.delete_version(at, key, tombstone);
     }
     Ok(())
 }
@@ -310,7 +322,6 @@ fn delete_tombstone(
 fn delete_removed_of_range(
     changes: &mut Changes<'_>,
     range: &RangeRemoval,
-    superseding: Option<Timestamp>,
     budget: &mut Budget,
 ) -> Result<(), ApplyError> {
     let mut from = range.from.clone();
@@ -320,8 +331,7 @@ fn delete_removed_of_range(
         let (mut key, _) =
             keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
         let versions = keys::versions_up_to(&key, range.at);
-        if !budget.allows_more() || !remove_versions(changes, &key, &versions, superseding, budget)?
-        {
+        if !budget.allows_more() || !remove_versions(changes, &key, &versions, budget)? {
             break Some(key);
         }
         // A key counts as a row, also if there is nothing to remove.
@@ -334,26 +344,49 @@ fn delete_removed_of_range(
     Ok(())
 }
 
-/// The progress of compaction, as far as it does not follow from the superseding rows.
+/// The progress of compaction. There is one as long as the group does not keep everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum CompactionProgress {
-    /// The history was changed: the walk continues at the version of this row, or the first one
-    /// after it. `within` is the progress within that version's key, if it has begun.
-    Walking { from: Bytes, within: Option<KeyProgress> },
-    /// The last piece has ended within this key.
-    Within { key: Bytes, within: KeyProgress },
+pub(super) struct CompactionProgress {
+    /// The passes before have judged the changes up to here.
+    judged_up_to: Timestamp,
+    /// The pass that is under way.
+    pass: Option<Pass>,
+}
+
+/// A pass of compaction over the changes from [`CompactionProgress::judged_up_to`] to its own time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Pass {
+    /// The time as of which keys are judged.
+    as_of: Timestamp,
+    /// The change row to continue at, or the first one after it.
+    next: Bytes,
+    /// The progress within a key, which comes before the next change row.
+    within: Option<KeyProgress>,
 }
 
 /// The progress of compaction within a key, from the newest version on. It stays valid while
 /// removals delete versions, because these are the oldest ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct KeyProgress {
-    /// The time as of which the key is judged, also by the next pieces.
-    as_of: Timestamp,
-    /// The number of versions up to `as_of` that were found and stay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct KeyProgress {
+    key: Bytes,
+    /// The number of versions up to the time of the pass that were found and stay.
     kept: u32,
-    /// The timestamp of the oldest of these.
-    oldest_kept: Timestamp,
+    /// Only versions older than this are still to be looked at: the timestamp of the oldest one
+    /// that stays.
+    before: Timestamp,
+}
+
+impl KeyProgress {
+    /// Nothing was looked at.
+    fn new(key: &[u8], as_of: Timestamp) -> KeyProgress {
+        let before = Timestamp(as_of.0.saturating_add(1));
+        KeyProgress { key: Bytes::copy_from_slice(key), kept: 0, before }
+    }
+
+    /// The rows of the versions that are still to be looked at.
+    fn older(&self) -> keys::RowRange {
+        keys::versions_up_to(&self.key, Timestamp(self.before.0.saturating_sub(1)))
+    }
 }
 
 impl CompactionProgress {
@@ -381,29 +414,36 @@ impl CompactionProgress {
     }
 }
 
-/// The time of the oldest superseding row.
-pub(super) fn oldest_superseding(
-    rows: &dyn Rows,
-    fronts: &QueueFronts,
-) -> Result<Option<Timestamp>, ApplyError> {
-    let Some((row, _)) = rows.first(&fronts.superseding())? else { return Ok(None) };
-    let (at, _) = keys::decode_superseding(&row).map_err(|_| ApplyError::Damaged(SUPERSEDING))?;
-    Ok(Some(at))
-}
-
-/// The earliest time as of which compaction has something to do, where this is the time of the
-/// oldest superseding row.
-pub(super) fn history_due(
-    rows: &dyn Rows,
-    oldest_superseding: Option<Timestamp>,
-) -> Result<Option<Timestamp>, ApplyError> {
-    Ok(match CompactionProgress::read(rows)? {
-        Some(CompactionProgress::Walking { .. }) => Some(Timestamp::ZERO),
-        Some(CompactionProgress::Within { .. }) | None => oldest_superseding,
+/// The earliest time as of which compaction has something to do; `None` if it has nothing.
+pub(super) fn history_due(rows: &dyn Rows) -> Result<Option<Timestamp>, ApplyError> {
+    let Some(progress) = CompactionProgress::read(rows)? else { return Ok(None) };
+    let CompactionProgress { judged_up_to, pass } = progress;
+    if judged_up_to == NOTHING_JUDGED {
+        return Ok(Some(Timestamp::ZERO));
+    }
+    let mut rest = keys::changes(judged_up_to, Timestamp(i64::MAX));
+    if let Some(pass) = &pass {
+        rest.start = pass.next.clone();
+    }
+    let next = match rows.first(&rest)? {
+        Some((row, _)) => Some(keys::decode_change(&row).map_err(|_| damaged_change())?.0),
+        None => None,
+    };
+    Ok(match pass {
+        // It has to come to its end, also where it has come to the last change.
+        Some(pass) => Some(next.map_or(pass.as_of, |next| next.min(pass.as_of))),
+        None => next,
     })
 }
 
-/// Begins the walk through all versions if another history is kept from now on.
+/// That compaction has judged no changes yet, by the history that is kept.
+const NOTHING_JUDGED: Timestamp = Timestamp(i64::MIN);
+
+pub(super) fn damaged_change() -> ApplyError {
+    ApplyError::Damaged("the row of a change")
+}
+
+/// Begins a pass over all changes if another history is kept from now on.
 pub(super) fn change_history(
     changes: &mut Changes<'_>,
     before: History,
@@ -413,13 +453,12 @@ pub(super) fn change_history(
         return Ok(());
     }
     let progress = CompactionProgress::read(&changes.rows())?;
-    let walking = CompactionProgress::Walking { from: keys::all_versions().start, within: None };
-    CompactionProgress::change(changes, progress, (after != History::All).then_some(walking));
+    let begun = CompactionProgress { judged_up_to: NOTHING_JUDGED, pass: None };
+    CompactionProgress::change(changes, progress, (after != History::All).then_some(begun));
     Ok(())
 }
 
-/// Does one piece of compaction: of the walk that follows a change of the history, or else of the
-/// keys that are due.
+/// Does one piece of compaction: goes on with a pass, or begins one.
 ///
 /// The oldest versions of a key are removed first: whenever a piece ends, the newest versions of
 /// the key are left without a gap, and a read as of any time finds the correct one or none.
@@ -429,240 +468,120 @@ pub(super) fn compact_history(
     as_of: Timestamp,
     mut budget: Budget,
 ) -> Result<(), ApplyError> {
-    let before = CompactionProgress::read(&changes.rows())?;
     let kept = match history {
-        // Only the superseding rows have to be deleted.
-        History::All => None,
-        History::For { .. } => Some(1),
-        History::Versions { count } => Some(count.max(1)),
+        History::All => return Ok(()),
+        History::For { .. } => 1,
+        History::Versions { count } => count.max(1),
     };
-    let after = match (before.clone(), kept) {
-        (Some(CompactionProgress::Walking { from, within }), Some(kept)) => {
-            walk(changes, kept, as_of, (from, within), &mut budget)?
-        }
-        (Some(CompactionProgress::Within { key, within }), _) => {
-            compact_due_keys(changes, kept, as_of, Some((key, within)), &mut budget)?
-        }
-        (Some(CompactionProgress::Walking { .. }) | None, _) => {
-            compact_due_keys(changes, kept, as_of, None, &mut budget)?
+    let Some(before) = CompactionProgress::read(&changes.rows())? else { return Ok(()) };
+    let judged_up_to = before.judged_up_to;
+    let mut pass = match before.pass.clone() {
+        Some(pass) => pass,
+        None if as_of <= judged_up_to => return Ok(()),
+        None => {
+            let next = keys::changes(judged_up_to, as_of).start;
+            Pass { as_of, next, within: None }
         }
     };
-    if after != before {
-        CompactionProgress::change(changes, before, after);
-    }
+    let is_over = pass.go_on(changes, judged_up_to, kept, &mut budget)?;
+    let after = match is_over {
+        true => CompactionProgress { judged_up_to: pass.as_of, pass: None },
+        false => CompactionProgress { judged_up_to, pass: Some(pass) },
+    };
+    CompactionProgress::change(changes, Some(before), Some(after));
     Ok(())
 }
 
-/// A version that the walk has read.
-struct WalkedVersion {
-    row: Bytes,
-    at: Timestamp,
-}
-
-/// The versions that one step of the walk has found.
-#[derive(Default)]
-struct WalkFindings {
-    /// Rows of versions newer than `as_of` that have replaced another one.
-    replacing: Vec<Bytes>,
-    /// The newest version up to `as_of` of a key that has older ones.
-    due: Option<(Bytes, Timestamp)>,
-    /// The first row that was not read for want of budget.
-    next: Option<Bytes>,
-}
-
-/// Reads versions from `from` on, up to a key of which some may have to be removed.
-fn find_due_key(
-    rows: &dyn Rows,
-    from: &Bytes,
-    as_of: Timestamp,
-    budget: &mut Budget,
-) -> Result<WalkFindings, ApplyError> {
-    let mut found = WalkFindings::default();
-    let range = keys::RowRange { start: from.clone(), end: keys::all_versions().end };
-    // A key's older version is the next row. The row at which a piece ends is read again.
-    let mut newer: Option<WalkedVersion> = None;
-    let mut is_damaged = false;
-    rows.visit(&range, &mut |row, stored| {
-        if let Some(newer) = newer.take()
-            && keys::version_prefix(&newer.row) == keys::version_prefix(row)
+impl Pass {
+    /// Compacts the keys of the next changes, as far as the budget goes. Returns whether the pass
+    /// is over.
+    fn go_on(
+        &mut self,
+        changes: &mut Changes<'_>,
+        judged_up_to: Timestamp,
+        kept: u32,
+        budget: &mut Budget,
+    ) -> Result<bool, ApplyError> {
+        if let Some(within) = &mut self.within
+            && !compact_key(changes, kept, self.as_of, within, budget)?
         {
-            if newer.at <= as_of {
-                // It is read again when the key is compacted.
-                budget.read(stored.len());
-                found.due = Some((newer.row, newer.at));
-                return ControlFlow::Break(());
+            return Ok(false);
+        }
+        // The keys that this piece has compacted, some of whose changes it may have deleted.
+        let mut compacted: HashSet<Bytes> = HashSet::new();
+        compacted.extend(self.within.take().map(|within| within.key));
+        let most = budget.rows.max(1) as usize;
+        let mut rows = Vec::new();
+        let end = keys::changes(judged_up_to, self.as_of).end;
+        let range = keys::RowRange { start: self.next.clone(), end };
+        changes.rows().visit(&range, &mut |row, _| {
+            rows.push(Bytes::copy_from_slice(row));
+            if rows.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        let is_last = rows.len() < most;
+        for row in rows {
+            if !budget.allows_more() {
+                return Ok(false);
             }
-            found.replacing.push(newer.row);
-        }
-        let row = Bytes::copy_from_slice(row);
-        if !budget.allows_more() {
-            found.next = Some(row);
-            return ControlFlow::Break(());
-        }
-        budget.take(stored.len());
-        let Ok(at) = keys::version_timestamp(&row) else {
-            is_damaged = true;
-            return ControlFlow::Break(());
-        };
-        newer = Some(WalkedVersion { row, at });
-        ControlFlow::Continue(())
-    })?;
-    match is_damaged {
-        true => Err(ApplyError::Damaged("a version")),
-        false => Ok(found),
-    }
-}
-
-/// Walks through all versions from `from` on: compacts their keys, and adds a superseding row for
-/// each version that has replaced another one since `as_of` and has none. Returns where to
-/// continue, if the budget is used up.
-fn walk(
-    changes: &mut Changes<'_>,
-    kept: u32,
-    as_of: Timestamp,
-    (mut from, mut within): (Bytes, Option<KeyProgress>),
-    budget: &mut Budget,
-) -> Result<Option<CompactionProgress>, ApplyError> {
-    // Compacted versions leave no superseding row, and none is older than this. The rows that the
-    // walk adds are newer than the versions that it compacts.
-    let oldest = oldest_superseding(&changes.rows(), &changes.fronts)?;
-    let oldest = oldest.unwrap_or(Timestamp(i64::MAX));
-    let before_oldest = Timestamp(oldest.0.saturating_sub(1));
-    loop {
-        if within.is_none() {
-            let found = find_due_key(&changes.rows(), &from, as_of, budget)?;
-            for row in found.replacing {
-                let (key, at) =
-                    keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
-                let superseding = keys::superseding(at, &key);
-                if changes.rows().get(&superseding)?.is_none() {
-                    changes.put_superseding(at, &key);
-                }
+            self.next = keys::only(&row).end;
+            budget.take(0);
+            let (at, key) = keys::decode_change(&row).map_err(|_| damaged_change())?;
+            if compacted.contains(key) {
+                continue;
             }
-            let Some((row, at)) = found.due else {
-                return Ok(found
-                    .next
-                    .map(|from| CompactionProgress::Walking { from, within: None }));
-            };
-            let (key, _) =
-                keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
-            remove_superseding_of(changes, (before_oldest, &key), &[at], budget)?;
-            // One version is found, so this piece makes progress even if its budget is used up.
-            let begun = KeyProgress { as_of, kept: 1, oldest_kept: at };
-            (from, within) = (row, Some(begun));
-        }
-        let (key, _) = keys::decode_version(&from).map_err(|_| ApplyError::Damaged("a version"))?;
-        let key_as_of = within.map_or(as_of, |within| within.as_of);
-        if !compact_key(changes, (before_oldest, &key), kept, key_as_of, &mut within, budget)? {
-            return Ok(Some(CompactionProgress::Walking { from, within }));
-        }
-        (from, within) = (keys::after_version(&from), None);
-    }
-}
-
-/// Compacts the keys of the oldest superseding rows, up to `as_of`, and deletes the rows; if `kept`
-/// is `None`, only that. `within` is the progress of the piece before within the first key.
-fn compact_due_keys(
-    changes: &mut Changes<'_>,
-    kept: Option<u32>,
-    as_of: Timestamp,
-    mut within: Option<(Bytes, KeyProgress)>,
-    budget: &mut Budget,
-) -> Result<Option<CompactionProgress>, ApplyError> {
-    let most = budget.rows.max(1) as usize;
-    let mut rows = Vec::new();
-    changes.rows().visit(&changes.fronts.superseding(), &mut |row, _| {
-        rows.push(Bytes::copy_from_slice(row));
-        if rows.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
-    for row in rows {
-        let (at, key) =
-            keys::decode_superseding(&row).map_err(|_| ApplyError::Damaged(SUPERSEDING))?;
-        if at > as_of || !budget.allows_more() {
-            break;
-        }
-        // If the key was compacted in this piece already, the rows of all its versions are gone.
-        if changes.rows().get(&row)?.is_none() {
-            continue;
-        }
-        if let Some(kept) = kept {
-            let mut within = within
-                .take()
-                .filter(|(of, within)| *of == key && at <= within.as_of)
-                .map(|(_, within)| within);
-            let as_of = within.map_or(as_of, |within| within.as_of);
-            if !compact_key(changes, (at, key), kept, as_of, &mut within, budget)? {
-                let key = Bytes::copy_from_slice(key);
-                return Ok(within.map(|within| CompactionProgress::Within { key, within }));
+            let older = keys::versions_up_to(key, Timestamp(at.0.saturating_sub(1)));
+            let mut previous = None;
+            changes.rows().newest(&older, &mut |row, stored| {
+                budget.read(stored.bytes());
+                previous = keys::version_timestamp(row).ok();
+            })?;
+            if previous.is_some_and(|previous| previous > judged_up_to) {
+                continue;
             }
+            let mut within = KeyProgress::new(key, self.as_of);
+            if !compact_key(changes, kept, self.as_of, &mut within, budget)? {
+                self.within = Some(within);
+                return Ok(false);
+            }
+            compacted.insert(within.key);
         }
-        remove_superseding(changes, row, budget)?;
+        Ok(is_last)
     }
-    Ok(None)
 }
 
-/// Deletes a superseding row, if it exists.
-fn remove_superseding(
-    changes: &mut Changes<'_>,
-    row: Bytes,
-    budget: &mut Budget,
-) -> Result<(), ApplyError> {
-    if changes.rows().get(&row)?.is_some() {
-        changes.delete(row, &[]);
-        budget.take(0);
-    }
-    Ok(())
-}
-
-/// Removes the versions of a key that are not among the newest `kept` ones up to `as_of`, of which
-/// a deletion is one and does not stay as the oldest, since it would hide nothing; and the
-/// superseding rows later than `stays` of all versions that it reads: by the row at that time the
-/// next piece finds the key again, and no row of the key is older. `within` is the progress.
-/// Returns false if there is more to do.
+/// Removes the versions of a key that are not among the newest `kept` ones of those that it has to
+/// look at, of which a deletion is one and does not stay as the oldest, since it would hide
+/// nothing. Returns false if there is more to do.
 fn compact_key(
     changes: &mut Changes<'_>,
-    (stays, key): (Timestamp, &[u8]),
     kept: u32,
     as_of: Timestamp,
-    within: &mut Option<KeyProgress>,
+    within: &mut KeyProgress,
     budget: &mut Budget,
 ) -> Result<bool, ApplyError> {
-    let older = |within: &Option<KeyProgress>| match within {
-        None => keys::versions_up_to(key, as_of),
-        Some(within) => {
-            keys::versions_up_to(key, Timestamp(within.oldest_kept.0.saturating_sub(1)))
-        }
-    };
-    let found = |within: &Option<KeyProgress>| within.map_or(0, |within| within.kept);
     let mut complete = true;
-    let mut looked_at = Vec::new();
-    if found(within) < kept {
-        let range = older(within);
-        changes.rows().visit(&range, &mut |row, stored| {
+    if within.kept < kept {
+        changes.rows().scan_rows(&within.older(), Direction::Forward, &mut |row, stored| {
             complete = budget.allows_more();
-            let Ok(oldest_kept) = keys::version_timestamp(row) else {
-                return ControlFlow::Break(());
-            };
+            let Ok(before) = keys::version_timestamp(row) else { return ControlFlow::Break(()) };
             if !complete {
                 return ControlFlow::Break(());
             }
-            budget.take(stored.len());
-            looked_at.push(oldest_kept);
-            *within = Some(KeyProgress { as_of, kept: found(within) + 1, oldest_kept });
-            match found(within) < kept {
+            budget.take(stored.bytes());
+            (within.kept, within.before) = (within.kept + 1, before);
+            match within.kept < kept {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),
             }
         })?;
-        if !complete || found(within) < kept {
-            remove_superseding_of(changes, (stays, key), &looked_at, budget)?;
+        if !complete || within.kept < kept {
             // The key has no more versions than are kept. It counts as a row all the same.
             budget.take(0);
             return Ok(complete);
         }
     }
     let mut gone: Vec<HashedRow> = Vec::new();
-    changes.rows().scan(&older(within), Direction::Reverse, &mut |row, stored| {
+    changes.rows().scan(&within.older(), Direction::Reverse, &mut |row, stored| {
         complete = budget.allows_more();
         if !complete {
             return ControlFlow::Break(());
@@ -675,29 +594,9 @@ fn compact_key(
         let compacted = Horizon::read(&changes.rows())?.compacted_as_of;
         advance(changes, META_COMPACTED_AS_OF, compacted, as_of);
     }
-    for hashed in gone {
-        looked_at.push(
-            keys::version_timestamp(&hashed.row).map_err(|_| ApplyError::Damaged("a version"))?,
-        );
-        changes.delete_hashed(hashed);
+    delete_versions(changes, &within.key, gone)?;
+    if complete {
+        delete_tombstone(changes, &within.key, within.before, budget)?;
     }
-    if let Some(within) = within.filter(|_| complete) {
-        delete_tombstone(changes, key, within.oldest_kept, budget)?;
-    }
-    remove_superseding_of(changes, (stays, key), &looked_at, budget)?;
     Ok(complete)
-}
-
-/// Deletes the superseding rows of these versions of a key, as far as they are later than `stays`;
-/// there are no older ones.
-fn remove_superseding_of(
-    changes: &mut Changes<'_>,
-    (stays, key): (Timestamp, &[u8]),
-    looked_at: &[Timestamp],
-    budget: &mut Budget,
-) -> Result<(), ApplyError> {
-    for at in looked_at.iter().filter(|at| **at > stays) {
-        remove_superseding(changes, keys::superseding(*at, key), budget)?;
-    }
-    Ok(())
 }

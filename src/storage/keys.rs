@@ -11,14 +11,13 @@
 //! removal := 04 | escaped key | 00 00 | newest first
 //! range   := 05 | oldest first
 //! queued  := 06 | oldest first | key
-//! superseding := 07 | oldest first | key
+//! change  := 07 | oldest first | key
 //!
 //! oldest first := eight bytes, big-endian: timestamp as ordered u64
 //! newest first := the same, inverted
 //! ```
 //!
-//! `storage::removals` describes removals, ranges and queued rows, and
-//! `storage::garbage_collection` the superseding ones.
+//! `storage::removals` describes removals, ranges and queued rows, and `storage::feed` changes.
 //!
 //! A key that is a prefix of another sorts before it, as the terminator's second zero is less than
 //! any `FF` and its first less than or equal to any byte.
@@ -34,7 +33,7 @@ const SPACE_META: u8 = 3;
 const SPACE_REMOVALS: u8 = 4;
 const SPACE_RANGES: u8 = 5;
 const SPACE_QUEUE: u8 = 6;
-const SPACE_SUPERSEDING: u8 = 7;
+const SPACE_CHANGES: u8 = 7;
 
 const ESCAPE: u8 = 0x00;
 const ESCAPED_ZERO: u8 = 0xff;
@@ -69,8 +68,8 @@ pub enum KeySpace {
     Ranges,
     /// A removal of a key, ordered by time.
     Queue,
-    /// A version whose key is to be compacted when the version is old enough, ordered by time.
-    Superseding,
+    /// A version or a tombstone of a key, ordered by time.
+    Changes,
 }
 
 /// The key space of a row; `None` if it belongs to none.
@@ -82,7 +81,7 @@ pub fn space(row: &[u8]) -> Option<KeySpace> {
         Some(&SPACE_REMOVALS) => Some(KeySpace::Removals),
         Some(&SPACE_RANGES) => Some(KeySpace::Ranges),
         Some(&SPACE_QUEUE) => Some(KeySpace::Queue),
-        Some(&SPACE_SUPERSEDING) => Some(KeySpace::Superseding),
+        Some(&SPACE_CHANGES) => Some(KeySpace::Changes),
         _ => None,
     }
 }
@@ -96,7 +95,7 @@ pub(super) fn every_row() -> RowRange {
 pub fn all() -> RowRange {
     RowRange {
         start: Bytes::from_static(&[SPACE_VERSIONS]),
-        end: Bytes::from_static(&[SPACE_SUPERSEDING + 1]),
+        end: Bytes::from_static(&[SPACE_CHANGES + 1]),
     }
 }
 
@@ -136,11 +135,6 @@ pub fn all_versions() -> RowRange {
 /// One row, as a range.
 pub fn only(row: &Bytes) -> RowRange {
     RowRange { start: row.clone(), end: [&row[..], &[0]].concat().into() }
-}
-
-/// The key after all versions of the key that this row is a version of.
-pub fn after_version(row: &[u8]) -> Bytes {
-    after(version_prefix(row))
 }
 
 /// Appends the key after all versions of the key that this row is a version of.
@@ -238,9 +232,7 @@ pub fn decode_range(row: &[u8]) -> Result<Timestamp, KeyError> {
 
 /// The row by which a key's removal is found in order of time.
 pub fn queued(at: Timestamp, key: &[u8]) -> Bytes {
-    let mut row = oldest_first(SPACE_QUEUE, at);
-    row.extend_from_slice(key);
-    row.into()
+    oldest_first_of(SPACE_QUEUE, at, key).into()
 }
 
 /// The rows of all removals of keys, oldest first.
@@ -262,30 +254,36 @@ pub fn decode_queued(row: &[u8]) -> Result<(Timestamp, &[u8]), KeyError> {
     decode_oldest_first(SPACE_QUEUE, row)
 }
 
-/// The row by which a key is compacted once its version of this time is old enough.
-pub fn superseding(at: Timestamp, key: &[u8]) -> Bytes {
-    let mut row = oldest_first(SPACE_SUPERSEDING, at);
-    row.extend_from_slice(key);
-    row.into()
+/// The row by which a version of a key, or its tombstone, is found in order of time.
+pub fn change(at: Timestamp, key: &[u8]) -> Bytes {
+    oldest_first_of(SPACE_CHANGES, at, key).into()
 }
 
-/// The rows of all such versions, oldest first.
-pub fn all_superseding() -> RowRange {
-    space_rows(SPACE_SUPERSEDING)
+/// The rows of all changes, oldest first.
+pub fn all_changes() -> RowRange {
+    space_rows(SPACE_CHANGES)
 }
 
-/// Those that are not older than `from`.
-pub fn superseding_from(from: Timestamp) -> RowRange {
-    RowRange { start: oldest_first(SPACE_SUPERSEDING, from).into(), ..all_superseding() }
+/// The rows of the changes later than `after` and not later than `until`.
+pub fn changes(after: Timestamp, until: Timestamp) -> RowRange {
+    RowRange { start: after_time(after), end: after_time(until) }
 }
 
-/// The time and the key of a row of [`all_superseding`].
+/// The key after the rows of all changes up to this time.
+fn after_time(at: Timestamp) -> Bytes {
+    match at.0.checked_add(1) {
+        Some(next) => oldest_first(SPACE_CHANGES, Timestamp(next)).into(),
+        None => all_changes().end,
+    }
+}
+
+/// The time and the key of a row of [`all_changes`].
 ///
 /// # Errors
 ///
 /// [`KeyError`] if the row is not one.
-pub fn decode_superseding(row: &[u8]) -> Result<(Timestamp, &[u8]), KeyError> {
-    decode_oldest_first(SPACE_SUPERSEDING, row)
+pub fn decode_change(row: &[u8]) -> Result<(Timestamp, &[u8]), KeyError> {
+    decode_oldest_first(SPACE_CHANGES, row)
 }
 
 fn space_rows(space: u8) -> RowRange {
@@ -293,8 +291,15 @@ fn space_rows(space: u8) -> RowRange {
 }
 
 fn oldest_first(space: u8, at: Timestamp) -> Vec<u8> {
-    let mut row = vec![space];
+    oldest_first_of(space, at, &[])
+}
+
+/// A row of its exact length, so that it is allocated once.
+fn oldest_first_of(space: u8, at: Timestamp, key: &[u8]) -> Vec<u8> {
+    let mut row = Vec::with_capacity(1 + TIMESTAMP_BYTES + key.len());
+    row.push(space);
     row.extend_from_slice(&(at.0 as u64 ^ SIGN_BIT).to_be_bytes());
+    row.extend_from_slice(key);
     row
 }
 
@@ -497,8 +502,9 @@ mod tests {
             prop_assert_eq!((range.start..range.end).contains(&row), a == b);
             let of_a = version(&a, Timestamp(0));
             prop_assert_eq!(version_prefix(&row) == version_prefix(&of_a), a == b);
-            let past = after_version(&of_a);
-            prop_assert_eq!(row < past, b <= a);
+            let mut past = Vec::new();
+            put_after_version(&of_a, &mut past);
+            prop_assert_eq!(row[..] < past[..], b <= a);
         }
 
         #[test]
@@ -581,13 +587,14 @@ mod tests {
             prop_assert_eq!((later.start..later.end).contains(&row), from <= at);
             prop_assert_eq!(decode_queued(&row), Ok((Timestamp(at), &b[..])));
             prop_assert_eq!(queued(Timestamp(from), &a).cmp(&row), (from, &a).cmp(&(at, &b)));
-            let row = superseding(Timestamp(at), &b);
-            prop_assert!((all_superseding().start..all_superseding().end).contains(&row));
-            let later = superseding_from(Timestamp(from));
-            prop_assert_eq!((later.start..later.end).contains(&row), from <= at);
-            prop_assert_eq!(decode_superseding(&row), Ok((Timestamp(at), &b[..])));
-            prop_assert_eq!(superseding(Timestamp(from), &a).cmp(&row), (from, &a).cmp(&(at, &b)));
-            let one = only(&superseding(Timestamp(from), &a));
+            let row = change(Timestamp(at), &b);
+            prop_assert!((all_changes().start..all_changes().end).contains(&row));
+            let within = changes(Timestamp(from), Timestamp(until));
+            let is_within = from < at && at <= until;
+            prop_assert_eq!((within.start..within.end).contains(&row), is_within);
+            prop_assert_eq!(decode_change(&row), Ok((Timestamp(at), &b[..])));
+            prop_assert_eq!(change(Timestamp(from), &a).cmp(&row), (from, &a).cmp(&(at, &b)));
+            let one = only(&change(Timestamp(from), &a));
             prop_assert_eq!((one.start..one.end).contains(&row), (from, &a) == (at, &b));
             prop_assert_eq!(decode_range(&range(Timestamp(at))), Ok(Timestamp(at)));
             let times = range(Timestamp(from)).cmp(&range(Timestamp(at)));
@@ -611,7 +618,7 @@ mod tests {
             removal(&[0xff; 9], Timestamp(0)),
             range(Timestamp(i64::MAX)),
             queued(Timestamp(i64::MAX), &[0xff; 9]),
-            superseding(Timestamp(i64::MAX), &[0xff; 9]),
+            change(Timestamp(i64::MAX), &[0xff; 9]),
         ];
         assert!(rows.is_sorted());
         assert!((sessions().start..sessions().end).contains(&rows[1]));
@@ -624,7 +631,7 @@ mod tests {
             KeySpace::Removals,
             KeySpace::Ranges,
             KeySpace::Queue,
-            KeySpace::Superseding,
+            KeySpace::Changes,
         ]
         .map(Some);
         assert_eq!(rows.each_ref().map(|row| space(row)), spaces);

@@ -27,6 +27,7 @@ pub mod apply;
 mod changes;
 pub mod datadir;
 pub mod engine;
+pub mod feed;
 pub mod files;
 #[cfg(test)]
 mod formats;
@@ -38,8 +39,9 @@ mod log_clock;
 #[cfg(any(test, feature = "internals"))]
 pub mod memory;
 mod newest;
-mod queue_fronts;
+mod queue_front;
 pub mod reads;
+pub mod recent;
 mod removals;
 pub mod reserve;
 mod rows;

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::apply::{ApplyError, Shared};
+use super::feed::{ChangesError, ChangesLimits, ChangesPage, changes_page};
 use super::garbage_collection::Horizon;
 use super::newest::Newest;
+use super::recent::RecentPart;
 use super::removals::PendingRemovals;
 use super::rows::{Rows, RowsInMemory, ViewRows};
 use super::txn_reads::TxnReader;
 pub use super::versions::PageLimits;
 use super::versions::{Reader, shown_version};
 use crate::model::{
-    AppliedPoint, LogIndex, PageNext, PageOf, ReadView, Row, Timestamp, Txn, TxnAnswer, TxnLimits,
-    Version,
+    AppliedPoint, FeedPosition, KeyInterval, LogIndex, PageNext, PageOf, ReadView, Row, Timestamp,
+    Txn, TxnAnswer, TxnLimits, Version,
 };
 
 /// A handle that reads the store: cheap to clone, for any thread.
@@ -221,6 +223,43 @@ impl Store {
                 Ok(Page { rows, next: next.map(PageNext::At) })
             }
         }
+    }
+
+    /// A page of the changes of a range after a position.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ChangesError`].
+    pub fn changes(
+        &self,
+        range: &KeyInterval,
+        tells_previous: bool,
+        after: &FeedPosition,
+        most: ChangesLimits,
+    ) -> Result<ChangesPage, ChangesError> {
+        // Before the view is taken, so that it has everything up to there.
+        let applied = self.applied().timestamp;
+        let (view, pending) = self.shared.view().map_err(ApplyError::from)?;
+        let of = (range, tells_previous);
+        changes_page(&ViewRows(&*view), &pending, applied, of, after, most)
+    }
+
+    /// Has the latest changes kept in memory, or not any more.
+    pub fn follow(&self, is_followed: bool) {
+        match is_followed {
+            true => self.shared.recent.follow(|| self.applied().timestamp),
+            false => self.shared.recent.follow_no_more(),
+        }
+    }
+
+    /// Whether the latest changes are kept in memory.
+    pub fn is_followed(&self) -> bool {
+        self.shared.recent.is_followed()
+    }
+
+    /// The changes after a time, as far as memory has them.
+    pub fn recent_changes(&self, after: Timestamp) -> RecentPart {
+        self.shared.recent.after(after)
     }
 
     /// Reads blocks of the engine's files from the disk and verifies them. Returns where to

@@ -38,7 +38,7 @@ use super::apply::ApplyError;
 use super::changes::Changes;
 use super::engine::EngineError;
 use super::keys;
-use super::queue_fronts::QueueFronts;
+use super::queue_front::QueueFront;
 use super::rows::Rows;
 use super::version_row::StoredVersion;
 use super::versions::{PageLimits, Reader, Removable};
@@ -142,9 +142,9 @@ pub(super) fn read_ranges(
 /// The time of the oldest removal of a key.
 pub(super) fn oldest_queued(
     rows: &dyn Rows,
-    fronts: &QueueFronts,
+    front: &QueueFront,
 ) -> Result<Option<Timestamp>, ApplyError> {
-    let Some((row, _)) = rows.first(&fronts.queue())? else { return Ok(None) };
+    let Some((row, _)) = rows.first(&front.queue())? else { return Ok(None) };
     let (at, _) = keys::decode_queued(&row).map_err(|_| ApplyError::Damaged("a removal"))?;
     Ok(Some(at))
 }
@@ -241,7 +241,7 @@ fn delete_found(
             changes.put_version(now, key, keys::version(key, now), tombstone);
         }
         (Removable::Value(_), false) => {
-            changes.put(keys::version(key, now), tombstone);
+            changes.put_version(now, key, keys::version(key, now), tombstone);
             record(changes, now, key, Removal::All);
         }
         (Removable::History(_), true) => {}

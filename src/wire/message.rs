@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use crate::limits::ELEMENT_OVERHEAD_BYTES;
 use crate::model::{
-    ClusterId, Effect, EncodedWrite, History, LogEntry, LogIndex, NodeId, OpShape, PageNext,
-    PageOf, PeerId, ReadView, RequestId, Row, SnapshotId, Term, Timestamp, Txn, TxnAnswer, Version,
-    WriteAnswer, WriteOp, bounded,
+    ClusterId, Effect, EncodedWrite, History, KeyChange, KeyInterval, LogEntry, LogIndex, NodeId,
+    OpShape, PageNext, PageOf, PeerId, Previous, ReadView, RequestId, Row, SnapshotId, Term,
+    Timestamp, Txn, TxnAnswer, Version, WriteAnswer, WriteOp, bounded,
 };
 
 /// Entries and values of at least this many bytes are not copied into the frame they go out in: of
@@ -55,6 +55,24 @@ pub enum Message {
     /// A server answers the request of this id.
     #[serde(rename = "REPLY")]
     Reply { id: u64, body: Reply },
+    /// A server shows what a watch is to see, without being asked each time.
+    #[serde(rename = "WATCHED")]
+    Watched {
+        /// The watch's number, as [`WatchRequest::watch`] chose it.
+        watch: u64,
+        body: WatchFrame,
+    },
+    /// No watch of this connection will be shown a change of this version or an older one any more.
+    /// A client that begins anew may begin all of them after it.
+    #[serde(rename = "WATCH_PROGRESS")]
+    WatchProgress { up_to: Timestamp },
+    /// A client has taken what a watch was shown, and may be shown so much more.
+    #[serde(rename = "WATCH_CREDIT")]
+    WatchCredit {
+        watch: u64,
+        /// As [`WatchFrame::credit_bytes`] counts them.
+        bytes: u32,
+    },
     /// Are you there? Either side of a client connection may ask.
     #[serde(rename = "PING")]
     Ping { nonce: u64 },
@@ -102,6 +120,7 @@ impl Message {
             Message::Server(ServerMessage::SnapshotChunk { data, .. }) => {
                 Some(data).filter(is_long).into_iter().collect()
             }
+            Message::Watched { body, .. } => body.values().filter(is_long).collect(),
             _ => Vec::new(),
         }
     }
@@ -231,6 +250,12 @@ pub enum Request {
     /// Carry out a transaction that only reads.
     #[serde(rename = "TXN")]
     Txn(TxnRequest),
+    /// Be shown every change of a range of keys from now on, or from a version on.
+    #[serde(rename = "WATCH")]
+    Watch(WatchRequest),
+    /// End one watch of this connection.
+    #[serde(rename = "UNWATCH")]
+    Unwatch { watch: u64 },
     /// Have the server describe itself and its group.
     #[serde(rename = "STATUS")]
     Status,
@@ -251,7 +276,8 @@ impl Request {
                 PageOf::Versions { key } => element(key),
             },
             Request::Txn(request) => request.txn.memory_bytes(),
-            Request::Status => 0,
+            Request::Watch(WatchRequest { range, .. }) => element(&range.from) + element(&range.to),
+            Request::Unwatch { .. } | Request::Status => 0,
         }
     }
 }
@@ -345,6 +371,88 @@ impl PageView {
     }
 }
 
+/// A watch of a range of keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchRequest {
+    /// Chosen by the client, and no number of another watch of the connection.
+    pub watch: u64,
+    pub range: KeyInterval,
+    /// The version after which changes are shown; nil for those that the server applies from now
+    /// on. A server that has not come so far shows nothing until it has.
+    pub after: Option<Timestamp>,
+    /// Each change says what its key had before.
+    pub tells_previous: bool,
+    /// How much may be shown before the client says that it has taken it, as
+    /// [`WatchFrame::credit_bytes`] counts; at most
+    /// [`WATCH_CREDIT_BYTES_MAX`](crate::limits::WATCH_CREDIT_BYTES_MAX).
+    pub credit_bytes: u32,
+}
+
+/// A part of what a watch is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WatchFrame {
+    /// Changes of the range, in order of their versions, and of one version in order of keys.
+    #[serde(rename = "EVENTS")]
+    Events {
+        #[serde(deserialize_with = "bounded::rows")]
+        changes: Vec<KeyChange>,
+        /// Everything up to this version was shown.
+        up_to: Timestamp,
+        /// The last change's version has more changes, which the next frame begins with.
+        continues: bool,
+    },
+    /// Changes that were to be shown may be gone. This is the range as of a version instead; what
+    /// is not in it does not exist. Changes after that version follow.
+    #[serde(rename = "RESET")]
+    Reset {
+        /// In order of keys.
+        #[serde(deserialize_with = "bounded::rows")]
+        rows: Vec<Row>,
+        /// The version as of which the rows are shown.
+        at: Timestamp,
+        /// Whether these are the first rows. If others have come before, those do not count.
+        begins: bool,
+        /// Whether the next frame has more of them.
+        continues: bool,
+    },
+}
+
+impl WatchFrame {
+    /// The values that it carries, in the order in which they are encoded.
+    fn values(&self) -> impl Iterator<Item = &Bytes> {
+        let (changes, rows) = match self {
+            WatchFrame::Events { changes, .. } => (&changes[..], &[][..]),
+            WatchFrame::Reset { rows, .. } => (&[][..], &rows[..]),
+        };
+        let of_changes = changes.iter().flat_map(|change| {
+            let previous = match &change.previous {
+                Some(Previous::Value { value, .. }) => value.as_ref(),
+                Some(Previous::Absent) | None => None,
+            };
+            change.written.iter().map(|version| &version.value).chain(previous)
+        });
+        of_changes.chain(rows.iter().filter_map(|row| Some(&row.found.as_ref()?.value)))
+    }
+
+    /// The credit that it takes: the bytes of keys and values, and
+    /// [`WATCH_ELEMENT_BYTES`] for each change or row.
+    pub fn credit_bytes(&self) -> u32 {
+        let keys: usize = match self {
+            WatchFrame::Events { changes, .. } => {
+                changes.iter().map(|change| change.key.len() + WATCH_ELEMENT_BYTES).sum()
+            }
+            WatchFrame::Reset { rows, .. } => {
+                rows.iter().map(|row| row.key.len() + WATCH_ELEMENT_BYTES).sum()
+            }
+        };
+        let bytes = keys + self.values().map(Bytes::len).sum::<usize>();
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+}
+
+/// What a change or a row takes of a watch's credit besides the bytes of its key and its values.
+pub const WATCH_ELEMENT_BYTES: usize = 64;
+
 /// What a server can answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -390,6 +498,15 @@ pub enum Reply {
         /// The state that the answer comes from holds every write up to here and none after.
         as_of: Timestamp,
     },
+    /// A watch has begun.
+    #[serde(rename = "WATCH_OK")]
+    WatchOk {
+        /// It shows every change after this version.
+        after: Timestamp,
+    },
+    /// A watch has ended: nothing of it follows.
+    #[serde(rename = "UNWATCH_OK")]
+    UnwatchOk {},
     /// A STATUS is answered.
     #[serde(rename = "STATUS_OK")]
     StatusOk(Box<ServerStatus>),

@@ -14,3 +14,4 @@ mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
 mod transactions;
+mod watch;

@@ -97,7 +97,7 @@ fn a_greeting_that_trickles_in_ends_at_its_deadline() {
 fn messages_out_of_place_are_refused_in_a_sentence() {
     let (_group, address, witness) = one_server();
     let cluster = status(address).cluster;
-    let client_says = "a client sends REQUEST and PING only";
+    let client_says = "a client sends REQUEST, WATCH_CREDIT and PING only";
     let out_of_place = [
         Message::Reply { id: 1, body: done(1) },
         Message::Server(ServerMessage::ReadIndex { id: 1 }),

@@ -16,3 +16,4 @@ mod early_reads;
 mod failover;
 #[path = "../support/mod.rs"]
 mod support;
+mod watches;

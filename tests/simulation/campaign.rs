@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use acervo::limits::{self, NodeLimits};
-use acervo::model::{History, MachineSummary, StateLimits};
+use acervo::model::{History, KeyInterval, MachineSummary, StateLimits};
 use acervo::node::config::AckPolicy;
 use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::server::snapshots::TransferLimits;
@@ -46,6 +46,9 @@ struct Report {
     faults: u64,
     /// Snapshots that took a store's place.
     snapshots: u64,
+    /// Changes that watchers were shown, and states that they were shown instead.
+    watched: u64,
+    resets: u64,
 }
 
 /// Limits that a short run reaches, each often enough.
@@ -224,6 +227,10 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
         world.clients[client].wishes = 300;
         world.after(0, Event::Think { client });
     }
+    let ranges = [("a", "z"), ("key-0", "key-0"), ("key-1", "key-3")];
+    for (from, to) in ranges.into_iter().take(rng.index(4)) {
+        world.add_watcher(KeyInterval { from: from.into(), to: to.into() }, rng.chance(500));
+    }
     world.unleash(faults, rng.pick(&[300, 1_000, 3_000]) * MILLISECOND);
     world.run_for(rng.range(5..=12) * SECOND)?;
     make_peace(&mut world)?;
@@ -241,6 +248,8 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
         terms: world.checker.terms_led() as u64,
         faults: world.nemesis.struck.values().sum(),
         snapshots: world.snapshots.1,
+        watched: world.watchers.iter().map(|watcher| watcher.changes).sum(),
+        resets: world.watchers.iter().map(|watcher| watcher.resets).sum(),
     })
 }
 
@@ -297,6 +306,8 @@ pub fn make_peace(world: &mut World) -> Verdict {
         world.statuses().all(|(_, status)| Some(status.level) == known(world))
     })?;
     ensure!(raised, "the level does not rise to {:?}: {}", known(world), standing(world));
+    let watched = world.run_until(PEACE_US_MAX, |world| world.watchers_are_whole())?;
+    ensure!(watched, "a watcher is not shown what has happened: {}", standing(world));
     world.checker.kept()?;
     let mut rows_at = BTreeMap::new();
     for (server, state) in world.servers.iter_mut().enumerate() {
@@ -410,6 +421,8 @@ fn random_seeds_keep_every_promise() {
                             total.terms += report.terms;
                             total.faults += report.faults;
                             total.snapshots += report.snapshots;
+                            total.watched += report.watched;
+                            total.resets += report.resets;
                         }
                         Err(reason) => failures.lock().unwrap().push((seed, reason)),
                     }
@@ -432,7 +445,8 @@ fn random_seeds_keep_every_promise() {
     let total = total.into_inner().unwrap();
     println!(
         "{seeds} seeds: {} writes, {} linearizable reads, {} pages, {:?} transactions and {} that \
-         only read, {} refusals, {} leaders, {} faults, {} snapshots",
+         only read, {} refusals, {} leaders, {} faults, {} snapshots, \
+         {} changes watched, {} resets",
         total.acknowledged,
         total.read,
         total.pages,
@@ -441,13 +455,16 @@ fn random_seeds_keep_every_promise() {
         total.refused,
         total.terms,
         total.faults,
-        total.snapshots
+        total.snapshots,
+        total.watched,
+        total.resets
     );
     // A campaign in which nothing happens proves nothing.
     assert!(total.acknowledged > seeds * 10 && total.read > seeds && total.faults > seeds);
     assert!(total.pages > seeds * 10 && total.refused > seeds);
     assert!(total.txns.0.min(total.txns.1).min(total.read_txns) > seeds, "few transactions");
     assert!(total.terms > seeds, "no leader was ever replaced");
+    assert!(total.watched > seeds * 10 && total.resets > seeds / 10, "hardly anything watched");
     assert!(total.snapshots > seeds / 10, "hardly a snapshot was taken in");
 }
 

@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::model::{Expected, Model, Written};
 use acervo::model::{
-    Action, AppliedPoint, AppliedWrite, ClientId, Command, LogEntry, LogIndex, NodeId, StateLimits,
-    Term, Timestamp, TxnAnswer, WriteFate,
+    Action, AppliedPoint, AppliedWrite, ClientId, Command, KeyInterval, LogEntry, LogIndex, NodeId,
+    PageOf, Row, StateLimits, Term, Timestamp, TxnAnswer, WriteFate,
 };
 use acervo::wire::message::WriteRequest;
 
 use crate::disk::Disk;
 use crate::machine::Machine;
 use crate::reads::Looked;
+use crate::watchers::{Changed, Place};
 
 /// A broken promise, in one sentence.
 #[derive(Debug)]
@@ -100,6 +101,22 @@ impl Checker {
         let leader = *self.leaders.entry(term).or_insert(node);
         ensure!(leader == node, "both {leader} and {node} lead in term {term}");
         Ok(())
+    }
+
+    /// The first change of a range that comes after a place.
+    pub fn next_change(&self, range: &KeyInterval, after: &Place) -> Option<&Changed> {
+        self.model.next_change(range, after)
+    }
+
+    /// Up to where anything may be gone.
+    pub fn horizon(&self) -> Timestamp {
+        self.model.horizon()
+    }
+
+    /// The rows of a range as of a version.
+    pub fn state_at(&self, range: &KeyInterval, at: Timestamp) -> Vec<Row> {
+        let of = PageOf::Range { from: range.from.clone(), to: range.to.clone() };
+        self.model.seen_from(at).rows(&of, at)
     }
 
     /// Terms that had a leader.

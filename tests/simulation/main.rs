@@ -79,4 +79,5 @@ mod rng;
 mod scenarios;
 mod server;
 mod trace;
+mod watchers;
 mod world;

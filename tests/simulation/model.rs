@@ -10,13 +10,14 @@ use std::rc::Rc;
 
 use acervo::model::{
     Action, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, GarbageCollection,
-    GroupRules, KeyState, LogIndex, OpResult, Operation, PageOf, Previous, Put, PutAll, PutIf,
-    RequestId, Row, StateLimits, Timestamp, Trim, Txn, TxnAnswer, Version, WriteAnswer, WriteFate,
-    WriteOp,
+    GroupRules, KeyInterval, KeyState, LogIndex, OpResult, Operation, PageOf, Previous, Put,
+    PutAll, PutIf, RequestId, Row, StateLimits, Timestamp, Trim, Txn, TxnAnswer, Version,
+    WriteAnswer, WriteFate, WriteOp,
 };
 use bytes::Bytes;
 
 use crate::plain_transactions::{State, bits, carry_out, deletions};
+use crate::watchers::{Changed, Place};
 
 /// `None` where the key was deleted and its history kept.
 type Versions = BTreeMap<Timestamp, Option<Version>>;
@@ -152,6 +153,8 @@ pub struct Model {
     rules: Option<GroupRules>,
     /// When the newest state of each key changed: in log order, with the version or deletion.
     changes: BTreeMap<Bytes, Vec<(LogIndex, Timestamp)>>,
+    /// What has changed of the newest state, in order of time and of keys.
+    changed: Vec<Changed>,
 }
 
 fn row(key: &Bytes, found: Option<&Version>) -> Row {
@@ -273,6 +276,7 @@ impl Model {
             sessions: Sessions::new(limits),
             rules: None,
             changes: BTreeMap::new(),
+            changed: Vec::new(),
         }
     }
 
@@ -307,8 +311,38 @@ impl Model {
                 }
             }
         }
+        self.note_changes(&moment);
         self.moments.push(moment);
         expected
+    }
+
+    /// Notes what the next moment has of each key that the last one has not.
+    fn note_changes(&mut self, moment: &Moment) {
+        let nothing = BTreeMap::new();
+        let before = self.moments.last().map_or(&nothing, |last| &last.state);
+        let newest = |state: &BTreeMap<Bytes, Rc<Versions>>, key: &Bytes| {
+            let newest = state.get(key).and_then(|versions| versions.last_key_value());
+            newest.and_then(|(_, version)| version.clone())
+        };
+        let keys: BTreeSet<&Bytes> = before.keys().chain(moment.state.keys()).collect();
+        for key in keys {
+            let (previous, written) = (newest(before, key), newest(&moment.state, key));
+            if previous != written {
+                let place = (moment.timestamp, key.clone());
+                self.changed.push(Changed { place, written, previous });
+            }
+        }
+    }
+
+    /// The first change of a range that comes after a place.
+    pub fn next_change(&self, range: &KeyInterval, after: &Place) -> Option<&Changed> {
+        let first = self.changed.partition_point(|changed| changed.place <= *after);
+        self.changed[first..].iter().find(|changed| range.covers(&changed.place.1))
+    }
+
+    /// Up to where anything may be gone.
+    pub fn horizon(&self) -> Timestamp {
+        self.moments.last().map_or(Timestamp::ZERO, |moment| moment.purged.max(moment.swept))
     }
 
     fn write(

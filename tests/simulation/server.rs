@@ -8,6 +8,7 @@ use acervo::node::core::Node;
 use acervo::node::{ConsoleEvent, Notice, RequestToken};
 use acervo::server::snapshots::Transfers;
 use acervo::server::snapshots::intake::Intake;
+use acervo::server::watches::{WatchHub, WatchRead};
 use acervo::server::work::SnapshotWork;
 
 use crate::disk::Disk;
@@ -129,6 +130,10 @@ pub struct Process {
     pub owed: BTreeMap<RequestToken, u64>,
     /// Attempts of clients that a crash would cut off.
     pub open_attempts: BTreeSet<usize>,
+    /// Who is shown which changes: the real one.
+    pub watches: WatchHub,
+    /// Pages that are to be read for watches.
+    pub watch_reads: Vec<WatchRead>,
     /// What the log would have said.
     pub notices: Vec<Notice>,
     /// What the console would have shown.
@@ -140,6 +145,7 @@ impl Process {
     pub fn new(node: Node, machine: Machine, staging: SimStaging, transfers: Transfers) -> Process {
         let status = node.status();
         let handed = machine.point().index;
+        let watches = WatchHub::new(machine.store(), handed);
         Process {
             node,
             status,
@@ -157,6 +163,8 @@ impl Process {
             flush_due: false,
             owed: BTreeMap::new(),
             open_attempts: BTreeSet::new(),
+            watches,
+            watch_reads: Vec::new(),
             notices: Vec::new(),
             console: Vec::new(),
         }

@@ -24,6 +24,7 @@ use crate::network::{Network, Quality};
 use crate::rng::Rng;
 use crate::server::{Server, node_id};
 use crate::trace::Trace;
+use crate::watchers::Watcher;
 
 /// One second of virtual time.
 pub const SECOND: u64 = 1_000_000;
@@ -274,6 +275,10 @@ pub enum Event {
     Think {
         client: usize,
     },
+    /// Something happens to a client that watches.
+    Watch {
+        watcher: usize,
+    },
     /// A server that is down starts.
     Start {
         server: usize,
@@ -300,6 +305,9 @@ pub struct World {
     /// What is between them.
     pub network: Network,
     pub clients: Vec<Client>,
+    pub watchers: Vec<Watcher>,
+    /// Connections of watchers so far.
+    pub connections: u64,
     /// Everything clients ever asked.
     pub operations: Vec<Operation>,
     /// Each time they asked a server.
@@ -333,6 +341,8 @@ impl World {
             trace,
             network: Network::new(setup.servers, setup.quality),
             clients: Vec::new(),
+            watchers: Vec::new(),
+            connections: 0,
             operations: Vec::new(),
             attempts: Vec::new(),
             copies: 0,
@@ -455,6 +465,7 @@ impl World {
                 self.think(client);
                 Ok(())
             }
+            Event::Watch { watcher } => self.watch(watcher),
             Event::Start { server } => self.start(server),
             Event::StopOverdue { server, .. } => self.stop_overdue(server),
             Event::Strike => self.strike(),

@@ -13,3 +13,4 @@ mod plain_transactions;
 mod room;
 mod tables_crash;
 mod versions_model;
+mod watches_model;

@@ -14,18 +14,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use acervo::limits;
 use acervo::model::{
-    Action, Barrier, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, GarbageCollection,
-    History, KeyState, LogEntry, OpResult, Operation, PageNext, PageOf, Previous, Put, PutAll,
-    PutIf, PutSequential, ReadView, RequestId, Row, SetHistory, StateLimits, Timestamp, Trim, Txn,
-    TxnAnswer, Version, WriteFate, WriteOp,
+    Action, Barrier, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, FeedPosition,
+    GarbageCollection, History, KeyChange, KeyInterval, KeyState, LogEntry, OpResult, Operation,
+    PageNext, PageOf, Previous, Put, PutAll, PutIf, PutSequential, ReadView, RequestId, Row,
+    SetHistory, StateLimits, Timestamp, Trim, Txn, TxnAnswer, Version, WriteFate, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::engine::{
     Direction, Engine, EngineError, EngineView, RowValue, RowVisitor, Scrubbed, WriteBatch,
 };
+use acervo::storage::feed::{ChangesError, ChangesLimits};
 use acervo::storage::keys::{self as rows, RowRange};
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::{InMemory, PageError, PageLimits, Store};
+use acervo::storage::recent::{RecentChange, RecentPart};
 use acervo::storage::tables::{TableEngine, TablesOptions};
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -47,6 +49,8 @@ type State = BTreeMap<Bytes, Versions>;
 /// A value, and what its version says of its key.
 type Stored = (Bytes, Facts);
 type Found = (Bytes, Option<Stored>, i64);
+/// A time, a key, what it has since then, and what it had before.
+type ModelChange = (i64, Bytes, Option<Stored>, Option<(i64, Stored)>);
 
 /// The store as everybody would like to think of it.
 #[derive(Default)]
@@ -152,6 +156,30 @@ impl Model {
         let keys = state.keys().filter(|key| from <= *key && *key <= to);
         let rows = keys.map(|key| self.get(key, at, seen));
         rows.filter(|(_, value, _)| value.is_some()).collect()
+    }
+
+    /// What has changed after a time, in order of time and of keys.
+    fn changes(&self, after: i64) -> Vec<ModelChange> {
+        let newest = |state: &State, key: &Bytes| {
+            let newest = state.get(key).and_then(|versions| versions.last_key_value());
+            newest.and_then(|(version, stored)| Some((*version, stored.clone()?)))
+        };
+        let nothing = State::new();
+        let states = std::iter::once(&nothing).chain(self.moments.iter().map(|(_, state)| state));
+        let mut changes = Vec::new();
+        for ((at, state), before) in self.moments.iter().zip(states) {
+            if *at <= after {
+                continue;
+            }
+            let keys: BTreeSet<&Bytes> = before.keys().chain(state.keys()).collect();
+            for key in keys {
+                let (had, has) = (newest(before, key), newest(state, key));
+                if had != has {
+                    changes.push((*at, key.clone(), has.map(|(_, value)| value), had));
+                }
+            }
+        }
+        changes
     }
 
     fn versions(&self, key: &Bytes, at: i64, seen: i64) -> Vec<Found> {
@@ -275,6 +303,31 @@ fn pages(
     }
 }
 
+/// All changes of a range after a position, page by page, with what was before.
+fn all_changes(
+    store: &Store,
+    range: &KeyInterval,
+    mut position: FeedPosition,
+    most: ChangesLimits,
+) -> Result<Vec<KeyChange>, ChangesError> {
+    let mut changes = Vec::new();
+    loop {
+        let page = store.changes(range, true, &position, most)?;
+        assert!(page.changes.len() <= most.changes.max(1), "{page:?}");
+        assert!(page.next > position || !page.has_more, "{page:?} after {position:?}");
+        for change in &page.changes {
+            assert!(position.is_before(change.at, &change.key), "{page:?} after {position:?}");
+            assert!(!page.next.is_before(change.at, &change.key), "{page:?}");
+        }
+        changes.extend(page.changes);
+        position = page.next;
+        if !page.has_more {
+            assert_eq!(position.within, None);
+            return Ok(changes);
+        }
+    }
+}
+
 /// Tables so small that few writes make many, of several blocks each, and merges of many stretches.
 const TINY: TablesOptions = TablesOptions {
     memory_table_bytes: 1,
@@ -297,6 +350,9 @@ const FEW_BYTES: usize = 64 * 60;
 fn open(engine: Arc<dyn Engine>, limits: StateLimits, newest_bytes_max: usize) -> StateMachine {
     let mut machine = StateMachine::open(engine, limits).unwrap();
     machine.set_newest_bytes_max(newest_bytes_max);
+    // The same for the latest changes.
+    machine.set_recent_bytes_max(newest_bytes_max);
+    machine.store().follow(true);
     machine
 }
 
@@ -578,9 +634,20 @@ impl World {
         tombstones.map(|(row, _)| row).collect()
     }
 
-    /// How many rows ask for a sweep.
-    fn superseding(&self) -> usize {
-        self.rows_in(&rows::all_superseding()).len()
+    /// The change rows, which must be those of the versions and tombstones that there are.
+    fn change_rows(&self) -> usize {
+        let changes = self.rows_in(&rows::all_changes());
+        let mut of_versions: Vec<Bytes> = self
+            .rows_in(&rows::all_versions())
+            .iter()
+            .map(|row| {
+                let (key, at) = rows::decode_version(row).unwrap();
+                rows::change(at, &key)
+            })
+            .collect();
+        of_versions.sort();
+        assert_eq!(changes, of_versions);
+        changes.len()
     }
 
     /// Sweeps to the end, and finds of each key what the history keeps and nothing else.
@@ -592,7 +659,7 @@ impl World {
             pieces += 1;
             assert!(pieces < 4_000, "the sweep comes to no end");
         }
-        assert_eq!(self.superseding(), 0, "{pieces} pieces have left something to do");
+        self.change_rows();
         if self.disk.summary().oldest_removal_us.is_none() {
             assert_eq!(self.needless_tombstones(), Vec::<Bytes>::new(), "{:?}", self.history);
         }
@@ -611,6 +678,8 @@ impl World {
 
     /// The newest state, all at once.
     fn check_newest(&self, keys: &[Bytes]) {
+        let all = KeyInterval { from: keys[0].clone(), to: keys[keys.len() - 1].clone() };
+        self.check_changes(&all, self.last - 30, ChangesLimits::default());
         self.check(keys, self.last, self.last, page_of(100));
         self.check_known(keys);
         for store in [self.memory.1.store(), self.disk.store(), self.tables.1.store()] {
@@ -644,6 +713,73 @@ impl World {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// Compares the changes of a range after a time with those of the model, from the store and
+    /// from memory.
+    fn check_changes(&self, range: &KeyInterval, after: i64, most: ChangesLimits) {
+        let mut right = self.model.changes(after);
+        right.retain(|(_, key, ..)| range.covers(key));
+        let context = format!("after {after} in {range:?}, {most:?}");
+        for store in [self.memory.1.store(), self.disk.store(), self.tables.1.store()] {
+            let start = FeedPosition::after(Timestamp(after));
+            match all_changes(&store, range, start.clone(), most) {
+                Ok(changes) => {
+                    let shown = changes.iter().map(|change| {
+                        let Some(previous) = &change.previous else { panic!("{change:?}") };
+                        let had = match previous {
+                            Previous::Absent => None,
+                            Previous::Value { timestamp, facts, value } => {
+                                Some((timestamp.0, (value.clone().unwrap(), *facts)))
+                            }
+                        };
+                        let written = change.written.as_ref();
+                        assert!(written.is_none_or(|version| version.timestamp == change.at));
+                        let written =
+                            written.map(|version| (version.value.clone(), version.facts.unwrap()));
+                        (change.at.0, change.key.clone(), written, had)
+                    });
+                    assert_eq!(shown.collect::<Vec<_>>(), right, "{context}");
+                }
+                Err(ChangesError::Gone { .. }) => {
+                    let horizon = self.model.purged.max(self.model.swept);
+                    assert!(after < horizon, "{context}: nothing is gone, up to {horizon}");
+                }
+                Err(error) => panic!("{context}: {error}"),
+            }
+            let RecentPart::Batches(batches) = store.recent_changes(Timestamp(after)) else {
+                continue;
+            };
+            let mut up_to = after;
+            for batch in &batches {
+                assert!(batch.after.0 <= up_to && up_to < batch.up_to.0, "{context}: {batch:?}");
+                up_to = batch.up_to.0;
+            }
+            assert!(batches.is_empty() || up_to == self.last, "{context}: up to {up_to}");
+            let recent = batches.iter().flat_map(|batch| &batch.changes);
+            let (mut shown, mut ranges) = (Vec::new(), Vec::new());
+            for change in recent.filter(|change| change.at().0 > after) {
+                match change {
+                    RecentChange::Key(change) if range.covers(&change.key) => {
+                        let written = change.written.as_ref();
+                        let written =
+                            written.map(|version| (version.value.clone(), version.facts.unwrap()));
+                        shown.push((change.at.0, change.key.clone(), written));
+                    }
+                    RecentChange::Key(_) => {}
+                    RecentChange::Range { at, range } => ranges.push((at.0, range)),
+                }
+            }
+            if !batches.is_empty() {
+                // What a range had only the store tells.
+                let is_of_range = |at: i64, key: &Bytes| {
+                    ranges.iter().any(|(time, range)| *time == at && range.covers(key))
+                };
+                let of_keys = right.iter().filter(|(at, key, ..)| !is_of_range(*at, key));
+                let of_keys = of_keys.map(|(at, key, has, _)| (*at, key.clone(), has.clone()));
+                assert_eq!(shown, of_keys.collect::<Vec<_>>(), "{context}");
             }
         }
     }
@@ -767,6 +903,11 @@ enum Step {
         seen: i64,
         most: PageLimits,
     },
+    Changes {
+        after: i64,
+        range: KeyInterval,
+        most: ChangesLimits,
+    },
 }
 
 fn key() -> impl Strategy<Value = Bytes> {
@@ -837,6 +978,15 @@ fn page_limits() -> impl Strategy<Value = PageLimits> {
     )
 }
 
+fn changes_limits() -> impl Strategy<Value = ChangesLimits> {
+    let few = |most: usize| prop_oneof![0..most, Just(1_000)];
+    (few(4), few(12), few(6)).prop_map(|(changes, bytes, visits)| ChangesLimits {
+        changes,
+        bytes,
+        visits,
+    })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let rows_max = prop_oneof![0..6u32, Just(ROWS_MAX)];
     let piece = (rows_max, prop_oneof![0..12u64, Just(BYTES_MAX)]);
@@ -861,6 +1011,13 @@ fn step() -> impl Strategy<Value = Step> {
             |(at, seen, most)| Step::Check {
                 at: at.index(1_000) as i64,
                 seen: seen.index(1_000) as i64,
+                most,
+            }
+        ),
+        3 => (any::<prop::sample::Index>(), key(), key(), changes_limits()).prop_map(
+            |(after, from, to, most)| Step::Changes {
+                after: after.index(1_000) as i64,
+                range: KeyInterval { from, to },
                 most,
             }
         ),
@@ -923,13 +1080,20 @@ proptest! {
                     let scale = |time: i64| time * world.last / 1_000;
                     world.check(&keys, scale(at), scale(seen), most);
                 }
+                Step::Changes { after, range, most } => {
+                    world.settle();
+                    world.check_changes(&range, after * world.last / 1_000, most);
+                }
             }
         }
         world.settle();
         world.check_known(&keys);
         world.check(&keys, world.last, world.last, page_of(3));
         world.check(&keys, world.last / 2, world.last, page_of(100));
+        let all = KeyInterval { from: keys[0].clone(), to: keys[keys.len() - 1].clone() };
+        world.check_changes(&all, 0, ChangesLimits::default());
         world.sweep_all(&keys, last_piece);
+        world.check_changes(&all, world.last / 2, ChangesLimits::default());
         world.check(&keys, world.last / 2, world.last, page_of(100));
     }
 }
@@ -1559,16 +1723,12 @@ fn a_change_of_the_history_makes_room_without_taking_any_before() {
         world.settle();
         let before = world.stored_bytes();
         // Two facts say how far the sweep has come.
-        let most = world.rows_in(&rows::all()).len() + KEYS / 2 + 2;
+        let most = world.rows_in(&rows::all()).len() + 2;
         let mut done = 0;
         while world.rows_in(&rows::all_versions()).len() > KEYS + KEYS / 2 {
             world.sweep(as_of_us, piece);
             world.check_newest(&keys);
             world.check(&keys, as_of_us as i64, world.last, page_of(100));
-            for row in world.rows_in(&rows::all_superseding()) {
-                let (at, _) = rows::decode_superseding(&row).unwrap();
-                assert!(at.0 as u64 > as_of_us, "{context}: a row for what can be removed");
-            }
             assert!(world.rows_in(&rows::all()).len() <= most, "{context}: piece {done}");
             done += 1;
             assert!(done < 1_000, "{context}: the walk comes to no end");
@@ -1580,8 +1740,8 @@ fn a_change_of_the_history_makes_room_without_taking_any_before() {
     }
 }
 
-/// Where everything is kept nothing is written for sweeps, and what is removed takes with it what
-/// asks for one.
+/// What is removed takes its change rows with it, and where everything is kept nothing asks for a
+/// sweep.
 #[test]
 fn nothing_asks_for_a_sweep_that_finds_nothing() {
     let keys: Vec<Bytes> = ["a", "b", "c"].map(Bytes::from).into();
@@ -1602,24 +1762,26 @@ fn nothing_asks_for_a_sweep_that_finds_nothing() {
     let mut world = World::new(limits);
     keys.iter().for_each(|key| world.write(&put(key)));
     world.settle();
-    assert_eq!(world.superseding(), 0);
+    assert_eq!((world.change_rows(), world.disk.summary().history_due_us), (3, None));
     world.write(&WriteOp::SetHistory(SetHistory {
         history: History::For { age_us: 1_000_000_000 },
     }));
     (0..5).for_each(|_| keys.iter().for_each(|key| world.write(&put(key))));
     removals.iter().for_each(|removal| world.write(removal));
     world.settle();
-    assert_eq!(world.superseding(), 15);
+    assert_eq!(world.change_rows(), 20, "of three times six versions, and two tombstones");
     while world.disk.summary().oldest_removal_us.is_some() {
         let before_us = world.last as u64;
         world.collect(GarbageCollection::Removed { before_us, rows_max: 2, bytes_max: BYTES_MAX });
+        world.change_rows();
     }
     assert_eq!(
-        world.superseding(),
+        world.change_rows(),
         1,
         "what is left is the newest version of the key that was trimmed"
     );
     // All that an earlier history has left to do is forgotten.
     world.write(&WriteOp::SetHistory(SetHistory { history: History::All }));
-    world.sweep_all(&keys, (1, 0));
+    world.settle();
+    assert_eq!(world.disk.summary().history_due_us, None);
 }

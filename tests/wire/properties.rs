@@ -9,10 +9,11 @@ use std::net::{IpAddr, SocketAddr};
 use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, SERVER_FRAME_BYTES_MAX};
 use acervo::model::{
     Barrier, ChunkHash, ClientId, ClusterId, Comparison, Condition, ContentId, Del, DelAll,
-    DelRange, Effect, EncodedWrite, Facts, FileEntry, FileName, History, LeaseId, LogEntry, NodeId,
-    OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf, PutSequential, ReadView,
-    Relation, RequestId, Row, SetHistory, SnapshotId, Test, Timestamp, Trim, Txn, TxnAnswer,
-    TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer, WriteOp,
+    DelRange, Effect, EncodedWrite, Facts, FileEntry, FileName, History, KeyChange, KeyInterval,
+    LeaseId, LogEntry, NodeId, OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf,
+    PutSequential, ReadView, Relation, RequestId, Row, SetHistory, SnapshotId, Test, Timestamp,
+    Trim, Txn, TxnAnswer, TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer,
+    WriteOp,
 };
 use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
@@ -251,19 +252,52 @@ fn request() -> impl Strategy<Value = Request> {
         (txn(), option::of(timestamp()), any::<bool>()).prop_map(|(txn, session, linearizable)| {
             Request::Txn(TxnRequest { txn, session, linearizable })
         }),
+        (any::<u64>(), key_interval(), option::of(timestamp()), any::<bool>(), any::<u32>())
+            .prop_map(|(watch, range, after, tells_previous, credit_bytes)| {
+                Request::Watch(WatchRequest { watch, range, after, tells_previous, credit_bytes })
+            }),
+        any::<u64>().prop_map(|watch| Request::Unwatch { watch }),
         Just(Request::Status),
     ]
 }
 
+fn key_interval() -> impl Strategy<Value = KeyInterval> {
+    (blob(), blob()).prop_map(|(from, to)| KeyInterval { from, to })
+}
+
+fn row() -> impl Strategy<Value = Row> {
+    (blob(), option::of(version())).prop_map(|(key, found)| Row { key, found })
+}
+
+fn watch_frame() -> impl Strategy<Value = WatchFrame> {
+    let change = (timestamp(), blob(), option::of(version()), option::of(previous()))
+        .prop_map(|(at, key, written, previous)| KeyChange { at, key, written, previous });
+    prop_oneof![
+        (vec(change, 0..5), timestamp(), any::<bool>()).prop_map(|(changes, up_to, continues)| {
+            WatchFrame::Events { changes, up_to, continues }
+        }),
+        (vec(row(), 0..5), timestamp(), any::<(bool, bool)>()).prop_map(
+            |(rows, at, (begins, continues))| WatchFrame::Reset { rows, at, begins, continues }
+        ),
+    ]
+}
+
+fn watch_message() -> impl Strategy<Value = Message> {
+    prop_oneof![
+        (any::<u64>(), watch_frame()).prop_map(|(watch, body)| Message::Watched { watch, body }),
+        timestamp().prop_map(|up_to| Message::WatchProgress { up_to }),
+        any::<(u64, u32)>().prop_map(|(watch, bytes)| Message::WatchCredit { watch, bytes }),
+    ]
+}
+
 fn page_ok() -> impl Strategy<Value = Reply> {
-    let row = (blob(), option::of(version())).prop_map(|(key, found)| Row { key, found });
     let next = prop_oneof![
         blob().prop_map(PageNext::From),
         blob().prop_map(PageNext::To),
         any::<u32>().prop_map(PageNext::Skip),
         timestamp().prop_map(PageNext::At),
     ];
-    (vec(row, 0..5), read_view(), option::of(next)).prop_map(|(rows, view, next)| Reply::PageOk {
+    (vec(row(), 0..5), read_view(), option::of(next)).prop_map(|(rows, view, next)| Reply::PageOk {
         rows,
         view,
         next,
@@ -326,6 +360,8 @@ fn reply() -> impl Strategy<Value = Reply> {
         (option::of(timestamp()), timestamp()).prop_map(|(timestamp, applied)| {
             Reply::TryOtherServerOrLater { timestamp, applied }
         }),
+        timestamp().prop_map(|after| Reply::WatchOk { after }),
+        Just(Reply::UnwatchOk {}),
         status().prop_map(|status| Reply::StatusOk(Box::new(status))),
         (code, text(), effect).prop_map(|(code, message, effect)| {
             Reply::Error(ErrorReply { code, message, effect })
@@ -590,6 +626,7 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u64>(), reply()).prop_map(|(id, body)| Message::Reply { id, body }),
         any::<u64>().prop_map(|nonce| Message::Ping { nonce }),
         any::<u64>().prop_map(|nonce| Message::Pong { nonce }),
+        watch_message(),
         peer_message().prop_map(Message::Server),
         share_message(),
         share_message(),
@@ -896,12 +933,18 @@ fn lists(count: u32, element: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     ]
     .concat();
     let rows = [&opening("REPLY")[..], &[0x92, 7], &opening("PAGE_OK"), &[0x94]].concat();
+    let watched = |frame: &str, fields: u8| {
+        let frame = [&opening(frame)[..], &[0x90 + fields]].concat();
+        [&opening("WATCHED")[..], &[0x92, 7], &frame].concat()
+    };
     let heads = [
         ("PUT_ALL", write("PUT_ALL")),
         ("DEL_ALL", write("DEL_ALL")),
         ("KEYS", request(&keys)),
         ("REPLICATION", append),
         ("PAGE_OK", rows),
+        ("EVENTS", watched("EVENTS", 3)),
+        ("RESET", watched("RESET", 4)),
     ];
     let list = [&[0xdd][..], &count.to_be_bytes(), &element.repeat(count as usize)].concat();
     heads.map(|(name, head)| (name, [head, list.clone()].concat())).into()

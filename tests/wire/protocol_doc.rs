@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use acervo::limits::{FRAME_HEADER_BYTES, HELLO_FRAME_BYTES_MAX};
 use acervo::model::{
     Barrier, ClientId, ClusterId, Comparison, Condition, ContentId, Del, Effect, EncodedWrite,
-    Facts, FileEntry, FileName, LogEntry, NodeId, OpResult, PageNext, PageOf, PeerId, Previous,
-    Put, PutAll, PutIf, ReadView, Relation, RequestId, Row, Test, Timestamp, Txn, TxnAnswer,
-    TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer, WriteOp,
+    Facts, FileEntry, FileName, KeyChange, KeyInterval, LogEntry, NodeId, OpResult, PageNext,
+    PageOf, PeerId, Previous, Put, PutAll, PutIf, ReadView, Relation, RequestId, Row, Test,
+    Timestamp, Txn, TxnAnswer, TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer,
+    WriteOp,
 };
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
@@ -158,6 +159,38 @@ fn examples() -> Vec<(&'static str, Message)> {
                 applied_timestamp: BEGUN,
             }),
         ),
+        (
+            "watch",
+            Message::Request {
+                id: 9,
+                body: Request::Watch(WatchRequest {
+                    watch: 1,
+                    range: KeyInterval { from: "lua".into(), to: "sol".into() },
+                    after: Some(stamp),
+                    tells_previous: false,
+                    credit_bytes: 65_536,
+                }),
+            },
+        ),
+        ("watch-ok", Message::Reply { id: 9, body: Reply::WatchOk { after: stamp } }),
+        (
+            "events",
+            Message::Watched {
+                watch: 1,
+                body: WatchFrame::Events {
+                    changes: vec![KeyChange {
+                        at: Timestamp(1_700_000_000_000_016),
+                        key: "lua".into(),
+                        written: None,
+                        previous: None,
+                    }],
+                    up_to: Timestamp(1_700_000_000_000_016),
+                    continues: false,
+                },
+            },
+        ),
+        ("watch-credit", Message::WatchCredit { watch: 1, bytes: 67 }),
+        ("watch-progress", Message::WatchProgress { up_to: Timestamp(1_700_000_000_000_016) }),
         ("put", Message::Request { id: 1, body: Request::Write(put.clone()) }),
         ("put-ok", Message::Reply { id: 1, body: written(stamp, None) }),
         (
@@ -436,6 +469,7 @@ fn the_documents_limits_are_the_codes() {
         ("bytes of a page", limits::PAGE_BYTES_MAX),
         ("previous value", limits::READ_SMALL_BYTES_MAX),
         ("removed ranges", limits::RANGE_REMOVALS_MAX),
+        ("watch credit", limits::WATCH_CREDIT_BYTES_MAX as usize),
         ("file name", limits::FILE_NAME_BYTES_MAX),
         ("frame to or from a registry", limits::REGISTRY_FRAME_BYTES_MAX),
         ("frame between peers", limits::SHARE_FRAME_BYTES_MAX),

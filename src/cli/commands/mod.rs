@@ -15,6 +15,7 @@ mod session;
 mod status;
 mod trim;
 mod txn;
+mod watch;
 
 use clap::Subcommand;
 
@@ -76,6 +77,8 @@ commands! {
     Txn(txn::TxnArgs),
     /// Change how long the group keeps old versions, and print the version of the change
     SetHistory(history::SetHistoryArgs),
+    /// Print every change of some keys as it happens, or run a command for each
+    Watch(watch::WatchArgs),
     /// Describe every server of the group
     Status(status::StatusArgs),
     /// Check that the group can be read and written, for scripts and load balancers

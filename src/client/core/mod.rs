@@ -767,6 +767,9 @@ impl Core {
             | Message::Welcome(_)
             | Message::ShareWelcome { .. }
             | Message::Request { .. }
+            | Message::Watched { .. }
+            | Message::WatchProgress { .. }
+            | Message::WatchCredit { .. }
             | Message::Server(_)
             | Message::Registry { .. }
             | Message::RegistryReply { .. }

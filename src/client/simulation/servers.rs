@@ -271,8 +271,8 @@ impl Group {
                 let code = ErrorCode::Busy { retry_after_ms: 5 };
                 Reply::Error(ErrorReply::not_done(code, "here".to_owned()))
             }
-            Request::Page(_) | Request::Txn(_) => {
-                panic!("nobody asks for pages or transactions here")
+            Request::Page(_) | Request::Txn(_) | Request::Watch(_) | Request::Unwatch { .. } => {
+                panic!("nobody asks for pages, transactions or watches here")
             }
         }
     }

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use super::super::decoding::Undecodable;
 use super::super::get::{ReadOutcome, ReadRequest, answer_from_log, answer_get_in_memory};
 use super::super::links::ServerLink;
+use super::super::watches::WatchInput;
 use super::super::work::{ReadCharge, ReadJob};
 use super::{ConnectionRole, NOT_OF_A_CLIENT, StoreService};
-use crate::limits;
+use crate::limits::{self, origin_of};
 use crate::model::{DiskSpace, EncodedWrite, NodeId};
 use crate::net::{ConnectionId, Net};
 use crate::node::config::Distrust;
@@ -38,6 +39,9 @@ impl StoreService {
             Message::Request { id, body } => self.request(net, connection, id, body),
             Message::Ping { nonce } => self.send(net, connection, &Message::Pong { nonce }),
             Message::Pong { .. } => {}
+            Message::WatchCredit { watch, bytes } => {
+                self.ask_watches(net, WatchInput::Credit { connection, watch, bytes }, None);
+            }
             _ => self.refuse(net, connection, NOT_OF_A_CLIENT.into()),
         }
     }
@@ -131,6 +135,14 @@ impl StoreService {
             Request::Status => {
                 let status = Reply::StatusOk(Box::new(self.status(net)));
                 return self.reply(net, token, status);
+            }
+            Request::Watch(request) => {
+                let origin = origin_of(client.ip());
+                return self.begin_watch(net, token, WatchInput::Watch { token, origin, request });
+            }
+            Request::Unwatch { watch } => {
+                let input = WatchInput::Unwatch { token, watch };
+                return self.ask_watches(net, input, Some(token));
             }
             Request::Get(request) => ReadRequest::Get(request),
             Request::Page(request) => ReadRequest::Page(request),
@@ -357,7 +369,7 @@ impl StoreService {
     }
 }
 
-fn busy(what: &str) -> Reply {
+pub(super) fn busy(what: &str) -> Reply {
     let message = format!("{what} at this server: try again in a moment");
     let code = ErrorCode::Busy { retry_after_ms: limits::BUSY_RETRY_AFTER_MS };
     Reply::Error(ErrorReply::not_done(code, message))

@@ -13,6 +13,7 @@ use super::super::snapshots::intake::Intake;
 use super::super::work::{Completion, EntriesPiece, SnapshotReport, SnapshotWork, StoreWork};
 use super::background::SealedSender;
 use super::completions::CompletionSender;
+use super::watcher::WatchQueue;
 use super::writer::WriterThread;
 use crate::limits;
 use crate::model::DiskSpace;
@@ -28,18 +29,26 @@ const APPLY_GATHER: Duration = Duration::from_millis(1);
 /// so that the log before it can be deleted.
 const SEAL_BYTES_LOW: u64 = 4 * 1024 * 1024;
 
+/// What the applier works with besides its state machine.
+pub(super) struct ApplierParts {
+    pub staging: DiskStaging,
+    pub reserve: Arc<DiskReserve>,
+    pub sealed: SealedSender,
+    pub watches: WatchQueue,
+    pub completions: CompletionSender,
+}
+
 /// Starts the applier: it runs the state machine, seals, and takes snapshots in.
 pub(super) fn start(
     machine: StateMachine,
-    staging: DiskStaging,
-    reserve: Arc<DiskReserve>,
-    sealed: SealedSender,
-    completions: CompletionSender,
+    parts: ApplierParts,
 ) -> io::Result<WriterThread<StoreWork>> {
     WriterThread::start("acervo-apply", move |work: Receiver<StoreWork>| {
+        let ApplierParts { staging, reserve, sealed, watches, completions } = parts;
         let intake = Intake::new(staging);
         let started = Instant::now();
-        let mut thread = ApplierThread { machine, intake, reserve, sealed, completions, started };
+        let mut thread =
+            ApplierThread { machine, intake, reserve, sealed, watches, completions, started };
         loop {
             let received = work.recv_timeout(limits::SEAL_INTERVAL);
             thread.machine.forget_retired();
@@ -95,6 +104,7 @@ struct ApplierThread {
     intake: Intake<DiskStaging>,
     reserve: Arc<DiskReserve>,
     sealed: SealedSender,
+    watches: WatchQueue,
     completions: CompletionSender,
     started: Instant,
 }
@@ -110,6 +120,7 @@ impl ApplierThread {
         let Applied { writes: outcomes, summary } = applied?;
         let point = self.machine.applied();
         self.completions.send(Completion::Applied { outcomes, point, summary });
+        self.watches.applied();
         Ok(())
     }
 
@@ -135,6 +146,9 @@ impl ApplierThread {
         for report in self.intake.handle(&mut self.machine, work)? {
             if let SnapshotReport::Pinned { .. } = report {
                 self.completions.send(Completion::Checkpointed(self.machine.durable_index()));
+            }
+            if let SnapshotReport::Installed { .. } = report {
+                self.watches.applied();
             }
             self.completions.send(Completion::Snapshot(report));
         }

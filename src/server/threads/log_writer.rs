@@ -114,7 +114,9 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::applier;
+    use super::super::applier::ApplierParts;
     use super::super::background::Background;
+    use super::super::watcher::WatchThread;
     use super::*;
     use crate::model::{ClusterId, HardState, LogEntry, NodeId, SnapshotId, StateLimits};
     use crate::net::{EventLoop, LoopConfig};
@@ -235,8 +237,15 @@ mod tests {
         let (staging, reserve) = (data_dir.staging(), data_dir.reserve().clone());
         let machine = open().unwrap();
         let (sealed, background) = Background::start(machine.store(), completions.clone()).unwrap();
-        let applier =
-            applier::start(machine, staging, reserve.clone(), sealed, completions.clone()).unwrap();
+        let watcher = WatchThread::start(machine.store(), 7, completions.clone()).unwrap();
+        let parts = ApplierParts {
+            staging,
+            reserve: reserve.clone(),
+            sealed,
+            watches: watcher.queue(),
+            completions: completions.clone(),
+        };
+        let applier = applier::start(machine, parts).unwrap();
         let writer = start(log, reserve, applier.queue(), completions).unwrap();
 
         let mut theirs = open().unwrap();

@@ -5,6 +5,7 @@
 //! - `background` makes durable what the applier has sealed, and merges what was written before.
 //! - `workers` answer reads and read what servers that are late need; `decoders` decode long
 //!   frames.
+//! - `watcher` drives the watches.
 //! - `scrubber` reads the store again, `disk_watch` looks at the disk, `judge` makes verdicts
 //!   about this server's data durable.
 //!
@@ -21,6 +22,7 @@ mod disk_watch;
 mod judge;
 mod log_writer;
 mod scrubber;
+mod watcher;
 mod workers;
 mod writer;
 
@@ -30,15 +32,18 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
+use self::applier::ApplierParts;
 use self::background::Background;
 use self::completions::{CompletionSender, has_ended};
 use self::decoders::Decoders;
 use self::disk_watch::DiskWatch;
 use self::judge::Judge;
 use self::scrubber::Scrubber;
+use self::watcher::WatchThread;
 use self::workers::StoreWorker;
 use self::writer::WriterThread;
 use super::console::ServerConsole;
+use super::watches::WatchInput;
 use super::work::{CatchUpWork, Completion, LogWork, ReadJob, SnapshotReport, StoreWork};
 use crate::limits;
 use crate::net::{ConnectionId, WakeHandle};
@@ -53,6 +58,8 @@ pub(super) struct ThreadsConfig {
     /// The number of workers.
     pub workers: usize,
     pub scrub_interval: Duration,
+    /// Drawn at random, for the tree of the watches.
+    pub watches_seed: u64,
     pub console: ServerConsole,
 }
 
@@ -65,6 +72,7 @@ pub(super) struct Threads {
     catch_up: Workers<CatchUpWork>,
     decoders: Decoders,
     scrubber: Scrubber,
+    watcher: WatchThread,
     disk_watch: DiskWatch,
     judge: Judge,
     reserve: Arc<DiskReserve>,
@@ -98,7 +106,15 @@ impl Threads {
         let scrubber = Scrubber::start(machine.store(), config.scrub_interval, sender.clone())?;
         let (sealed, background) = Background::start(machine.store(), sender.clone())?;
         let staging = data_dir.staging();
-        let applier = applier::start(machine, staging, reserve.clone(), sealed, sender.clone())?;
+        let watcher = WatchThread::start(machine.store(), config.watches_seed, sender.clone())?;
+        let writes = ApplierParts {
+            staging,
+            reserve: reserve.clone(),
+            sealed,
+            watches: watcher.queue(),
+            completions: sender.clone(),
+        };
+        let applier = applier::start(machine, writes)?;
         let log = log_writer::start(log, reserve.clone(), applier.queue(), sender.clone())?;
         let verdicts = data_dir.verdicts();
         let set_down = Arc::new(move |untrusted| verdicts.set_down(untrusted));
@@ -110,6 +126,7 @@ impl Threads {
             catch_up,
             decoders: Decoders::start(&sender)?,
             scrubber,
+            watcher,
             disk_watch: disk_watch::start(data_dir, sender.clone())?,
             judge: Judge::new(set_down, sender),
             reserve,
@@ -182,6 +199,16 @@ impl Threads {
         self.decoders.submit(of_server, connection, pieces, held)
     }
 
+    /// Hands over what a client asks of its watches, or gives it back if too much waits.
+    pub fn ask_watches(&self, input: WatchInput) -> Result<(), Box<WatchInput>> {
+        self.watcher.ask(input)
+    }
+
+    /// Tells the watches what has become of a connection, or of what was to be sent to it.
+    pub fn tell_watches(&self, input: WatchInput) {
+        self.watcher.tell(input);
+    }
+
     /// Begins to make a verdict about this server's data durable.
     pub fn set_verdict_down(&mut self, now: Instant, untrusted: Untrusted) -> io::Result<()> {
         self.judge.set_down(now, untrusted)
@@ -221,6 +248,7 @@ impl Threads {
             catch_up,
             decoders,
             scrubber,
+            watcher,
             disk_watch,
             judge,
             reserve,
@@ -240,7 +268,8 @@ impl Threads {
         // It ends when the applier cannot seal any more.
         let background = background.finish(deadline);
         let judge = judge.finish(deadline);
-        scrubber && workers && catch_up && log && applier && background && judge
+        let watcher = watcher.finish(deadline);
+        watcher && scrubber && workers && catch_up && log && applier && background && judge
     }
 }
 

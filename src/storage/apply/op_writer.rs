@@ -36,8 +36,6 @@ impl<'m, 'c, 'v> OpWriter<'m, 'c, 'v> {
         changes: &'c mut Changes<'v>,
         timestamp: Timestamp,
     ) -> OpWriter<'m, 'c, 'v> {
-        // If everything is kept, no row is written for compaction.
-        changes.compacts = machine.history() != History::All;
         OpWriter { machine, changes, timestamp, removes: false }
     }
 
@@ -70,7 +68,7 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
         let facts = Facts::following(before.map(|before| before.facts), self.timestamp);
         let stored = StoredVersion::Value { facts, value }.encode(self.timestamp);
         self.changes.put_version(self.timestamp, key, row, stored);
-        if self.changes.compacts {
+        if self.machine.history() != History::All {
             self.machine.left.history_due.get_or_insert(self.timestamp);
         }
         Ok(())

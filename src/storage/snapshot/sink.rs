@@ -10,7 +10,7 @@ use crate::model::{AppliedPoint, FeatureLevel};
 use crate::storage::apply::{self, ApplyError, MetaRow};
 use crate::storage::changes::state_row_hash;
 use crate::storage::engine::{Engine, EngineError, StoreBuilder};
-use crate::storage::hash::StateHash;
+use crate::storage::hash::{StateHash, row_hash};
 use crate::storage::keys::{self, KeySpace};
 use crate::storage::sessions;
 use crate::storage::version_row::StoredVersion;
@@ -35,6 +35,8 @@ struct Received {
     last_key: Bytes,
     has_format: bool,
     hash: StateHash,
+    /// Of the change rows that the versions are to have, without those that have come.
+    unmatched: StateHash,
     point: AppliedPoint,
     level: Option<FeatureLevel>,
 }
@@ -122,10 +124,11 @@ impl SnapshotSink {
     pub fn finish(mut self) -> Result<StagedSnapshot, SnapshotError> {
         let store = self.store.take().ok_or(SnapshotError::Stopped)?;
         let point = self.point;
-        let Received { last_key, has_format, hash, point: found, .. } = &self.received;
+        let Received { last_key, has_format, hash, unmatched, point: found, .. } = &self.received;
         // Only of a blank store there is nothing to be read.
         let is_readable = *has_format || last_key.is_empty();
-        if *found != point || hash.0 != point.hash || !is_readable {
+        let is_matched = *unmatched == StateHash::default();
+        if *found != point || hash.0 != point.hash || !is_readable || !is_matched {
             return Err(SnapshotError::Mismatch { index: point.index });
         }
         store.finish()?;
@@ -149,6 +152,10 @@ impl Drop for SnapshotSink {
     }
 }
 
+fn change_hash(row: &[u8]) -> u64 {
+    row_hash(b"change", &[row])
+}
+
 impl Received {
     /// Adds a row, whose key must be greater than that of the row before.
     fn take(&mut self, key: &Bytes, value: &Bytes) -> Result<(), &'static str> {
@@ -158,9 +165,10 @@ impl Received {
         self.last_key = key.clone();
         match keys::space(key) {
             Some(KeySpace::Versions) => {
-                let (_, at) =
+                let (key_of, at) =
                     keys::decode_version(key).map_err(|_| "a version's key cannot be read")?;
                 StoredVersion::decode(value, at).map_err(|_| "a version cannot be read")?;
+                self.unmatched.add(change_hash(&keys::change(at, &key_of)));
                 self.hash.add(state_row_hash(key, value));
             }
             Some(KeySpace::Sessions) => {
@@ -193,10 +201,12 @@ impl Received {
                 keys::decode_queued(key).map_err(|_| "a removal by time cannot be read")?;
                 self.hash.add(state_row_hash(key, value));
             }
-            Some(KeySpace::Superseding) => {
-                keys::decode_superseding(key)
-                    .map_err(|_| "a superseding version's key cannot be read")?;
-                self.hash.add(state_row_hash(key, value));
+            Some(KeySpace::Changes) => {
+                keys::decode_change(key).map_err(|_| "a change's key cannot be read")?;
+                if !value.is_empty() {
+                    return Err("the row of a change has a value");
+                }
+                self.unmatched.subtract(change_hash(key));
             }
             None => return Err("a row is of no known kind"),
         }

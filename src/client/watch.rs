@@ -1,0 +1,392 @@
+//! Watches: every change of a range of keys, in order, each once, for as long as somebody asks.
+//!
+//! A watch has a connection of its own and a thread that reads it, so that a reader who takes his
+//! time holds up nothing else of the client. What was read and not taken is bounded by the credit
+//! that the server is given ([`WATCH_CREDIT_BYTES_MAX`]), and credit is given as events are taken.
+//! When the connection breaks, or nothing is heard on it, the thread dials the next server and goes
+//! on after what it has (`following`). It gives up only what no server will ever do.
+
+mod following;
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+
+use self::following::Following;
+pub use self::following::WatchEvent;
+use super::rows::KeyRange;
+use super::sync::lock;
+use super::transport::{self, FRAME_BYTES_MAX, MessageReader};
+use super::{Client, ClientError, Timing, dial};
+use crate::limits::{self, WATCH_CREDIT_BYTES_MAX};
+use crate::model::{KeyInterval, Timestamp};
+use crate::net::backoff::Backoff;
+use crate::wire::message::{
+    ErrorCode, HelloRole, Message, Reply, Request, WatchFrame, WatchRequest,
+};
+
+/// The number of the one watch of a connection, and of the request that begins it.
+const WATCH: u64 = 1;
+/// The longest pause between two attempts to reach a server.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// What a watch is to tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WatchOptions {
+    /// The version after which changes are told; `None` for those from now on.
+    pub after: Option<Timestamp>,
+    /// Each change tells what its key had before.
+    pub previous: bool,
+}
+
+/// The changes of a range of keys, from one version on and for ever.
+///
+/// As an iterator it waits for the next event, and ends only after an error, which says that the
+/// watch can never go on. Dropping it ends it.
+///
+/// ```
+/// use acervo::client::{Client, KeyRange, WatchEvent, WatchOptions};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let group = acervo::LocalGroup::start(dir.path())?;
+/// let client = Client::connect(group.servers())?;
+/// let before = client.put("title", "Dom Casmurro")?.timestamp;
+/// client.put("title", "Esaú e Jacó")?;
+///
+/// let options = WatchOptions { after: Some(before), ..WatchOptions::default() };
+/// let mut watch = client.watch(KeyRange::between("title", "title")?, options)?;
+/// let Some(Ok(WatchEvent::Changed { changes, .. })) = watch.next() else { panic!("no change") };
+/// let written = changes[0].written.as_ref().expect("it was written");
+/// assert_eq!(written.value, "Esaú e Jacó".as_bytes());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Watch {
+    shared: Arc<WatchShared>,
+    client: Client,
+}
+
+/// What the reader of a watch and its thread share.
+struct WatchShared {
+    state: Mutex<WatchState>,
+    /// There is an event, or an error.
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct WatchState {
+    /// Events with the credit that the server gets back when they are taken.
+    events: VecDeque<(WatchEvent, u32)>,
+    queued_bytes: u32,
+    /// Credit of events that were taken, which the server has not been given back.
+    taken_bytes: u32,
+    /// The connection in use.
+    stream: Option<Arc<TcpStream>>,
+    error: Option<ClientError>,
+    /// Nobody wants any more events.
+    is_over: bool,
+    waker: Option<Waker>,
+}
+
+impl Client {
+    /// Tells every change of some keys, in order, each once, over reconnections and changes of
+    /// server and leader. Nothing is dialled before this returns.
+    ///
+    /// # Errors
+    /// [`ClientError::Thread`]. What a server refuses for ever is the watch's first event.
+    pub fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch, ClientError> {
+        let shared = Arc::new(WatchShared { state: Mutex::default(), filled: Condvar::new() });
+        let follower = Follower {
+            shared: Arc::clone(&shared),
+            servers: Arc::clone(&self.inner.servers),
+            timing: Timing::default(),
+            range: KeyInterval { from: range.from, to: range.to },
+            previous: options.previous,
+            following: Following::new(options.after),
+        };
+        let thread = thread::Builder::new().name("acervo-follow".into());
+        thread
+            .spawn(move || follower.run())
+            .map_err(|error| ClientError::Thread(error.to_string()))?;
+        Ok(Watch { shared, client: self.clone() })
+    }
+}
+
+impl Watch {
+    /// The next event, if one has come within this time; `None` after an error, too.
+    pub fn next_within(&mut self, time: Duration) -> Option<Result<WatchEvent, ClientError>> {
+        self.wait(Instant::now().checked_add(time))
+    }
+
+    /// The next event, for whoever polls; `None` after an error.
+    pub async fn next_event(&mut self) -> Option<Result<WatchEvent, ClientError>> {
+        std::future::poll_fn(|context| {
+            let mut state = lock(&self.shared.state);
+            match self.take_event(&mut state) {
+                Some(taken) => Poll::Ready(taken),
+                None => {
+                    state.waker = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    fn wait(&self, until: Option<Instant>) -> Option<Result<WatchEvent, ClientError>> {
+        let mut state = lock(&self.shared.state);
+        loop {
+            if let Some(taken) = self.take_event(&mut state) {
+                return taken;
+            }
+            state = match until {
+                None => self.shared.filled.wait(state).unwrap_or_else(|e| e.into_inner()),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return None;
+                    }
+                    let waited = self.shared.filled.wait_timeout(state, left);
+                    waited.unwrap_or_else(|e| e.into_inner()).0
+                }
+            };
+        }
+    }
+
+    /// What there is: an event, an error, or the end; `None` if something is to be waited for.
+    fn take_event(
+        &self,
+        state: &mut WatchState,
+    ) -> Option<Option<Result<WatchEvent, ClientError>>> {
+        if let Some((event, credit_bytes)) = state.events.pop_front() {
+            state.taken(credit_bytes);
+            lock(&self.client.inner.seen).saw(event.version());
+            return Some(Some(Ok(event)));
+        }
+        if let Some(error) = state.error.take() {
+            state.is_over = true;
+            return Some(Some(Err(error)));
+        }
+        state.is_over.then_some(None)
+    }
+}
+
+impl Iterator for Watch {
+    type Item = Result<WatchEvent, ClientError>;
+
+    fn next(&mut self) -> Option<Result<WatchEvent, ClientError>> {
+        self.wait(None)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut state = lock(&self.shared.state);
+        state.is_over = true;
+        if let Some(stream) = state.stream.take() {
+            // The thread finds the end of the stream.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl WatchState {
+    /// Events were taken: the server gets its credit back when it is worth a frame.
+    fn taken(&mut self, credit_bytes: u32) {
+        self.queued_bytes -= credit_bytes;
+        self.taken_bytes += credit_bytes;
+        if self.taken_bytes < WATCH_CREDIT_BYTES_MAX / 4 {
+            return;
+        }
+        let Some(stream) = &self.stream else { return };
+        let credit = Message::WatchCredit { watch: WATCH, bytes: self.taken_bytes };
+        self.taken_bytes = 0;
+        // Of a connection that is broken the thread learns by itself.
+        let _ = send(stream, &credit);
+    }
+}
+
+/// Sends a message, which is short.
+fn send(mut stream: &TcpStream, message: &Message) -> io::Result<()> {
+    let mut frame = Vec::new();
+    transport::encode(message, &mut frame).map_err(io::Error::other)?;
+    stream.write_all(&frame)
+}
+
+/// Why a connection is not read any more.
+enum ConnectionEnd {
+    /// Another server is asked, or the same one again.
+    Retry,
+    /// It got that far that the next one is asked at once.
+    Broken,
+    Over(ClientError),
+    NobodyWaits,
+}
+
+/// The thread of a watch.
+struct Follower {
+    shared: Arc<WatchShared>,
+    servers: Arc<[SocketAddr]>,
+    timing: Timing,
+    range: KeyInterval,
+    previous: bool,
+    following: Following,
+}
+
+impl Follower {
+    fn run(mut self) {
+        let mut random = rand::rng();
+        let first: usize = random.random_range(0..self.servers.len());
+        let mut backoff = Backoff::new(limits::CLIENT_BACKOFF_MIN, RETRY_MAX);
+        for attempt in first.. {
+            let server = self.servers[attempt % self.servers.len()];
+            let end = self.connection(server);
+            lock(&self.shared.state).stream = None;
+            match end {
+                ConnectionEnd::Broken => {
+                    backoff = Backoff::new(limits::CLIENT_BACKOFF_MIN, RETRY_MAX);
+                }
+                ConnectionEnd::Retry => {}
+                ConnectionEnd::Over(error) => {
+                    let mut state = lock(&self.shared.state);
+                    state.error = Some(error);
+                    self.wake(state);
+                    return;
+                }
+                ConnectionEnd::NobodyWaits => return,
+            }
+            thread::sleep(backoff.next_wait(random.random()));
+            if lock(&self.shared.state).is_over {
+                return;
+            }
+        }
+    }
+
+    fn wake(&self, mut state: std::sync::MutexGuard<'_, WatchState>) {
+        let waker = state.waker.take();
+        drop(state);
+        self.shared.filled.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Follows at one server, as long as its connection lasts.
+    fn connection(&mut self, server: SocketAddr) -> ConnectionEnd {
+        let deadline = Instant::now() + self.timing.connect_timeout;
+        let dialled = dial::dial(server, HelloRole::CLIENT, deadline);
+        let Ok((stream, mut reader)) = dialled else { return ConnectionEnd::Retry };
+        reader.set_frame_bytes_max(FRAME_BYTES_MAX.max(limits::SERVER_FRAME_BYTES_MAX));
+        let stream = Arc::new(stream);
+        let credit_bytes = {
+            let mut state = lock(&self.shared.state);
+            if state.is_over {
+                return ConnectionEnd::NobodyWaits;
+            }
+            state.taken_bytes = 0;
+            state.stream = Some(Arc::clone(&stream));
+            WATCH_CREDIT_BYTES_MAX.saturating_sub(state.queued_bytes).max(1)
+        };
+        let request = WatchRequest {
+            watch: WATCH,
+            range: self.range.clone(),
+            after: self.following.after(),
+            tells_previous: self.previous,
+            credit_bytes,
+        };
+        let body = Request::Watch(request);
+        let asked = send(&stream, &Message::Request { id: WATCH, body });
+        if asked.is_err() || stream.set_read_timeout(Some(self.timing.ping_interval)).is_err() {
+            return ConnectionEnd::Retry;
+        }
+        self.listen(&stream, &mut reader)
+    }
+
+    fn listen(&mut self, stream: &TcpStream, reader: &mut MessageReader) -> ConnectionEnd {
+        let (mut has_begun, mut heard) = (false, Instant::now());
+        let end = |has_begun| match has_begun {
+            true => ConnectionEnd::Broken,
+            false => ConnectionEnd::Retry,
+        };
+        loop {
+            loop {
+                let message = match reader.next_message() {
+                    Ok(Some(message)) => message,
+                    Ok(None) => break,
+                    Err(_) => return end(has_begun),
+                };
+                match message {
+                    Message::Reply { body: Reply::WatchOk { after }, .. } => {
+                        self.following.begun(after);
+                        has_begun = true;
+                    }
+                    Message::Reply { body: Reply::Error(error), .. } => {
+                        if error.code == ErrorCode::Invalid {
+                            let message = crate::text::sentence(&error.message);
+                            let server = stream.peer_addr();
+                            let server = server.unwrap_or_else(|_| self.servers[0]);
+                            return ConnectionEnd::Over(ClientError::Invalid { server, message });
+                        }
+                        return ConnectionEnd::Retry;
+                    }
+                    Message::Watched { watch: WATCH, body } => self.shown(body),
+                    Message::WatchProgress { up_to } => self.following.progress(up_to),
+                    Message::Ping { nonce } => {
+                        if send(stream, &Message::Pong { nonce }).is_err() {
+                            return end(has_begun);
+                        }
+                    }
+                    Message::Pong { .. } => {}
+                    _ => return end(has_begun),
+                }
+            }
+            let mut source = stream;
+            match reader.fill(&mut source) {
+                Ok(0) => break,
+                Ok(_) => heard = Instant::now(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                    ) =>
+                {
+                    let is_silent = heard.elapsed() >= self.timing.silence_timeout;
+                    if is_silent || send(stream, &Message::Ping { nonce: WATCH }).is_err() {
+                        break;
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        if lock(&self.shared.state).is_over {
+            return ConnectionEnd::NobodyWaits;
+        }
+        end(has_begun)
+    }
+
+    /// Gives out what is new in a frame.
+    fn shown(&mut self, frame: WatchFrame) {
+        let credit_bytes = frame.credit_bytes();
+        let events = self.following.take(frame);
+        let count = events.len();
+        let mut state = lock(&self.shared.state);
+        state.queued_bytes += credit_bytes;
+        if count == 0 {
+            // All of it was known.
+            state.taken(credit_bytes);
+            return;
+        }
+        for (number, event) in events.into_iter().enumerate() {
+            // The server gets its credit back with the last event of its frame.
+            let credit_bytes = if number + 1 == count { credit_bytes } else { 0 };
+            state.events.push_back((event, credit_bytes));
+        }
+        self.wake(state);
+    }
+}

@@ -1,0 +1,197 @@
+//! Watches: clients are shown every change of a range of keys, in order, each once.
+//!
+//! The [`hub`] is a state machine without sockets, clocks and disks: it takes [`WatchInput`]s and
+//! returns [`WatchOutput`]s. A thread of its own drives it (`server::threads::watcher`), beside the
+//! event loop and the applier, and the simulator does.
+//!
+//! Rule: what a watch has been shown is all changes of its range after where it began, up to its
+//! position, in order; or, from a `RESET` on, a state and all changes after that. The position is
+//! kept in the hub, and nothing else of what a watch is to see: that is in the store, and the
+//! latest changes in the window beside it (`storage::feed`), whose handover is exact.
+//!
+//! - *A watch that waits* has seen everything that the hub has met, and is in the [`index`]. A
+//!   batch of changes is looked up there once, key by key; so watches of other keys cost a batch
+//!   nothing but the depth of a tree, and an idle watch costs its keys and half a kilobyte.
+//! - *A watch that is behind* is in turn: what it is to see next is taken from the window, if that
+//!   reaches back to its position, and read from the store by another thread otherwise, a page at a
+//!   time and one at once. Origins take turns, and within an origin its watches.
+//! - *A client that does not read* stops its watches and nothing else. A watch may be shown so much
+//!   as its client has given it credit for; a connection may have so many bytes on their way
+//!   ([`CONNECTION_BYTES_MAX`]), and the process ([`PROCESS_BYTES_MAX`]). Beyond, a watch keeps its
+//!   position, and no memory. A value that a thousand watches are shown is in memory once: long
+//!   values go out from where they lie.
+//! - *What is gone* (removed for good, or compacted, at or after the position) is answered by the
+//!   state of the range, page by page, as of a version, whose page is refused if it takes so long
+//!   that the state is gone meanwhile; then it begins anew.
+//! - *The removal of a long range* is no list of keys: its watches read it from the store.
+//! - *A server that lags* shows what it has applied. A watch that begins after a version which it
+//!   has not reached waits like any other, and is shown nothing before that. When a snapshot takes
+//!   the place of the store, the window begins anew behind all positions, so that the watches read
+//!   on in the new store, whose changes are the group's as those of the old one were.
+//! - *A server whose state is in doubt* shows nothing more: the event loop, which knows it, closes
+//!   the connections that are to be shown something.
+//!
+//! What a watch may take of a server is in [`quota`].
+
+mod hub;
+mod index;
+mod quota;
+mod recent;
+mod turns;
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+
+pub use self::hub::WatchHub;
+use crate::limits;
+use crate::model::{FeedPosition, KeyInterval, PageNext, PageOf, ReadView, Row};
+use crate::net::ConnectionId;
+use crate::node::RequestToken;
+use crate::storage::feed::{ChangesError, ChangesLimits, ChangesPage};
+use crate::storage::reads::{PageError, PageLimits, Store};
+use crate::wire::codec;
+use crate::wire::message::{Message, Reply, WatchRequest};
+
+/// Bytes that may be on their way to one connection, from the hub to its socket.
+const CONNECTION_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes that may be on their way to all connections. Long values count for each that is shown
+/// them, though they are in memory once.
+const PROCESS_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Pages that are read from the store at once. Each has at most
+/// [`limits::PAGE_BYTES_MAX`](crate::limits::PAGE_BYTES_MAX) and one value.
+const READS_MAX: usize = 4;
+
+/// A watch's number in the hub, which is not given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WatchKey(u64);
+
+/// What the hub is told.
+#[derive(Debug)]
+pub enum WatchInput {
+    /// A client begins a watch.
+    Watch { token: RequestToken, origin: IpAddr, request: WatchRequest },
+    /// A client ends one.
+    Unwatch { token: RequestToken, watch: u64 },
+    /// A client has taken what it was shown.
+    Credit { connection: ConnectionId, watch: u64, bytes: u32 },
+    /// A client is gone.
+    Closed { connection: ConnectionId },
+    /// The state machine has gone on, or a snapshot has taken its place.
+    Applied,
+    /// A page was read.
+    Read { watch: WatchKey, page: WatchPage },
+    /// What was on its way to a connection has left the process, or is lost with its connection.
+    Sent { connection: ConnectionId, bytes: usize },
+    /// It is time to tell clients how far their watches have come.
+    Progress,
+}
+
+/// What the hub wants done, in order.
+#[derive(Debug)]
+pub enum WatchOutput {
+    Reply {
+        token: RequestToken,
+        reply: Reply,
+    },
+    /// What watches are shown. When it has been sent, the hub is told so.
+    Send {
+        connection: ConnectionId,
+        frames: WatchFrames,
+    },
+    /// A page is to be read, on a thread that may wait for a disk.
+    Read(WatchRead),
+}
+
+/// Frames that go to one connection, in order.
+#[derive(Debug, Default)]
+pub struct WatchFrames {
+    /// Whole frames, with long values where they lie in memory.
+    pieces: Vec<Bytes>,
+    /// Whole frames behind them.
+    last: Vec<u8>,
+    bytes: usize,
+}
+
+impl WatchFrames {
+    /// Adds a message, and returns the bytes that it takes.
+    fn add(&mut self, message: &Message) -> usize {
+        let most = limits::SERVER_FRAME_BYTES_MAX;
+        let before = self.last.len();
+        let encoded = match message.shared_parts().is_empty() {
+            true => codec::encode(message, most, &mut self.last).map(|()| Vec::new()),
+            false => codec::encode_shared(message, most),
+        };
+        let pieces = match encoded {
+            Ok(pieces) => pieces,
+            // It has a page, or one change with its values, for which a frame has room.
+            Err(error) => panic!("what a watch is shown does not fit a frame: {error}"),
+        };
+        let bytes = match pieces.is_empty() {
+            true => self.last.len() - before,
+            false => pieces.iter().map(Bytes::len).sum(),
+        };
+        if !pieces.is_empty() {
+            self.end_piece();
+            self.pieces.extend(pieces);
+        }
+        self.bytes += bytes;
+        bytes
+    }
+
+    fn end_piece(&mut self) {
+        if !self.last.is_empty() {
+            self.pieces.push(std::mem::take(&mut self.last).into());
+        }
+    }
+
+    /// Bytes of all frames.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn into_pieces(mut self) -> Vec<Bytes> {
+        self.end_piece();
+        self.pieces
+    }
+}
+
+/// A page that a watch is to be shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchRead {
+    pub watch: WatchKey,
+    pub of: WatchReadOf,
+}
+
+/// What is read for a watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchReadOf {
+    /// The changes of a range after a position.
+    Changes { range: KeyInterval, tells_previous: bool, after: FeedPosition },
+    /// The keys of a range, as of a version.
+    Rows { range: KeyInterval, view: ReadView },
+}
+
+impl WatchReadOf {
+    /// Reads the page, which a disk may hold up.
+    pub fn read(self, store: &Store) -> WatchPage {
+        match self {
+            WatchReadOf::Changes { range, tells_previous, after } => {
+                let most = ChangesLimits::default();
+                WatchPage::Changes(store.changes(&range, tells_previous, &after, most))
+            }
+            WatchReadOf::Rows { range, view } => {
+                let of = PageOf::Range { from: range.from, to: range.to };
+                let page = store.page(&of, view, PageLimits::default());
+                WatchPage::Rows(page.map(|page| (page.rows, page.next)))
+            }
+        }
+    }
+}
+
+/// What came of a [`WatchRead`].
+#[derive(Debug)]
+pub enum WatchPage {
+    Changes(Result<ChangesPage, ChangesError>),
+    Rows(Result<(Vec<Row>, Option<PageNext>), PageError>),
+}

@@ -1,0 +1,85 @@
+//! `acervo watch` against a real server: what it prints, what it runs, and how it ends.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::support::{ACERVO, Group};
+
+fn acervo(group: &Group, arguments: &[&str]) -> Command {
+    let mut command = Command::new(ACERVO);
+    command
+        .args(arguments)
+        .env("ACERVO_SERVERS", group.list())
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(group: &Group, arguments: &[&str]) -> Output {
+    acervo(group, arguments).output().unwrap()
+}
+
+fn done(group: &Group, arguments: &[&str]) -> String {
+    let ran = run(group, arguments);
+    let error = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{arguments:?}: {error}");
+    String::from_utf8(ran.stdout).unwrap().trim_end().to_owned()
+}
+
+#[test]
+fn a_watch_prints_what_has_changed_since_a_version_and_what_changes() {
+    let group = Group::start(1, &[]);
+    let first = done(&group, &["put", "config/a", "one"]);
+    let second = done(&group, &["put", "config/a", "two\n"]);
+    let third = done(&group, &["del", "config/a"]);
+    done(&group, &["put", "other", "x"]);
+    let from = ["watch", "--prefix", "config/", "--from", "1", "--limit", "3", "--previous"];
+    assert_eq!(
+        done(&group, &from),
+        format!(
+            "{first}\tput\tconfig/a\tone\t0\t\n\
+             {second}\tput\tconfig/a\ttwo\\x0a\t{first}\tone\n\
+             {third}\tdel\tconfig/a\t\t{second}\ttwo\\x0a"
+        )
+    );
+    let json = done(&group, &["watch", "config/a", "--from", "1", "--limit", "2", "--json"]);
+    let lines: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[1]["kind"], "put");
+    assert_eq!(lines[1]["timestamp"].to_string(), second);
+    assert_eq!((&lines[1]["count"], &lines[1]["value"]), (&2.into(), &"two\n".into()));
+    // What changes while it waits.
+    let mut waiting = acervo(&group, &["watch", "later", "--limit", "1", "--from", &third]);
+    let waiting = waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let fourth = done(&group, &["put", "later", "now"]);
+    let waited = waiting.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&waited.stdout), format!("{fourth}\tput\tlater\tnow\n"));
+}
+
+#[test]
+fn a_command_is_run_for_each_change_with_what_has_changed() {
+    let group = Group::start(1, &[]);
+    let first = done(&group, &["put", "k", "v w"]);
+    let second = done(&group, &["del", "k"]);
+    let script = "echo \"$ACERVO_KIND $ACERVO_VERSION $ACERVO_KEY $ACERVO_VALUE/$(cat)\"";
+    let watch = ["watch", "k", "--from", "1", "--limit", "2", "--", "sh", "-c", script];
+    assert_eq!(done(&group, &watch), format!("put {first} k v w/v w\ndel {second} k /"));
+    let none = run(&group, &["watch", "k", "--from", "1", "--", "/there/is/no/such/program"]);
+    assert_eq!(none.status.code(), Some(2));
+    let error = String::from_utf8_lossy(&none.stderr).into_owned();
+    assert!(error.contains("the command cannot be run"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_watched_is_a_wrong_command() {
+    let group = Group::start(1, &[]);
+    let wrong: [&[&str]; 4] = [
+        &["watch"],
+        &["watch", "a", "--prefix", "b"],
+        &["watch", "b", "a"],
+        &["watch", "a", "--from", "yesterday"],
+    ];
+    for arguments in wrong {
+        assert_eq!(run(&group, arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}

@@ -1,0 +1,554 @@
+//! Watches against a model: every watch is shown exactly the changes of its range, in order, or a
+//! state that is right and everything after it.
+//!
+//! The hub stands on the store of a replica that lags, takes in garbage collection and snapshots of
+//! another one, and is told of all that late or early. Pages are read late and in any order, what
+//! is sent leaves late, clients give credit late, and the window of recent changes is tiny. The
+//! model keeps a copy of the newest state after each write.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use acervo::limits;
+use acervo::model::{
+    Action, ClientId, Command, Del, DelRange, GarbageCollection, History, KeyChange, KeyInterval,
+    LogEntry, Previous, Put, PutAll, RequestId, SetHistory, StateLimits, Timestamp, Trim, WriteOp,
+};
+use acervo::net::ConnectionId;
+use acervo::node::RequestToken;
+use acervo::server::watches::{WatchHub, WatchInput, WatchOutput, WatchRead};
+use acervo::storage::apply::StateMachine;
+use acervo::storage::memory::MemoryEngine;
+use acervo::storage::snapshot::{MemoryStaging, SnapshotSink};
+use acervo::wire::codec;
+use acervo::wire::frame::Deframer;
+use acervo::wire::message::{Message, Reply, WatchFrame, WatchRequest};
+use bytes::Bytes;
+use proptest::prelude::*;
+
+/// Of each key its newest version and its value.
+type State = BTreeMap<Bytes, (i64, Bytes)>;
+/// A time and a key: where a change stands among all.
+type Place = (i64, Bytes);
+
+/// A key that is greater than all that are written.
+fn last_key() -> Bytes {
+    Bytes::from_static(&[0xff; 3])
+}
+
+fn keys() -> Vec<Bytes> {
+    [&b"\0"[..], b"a", b"a\0", b"b", b"c", b"d", b"d!"].map(Bytes::from_static).into()
+}
+
+struct ModelChange {
+    place: Place,
+    written: Option<Bytes>,
+    previous: Option<(i64, Bytes)>,
+}
+
+#[derive(Default)]
+struct Model {
+    states: Vec<(i64, State)>,
+    changes: Vec<ModelChange>,
+    /// What is not later may be gone.
+    horizon: i64,
+}
+
+impl Model {
+    fn state(&self, at: i64) -> State {
+        let state = self.states.iter().rev().find(|(time, _)| *time <= at);
+        state.map(|(_, state)| state.clone()).unwrap_or_default()
+    }
+
+    fn apply(&mut self, at: i64, op: &WriteOp) {
+        let before = self.state(i64::MAX);
+        let mut state = before.clone();
+        match op {
+            WriteOp::Put(Put { key, value, .. }) => {
+                state.insert(key.clone(), (at, value.clone()));
+            }
+            WriteOp::PutAll(PutAll { pairs }) => {
+                state.extend(pairs.iter().map(|(k, v)| (k.clone(), (at, v.clone()))));
+            }
+            WriteOp::Del(Del { key, .. }) => drop(state.remove(key)),
+            WriteOp::DelRange(DelRange { from, to, .. }) => {
+                state.retain(|key, _| key < from || to < key);
+            }
+            WriteOp::Trim(_) | WriteOp::SetHistory(_) => {}
+            other => panic!("{other:?}"),
+        }
+        let mut touched: Vec<&Bytes> = before.keys().chain(state.keys()).collect();
+        touched.sort();
+        touched.dedup();
+        for key in touched {
+            let (had, has) = (before.get(key), state.get(key));
+            if had != has {
+                self.changes.push(ModelChange {
+                    place: (at, key.clone()),
+                    written: has.map(|(_, value)| value.clone()),
+                    previous: had.cloned(),
+                });
+            }
+        }
+        self.states.push((at, state));
+    }
+
+    /// The first change of a range that comes after a place.
+    fn next(&self, range: &KeyInterval, after: &Place) -> Option<&ModelChange> {
+        let mut changes = self.changes.iter();
+        changes.find(|change| change.place > *after && range.covers(&change.place.1))
+    }
+}
+
+/// A watch at its client.
+struct ClientWatch {
+    connection: u64,
+    number: u64,
+    range: KeyInterval,
+    tells_previous: bool,
+    /// Everything up to here was shown.
+    shown: Place,
+    /// The rows of a reset that has begun.
+    reset: Option<Vec<(Bytes, i64, Bytes)>>,
+    /// The last frame has said that a write's changes go on.
+    is_within_a_write: bool,
+    untaken_credit: u32,
+    has_begun: bool,
+}
+
+impl ClientWatch {
+    fn take(&mut self, model: &Model, applied: i64, frame: WatchFrame) {
+        assert!(self.has_begun, "{frame:?} before WATCH_OK");
+        self.untaken_credit += frame.credit_bytes();
+        match frame {
+            WatchFrame::Events { changes, up_to, continues } => {
+                assert!(self.reset.is_none(), "events in a reset");
+                assert!(!changes.is_empty() || self.is_within_a_write);
+                assert!(up_to.0 <= applied);
+                let last = changes.last().map(|change| change.at.0);
+                for change in changes {
+                    self.changed(model, change);
+                }
+                assert!(!continues || last > Some(up_to.0));
+                self.is_within_a_write = continues;
+                let next = model.next(&self.range, &self.shown).map(|change| change.place.0);
+                if !continues {
+                    assert!(next.is_none_or(|next| Some(next) > last && next > up_to.0));
+                    self.shown = self.shown.clone().max((up_to.0, last_key()));
+                }
+            }
+            WatchFrame::Reset { rows, at, begins, continues } => {
+                assert!(self.shown.0 <= model.horizon, "nothing after {:?} is gone", self.shown);
+                assert!(at.0 <= applied);
+                if begins {
+                    self.reset = Some(Vec::new());
+                }
+                let Some(collected) = &mut self.reset else { panic!("rows of no reset") };
+                collected.extend(rows.into_iter().map(|row| {
+                    let found = row.found.unwrap();
+                    (row.key, found.timestamp.0, found.value)
+                }));
+                if continues {
+                    return;
+                }
+                let rows = self.reset.take().unwrap();
+                let state = model.state(at.0).into_iter();
+                let right = state.filter(|(key, _)| self.range.covers(key));
+                let right: Vec<_> = right.map(|(key, (at, value))| (key, at, value)).collect();
+                assert_eq!(rows, right, "as of {at}");
+                self.shown = (at.0, last_key());
+            }
+        }
+    }
+
+    fn changed(&mut self, model: &Model, change: KeyChange) {
+        let Some(right) = model.next(&self.range, &self.shown) else {
+            panic!("{change:?} after {:?}, where nothing has changed", self.shown)
+        };
+        let place = (change.at.0, change.key);
+        assert_eq!(place, right.place, "after {:?} in {:?}", self.shown, self.range);
+        assert_eq!(change.written.map(|version| version.value), right.written);
+        let previous = change.previous.map(|previous| match previous {
+            Previous::Absent => None,
+            Previous::Value { timestamp, value, .. } => Some((timestamp.0, value.unwrap())),
+        });
+        assert_eq!(previous, self.tells_previous.then(|| right.previous.clone()));
+        self.shown = place;
+    }
+}
+
+struct World {
+    hub: WatchHub,
+    replica: StateMachine,
+    other: StateMachine,
+    log: Vec<LogEntry>,
+    last: i64,
+    sequence: u64,
+    history: History,
+    model: Model,
+    watches: Vec<ClientWatch>,
+    numbers: u64,
+    reads: Vec<WatchRead>,
+    /// What has not left the process yet.
+    unsent: VecDeque<(ConnectionId, usize)>,
+}
+
+impl World {
+    fn new(limits: StateLimits, recent_bytes_max: usize) -> World {
+        let mut replica = StateMachine::open(Arc::new(MemoryEngine::new()), limits).unwrap();
+        replica.set_recent_bytes_max(recent_bytes_max);
+        let other = StateMachine::open(Arc::new(MemoryEngine::new()), limits).unwrap();
+        World {
+            hub: WatchHub::new(replica.store(), 7),
+            replica,
+            other,
+            log: Vec::new(),
+            last: 0,
+            sequence: 0,
+            history: History::All,
+            model: Model::default(),
+            watches: Vec::new(),
+            numbers: 0,
+            reads: Vec::new(),
+            unsent: VecDeque::new(),
+        }
+    }
+
+    fn push(&mut self, action: Action) -> i64 {
+        self.last += 10;
+        let command =
+            Command { timestamp: Timestamp(self.last), clock_us: self.last as u64, action };
+        let index = self.log.len() as u64 + 1;
+        self.log.push(LogEntry { term: 1, index, data: command.encode() });
+        self.last
+    }
+
+    fn write(&mut self, op: WriteOp) {
+        self.sequence += 1;
+        let request = RequestId {
+            client: ClientId(1),
+            sequence: self.sequence,
+            answered_below: self.sequence,
+            begun: Timestamp::ZERO,
+        };
+        if let WriteOp::SetHistory(SetHistory { history }) = &op {
+            self.history = *history;
+        }
+        let at = self.push(Action::Write { request, op: op.clone() });
+        self.model.apply(at, &op);
+    }
+
+    fn collect(&mut self, age: i64, compacts: bool, rows_max: u32) {
+        let until = (self.last - age).max(0);
+        let bytes_max = limits::COLLECTION_BYTES_MAX;
+        let piece = match compacts {
+            true => {
+                let (history, as_of_us) = (self.history, until as u64);
+                GarbageCollection::History { history, as_of_us, rows_max, bytes_max }
+            }
+            false => GarbageCollection::Removed { before_us: until as u64, rows_max, bytes_max },
+        };
+        self.model.horizon = self.model.horizon.max(until);
+        self.push(Action::GarbageCollection(piece));
+    }
+
+    /// Has the replica apply some of what it lags, as one batch.
+    fn apply(&mut self, count: usize) {
+        let applied = self.replica.applied().index as usize;
+        let until = (applied + count).min(self.log.len());
+        self.replica.apply(&self.log[applied..until]).unwrap();
+    }
+
+    /// A snapshot of a replica that has applied everything takes the place of the store.
+    fn install(&mut self) {
+        let applied = self.other.applied().index as usize;
+        self.other.apply(&self.log[applied..]).unwrap();
+        let mut source = self.other.begin_snapshot().unwrap();
+        let mut sink = SnapshotSink::create(MemoryStaging::new(), source.point()).unwrap();
+        while let Some(chunk) = source.next_chunk(100).unwrap() {
+            sink.push(&chunk).unwrap();
+        }
+        self.replica.install(sink.finish().unwrap()).unwrap();
+    }
+
+    fn handle(&mut self, input: WatchInput) {
+        self.hub.handle(input);
+        for output in self.hub.flush() {
+            match output {
+                WatchOutput::Reply { token, reply } => self.replied(token, reply),
+                WatchOutput::Read(read) => self.reads.push(read),
+                WatchOutput::Send { connection, frames } => {
+                    self.unsent.push_back((connection, frames.bytes()));
+                    self.show(connection, &frames.into_pieces().concat());
+                }
+            }
+        }
+    }
+
+    fn replied(&mut self, token: RequestToken, reply: Reply) {
+        let watch = self.watches.iter_mut().find(|watch| watch.number == token.request);
+        match (reply, watch) {
+            (Reply::WatchOk { after }, Some(watch)) => {
+                watch.has_begun = true;
+                watch.shown = (after.0, last_key());
+            }
+            (Reply::UnwatchOk {}, _) => {}
+            (reply, _) => panic!("{reply:?}"),
+        }
+    }
+
+    fn show(&mut self, connection: ConnectionId, bytes: &[u8]) {
+        let applied = self.replica.applied().timestamp.0;
+        let mut deframer = Deframer::new(limits::SERVER_FRAME_BYTES_MAX);
+        deframer.push(bytes);
+        while let Some(body) = deframer.next_frame().unwrap() {
+            match codec::decode(body).unwrap() {
+                Message::Watched { watch: number, body } => {
+                    let watch = self.watches.iter_mut().find(|watch| watch.number == number);
+                    let Some(watch) = watch else { panic!("{number} has ended: {body:?}") };
+                    assert_eq!(watch.connection, connection.to_u64());
+                    watch.take(&self.model, applied, body);
+                }
+                Message::WatchProgress { up_to } => {
+                    for watch in &self.watches {
+                        let next = self.model.next(&watch.range, &watch.shown);
+                        let is_whole = next.is_none_or(|next| next.place.0 > up_to.0);
+                        let is_another = watch.connection != connection.to_u64();
+                        assert!(is_another || (is_whole && watch.reset.is_none()), "{up_to}");
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn watch(&mut self, connection: u64, range: KeyInterval, after: Option<i64>, previous: bool) {
+        self.numbers += 1;
+        let number = self.numbers;
+        self.watches.push(ClientWatch {
+            connection,
+            number,
+            range: range.clone(),
+            tells_previous: previous,
+            shown: (0, Bytes::new()),
+            reset: None,
+            is_within_a_write: false,
+            untaken_credit: 0,
+            has_begun: false,
+        });
+        let request = WatchRequest {
+            watch: number,
+            range,
+            after: after.map(Timestamp),
+            tells_previous: previous,
+            credit_bytes: 200,
+        };
+        let origin = IpAddr::V4(Ipv4Addr::new(10, 0, 0, connection as u8 / 2));
+        let token = RequestToken { connection, request: number };
+        self.handle(WatchInput::Watch { token, origin, request });
+    }
+
+    fn read(&mut self, which: usize) {
+        if self.reads.is_empty() {
+            return;
+        }
+        let WatchRead { watch, of } = self.reads.remove(which % self.reads.len());
+        let page = of.read(&self.replica.store());
+        self.handle(WatchInput::Read { watch, page });
+    }
+
+    fn sent(&mut self) {
+        if let Some((connection, bytes)) = self.unsent.pop_front() {
+            self.handle(WatchInput::Sent { connection, bytes });
+        }
+    }
+
+    fn credit(&mut self, which: usize) {
+        if self.watches.is_empty() {
+            return;
+        }
+        let which = which % self.watches.len();
+        let watch = &mut self.watches[which];
+        let bytes = std::mem::take(&mut watch.untaken_credit);
+        let (connection, watch) = (ConnectionId::from_u64(watch.connection), watch.number);
+        if bytes > 0 {
+            self.handle(WatchInput::Credit { connection, watch, bytes });
+        }
+    }
+
+    fn end(&mut self, which: usize, closes: bool) {
+        if self.watches.is_empty() {
+            return;
+        }
+        let which = which % self.watches.len();
+        let connection = self.watches[which].connection;
+        if closes {
+            self.watches.retain(|watch| watch.connection != connection);
+            // Ids of connections are not used twice, but here.
+            self.unsent.retain(|(sent, _)| sent.to_u64() != connection);
+            let connection = ConnectionId::from_u64(connection);
+            return self.handle(WatchInput::Closed { connection });
+        }
+        let watch = self.watches.remove(which).number;
+        self.numbers += 1;
+        let token = RequestToken { connection, request: self.numbers };
+        self.handle(WatchInput::Unwatch { token, watch });
+    }
+
+    /// Whatever is under way comes to its end, and nothing is missing.
+    fn settle(&mut self) {
+        self.apply(usize::MAX / 2);
+        self.handle(WatchInput::Applied);
+        for round in 0.. {
+            let before = (self.reads.len(), self.unsent.len());
+            (0..self.reads.len()).for_each(|_| self.read(0));
+            (0..self.unsent.len()).for_each(|_| self.sent());
+            (0..self.watches.len()).for_each(|which| self.credit(which));
+            if before == (0, 0) && self.reads.is_empty() && self.unsent.is_empty() {
+                break;
+            }
+            assert!(round < 10_000, "the watches come to no end");
+        }
+        for watch in &self.watches {
+            let next = self.model.next(&watch.range, &watch.shown);
+            let missing = next.map(|change| &change.place);
+            assert_eq!(missing, None, "of {:?} after {:?}", watch.range, watch.shown);
+            assert!(watch.reset.is_none() && !watch.is_within_a_write);
+        }
+        self.handle(WatchInput::Progress);
+        (0..self.unsent.len()).for_each(|_| self.sent());
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(WriteOp),
+    Collect { age: i64, compacts: bool, rows_max: u32 },
+    Apply { count: usize, is_told: bool },
+    Install { is_told: bool },
+    Tell,
+    Watch { connection: u64, range: KeyInterval, after: Option<usize>, previous: bool },
+    End { which: usize, closes: bool },
+    Read(usize),
+    Sent,
+    Credit(usize),
+    Progress,
+    Settle,
+}
+
+fn key() -> impl Strategy<Value = Bytes> {
+    prop::sample::select(keys())
+}
+
+fn range() -> impl Strategy<Value = KeyInterval> {
+    (key(), key()).prop_map(|(a, b)| KeyInterval { from: a.clone().min(b.clone()), to: a.max(b) })
+}
+
+fn value() -> impl Strategy<Value = Bytes> {
+    prop_oneof![4 => Just(1), 1 => Just(150), 1 => Just(12_000)]
+        .prop_map(|bytes| Bytes::from(vec![b'v'; bytes]))
+}
+
+fn op() -> impl Strategy<Value = WriteOp> {
+    let history = prop_oneof![
+        Just(History::All),
+        Just(History::For { age_us: 1 }),
+        Just(History::Versions { count: 2 }),
+    ];
+    prop_oneof![
+        8 => (key(), value())
+            .prop_map(|(key, value)| WriteOp::Put(Put { key, value, tells_previous: false })),
+        2 => prop::collection::vec((key(), value()), 0..5)
+            .prop_map(|pairs| WriteOp::PutAll(PutAll { pairs })),
+        3 => (key(), any::<bool>()).prop_map(|(key, keeps_history)| {
+            WriteOp::Del(Del { key, tells_previous: false, keeps_history })
+        }),
+        1 => key().prop_map(|key| WriteOp::Trim(Trim { key, tells_previous: false })),
+        2 => range().prop_map(|KeyInterval { from, to }| {
+            WriteOp::DelRange(DelRange { from, to, keeps_history: false })
+        }),
+        1 => history.prop_map(|history| WriteOp::SetHistory(SetHistory { history })),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let after = prop::option::of(0..1_000usize);
+    prop_oneof![
+        12 => op().prop_map(Step::Write),
+        2 => (0..200i64, any::<bool>(), 0..6u32)
+            .prop_map(|(age, compacts, rows_max)| Step::Collect { age, compacts, rows_max }),
+        8 => (1..5usize, any::<bool>())
+            .prop_map(|(count, is_told)| Step::Apply { count, is_told }),
+        1 => any::<bool>().prop_map(|is_told| Step::Install { is_told }),
+        2 => Just(Step::Tell),
+        4 => (0..4u64, range(), after, any::<bool>()).prop_map(
+            |(connection, range, after, previous)| Step::Watch {
+                connection,
+                range,
+                after,
+                previous
+            }
+        ),
+        1 => (any::<usize>(), any::<bool>())
+            .prop_map(|(which, closes)| Step::End { which, closes }),
+        6 => any::<usize>().prop_map(Step::Read),
+        4 => Just(Step::Sent),
+        4 => any::<usize>().prop_map(Step::Credit),
+        1 => Just(Step::Progress),
+        1 => Just(Step::Settle),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_watch_is_shown_what_the_model_has(
+        removal_scan_rows_max in 0..4u32,
+        recent_bytes_max in prop_oneof![Just(0), Just(600), Just(1_500), Just(1 << 20)],
+        steps in prop::collection::vec(step(), 1..150),
+    ) {
+        let limits = StateLimits {
+            removal_scan_rows_max,
+            removal_grace_us: 0,
+            range_removals_max: 1_000,
+            ..StateLimits::default()
+        };
+        let mut world = World::new(limits, recent_bytes_max);
+        for step in steps {
+            match step {
+                Step::Write(op) => world.write(op),
+                Step::Collect { age, compacts, rows_max } => {
+                    world.collect(age, compacts, rows_max);
+                }
+                Step::Apply { count, is_told } => {
+                    world.apply(count);
+                    if is_told {
+                        world.handle(WatchInput::Applied);
+                    }
+                }
+                Step::Install { is_told } => {
+                    world.install();
+                    if is_told {
+                        world.handle(WatchInput::Applied);
+                    }
+                }
+                Step::Tell => world.handle(WatchInput::Applied),
+                Step::Watch { connection, range, after, previous } => {
+                    // Also one that the replica has not reached.
+                    let after = after.map(|after| after as i64 * (world.last + 30) / 1_000);
+                    let after = after.filter(|after| *after <= world.last);
+                    world.watch(connection, range, after, previous);
+                }
+                Step::End { which, closes } => world.end(which, closes),
+                Step::Read(which) => world.read(which),
+                Step::Sent => world.sent(),
+                Step::Credit(which) => world.credit(which),
+                Step::Progress => world.handle(WatchInput::Progress),
+                Step::Settle => world.settle(),
+            }
+        }
+        world.settle();
+    }
+}
