@@ -42,6 +42,7 @@ use super::queue_front::QueueFront;
 use super::reads::Store;
 use super::recent::RecentChanges;
 use super::removals::{self, KnownRemovals, PendingRemovals, RangeRemoval};
+use super::row_buffer::RowBuffer;
 use super::rows::{Rows, RowsInMemory, ViewRows};
 use super::sessions::{DedupVerdict, META_KNOWN_SINCE, Sessions, decode_known_since};
 use super::snapshot::{SnapshotSource, StagedSnapshot};
@@ -55,7 +56,7 @@ use crate::model::{
 
 /// The layout of the rows this build writes and reads. `storage::formats` holds the bytes of each
 /// version's rows.
-pub const STATE_FORMAT_VERSION: u32 = 10;
+pub const STATE_FORMAT_VERSION: u32 = 11;
 
 const META_FORMAT: &str = "format";
 const META_APPLIED: &str = "applied";
@@ -260,6 +261,7 @@ pub struct StateMachine {
     /// When the driver was first seen with something applied since the last seal.
     unsealed_since_us: Option<u64>,
     left: Left,
+    buffer: RowBuffer,
     /// Bytes of memory of the answers to transactions of one call.
     told_bytes: usize,
     /// The engine that a snapshot has replaced, and where that one was staged.
@@ -312,6 +314,7 @@ impl StateMachine {
             unsealed_bytes: 0,
             unsealed_since_us: None,
             left,
+            buffer: RowBuffer::default(),
             told_bytes: 0,
             retired: None,
             poisoned: false,
@@ -412,7 +415,9 @@ impl StateMachine {
         let steps = self.shared.steps.clone();
         let steps_before = steps.count();
         let front = self.left.front;
-        let mut changes = Changes::new(&*view, StateHash(point.hash), ranges, front, steps.clone());
+        let hash = StateHash(point.hash);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut changes = Changes::new(&*view, hash, ranges, front, &mut buffer, steps.clone());
         let mut left_touched = false;
         let mut count = 0;
         for entry in entries {
@@ -514,6 +519,7 @@ impl StateMachine {
         point.hash = changes.hash.0;
         let batch = changes.into_batch();
         drop(view);
+        self.buffer = buffer;
         let after = self.left.pending.clone();
         let is_same = before == after;
         let removes_range = after.has_later_range_than(&before);

@@ -16,6 +16,7 @@ use super::keys;
 use super::newest::NewestVersions;
 use super::queue_front::QueueFront;
 use super::removals::RangeRemoval;
+use super::row_buffer::RowBuffer;
 use super::rows::{Overlay, ViewRows};
 use super::version_row::StoredVersion;
 use super::versions::Reader;
@@ -44,6 +45,8 @@ pub(super) struct Changes<'a> {
     ranges: Arc<Vec<RangeRemoval>>,
     /// Where the queued removals begin, with the changes so far.
     pub front: QueueFront,
+    /// The keys of versions and of their change rows are made here.
+    buffer: &'a mut RowBuffer,
     steps: Steps,
 }
 
@@ -56,9 +59,11 @@ impl<'a> Changes<'a> {
         hash: StateHash,
         ranges: Arc<Vec<RangeRemoval>>,
         front: QueueFront,
+        buffer: &'a mut RowBuffer,
         steps: Steps,
     ) -> Changes<'a> {
-        Changes { view, batch: WriteBatch::counted(steps.clone()), hash, ranges, front, steps }
+        let batch = WriteBatch::counted(steps.clone());
+        Changes { view, batch, hash, ranges, front, buffer, steps }
     }
 
     /// The rows as they would be with the changes so far.
@@ -136,11 +141,17 @@ impl<'a> Changes<'a> {
         self.put(keys::queued(at, key), Bytes::new());
     }
 
+    /// The row of a version of a key.
+    pub fn version_row(&mut self, at: Timestamp, key: &[u8]) -> Bytes {
+        self.buffer.row(|out| keys::put_version(key, at, out))
+    }
+
     /// Adds the row of a version of a key, or of its tombstone, and its change row.
     pub fn put_version(&mut self, at: Timestamp, key: &[u8], row: Bytes, stored: Bytes) {
         self.put(row, stored);
         self.steps.step();
-        self.batch.insert(keys::change(at, key), Bytes::new());
+        let row = self.buffer.row(|out| keys::put_change(at, key, out));
+        self.batch.insert_last(row, Bytes::new());
     }
 
     /// Removes a version of a key, or its tombstone, and its change row.

@@ -49,6 +49,8 @@ impl Steps {
 #[derive(Clone, Debug, Default)]
 pub struct WriteBatch {
     rows: BTreeMap<Bytes, RowChange>,
+    /// Changes of later rows, in order: those that were added behind all others.
+    last: Vec<(Bytes, RowChange)>,
     steps: Steps,
 }
 
@@ -70,7 +72,7 @@ pub enum RowBefore {
 impl WriteBatch {
     /// An empty batch, whose rows are counted as they are taken from it.
     pub fn counted(steps: Steps) -> WriteBatch {
-        WriteBatch { rows: BTreeMap::new(), steps }
+        WriteBatch { steps, ..WriteBatch::default() }
     }
 
     /// Sets a row, which may exist.
@@ -88,6 +90,22 @@ impl WriteBatch {
         self.change(key, Some(value), RowBefore::Absent);
     }
 
+    /// The same of a row that is probably behind all rows of the batch: it is then added without a
+    /// search.
+    pub fn insert_last(&mut self, key: Bytes, value: Bytes) {
+        let last = match self.last.last() {
+            Some((last, _)) => Some(last),
+            None => self.rows.last_key_value().map(|(last, _)| last),
+        };
+        match last.is_none_or(|last| *last < key) {
+            true => {
+                let value = Some(value);
+                self.last.push((key, RowChange { value, before: RowBefore::Absent }));
+            }
+            false => self.insert(key, value),
+        }
+    }
+
     /// Removes a row, which must exist with a value of so many bytes, with the changes of the batch
     /// so far.
     pub fn remove(&mut self, key: Bytes, value_bytes: usize) {
@@ -95,11 +113,41 @@ impl WriteBatch {
     }
 
     fn change(&mut self, key: Bytes, value: Option<Bytes>, before: RowBefore) {
+        if self.is_among_last(&key) {
+            match self.last.binary_search_by(|(other, _)| other.cmp(&key)) {
+                Ok(at) => self.last[at].1.value = value,
+                // Each is moved once: many in another order cost what they cost in the map.
+                Err(_) => {
+                    self.rows.extend(self.last.drain(..));
+                    self.rows.insert(key, RowChange { value, before });
+                }
+            }
+            return;
+        }
         match self.rows.entry(key) {
             Entry::Vacant(entry) => _ = entry.insert(RowChange { value, before }),
             // The first change has said what was before the batch.
             Entry::Occupied(mut entry) => entry.get_mut().value = value,
         }
+    }
+
+    /// Whether a row is not before those that were added last.
+    fn is_among_last(&self, key: &[u8]) -> bool {
+        self.last.first().is_some_and(|(first, _)| first[..] <= *key)
+    }
+
+    /// The changes among the last rows that are not before this one.
+    fn last_from(&self, key: &[u8]) -> &[(Bytes, RowChange)] {
+        let from = match self.is_among_last(key) {
+            true => self.last.partition_point(|(other, _)| other[..] < *key),
+            false => 0,
+        };
+        &self.last[from..]
+    }
+
+    /// All changes in key order.
+    fn all(&self) -> impl Iterator<Item = (&Bytes, &RowChange)> {
+        self.rows.iter().chain(self.last.iter().map(|(key, change)| (key, change)))
     }
 
     /// Counts a step of the work that the engine does for this batch.
@@ -109,14 +157,14 @@ impl WriteBatch {
 
     /// The changes in key order: the new value, or `None` for a removed row.
     pub fn rows(&self) -> impl Iterator<Item = (&Bytes, Option<&Bytes>)> {
-        let rows = self.rows.iter().inspect(|_| self.steps.step());
+        let rows = self.all().inspect(|_| self.steps.step());
         rows.map(|(key, change)| (key, change.value.as_ref()))
     }
 
     /// Of each row in key order: its value after the batch, or `None` if it is removed, and what
     /// was there before.
     pub fn transitions(&self) -> impl Iterator<Item = (&Bytes, Option<&Bytes>, RowBefore)> {
-        self.rows.iter().map(|(key, change)| (key, change.value.as_ref(), change.before))
+        self.all().map(|(key, change)| (key, change.value.as_ref(), change.before))
     }
 
     /// The changes within a range, in key order.
@@ -126,20 +174,35 @@ impl WriteBatch {
     ) -> impl DoubleEndedIterator<Item = (&Bytes, Option<&Bytes>)> {
         let bounds = (Bound::Included(&range.start), Bound::Excluded(&range.end));
         // The standard map panics if a range ends before it begins; here such a range is empty.
-        let rows = (range.start < range.end).then(|| self.rows.range::<Bytes, _>(bounds));
-        rows.into_iter().flatten().map(|(key, change)| (key, change.value.as_ref()))
+        let is_empty = range.start >= range.end;
+        let rows = (!is_empty).then(|| self.rows.range::<Bytes, _>(bounds));
+        let last = match !is_empty && self.is_among_last(&range.end) {
+            true => {
+                let from = self.last_from(&range.start);
+                &from[..from.partition_point(|(key, _)| *key < range.end)]
+            }
+            false => &[],
+        };
+        let last = last.iter().map(|(key, change)| (key, change));
+        let all = rows.into_iter().flatten().chain(last);
+        all.map(|(key, change)| (key, change.value.as_ref()))
     }
 
     /// The first change that is not before a row.
     pub fn first_from(&self, row: &[u8]) -> Option<(&Bytes, Option<&Bytes>)> {
         let mut rows = self.rows.range::<[u8], _>((Bound::Included(row), Bound::Unbounded));
-        rows.next().map(|(key, change)| (key, change.value.as_ref()))
+        let last = || self.last_from(row).first().map(|(key, change)| (key, change));
+        rows.next().or_else(last).map(|(key, change)| (key, change.value.as_ref()))
     }
 
     /// The change of a row in the batch: `None` if there is none, `Some(None)` if the row is
     /// removed.
     pub fn get(&self, key: &[u8]) -> Option<Option<&Bytes>> {
-        self.rows.get(key).map(|change| change.value.as_ref())
+        let found = match self.is_among_last(key) {
+            true => self.last_from(key).first().filter(|(found, _)| found[..] == *key),
+            false => return self.rows.get(key).map(|change| change.value.as_ref()),
+        };
+        found.map(|(_, change)| change.value.as_ref())
     }
 }
 
@@ -508,5 +571,48 @@ pub trait EngineView: Send {
         visit: &mut Visitor<'_>,
     ) -> Result<(), EngineError> {
         with_values(visit, |visit| self.scan_rows(range, direction, visit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key() -> impl Strategy<Value = Bytes> {
+        prop::collection::vec(0..4u8, 0..3).prop_map(Bytes::from)
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_has_its_last_changes_in_order_however_they_were_added(
+            changes in prop::collection::vec((key(), any::<Option<u8>>(), 0..3u8), 0..40),
+            (from, to) in (key(), key()),
+        ) {
+            let (mut batch, mut expected) = (WriteBatch::default(), BTreeMap::new());
+            for (key, value, how) in changes {
+                let value = value.map(|value| Bytes::from(vec![value]));
+                match (&value, how) {
+                    (None, 0) => batch.delete(key.clone()),
+                    (None, _) => batch.remove(key.clone(), 7),
+                    (Some(value), 0) => batch.put(key.clone(), value.clone()),
+                    (Some(value), 1) => batch.insert(key.clone(), value.clone()),
+                    (Some(value), _) => batch.insert_last(key.clone(), value.clone()),
+                }
+                expected.insert(key, value);
+            }
+            let all = || expected.iter().map(|(key, value)| (key, value.as_ref()));
+            prop_assert!(batch.rows().eq(all()));
+            let without = batch.transitions().map(|(key, value, _)| (key, value));
+            prop_assert!(without.eq(all()));
+            prop_assert_eq!(batch.get(&from), expected.get(&from).map(Option::as_ref));
+            prop_assert_eq!(batch.first_from(&from), all().find(|(key, _)| **key >= from));
+            let range = RowRange { start: from.clone(), end: to.clone() };
+            let within = || all().filter(|(key, _)| **key >= from && **key < to);
+            prop_assert!(batch.range(&range).eq(within()));
+            let reversed: Vec<_> = within().collect();
+            prop_assert!(batch.range(&range).rev().eq(reversed.into_iter().rev()));
+        }
     }
 }

@@ -104,6 +104,12 @@ pub fn version(key: &[u8], timestamp: Timestamp) -> Bytes {
     newest_first(prefix(SPACE_VERSIONS, key), timestamp)
 }
 
+/// Appends the row of [`version`].
+pub(super) fn put_version(key: &[u8], timestamp: Timestamp, out: &mut Vec<u8>) {
+    put_prefix(SPACE_VERSIONS, key, out);
+    put_newest_first(timestamp, out);
+}
+
 /// The rows of all versions of a key, newest first.
 #[cfg(any(test, feature = "internals"))]
 pub fn versions(key: &[u8]) -> RowRange {
@@ -163,12 +169,18 @@ pub(super) fn single(range: &RowRange) -> Option<&[u8]> {
     (range.end.strip_prefix(&range.start[..]) == Some(&[0])).then_some(&range.start)
 }
 
-/// What [`without_timestamp`] is of every row that can be in a range, if it is the same for all: of
-/// the versions or the removals of one key, and of a single row.
+/// What the filters of tables know of a row, which is [`without_timestamp`] it. Of a change row
+/// they know nothing (`None`): there is one for each version, and nobody looks for a single one.
+pub(super) fn in_filter(row: &[u8]) -> Option<&[u8]> {
+    (row.first() != Some(&SPACE_CHANGES)).then(|| without_timestamp(row))
+}
+
+/// What [`in_filter`] is of every row that can be in a range, if it is the same for all: of the
+/// versions or the removals of one key, and of a single row.
 pub(super) fn common_to(range: &RowRange) -> Option<&[u8]> {
     match up_to_terminator(&range.start) {
         Some(common) if range.end <= after(common) => Some(common),
-        _ => single(range),
+        _ => in_filter(single(range)?),
     }
 }
 
@@ -259,6 +271,11 @@ pub fn change(at: Timestamp, key: &[u8]) -> Bytes {
     oldest_first_of(SPACE_CHANGES, at, key).into()
 }
 
+/// Appends the row of [`change`].
+pub(super) fn put_change(at: Timestamp, key: &[u8], out: &mut Vec<u8>) {
+    put_oldest_first(SPACE_CHANGES, at, key, out);
+}
+
 /// The rows of all changes, oldest first.
 pub fn all_changes() -> RowRange {
     space_rows(SPACE_CHANGES)
@@ -297,10 +314,14 @@ fn oldest_first(space: u8, at: Timestamp) -> Vec<u8> {
 /// A row of its exact length, so that it is allocated once.
 fn oldest_first_of(space: u8, at: Timestamp, key: &[u8]) -> Vec<u8> {
     let mut row = Vec::with_capacity(1 + TIMESTAMP_BYTES + key.len());
-    row.push(space);
-    row.extend_from_slice(&(at.0 as u64 ^ SIGN_BIT).to_be_bytes());
-    row.extend_from_slice(key);
+    put_oldest_first(space, at, key, &mut row);
     row
+}
+
+fn put_oldest_first(space: u8, at: Timestamp, key: &[u8], out: &mut Vec<u8>) {
+    out.push(space);
+    out.extend_from_slice(&(at.0 as u64 ^ SIGN_BIT).to_be_bytes());
+    out.extend_from_slice(key);
 }
 
 fn decode_oldest_first(space: u8, row: &[u8]) -> Result<(Timestamp, &[u8]), KeyError> {
@@ -337,17 +358,21 @@ fn put_after(prefix: &[u8], out: &mut Vec<u8>) {
 
 fn prefix(space: u8, key: &[u8]) -> Vec<u8> {
     let mut row = Vec::with_capacity(1 + key.len() + 2 + TIMESTAMP_BYTES);
-    row.push(space);
+    put_prefix(space, key, &mut row);
+    row
+}
+
+fn put_prefix(space: u8, key: &[u8], out: &mut Vec<u8>) {
+    out.push(space);
     let mut rest = key;
     while let Some(zero) = rest.iter().position(|byte| *byte == ESCAPE) {
         let (unescaped, after_zero) = rest.split_at(zero + 1);
-        row.extend_from_slice(unescaped);
-        row.push(ESCAPED_ZERO);
+        out.extend_from_slice(unescaped);
+        out.push(ESCAPED_ZERO);
         rest = after_zero;
     }
-    row.extend_from_slice(rest);
-    row.extend_from_slice(&[ESCAPE, TERMINATOR]);
-    row
+    out.extend_from_slice(rest);
+    out.extend_from_slice(&[ESCAPE, TERMINATOR]);
 }
 
 /// Bytes of the longest row key there can be: that of a key of as many zeros as a key may have
@@ -489,6 +514,10 @@ mod tests {
             let timestamp = Timestamp(timestamp);
             let row = version(&key, timestamp);
             prop_assert_eq!(version_timestamp(&row), Ok(timestamp));
+            let mut rows = Vec::new();
+            put_version(&key, timestamp, &mut rows);
+            put_change(timestamp, &key, &mut rows);
+            prop_assert_eq!(rows, [&row[..], &change(timestamp, &key)].concat());
             prop_assert_eq!(decode_version(&row), Ok((key, timestamp)));
         }
 
@@ -546,6 +575,9 @@ mod tests {
                     prop_assert_eq!(common, is_same, "{:?} {:?}", a_row, b_row);
                 }
             }
+            let changed = change(Timestamp(at), &a);
+            let one = only(&changed);
+            prop_assert_eq!((in_filter(&changed), common_to(&one)), (None, None));
             let versions = versions_up_to(&a, Timestamp(at));
             prop_assert_eq!(common_to(&versions), Some(version_prefix(&versions.start)));
             let removed = removals(&a, Timestamp(at), Timestamp(bt));

@@ -44,6 +44,7 @@ pub mod reads;
 pub mod recent;
 mod removals;
 pub mod reserve;
+mod row_buffer;
 mod rows;
 mod sessions;
 mod set_aside;

@@ -334,6 +334,7 @@ impl NewestVersions {
         while rows.peek().is_some() {
             let mut held = self.held();
             for (row, stored) in rows.by_ref().take(ROWS_PER_LOCK) {
+                batch.step();
                 // The newest of a key comes first, and decides.
                 let of_row = keys::version_prefix(row);
                 if std::mem::replace(&mut of_last, of_row) == of_row {

@@ -218,6 +218,7 @@ fn batch_changes(
     let mut changes = Vec::new();
     let mut removed = ranges.iter().filter(|removal| removal.at > from).peekable();
     for (row, value) in batch.range(&keys::changes(from, Timestamp(i64::MAX))) {
+        batch.step();
         let (at, key) = keys::decode_change(row).ok()?;
         while let Some(removal) = removed.next_if(|removal| removal.at < at) {
             changes.push(RecentChange::of_range(removal));

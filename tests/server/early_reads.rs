@@ -140,7 +140,8 @@ fn writers_do_not_run_ahead_of_the_state_machine_by_more_than_the_bound() {
             furthest = furthest.max(ahead);
             assert!(ahead <= limits::APPLY_LAG_ENTRIES_MAX, "{ahead} entries");
         }
-        assert!(!matches!(reply(&mut busy).1, Reply::Error(_)));
+        let written = reply(&mut busy).1;
+        assert!(!matches!(written, Reply::Error(_)), "{written:?}");
     }
     println!("at most {furthest} acknowledged writes were not applied");
     eventually("all is applied in the end", || {

@@ -228,7 +228,7 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
         world.after(0, Event::Think { client });
     }
     let ranges = [("a", "z"), ("key-0", "key-0"), ("key-1", "key-3")];
-    for (from, to) in ranges.into_iter().take(rng.index(4)) {
+    for (from, to) in ranges.into_iter().take(1 + rng.index(3)) {
         world.add_watcher(KeyInterval { from: from.into(), to: to.into() }, rng.chance(500));
     }
     world.unleash(faults, rng.pick(&[300, 1_000, 3_000]) * MILLISECOND);

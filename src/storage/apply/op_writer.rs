@@ -63,7 +63,7 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
     }
 
     fn put(&mut self, key: &Bytes, value: &Bytes) -> Result<(), ApplyError> {
-        let row = keys::version(key, self.timestamp);
+        let row = self.changes.version_row(self.timestamp, key);
         let before = self.before(key, &row)?;
         let facts = Facts::following(before.map(|before| before.facts), self.timestamp);
         let stored = StoredVersion::Value { facts, value }.encode(self.timestamp);

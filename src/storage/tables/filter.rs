@@ -8,11 +8,11 @@
 //! A lookup needs one part, which is read and cached by itself. The filters of ten million keys do
 //! not fit into the cache together; as wholes, each lookup that missed one read up to a mebibyte.
 //!
-//! A key is added as [`keys::without_timestamp`](crate::storage::keys::without_timestamp), so that
-//! a search for the newest version of a key is answered, which knows no timestamp. A key chooses
-//! one line and six bits in it, so a lookup costs one miss of the cache at most (Putze, Sanders,
-//! Singler 2007, "Cache-, Hash- and Space-Efficient Bloom Filters"). With ten bits a key, about
-//! one lookup in seventy of an absent key says "maybe".
+//! A key is added as [`keys::in_filter`](crate::storage::keys::in_filter) has it, without its
+//! timestamp, so that a search for the newest version of a key is answered, which knows none. A key
+//! chooses one line and six bits in it, so a lookup costs one miss of the cache at most (Putze,
+//! Sanders, Singler 2007, "Cache-, Hash- and Space-Efficient Bloom Filters"). With ten bits a key,
+//! about one lookup in seventy of an absent key says "maybe".
 //!
 //! A filter may say "maybe" for a key that was never added, and never "no" for one that was. The
 //! hash is not keyed: whoever chooses keys so that they collide makes reads of absent keys look

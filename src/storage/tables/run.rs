@@ -68,9 +68,9 @@ impl Run {
         if *key < *self.from {
             return Ok(None);
         }
-        let common = keys::without_timestamp(key);
+        let common = keys::in_filter(key);
         let is_wanted = |found: &[u8]| found == key;
-        self.at_or_after(key, is_wanted, Some(common), Access::Again, |_, value| show(value))
+        self.at_or_after(key, is_wanted, common, Access::Again, |_, value| show(value))
     }
 
     /// Shows the first state of a row of a range, if the run has one; `common` is
@@ -94,8 +94,8 @@ impl Run {
     }
 
     /// Shows the first state of a row that is not less than `start`, if it is wanted. Of the wanted
-    /// rows not less than `start` none is behind an unwanted one, and `common` is what all of them
-    /// are without their timestamp, if it is the same.
+    /// rows not less than `start` none is behind an unwanted one, and `common` is what filters know
+    /// of all of them, if it is the same.
     ///
     /// Reads one block at most, and none if the bounds of the tables or the filter tell that there
     /// is no such row: the bounds are known without reading, so they are asked first.

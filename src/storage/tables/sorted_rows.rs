@@ -31,6 +31,8 @@ pub(super) struct SortedRows<V> {
     root: u32,
     /// Levels of nodes above the leaves.
     height: u32,
+    /// The leaf with the greatest keys.
+    last_leaf: u32,
 }
 
 /// Sixteen bytes of a key as numbers, which are in the order of the bytes.
@@ -64,7 +66,8 @@ enum Placed {
 
 impl<V> Default for SortedRows<V> {
     fn default() -> SortedRows<V> {
-        SortedRows { pieces: Vec::new(), nodes: vec![Node::default()], root: 0, height: 0 }
+        let (pieces, nodes) = (Vec::new(), vec![Node::default()]);
+        SortedRows { pieces, nodes, root: 0, height: 0, last_leaf: 0 }
     }
 }
 
@@ -81,7 +84,9 @@ impl<V> SortedRows<V> {
     /// Adds a row. If there is one with this key, it stays, and is returned with the new value.
     pub fn add(&mut self, key: &Bytes, value: V) -> Option<(&mut V, V)> {
         let mut value = Some(value);
-        let split = match self.place(self.root, self.height, key, &mut value) {
+        // Rows that are ordered by time are added behind all others, and need no search.
+        let is_last = self.is_behind_all(key);
+        let split = match self.place(self.root, (self.height, is_last), key, &mut value) {
             Placed::Known(row) => {
                 let (piece, at) = (row as usize / PIECE_ROWS, row as usize % PIECE_ROWS);
                 return value.map(|value| (&mut self.pieces[piece][at].1, value));
@@ -156,19 +161,33 @@ impl<V> SortedRows<V> {
         })
     }
 
-    /// Finds a row below a node, or adds it with the value, which is taken.
-    fn place(&mut self, node: u32, level: u32, key: &Bytes, value: &mut Option<V>) -> Placed {
+    fn is_behind_all(&self, key: &[u8]) -> bool {
+        let last = self.nodes[self.last_leaf as usize].entries.last();
+        last.is_some_and(|last| self.row(last.row).0[..] < *key)
+    }
+
+    /// Finds a row below a node at a level, or adds it with the value, which is taken. `is_last`:
+    /// it is behind all others.
+    fn place(
+        &mut self,
+        node: u32,
+        (level, is_last): (u32, bool),
+        key: &Bytes,
+        value: &mut Option<V>,
+    ) -> Placed {
+        let end = self.nodes[node as usize].entries.len();
         let (at, new) = if level == 0 {
-            match self.search(node, key) {
+            let found = if is_last { Err(end) } else { self.search(node, key) };
+            match found {
                 Ok(at) => return Placed::Known(self.nodes[node as usize].entries[at].row),
                 Err(at) => {
                     (at, NodeEntry { head: Head::default(), row: self.push(key, value), child: 0 })
                 }
             }
         } else {
-            let at = self.child(node, key);
+            let at = if is_last { end - 1 } else { self.child(node, key) };
             let child = self.nodes[node as usize].entries[at].child;
-            match self.place(child, level - 1, key, value) {
+            match self.place(child, (level - 1, is_last), key, value) {
                 Placed::Added(Some(split)) => {
                     // Rows may have been added before the first of the first child.
                     let row = self.nodes[child as usize].entries[0].row;
@@ -186,8 +205,8 @@ impl<V> SortedRows<V> {
             return Placed::Added(None);
         }
         // Rows that come in ascending order leave nodes nearly full behind.
-        let is_last = at == NODE_ENTRIES_MAX - 1;
-        let upper = entries.split_off(NODE_ENTRIES_MAX * if is_last { 7 } else { 4 } / 8);
+        let ascends = at == NODE_ENTRIES_MAX - 1;
+        let upper = entries.split_off(NODE_ENTRIES_MAX * if ascends { 7 } else { 4 } / 8);
         let first = upper[0].row;
         let next = self.nodes[node as usize].neighbours.1;
         let child = self.add_node(upper, (Some(node), next));
@@ -195,6 +214,9 @@ impl<V> SortedRows<V> {
             self.nodes[next as usize].neighbours.0 = Some(child);
         }
         self.nodes[node as usize].neighbours.1 = Some(child);
+        if node == self.last_leaf {
+            self.last_leaf = child;
+        }
         self.set_heads(node);
         Placed::Added(Some(NodeEntry { head: Head::default(), row: first, child }))
     }

@@ -92,7 +92,9 @@ impl TableWriter {
             }
             TableValue::Deleted => self.deleted_rows += 1,
         }
-        self.filter.add(keys::without_timestamp(key));
+        if let Some(known) = keys::in_filter(key) {
+            self.filter.add(known);
+        }
         self.block.add(key, value);
         let long_bytes = key.len().saturating_sub(SHORT_KEY_BYTES);
         let block_bytes = self.block_bytes.max(LONG_KEYS_PER_BLOCK * long_bytes);

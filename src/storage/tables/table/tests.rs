@@ -45,7 +45,9 @@ fn read(disk: &TestDisk, facts: &TableFacts) -> Result<(Rows, bool), EngineError
     }
     let mut all_known = true;
     for key in rows.keys() {
-        all_known &= table.may_have(crate::storage::keys::without_timestamp(key), Access::Again)?;
+        if let Some(common) = crate::storage::keys::in_filter(key) {
+            all_known &= table.may_have(common, Access::Again)?;
+        }
     }
     Ok((rows, all_known))
 }
