@@ -33,6 +33,8 @@
 //! | a page is answered by a state older than its session | 660 |
 //! | a read as of a version does not wait for that version | 458 |
 //! | removals after the version asked for are forgotten by range reads | 497 |
+//! | a tombstone is collected before what it hides | 2 of 60 |
+//! | a tombstone is kept for ever | 8 of 40 |
 //!
 //! And of leadership, by which tests they were caught:
 //!
