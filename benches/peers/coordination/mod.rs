@@ -1,4 +1,5 @@
-//! What programs coordinate themselves by: compare-and-set, beside plain writes and beside etcd.
+//! What programs coordinate themselves by: compare-and-set, beside plain writes and beside etcd;
+//! and watches.
 //!
 //! `cargo bench --bench peers -- coordination` prints a row for each figure, with what it is to
 //! reach beside it. Where two systems or two states are compared, they are measured in turns, in
@@ -11,6 +12,8 @@
 //! for two.
 
 mod compare;
+mod fan_out;
+mod watches;
 mod writers;
 
 use clap::Args;
@@ -29,7 +32,7 @@ pub struct CoordinationArgs {
     /// Seconds of each measurement of a load
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// Which figures, by name: compare
+    /// Which figures, by name: compare, idle-watches, watch-latency, fan-out, resume
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -40,11 +43,25 @@ struct Extent {
     seconds: f64,
     /// Keys that are there before.
     keys: u64,
+    is_test: bool,
+}
+
+impl Extent {
+    /// A number that a test need not reach.
+    fn small_or(&self, small: usize, number: usize) -> usize {
+        if self.is_test { small } else { number }
+    }
 }
 
 /// Figures, by name, and what measures and prints each.
 type Measure = fn(&Extent) -> Outcome<()>;
-const ALL: [(&str, Measure); 1] = [("compare", compare::run)];
+const ALL: [(&str, Measure); 5] = [
+    ("compare", compare::run),
+    ("idle-watches", watches::cost_of_idle),
+    ("watch-latency", watches::latency),
+    ("fan-out", fan_out::run),
+    ("resume", watches::resume),
+];
 
 /// Measures and prints what `args` names; as a test, a little of each.
 pub fn run(args: &CoordinationArgs, is_test: bool) -> Outcome<()> {
@@ -52,14 +69,22 @@ pub fn run(args: &CoordinationArgs, is_test: bool) -> Outcome<()> {
         return Err(format!("there is no figure '{unknown}'").into());
     }
     let extent = match is_test {
-        true => Extent { rounds: 1, seconds: 0.2, keys: 2_000 },
-        false => Extent { rounds: args.rounds, seconds: args.seconds, keys: 100_000 },
+        true => Extent { rounds: 1, seconds: 0.2, keys: 2_000, is_test },
+        false => Extent { rounds: args.rounds, seconds: args.seconds, keys: 100_000, is_test },
     };
     println!("| what | measured, median (range) | to reach | |\n| --- | --- | --- | --- |");
+    let mut failed = Vec::new();
     for (name, measure) in ALL.iter().filter(|(name, _)| super::is_chosen(&args.only, name)) {
-        measure(&extent).map_err(|error| format!("{name}: {error}"))?;
+        // The others can be measured all the same.
+        if let Err(error) = measure(&extent) {
+            println!("| {name} | {error} | | **failed** |");
+            failed.push(*name);
+        }
     }
-    Ok(())
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(format!("not measured: {}", failed.join(", ")).into()),
+    }
 }
 
 /// What the rounds of a figure have found.
@@ -107,6 +132,7 @@ impl Rounds {
 #[derive(Clone, Copy)]
 enum Target {
     AtLeast(f64),
+    AtMost(f64),
     /// Nothing was asked for.
     None,
 }
@@ -116,6 +142,9 @@ fn print_row(what: &str, found: &Rounds, unit: &str, target: Target) {
     let (asked, is_reached) = match target {
         Target::AtLeast(least) => {
             (format!("≥ {}{unit}", thousands(least)), found.median().map(|found| found >= least))
+        }
+        Target::AtMost(most) => {
+            (format!("≤ {}{unit}", thousands(most)), found.median().map(|found| found <= most))
         }
         Target::None => (String::new(), None),
     };
