@@ -138,20 +138,21 @@ fn measure_round(
         if write != OwnWrite::ComparedByAll {
             foreign = foreign.max(used.foreign);
         }
+        let done = seen.operations - seen.empty;
+        let done_per_second = seen.per_second() * done as f64 / seen.operations.max(1) as f64;
         match write {
             OwnWrite::Plain => {
                 plain = seen.per_second();
                 rates.plain.add(plain, used.foreign);
             }
             OwnWrite::Compared => {
-                compared = seen.per_second();
+                compared = done_per_second;
                 rates.compared.add(compared, used.foreign);
                 rates.p99_ms.add(p99_ms, used.foreign);
             }
             OwnWrite::ComparedByAll => {
-                let share = 1.0 - seen.empty as f64 / seen.operations.max(1) as f64;
                 rates.attempts.add(seen.per_second(), used.foreign);
-                rates.successes.add(seen.per_second() * share, used.foreign);
+                rates.successes.add(done_per_second, used.foreign);
             }
         }
     }
