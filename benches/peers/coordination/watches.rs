@@ -32,6 +32,8 @@ const BEGUN_AT_ONCE: usize = 512;
 const CONNECTION_WATCHES: usize = 10_000;
 /// How long an event may take before the measurement is given up.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a server is given to let go of watches that have ended, before anything else is measured.
+const SETTLED: Duration = Duration::from_millis(500);
 /// How often a thread that waits for events looks whether it is to end.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
@@ -67,6 +69,9 @@ pub fn cost_of_idle(extent: &Extent) -> Outcome<()> {
                         other => return Err(format!("an idle watch is shown {other:?}").into()),
                     }
                 }
+            }
+            if is_watched {
+                std::thread::sleep(SETTLED);
             }
             if seen.failures() > 0 {
                 return Err(format!("PUTs fail: {:?}", seen.errors).into());
