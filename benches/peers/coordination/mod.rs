@@ -2,11 +2,11 @@
 //! and watches.
 //!
 //! `cargo bench --bench peers -- coordination` prints a row for each figure, with what it is to
-//! reach beside it. Where two systems or two states are compared, they are measured in turns, in
-//! rounds of which every other one turns the order around; ratios are those of a round, and what is
-//! shown are medians, with the least and the greatest. A round in which others took more than
-//! [`FOREIGN_MAX`] of the machine is left out, unless there are no others, and then the figure has
-//! a star.
+//! reach beside it. Where two systems or two states are compared, they are measured in turns:
+//! Acervo before etcd, and of two states every other round begins with the other one. Ratios are
+//! those of a round, and what is shown are medians, with the least and the greatest. A round in
+//! which others took more than [`FOREIGN_MAX`] of the machine is left out, unless there are no
+//! others, and then the figure has a star.
 //!
 //! Acervo runs with `--ack all`: all three servers have synced what is answered, where etcd waits
 //! for two.
