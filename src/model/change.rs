@@ -14,6 +14,16 @@ pub struct KeyInterval {
 }
 
 impl KeyInterval {
+    /// The range of one key.
+    pub fn one_key(key: Bytes) -> KeyInterval {
+        KeyInterval { from: key.clone(), to: key }
+    }
+
+    /// Whether it is the range of one key.
+    pub fn is_one_key(&self) -> bool {
+        self.from == self.to
+    }
+
     /// Whether a key is in the range.
     pub fn covers(&self, key: &[u8]) -> bool {
         self.from[..] <= *key && *key <= self.to[..]

@@ -114,6 +114,8 @@ struct ClientState {
     unbudgeted_max: usize,
     /// It gives way, and its end has not been reported yet.
     is_displaced: bool,
+    /// It has watches, and so is not idle though it may ask for nothing.
+    is_watching: bool,
 }
 
 /// Whether a request is taken, and whether its client is read further.
@@ -240,8 +242,21 @@ impl Clients {
             unbudgeted: 0,
             unbudgeted_max: limits::READS_PER_BATCH_MAX,
             is_displaced: false,
+            is_watching: false,
         };
         self.all.insert(connection, client);
+    }
+
+    /// Notes whether a client has watches.
+    pub fn set_watching(&mut self, connection: ConnectionId, is_watching: bool) {
+        if let Some(client) = self.all.get_mut(&connection) {
+            client.is_watching = is_watching;
+        }
+    }
+
+    /// Whether a client has watches.
+    pub fn is_watching(&self, connection: ConnectionId) -> bool {
+        self.all.get(&connection).is_some_and(|client| client.is_watching)
     }
 
     /// Forgets a client that is gone, and what waited for it. What the core and the workers are
@@ -272,7 +287,7 @@ impl Clients {
         Some(client.address)
     }
 
-    /// The client that gives way to one from `ip`: of those that wait for no answer, one of the
+    /// The client that gives way to one from `ip`: of those that wait for nothing, one of the
     /// origin with the most clients, if that has many, and of these the one that has been idle for
     /// longest. An origin that has many itself gets the place of one of its own, or of an origin
     /// that has more.
@@ -288,6 +303,7 @@ impl Clients {
             let count = count_of(origin);
             let is_idle = client.under_way.is_empty()
                 && !client.is_displaced
+                && !client.is_watching
                 && memory.queued_bytes(*id) == 0;
             let gives_way = own < CLIENTS_FEW || origin == asking || count > own;
             let many = count.saturating_sub(CLIENTS_FEW);
@@ -699,6 +715,9 @@ mod tests {
         (20..30).for_each(|n| clients.add(id(n), address(1)));
         (20..30).for_each(|n| ask(&mut clients, n));
         clients.add(id(30), address(2));
+        clients.set_watching(id(30), true);
+        assert_eq!(clients.idle_to_displace(&ample(), new), None, "it waits for what changes");
+        clients.set_watching(id(30), false);
         assert_eq!(clients.idle_to_displace(&ample(), address(1).ip()), None);
         assert_eq!(clients.idle_to_displace(&ample(), new), Some(id(30)));
         assert_eq!(clients.idle_to_displace(&ample(), new), None);

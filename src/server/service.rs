@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 
+use self::watching::WatchingClient;
 use super::clients::Clients;
 use super::config::ServerConfig;
 use super::console::ServerConsole;
@@ -93,7 +94,7 @@ pub(super) struct StoreService {
     lifecycle: Lifecycle,
     /// The clients that have watched something, with the bytes of what they are shown that have not
     /// left the process.
-    watching: ConnectionMap<usize>,
+    watching: ConnectionMap<WatchingClient>,
     /// The room on the disk, as it was last reported.
     disk_space: DiskSpace,
     /// The log has been told whether `--history` is what the group keeps.
@@ -404,6 +405,7 @@ impl Service for StoreService {
                 break;
             }
         }
+        self.collect_watched(net);
         if self.parts.stop.try_recv().is_ok() && self.lifecycle.ask_to_stop(net.now()) {
             log::info!("stopping: no new requests are taken");
             net.stop_accepting();
@@ -440,7 +442,7 @@ impl Service for StoreService {
     }
 
     fn on_idle(&mut self, _net: &mut Net, connection: ConnectionId) -> bool {
-        !self.clients.waits(connection) && !self.watching.contains_key(&connection)
+        !self.clients.waits(connection) && !self.clients.is_watching(connection)
     }
 
     fn before_sleep(&mut self, net: &mut Net) {

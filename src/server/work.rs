@@ -18,7 +18,6 @@ use std::net::SocketAddr;
 
 use super::decoding::{DecodedFrame, Undecodable};
 use super::get::{ReadRequest, StoreFault};
-use super::watches::WatchOutput;
 use crate::limits;
 use crate::model::{
     AppliedPoint, AppliedWrite, DiskSpace, LogBatch, LogEntry, LogIndex, MachineSummary, NodeId,
@@ -224,8 +223,6 @@ pub(super) enum Completion {
         /// The entries, or none if they could not be read.
         entries: Vec<LogEntry>,
     },
-    /// A client is to be answered, or shown something, because of its watches.
-    Watched(WatchOutput),
     /// A long frame was decoded, before which no other frame of its connection is taken in.
     Decoded {
         /// Whether it is another server's, which has threads of its own.

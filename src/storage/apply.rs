@@ -32,7 +32,7 @@ use self::op_writer::OpWriter;
 use super::changes::Changes;
 use super::engine::{Engine, EngineError, EngineView, Steps, WriteBatch};
 use super::garbage_collection::{
-    self, Budget, META_COMPACTED_AS_OF, META_COMPACTION, META_REMOVED_UP_TO,
+    self, Budget, ChangesFront, META_COMPACTED_AS_OF, META_COMPACTION, META_REMOVED_UP_TO,
 };
 use super::hash::StateHash;
 use super::keys;
@@ -514,7 +514,8 @@ impl StateMachine {
         let before = self.left.pending.clone();
         if left_touched {
             let ranges = changes.ranges();
-            self.left = Left::read(&changes.rows(), ranges, changes.front, point.timestamp)?;
+            let fronts = (changes.front, self.left.changes_front);
+            self.left = Left::read(&changes.rows(), ranges, fronts, point.timestamp)?;
         }
         point.hash = changes.hash.0;
         let batch = changes.into_batch();
@@ -752,6 +753,7 @@ struct Left {
     /// The earliest time as of which compaction of the history has something to do.
     history_due: Option<Timestamp>,
     front: QueueFront,
+    changes_front: ChangesFront,
 }
 
 impl Left {
@@ -759,7 +761,7 @@ impl Left {
     fn read(
         rows: &dyn Rows,
         ranges: &Arc<Vec<RangeRemoval>>,
-        mut front: QueueFront,
+        (mut front, mut changes_front): (QueueFront, ChangesFront),
         now: Timestamp,
     ) -> Result<Left, ApplyError> {
         let queued = removals::oldest_queued(rows, &front)?;
@@ -767,8 +769,9 @@ impl Left {
         Ok(Left {
             pending: PendingRemovals { keys: queued.is_some(), ranges: ranges.clone() },
             oldest_removal: queued.into_iter().chain(ranges.first().map(|range| range.at)).min(),
-            history_due: garbage_collection::history_due(rows)?,
+            history_due: garbage_collection::history_due(rows, &mut changes_front, now)?,
             front,
+            changes_front,
         })
     }
 
@@ -777,7 +780,8 @@ impl Left {
         let view = engine.view()?;
         let rows = ViewRows(&*view);
         let ranges = removals::read_ranges(&rows, point.timestamp)?;
-        Left::read(&rows, &Arc::new(ranges), QueueFront::UNKNOWN, point.timestamp)
+        let fronts = (QueueFront::UNKNOWN, ChangesFront::UNKNOWN);
+        Left::read(&rows, &Arc::new(ranges), fronts, point.timestamp)
     }
 }
 

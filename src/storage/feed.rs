@@ -42,7 +42,7 @@ use crate::model::{
 };
 
 /// The bounds of one page of changes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChangesLimits {
     /// The most changes of the page, which always has room for one.
     pub changes: usize,
@@ -52,14 +52,18 @@ pub struct ChangesLimits {
     pub visits: usize,
 }
 
-impl Default for ChangesLimits {
+impl ChangesLimits {
     /// The greatest page of this release: as long as a page of rows.
+    pub const DEFAULT: ChangesLimits = ChangesLimits {
+        changes: limits::PAGE_ROWS_MAX,
+        bytes: limits::PAGE_BYTES_MAX,
+        visits: limits::PAGE_VISITS_MAX,
+    };
+}
+
+impl Default for ChangesLimits {
     fn default() -> ChangesLimits {
-        ChangesLimits {
-            changes: limits::PAGE_ROWS_MAX,
-            bytes: limits::PAGE_BYTES_MAX,
-            visits: limits::PAGE_VISITS_MAX,
-        }
+        ChangesLimits::DEFAULT
     }
 }
 

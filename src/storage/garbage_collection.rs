@@ -298,23 +298,23 @@ fn delete_removed_of_key<'k>(
 }
 
 /// Deletes the version of a key at a time if it is a tombstone: nothing is left that it hides.
+/// Returns whether it was one.
 fn delete_tombstone(
     changes: &mut Changes<'_>,
     key: &[u8],
     at: Timestamp,
     budget: &mut Budget,
-) -> Result<(), ApplyError> {
+) -> Result<bool, ApplyError> {
     let mut tombstone = None;
     changes.rows().newest(&keys::only(&keys::version(key, at)), &mut |row, stored| {
         if StoredVersion::is_tombstone(stored.head()) {
             tombstone = Some(HashedRow::new(row, stored.head()));
         }
     })?;
-    if let Some(tombstone) = tombstone {
-        budget.remove(tombstone.value_bytes);
-        changes.delete_version(at, key, tombstone);
-    }
-    Ok(())
+    let Some(tombstone) = tombstone else { return Ok(false) };
+    budget.remove(tombstone.value_bytes);
+    changes.delete_version(at, key, tombstone);
+    Ok(true)
 }
 
 /// Deletes the versions that the removal of a range reaches, key by key. Its row is deleted last,
@@ -414,8 +414,29 @@ impl CompactionProgress {
     }
 }
 
-/// The earliest time as of which compaction has something to do; `None` if it has nothing.
-pub(super) fn history_due(rows: &dyn Rows) -> Result<Option<Timestamp>, ApplyError> {
+/// Where the changes begin that compaction has not judged: there are none between `judged_up_to`
+/// and `next`. Like [`QueueFront`](super::queue_front::QueueFront) it is in memory alone, so that
+/// the markers of change rows that were deleted are not stepped over again and again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ChangesFront {
+    judged_up_to: Timestamp,
+    next: Timestamp,
+}
+
+impl ChangesFront {
+    /// That of rows of which nothing is known.
+    pub const UNKNOWN: ChangesFront =
+        ChangesFront { judged_up_to: Timestamp(i64::MAX), next: NOTHING_JUDGED };
+}
+
+/// The earliest time as of which compaction has something to do; `None` if it has nothing. No row
+/// is later than `now`.
+pub(super) fn history_due(
+    rows: &dyn Rows,
+    front: &mut ChangesFront,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, ApplyError> {
+    let known = std::mem::replace(front, ChangesFront::UNKNOWN);
     let Some(progress) = CompactionProgress::read(rows)? else { return Ok(None) };
     let CompactionProgress { judged_up_to, pass } = progress;
     if judged_up_to == NOTHING_JUDGED {
@@ -425,10 +446,15 @@ pub(super) fn history_due(rows: &dyn Rows) -> Result<Option<Timestamp>, ApplyErr
     if let Some(pass) = &pass {
         rest.start = pass.next.clone();
     }
+    // Changes come at the end alone.
+    if known.judged_up_to <= judged_up_to {
+        rest.start = rest.start.max(keys::change(known.next, &[]));
+    }
     let next = match rows.first(&rest)? {
         Some((row, _)) => Some(keys::decode_change(&row).map_err(|_| damaged_change())?.0),
         None => None,
     };
+    *front = ChangesFront { judged_up_to, next: next.unwrap_or(now) };
     Ok(match pass {
         // It has to come to its end, also where it has come to the last change.
         Some(pass) => Some(next.map_or(pass.as_of, |next| next.min(pass.as_of))),
@@ -531,8 +557,9 @@ impl Pass {
             }
             let older = keys::versions_up_to(key, Timestamp(at.0.saturating_sub(1)));
             let mut previous = None;
-            changes.rows().newest(&older, &mut |row, stored| {
-                budget.read(stored.bytes());
+            changes.rows().newest(&older, &mut |row, _| {
+                // Its value is not read.
+                budget.read(row.len());
                 previous = keys::version_timestamp(row).ok();
             })?;
             if previous.is_some_and(|previous| previous > judged_up_to) {
@@ -590,13 +617,14 @@ fn compact_key(
         gone.push(HashedRow::new(row, stored));
         ControlFlow::Continue(())
     })?;
-    if !gone.is_empty() {
-        let compacted = Horizon::read(&changes.rows())?.compacted_as_of;
-        advance(changes, META_COMPACTED_AS_OF, compacted, as_of);
-    }
+    let mut is_less = !gone.is_empty();
     delete_versions(changes, &within.key, gone)?;
     if complete {
-        delete_tombstone(changes, &within.key, within.before, budget)?;
+        is_less |= delete_tombstone(changes, &within.key, within.before, budget)?;
+    }
+    if is_less {
+        let compacted = Horizon::read(&changes.rows())?.compacted_as_of;
+        advance(changes, META_COMPACTED_AS_OF, compacted, as_of);
     }
     Ok(complete)
 }

@@ -257,6 +257,11 @@ impl Store {
         self.shared.recent.is_followed()
     }
 
+    /// The time after which memory has all changes.
+    pub fn recent_begins(&self) -> Timestamp {
+        self.shared.recent.begins()
+    }
+
     /// The changes after a time, as far as memory has them.
     pub fn recent_changes(&self, after: Timestamp) -> RecentPart {
         self.shared.recent.after(after)

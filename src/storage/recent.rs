@@ -24,7 +24,7 @@ use super::version_row::StoredVersion;
 use crate::model::{KeyChange, KeyInterval, Timestamp, Version};
 
 /// Bytes of recent changes that are kept in memory, keys and values: a second of what a server can
-/// write, in which a reader of pages catches up. A batch that is longer is read from the store.
+/// write, in which a reader of pages catches up. The newest batch is kept in any case.
 const RECENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes that a recent change takes besides its key and value, about.
 const RECENT_OVERHEAD_BYTES: usize = 160;
@@ -155,6 +155,11 @@ impl RecentChanges {
         self.window().begin_anew(to);
     }
 
+    /// The time after which there is everything.
+    pub fn begins(&self) -> Timestamp {
+        self.window().after
+    }
+
     /// What there is after a time.
     pub fn after(&self, time: Timestamp) -> RecentPart {
         let window = self.window();
@@ -197,7 +202,10 @@ impl Window {
         self.up_to = batch.up_to;
         self.bytes += batch.bytes;
         self.batches.push_back(batch);
+        // The newest batch stays, however long it is: otherwise one long write had all watches read
+        // it from the store, also those of other keys.
         while self.bytes > self.bytes_max
+            && self.batches.len() > 1
             && let Some(first) = self.batches.pop_front()
         {
             (self.after, self.bytes) = (first.up_to, self.bytes - first.bytes);

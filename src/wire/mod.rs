@@ -12,3 +12,4 @@ mod get;
 pub mod message;
 mod replication;
 pub mod share;
+pub mod watched;

@@ -49,6 +49,19 @@
 //! | silence and broken links leave the set in sync as it is | two scenarios |
 //! | what was passed on is not passed on again when the link of its answer breaks | a scenario |
 //!
+//! And of watches, in how many of 60 seeds, and whether by `watches_model` of `tests/store`, too:
+//!
+//! | bug | seeds | model |
+//! | --- | --- | --- |
+//! | who is behind the window goes on in it, and misses what is between | 3 | yes |
+//! | entries are shown when the log has them, before they are committed | 43 | no |
+//! | a watch from before the horizon is shown what is left | 6 | yes |
+//! | pages forget the removal of a long range | 22 | yes |
+//! | the window forgets the removal of a long range | 21 | yes |
+//! | progress is told as far as the server has applied | 27 | yes |
+//! | the place within a write is lost between pages | 0 | yes |
+//! | what was applied before anybody followed is not shown to the first | 0 | yes |
+//!
 //! And of damage, by a scenario each:
 //!
 //! | bug |

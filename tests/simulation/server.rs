@@ -8,7 +8,7 @@ use acervo::node::core::Node;
 use acervo::node::{ConsoleEvent, Notice, RequestToken};
 use acervo::server::snapshots::Transfers;
 use acervo::server::snapshots::intake::Intake;
-use acervo::server::watches::{WatchHub, WatchRead};
+use acervo::server::watches::{WatchHub, WatchLimits, WatchRead};
 use acervo::server::work::SnapshotWork;
 
 use crate::disk::Disk;
@@ -145,7 +145,7 @@ impl Process {
     pub fn new(node: Node, machine: Machine, staging: SimStaging, transfers: Transfers) -> Process {
         let status = node.status();
         let handed = machine.point().index;
-        let watches = WatchHub::new(machine.store(), handed);
+        let watches = WatchHub::new(machine.store(), handed, WatchLimits::DEFAULT);
         Process {
             node,
             status,

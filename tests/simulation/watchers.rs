@@ -49,8 +49,8 @@ pub struct Watcher {
     /// Everything up to here was shown.
     shown: Place,
     rows: Option<Vec<Row>>,
-    /// What is on its way to it, and whether the hub counts it.
-    coming: VecDeque<(Vec<u8>, bool)>,
+    /// What is on its way to it, and for how much the hub counts it.
+    coming: VecDeque<(Vec<u8>, usize)>,
     untaken_credit: u32,
     pub changes: u64,
     pub resets: u64,
@@ -108,13 +108,13 @@ impl World {
             self.tell_hub(server, WatchInput::Progress)?;
         }
         while self.rng.chance(800) {
-            let Some((bytes, is_counted)) = self.watchers[watcher].coming.pop_front() else {
+            let Some((frames, bytes)) = self.watchers[watcher].coming.pop_front() else {
                 break;
             };
-            self.arrives(watcher, &bytes)?;
+            self.arrives(watcher, &frames)?;
             let connection = ConnectionId::from_u64(self.watchers[watcher].connection);
-            if is_counted {
-                self.tell_hub(server, WatchInput::Sent { connection, bytes: bytes.len() })?;
+            if bytes > 0 {
+                self.tell_hub(server, WatchInput::Sent { connection, bytes })?;
             }
         }
         if self.rng.chance(500) {
@@ -177,7 +177,7 @@ impl World {
                     let mut bytes = Vec::new();
                     let most = acervo::limits::SERVER_FRAME_BYTES_MAX;
                     codec::encode(&frame, most, &mut bytes).map_err(|e| e.to_string())?;
-                    self.send_to_watcher(token.connection, bytes, false);
+                    self.send_to_watcher(token.connection, bytes, 0);
                 }
                 WatchOutput::Send { connection, .. } if in_doubt => {
                     let number = connection.to_u64();
@@ -191,18 +191,22 @@ impl World {
                     }
                 }
                 WatchOutput::Send { connection, frames } => {
-                    let bytes = frames.into_pieces().concat();
-                    self.send_to_watcher(connection.to_u64(), bytes, true);
+                    let bytes = frames.bytes();
+                    let frames = frames.into_pieces().concat();
+                    self.send_to_watcher(connection.to_u64(), frames, bytes);
+                }
+                WatchOutput::Close { connection } => {
+                    return Err(Violation(format!("{connection:?} is closed for being slow")));
                 }
             }
         }
         Ok(())
     }
 
-    fn send_to_watcher(&mut self, connection: u64, bytes: Vec<u8>, is_counted: bool) {
+    fn send_to_watcher(&mut self, connection: u64, frames: Vec<u8>, bytes: usize) {
         let watcher = self.watchers.iter_mut().find(|watcher| watcher.connection == connection);
         if let Some(watcher) = watcher {
-            watcher.coming.push_back((bytes, is_counted));
+            watcher.coming.push_back((frames, bytes));
         }
     }
 

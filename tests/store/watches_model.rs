@@ -17,8 +17,9 @@ use acervo::model::{
 };
 use acervo::net::ConnectionId;
 use acervo::node::RequestToken;
-use acervo::server::watches::{WatchHub, WatchInput, WatchOutput, WatchRead};
+use acervo::server::watches::{WatchHub, WatchInput, WatchLimits, WatchOutput, WatchRead};
 use acervo::storage::apply::StateMachine;
+use acervo::storage::feed::ChangesLimits;
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::snapshot::{MemoryStaging, SnapshotSink};
 use acervo::wire::codec;
@@ -192,15 +193,16 @@ struct World {
     reads: Vec<WatchRead>,
     /// What has not left the process yet.
     unsent: VecDeque<(ConnectionId, usize)>,
+    reads_max: usize,
 }
 
 impl World {
-    fn new(limits: StateLimits, recent_bytes_max: usize) -> World {
+    fn new(limits: StateLimits, recent_bytes_max: usize, of_hub: WatchLimits) -> World {
         let mut replica = StateMachine::open(Arc::new(MemoryEngine::new()), limits).unwrap();
         replica.set_recent_bytes_max(recent_bytes_max);
         let other = StateMachine::open(Arc::new(MemoryEngine::new()), limits).unwrap();
         World {
-            hub: WatchHub::new(replica.store(), 7),
+            hub: WatchHub::new(replica.store(), 7, of_hub),
             replica,
             other,
             log: Vec::new(),
@@ -212,6 +214,7 @@ impl World {
             numbers: 0,
             reads: Vec::new(),
             unsent: VecDeque::new(),
+            reads_max: of_hub.reads_max,
         }
     }
 
@@ -274,16 +277,36 @@ impl World {
 
     fn handle(&mut self, input: WatchInput) {
         self.hub.handle(input);
-        for output in self.hub.flush() {
-            match output {
-                WatchOutput::Reply { token, reply } => self.replied(token, reply),
-                WatchOutput::Read(read) => self.reads.push(read),
-                WatchOutput::Send { connection, frames } => {
-                    self.unsent.push_back((connection, frames.bytes()));
-                    self.show(connection, &frames.into_pieces().concat());
+        let mut closed = None;
+        loop {
+            for output in self.hub.flush() {
+                match output {
+                    WatchOutput::Reply { token, reply } => self.replied(token, reply),
+                    WatchOutput::Read(read) => self.reads.push(read),
+                    WatchOutput::Send { connection, frames } => {
+                        self.unsent.push_back((connection, frames.bytes()));
+                        self.show(connection, &frames.into_pieces().concat());
+                    }
+                    WatchOutput::Close { connection } => closed = Some(connection),
                 }
             }
+            if !self.hub.is_behind() {
+                break;
+            }
         }
+        assert!(self.reads.len() <= self.reads_max, "{} reads at once", self.reads.len());
+        if let Some(connection) = closed {
+            self.closed(connection.to_u64());
+        }
+    }
+
+    /// A connection ends, and its watches with it.
+    fn closed(&mut self, connection: u64) {
+        self.watches.retain(|watch| watch.connection != connection);
+        // Ids of connections are not used twice, but here.
+        self.unsent.retain(|(sent, _)| sent.to_u64() != connection);
+        let connection = ConnectionId::from_u64(connection);
+        self.handle(WatchInput::Closed { connection });
     }
 
     fn replied(&mut self, token: RequestToken, reply: Reply) {
@@ -384,11 +407,7 @@ impl World {
         let which = which % self.watches.len();
         let connection = self.watches[which].connection;
         if closes {
-            self.watches.retain(|watch| watch.connection != connection);
-            // Ids of connections are not used twice, but here.
-            self.unsent.retain(|(sent, _)| sent.to_u64() != connection);
-            let connection = ConnectionId::from_u64(connection);
-            return self.handle(WatchInput::Closed { connection });
+            return self.closed(connection);
         }
         let watch = self.watches.remove(which).number;
         self.numbers += 1;
@@ -500,6 +519,24 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Bounds so small that all of them are met.
+fn hub_limits() -> impl Strategy<Value = WatchLimits> {
+    let bytes = || prop_oneof![Just(2_000usize), Just(20_000), Just(1 << 20)];
+    let few = || prop_oneof![1..4usize, Just(1_000)];
+    let page = (few(), bytes(), few());
+    ((bytes(), bytes(), bytes()), 1..4usize, few(), few(), page).prop_map(
+        |((connection, origin, process), reads_max, looked_up_max, looks_max, page)| WatchLimits {
+            connection_bytes_max: connection,
+            origin_bytes_max: origin,
+            process_bytes_max: process,
+            reads_max,
+            looked_up_max,
+            looks_max,
+            page: ChangesLimits { changes: page.0, bytes: page.1, visits: page.2 },
+        },
+    )
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
@@ -507,7 +544,12 @@ proptest! {
     fn every_watch_is_shown_what_the_model_has(
         removal_scan_rows_max in 0..4u32,
         recent_bytes_max in prop_oneof![Just(0), Just(600), Just(1_500), Just(1 << 20)],
-        steps in prop::collection::vec(step(), 1..150),
+        of_hub in hub_limits(),
+        // In short histories a watch begins after the last write.
+        steps in prop_oneof![
+            prop::collection::vec(step(), 1..12),
+            prop::collection::vec(step(), 1..150),
+        ],
     ) {
         let limits = StateLimits {
             removal_scan_rows_max,
@@ -515,7 +557,7 @@ proptest! {
             range_removals_max: 1_000,
             ..StateLimits::default()
         };
-        let mut world = World::new(limits, recent_bytes_max);
+        let mut world = World::new(limits, recent_bytes_max, of_hub);
         for step in steps {
             match step {
                 Step::Write(op) => world.write(op),
@@ -551,4 +593,15 @@ proptest! {
         }
         world.settle();
     }
+}
+
+/// Nobody follows before it, so that nothing of this is in the window of recent changes.
+#[test]
+fn the_first_watch_is_shown_what_was_applied_before_it() {
+    let mut world = World::new(StateLimits::default(), 1 << 20, WatchLimits::DEFAULT);
+    let (key, value) = (Bytes::from("b"), Bytes::from("v"));
+    world.write(WriteOp::Put(Put { key, value, tells_previous: false }));
+    world.apply(1);
+    world.watch(0, KeyInterval { from: Bytes::from("a"), to: last_key() }, Some(0), false);
+    world.settle();
 }

@@ -19,6 +19,7 @@ use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
 use acervo::wire::message::*;
 use acervo::wire::share::*;
+use acervo::wire::watched::EncodedWatchFrame;
 use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::option;
@@ -653,6 +654,30 @@ fn every_message_survives_its_encoding() {
         let (header, body) = frame.split_first_chunk().unwrap();
         prop_assert_eq!(u32::from_be_bytes(*header) as usize, body.len());
         prop_assert_eq!(codec::decode(body).unwrap(), message);
+        Ok(())
+    });
+}
+
+/// What is encoded once for many watches is in the frame of each what it is where it is encoded for
+/// one, also with values that are not copied.
+#[test]
+fn a_frame_of_a_watch_is_the_same_whether_or_not_others_are_shown_it() {
+    let long = prop_oneof![9 => 0..100usize, 3 => 4_000..5_000usize, 1 => 15_000..40_000usize];
+    check((watch_frame(), vec(any::<u64>(), 1..4), long), |(mut shown, watches, long)| {
+        if let WatchFrame::Events { changes, .. } = &mut shown
+            && let Some(version) = changes.iter_mut().find_map(|change| change.written.as_mut())
+        {
+            version.value = vec![7; long].into();
+        }
+        let once = EncodedWatchFrame::new(shown.clone()).unwrap();
+        prop_assert_eq!(once.credit_bytes(), shown.credit_bytes());
+        for watch in watches.into_iter().chain([0, 127, 128, u64::MAX]) {
+            let mut frame = b"before".to_vec();
+            let rest = once.put(watch, &mut frame).unwrap();
+            rest.iter().for_each(|piece| frame.extend_from_slice(piece));
+            let body = shown.clone();
+            prop_assert_eq!(&frame[6..], encoded(&Message::Watched { watch, body }));
+        }
         Ok(())
     });
 }

@@ -103,7 +103,6 @@ impl StoreService {
                 self.clients.read_done(net, read.charge());
                 return self.clients.defer(net, read, bytes);
             }
-            Completion::Watched(output) => return self.watched(net, output),
             Completion::Entries { fetch, entries } => {
                 return self.input(net, Input::Fetched { fetch, entries });
             }

@@ -2,25 +2,52 @@
 //!
 //! Whatever is shown was sent by the hub in order, and goes out in order. Of each connection that
 //! is shown something it is known how much has not left the process, and the hub is told as it
-//! leaves.
+//! leaves. What the other threads have done is taken in first, and watches have a part of a stage
+//! of their own, so that a thousand clients that are shown something hold up no acknowledgement.
+
+use std::time::Instant;
 
 use super::super::watches::{WatchFrames, WatchInput, WatchOutput};
 use super::StoreService;
 use super::requests::busy;
+use crate::limits;
 use crate::net::{ConnectionId, Net};
 use crate::node::{RequestToken, not_to_be_read};
+use crate::wire::message::Reply;
 
 /// Why a client is refused that asks more of its watches than the server can take in.
 const TOO_MUCH: &str = "too much is asked of the watches at this server: try again later";
 
+/// Why a client is closed that takes what it is shown too slowly, where all others wait for it.
+const TOO_SLOW: &str = "it takes what it is shown too slowly, and others wait for it";
+
+/// A connection that has asked something of the watches.
+#[derive(Default)]
+pub(super) struct WatchingClient {
+    /// What counts of what it was sent and has not left.
+    unsent: usize,
+    /// Its watches that have begun and not ended.
+    watches: usize,
+}
+
 impl StoreService {
+    /// Sends what the hub has given out, for a part of a stage.
+    pub(super) fn collect_watched(&mut self, net: &mut Net) {
+        let until = Instant::now() + limits::LOOP_STAGE_TIME / 2;
+        while let Some(output) = self.parts.threads.collect_watched() {
+            self.watched(net, output);
+            if Instant::now() >= until {
+                net.wake_again();
+                break;
+            }
+        }
+    }
+
     /// Begins a watch, unless this server is not to be read.
     pub(super) fn begin_watch(&mut self, net: &mut Net, token: RequestToken, input: WatchInput) {
         if let Some(distrust) = self.distrust() {
             return self.reply(net, token, not_to_be_read(distrust));
         }
-        let connection = ConnectionId::from_u64(token.connection);
-        self.watching.entry(connection).or_default();
         self.ask_watches(net, input, Some(token));
     }
 
@@ -32,7 +59,11 @@ impl StoreService {
         token: Option<RequestToken>,
     ) {
         match (self.parts.threads.ask_watches(input), token) {
-            (Ok(()), _) => {}
+            (Ok(()), Some(token)) => {
+                // From now on the hub is told when it is gone.
+                self.watching.entry(ConnectionId::from_u64(token.connection)).or_default();
+            }
+            (Ok(()), None) => {}
             (Err(_), Some(token)) => self.reply(net, token, busy("too much is asked of watches")),
             (Err(refused), None) => match *refused {
                 WatchInput::Credit { connection, .. } => {
@@ -44,9 +75,21 @@ impl StoreService {
     }
 
     /// Sends what the hub gives out.
-    pub(super) fn watched(&mut self, net: &mut Net, output: WatchOutput) {
+    fn watched(&mut self, net: &mut Net, output: WatchOutput) {
         match output {
-            WatchOutput::Reply { token, reply } => self.reply(net, token, reply),
+            WatchOutput::Reply { token, reply } => {
+                let connection = ConnectionId::from_u64(token.connection);
+                if let Some(client) = self.watching.get_mut(&connection) {
+                    match reply {
+                        Reply::WatchOk { .. } => client.watches += 1,
+                        Reply::UnwatchOk {} => client.watches -= 1,
+                        _ => {}
+                    }
+                    self.clients.set_watching(connection, client.watches > 0);
+                }
+                self.reply(net, token, reply);
+            }
+            WatchOutput::Close { connection } => self.refuse(net, connection, TOO_SLOW.into()),
             WatchOutput::Send { connection, frames } => self.show(net, connection, frames),
             WatchOutput::Read(read) => panic!("the event loop is to read {read:?}"),
         }
@@ -54,8 +97,8 @@ impl StoreService {
 
     fn show(&mut self, net: &mut Net, connection: ConnectionId, frames: WatchFrames) {
         // It is gone, and the hub has been told so.
-        let Some(unsent) = self.watching.get_mut(&connection) else { return };
-        *unsent += frames.bytes();
+        let Some(client) = self.watching.get_mut(&connection) else { return };
+        client.unsent += frames.bytes();
         if let Some(distrust) = self.distrust() {
             // What it has been shown is a gap away from what comes next.
             return self.refuse(net, connection, distrust.to_string());
@@ -66,12 +109,11 @@ impl StoreService {
     /// Tells the hub what has left for the connections that are shown something. Once a tick is
     /// enough: what may be on the way to a connection is more than a tick sends.
     pub(super) fn tell_what_was_shown(&mut self, net: &Net) {
-        for (connection, unsent) in &mut self.watching {
-            let sent = unsent.saturating_sub(net.queued_bytes(*connection));
+        for (connection, client) in &mut self.watching {
+            let sent = client.unsent.saturating_sub(net.queued_bytes(*connection));
             if sent > 0 {
-                *unsent -= sent;
-                let input = WatchInput::Sent { connection: *connection, bytes: sent };
-                self.parts.threads.tell_watches(input);
+                client.unsent -= sent;
+                self.parts.threads.sent_of_watches(*connection, sent);
             }
         }
     }
@@ -79,7 +121,7 @@ impl StoreService {
     /// A connection is gone, and its watches with it.
     pub(super) fn stop_watching(&mut self, connection: ConnectionId) {
         if self.watching.remove(&connection).is_some() {
-            self.parts.threads.tell_watches(WatchInput::Closed { connection });
+            self.parts.threads.end_watches(connection);
         }
     }
 }

@@ -237,7 +237,8 @@ mod tests {
         let (staging, reserve) = (data_dir.staging(), data_dir.reserve().clone());
         let machine = open().unwrap();
         let (sealed, background) = Background::start(machine.store(), completions.clone()).unwrap();
-        let watcher = WatchThread::start(machine.store(), 7, completions.clone()).unwrap();
+        let (outputs, _) = crossbeam_channel::unbounded();
+        let watcher = WatchThread::start(machine.store(), 7, outputs, completions.clone()).unwrap();
         let parts = ApplierParts {
             staging,
             reserve: reserve.clone(),

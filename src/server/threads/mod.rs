@@ -30,7 +30,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, unbounded};
 
 use self::applier::ApplierParts;
 use self::background::Background;
@@ -43,7 +43,7 @@ use self::watcher::WatchThread;
 use self::workers::StoreWorker;
 use self::writer::WriterThread;
 use super::console::ServerConsole;
-use super::watches::WatchInput;
+use super::watches::{WatchInput, WatchOutput};
 use super::work::{CatchUpWork, Completion, LogWork, ReadJob, SnapshotReport, StoreWork};
 use crate::limits;
 use crate::net::{ConnectionId, WakeHandle};
@@ -77,6 +77,7 @@ pub(super) struct Threads {
     judge: Judge,
     reserve: Arc<DiskReserve>,
     completions: Receiver<Completion>,
+    watched: Receiver<WatchOutput>,
 }
 
 impl Threads {
@@ -106,7 +107,11 @@ impl Threads {
         let scrubber = Scrubber::start(machine.store(), config.scrub_interval, sender.clone())?;
         let (sealed, background) = Background::start(machine.store(), sender.clone())?;
         let staging = data_dir.staging();
-        let watcher = WatchThread::start(machine.store(), config.watches_seed, sender.clone())?;
+        // Beside the completions: whatever a thousand clients are to be shown, what the log and the
+        // state machine have done is not behind it.
+        let (outputs, watched) = unbounded();
+        let seed = config.watches_seed;
+        let watcher = WatchThread::start(machine.store(), seed, outputs, sender.clone())?;
         let writes = ApplierParts {
             staging,
             reserve: reserve.clone(),
@@ -131,6 +136,7 @@ impl Threads {
             judge: Judge::new(set_down, sender),
             reserve,
             completions,
+            watched,
         })
     }
 
@@ -204,9 +210,19 @@ impl Threads {
         self.watcher.ask(input)
     }
 
-    /// Tells the watches what has become of a connection, or of what was to be sent to it.
-    pub fn tell_watches(&self, input: WatchInput) {
-        self.watcher.tell(input);
+    /// Tells the watches how much has left for a connection.
+    pub fn sent_of_watches(&self, connection: ConnectionId, bytes: usize) {
+        self.watcher.sent(connection, bytes);
+    }
+
+    /// Tells the watches that a connection is gone that has asked something of them.
+    pub fn end_watches(&self, connection: ConnectionId) {
+        self.watcher.closed(connection);
+    }
+
+    /// Takes what clients are to be shown by their watches. Never waits.
+    pub fn collect_watched(&self) -> Option<WatchOutput> {
+        self.watched.try_recv().ok()
     }
 
     /// Begins to make a verdict about this server's data durable.

@@ -2,19 +2,22 @@
 //!
 //! It waits for no disk and no socket, so that watches that have caught up are shown changes at
 //! once whatever others have to read. Its queue takes what the event loop tells it of clients, up
-//! to [`CLIENT_INPUTS_MAX`]; everything else in it is bounded by itself: there is one word that the
-//! state machine has gone on, and an answer to each page and to each piece that was sent.
+//! to [`CLIENT_INPUTS_MAX`]; everything else in it is bounded by itself. That the state machine has
+//! gone on, and how much has left for each connection, is marked beside the queue, however often it
+//! is said, and is taken in before what clients ask.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::super::get::StoreFault;
-use super::super::watches::{WatchHub, WatchInput, WatchOutput, WatchPage, WatchRead};
+use super::super::watches::{WatchHub, WatchInput, WatchLimits, WatchOutput, WatchPage, WatchRead};
 use super::super::work::Completion;
 use super::completions::{CompletionSender, has_ended};
 use crate::limits;
+use crate::net::ConnectionId;
 use crate::storage::apply::ApplyError;
 use crate::storage::feed::ChangesError;
 use crate::storage::reads::{PageError, Store};
@@ -25,8 +28,10 @@ use crate::workers::thread::DeadlineThread;
 /// What clients have asked of their watches and the hub has not taken in. One that fills it is
 /// refused: the hub takes a million a second.
 const CLIENT_INPUTS_MAX: usize = 64 * 1024;
-/// Everything in the queue: besides what is above, an answer for each connection, twice.
-const QUEUE_MAX: usize = CLIENT_INPUTS_MAX + 32 * limits::CONNECTIONS_MAX;
+/// Everything in the queue. The end of a connection is told only where it has asked for something,
+/// so that there are as many ends as connections and inputs of clients. Besides there are an answer
+/// to each page, the word that something is marked, and the end.
+const QUEUE_MAX: usize = 2 * CLIENT_INPUTS_MAX + limits::CONNECTIONS_MAX + 1024;
 /// Pages that are read at once. Each thread may wait for a disk.
 const READERS: usize = 2;
 /// How often clients are told how far their watches have come that are shown nothing. A client that
@@ -37,13 +42,23 @@ enum WatchWork {
     Input(WatchInput),
     /// The same from a client, which is counted.
     OfClient(WatchInput),
+    /// Something was marked when nothing was.
+    Marked,
     Stop,
+}
+
+/// What may be said very often, and is taken in once.
+#[derive(Default)]
+struct WatchMarks {
+    applied: bool,
+    sent: HashMap<ConnectionId, usize>,
 }
 
 /// The way to the thread, from any other.
 #[derive(Clone)]
 pub(super) struct WatchQueue {
     queue: Sender<WatchWork>,
+    marks: Arc<Mutex<WatchMarks>>,
     of_clients: Arc<AtomicUsize>,
     store: Store,
 }
@@ -52,17 +67,27 @@ impl WatchQueue {
     /// The state machine has gone on, or a snapshot has taken its place.
     pub fn applied(&self) {
         if self.store.is_followed() {
-            self.push(WatchWork::Input(WatchInput::Applied));
+            self.mark(|marks| marks.applied = true);
         }
     }
 
+    fn mark(&self, mark: impl FnOnce(&mut WatchMarks)) {
+        let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_marked = marks.applied || !marks.sent.is_empty();
+        mark(&mut marks);
+        drop(marks);
+        if !was_marked {
+            self.push(WatchWork::Marked);
+        }
+    }
+
+    fn take_marks(&self) -> WatchMarks {
+        std::mem::take(&mut *self.marks.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn push(&self, work: WatchWork) {
-        let join = |last: &mut WatchWork, work| match (last, work) {
-            (WatchWork::Input(WatchInput::Applied), WatchWork::Input(WatchInput::Applied)) => None,
-            (_, work) => Some(work),
-        };
         // Without a receiver the server ends.
-        if let Err((_, true)) = self.queue.try_join(work, |last, work, _| join(last, work)) {
+        if let Err((_, true)) = self.queue.try_join(work, |_, work, _| Some(work)) {
             panic!("{QUEUE_MAX} pieces of work wait for the thread of the watches");
         }
     }
@@ -75,18 +100,20 @@ pub(super) struct WatchThread {
 }
 
 impl WatchThread {
-    /// Starts the thread, and those that read for it. `seed` is drawn at random.
+    /// Starts the thread, and those that read for it. `seed` is drawn at random. What clients are
+    /// shown goes to `outputs`, beside everything else that the event loop is told.
     ///
     /// # Errors
     /// The system did not start a thread.
     pub fn start(
         store: Store,
         seed: u64,
+        outputs: crossbeam_channel::Sender<WatchOutput>,
         completions: CompletionSender,
     ) -> io::Result<WatchThread> {
         let (sender, receiver) = queue::bounded(QUEUE_MAX);
-        let of_clients = Arc::new(AtomicUsize::new(0));
-        let queue = WatchQueue { queue: sender, of_clients, store: store.clone() };
+        let (marks, of_clients) = Default::default();
+        let queue = WatchQueue { queue: sender, marks, of_clients, store: store.clone() };
         let reader = WatchReader { store: store.clone(), completions: completions.clone() };
         let answers = queue.clone();
         let complete = move |input| answers.push(WatchWork::Input(input));
@@ -101,10 +128,10 @@ impl WatchThread {
                 move |read| reader.read(read)
             },
         )?;
-        let of_clients = queue.of_clients.clone();
+        let of_thread = queue.clone();
         let thread = DeadlineThread::spawn("acervo-watch", move || {
-            let hub = WatchHub::new(store, seed);
-            let mut thread = WatcherThread { hub, readers, completions, of_clients };
+            let hub = WatchHub::new(store, seed, WatchLimits::DEFAULT);
+            let mut thread = WatcherThread { hub, readers, queue: of_thread, outputs, completions };
             thread.run(&receiver);
             let deadline = Instant::now() + limits::STOP_DISK_TIMEOUT;
             has_ended(thread.readers.finish(deadline));
@@ -127,9 +154,14 @@ impl WatchThread {
         Ok(())
     }
 
-    /// Tells what has become of what was to be sent, or of a connection.
-    pub fn tell(&self, input: WatchInput) {
-        self.queue.push(WatchWork::Input(input));
+    /// So much has left for a connection.
+    pub fn sent(&self, connection: ConnectionId, bytes: usize) {
+        self.queue.mark(|marks| *marks.sent.entry(connection).or_default() += bytes);
+    }
+
+    /// A connection is gone that has asked for something.
+    pub fn closed(&self, connection: ConnectionId) {
+        self.queue.push(WatchWork::Input(WatchInput::Closed { connection }));
     }
 
     /// Ends the thread, and waits for it until `deadline`. Returns whether it has ended.
@@ -143,8 +175,9 @@ impl WatchThread {
 struct WatcherThread {
     hub: WatchHub,
     readers: Workers<WatchRead>,
+    queue: WatchQueue,
+    outputs: crossbeam_channel::Sender<WatchOutput>,
     completions: CompletionSender,
-    of_clients: Arc<AtomicUsize>,
 }
 
 impl WatcherThread {
@@ -152,28 +185,39 @@ impl WatcherThread {
         let mut progress_due = Instant::now() + PROGRESS_INTERVAL;
         loop {
             let left = progress_due.saturating_duration_since(Instant::now());
-            let mut next = match work.recv_timeout(left) {
-                Ok(work) => Some(work),
-                Err(RecvError::Timeout) => None,
-                Err(RecvError::Disconnected) => return,
+            let received = match self.hub.is_behind() {
+                true => work.try_recv(),
+                false => match work.recv_timeout(left) {
+                    Ok(work) => Some(work),
+                    Err(RecvError::Timeout) => None,
+                    Err(RecvError::Disconnected) => return,
+                },
             };
-            while let Some(received) = next {
-                match received {
-                    WatchWork::Stop => return,
-                    WatchWork::Input(input) => self.take(input),
-                    WatchWork::OfClient(input) => {
-                        self.of_clients.fetch_sub(1, Ordering::Relaxed);
-                        self.take(input);
-                    }
+            self.take_marked();
+            match received {
+                None | Some(WatchWork::Marked) => {}
+                Some(WatchWork::Stop) => return,
+                Some(WatchWork::Input(input)) => self.take(input),
+                Some(WatchWork::OfClient(input)) => {
+                    self.queue.of_clients.fetch_sub(1, Ordering::Relaxed);
+                    self.take(input);
                 }
-                self.carry_out();
-                next = work.try_recv();
             }
             if Instant::now() >= progress_due {
                 self.hub.handle(WatchInput::Progress);
                 progress_due = Instant::now() + PROGRESS_INTERVAL;
             }
             self.carry_out();
+        }
+    }
+
+    fn take_marked(&mut self) {
+        let WatchMarks { applied, sent } = self.queue.take_marks();
+        if applied {
+            self.hub.handle(WatchInput::Applied);
+        }
+        for (connection, bytes) in sent {
+            self.hub.handle(WatchInput::Sent { connection, bytes });
         }
     }
 
@@ -197,8 +241,9 @@ impl WatcherThread {
                         wakes = true;
                     }
                 }
-                output @ (WatchOutput::Reply { .. } | WatchOutput::Send { .. }) => {
-                    self.completions.send(Completion::Watched(output));
+                output => {
+                    // Lost only when the event loop has ended.
+                    let _ = self.outputs.send(output);
                     wakes = true;
                 }
             }
@@ -232,5 +277,40 @@ impl WatchReader {
         let fault = StoreFault::of(error, || "reading changes for a watch".to_owned());
         self.completions.send(fault.into());
         self.completions.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::StateLimits;
+    use crate::storage::apply::StateMachine;
+    use crate::storage::memory::MemoryEngine;
+
+    /// A queue of clients' inputs behind which the hub does not come, while a server applies and
+    /// sends, filled up and ended the process.
+    #[test]
+    fn what_is_said_very_often_takes_one_place_in_the_queue() {
+        let engine = Arc::new(MemoryEngine::new());
+        let store = StateMachine::open(engine, StateLimits::default()).unwrap().store();
+        store.follow(true);
+        let (sender, receiver) = queue::bounded(3);
+        let (marks, of_clients) = Default::default();
+        let queue = WatchQueue { queue: sender, marks, of_clients, store };
+        let id = ConnectionId::from_u64;
+        for round in 0..1_000 {
+            queue.applied();
+            queue.mark(|marks| *marks.sent.entry(id(round % 2)).or_default() += 3);
+            if round < 2 {
+                queue.push(WatchWork::OfClient(WatchInput::Progress));
+            }
+        }
+        let marked = queue.take_marks();
+        assert!(marked.applied);
+        assert_eq!(marked.sent, HashMap::from([(id(0), 1_500), (id(1), 1_500)]));
+        let taken = std::iter::from_fn(|| receiver.try_recv()).count();
+        assert_eq!(taken, 3);
+        queue.applied();
+        assert!(matches!(receiver.try_recv(), Some(WatchWork::Marked)));
     }
 }

@@ -1,29 +1,31 @@
 //! The state machine of watches: who is shown what next. The rules are in [`watches`](super).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::index::WatchIndex;
+use super::on_way::{BytesOnWay, Room};
 use super::quota::WatchQuota;
-use super::recent::{Recent, change_bytes, recent_of};
+use super::recent::{Recent, RecentByKey, change_bytes};
 use super::turns::WatchTurns;
 use super::{
-    CONNECTION_BYTES_MAX, PROCESS_BYTES_MAX, READS_MAX, WatchFrames, WatchInput, WatchKey,
-    WatchOutput, WatchPage, WatchRead, WatchReadOf,
+    WatchFrames, WatchInput, WatchKey, WatchLimits, WatchOutput, WatchPage, WatchRead, WatchReadOf,
+    does_not_fit,
 };
-use crate::limits::{self, PAGE_BYTES_MAX, PAGE_ROWS_MAX, WATCH_CREDIT_BYTES_MAX};
+use crate::limits::{self, WATCH_CREDIT_BYTES_MAX};
 use crate::model::{
     FeedPosition, KeyChange, KeyInterval, PageNext, ReadView, Row, Timestamp, check_key,
 };
 use crate::net::ConnectionId;
 use crate::node::RequestToken;
-use crate::storage::feed::ChangesError;
+use crate::storage::feed::{ChangesError, ChangesLimits};
 use crate::storage::reads::{PageError, Store};
 use crate::storage::recent::{RecentBatch, RecentChange, RecentPart};
-use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, WatchFrame, WatchRequest};
+use crate::wire::message::{ErrorCode, ErrorReply, Reply, WatchFrame, WatchRequest};
+use crate::wire::watched::EncodedWatchFrame;
 
 /// What a watch is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,18 +72,48 @@ impl Watch {
     fn key_bytes(&self) -> usize {
         self.range.from.len() + self.range.to.len()
     }
+
+    /// Whether a change was not shown yet.
+    fn is_before(&self, change: &RecentChange) -> bool {
+        match change {
+            RecentChange::Key(change) => self.position.is_before(change.at, &change.key),
+            RecentChange::Range { at, .. } => self.position.up_to < *at,
+        }
+    }
+}
+
+/// What is shown of recent changes up to a time; `None` where only pages of the store can tell, or
+/// a page is not enough.
+fn encoded(
+    changes: &[&RecentChange],
+    up_to: Timestamp,
+    most: ChangesLimits,
+) -> Option<EncodedWatchFrame> {
+    let mut shown = Vec::with_capacity(changes.len());
+    for change in changes {
+        match change {
+            RecentChange::Key(change) => shown.push(change.clone()),
+            RecentChange::Range { .. } => return None,
+        }
+    }
+    let bytes: usize = shown.iter().map(change_bytes).sum();
+    let fits = shown.len() == 1 || (shown.len() <= most.changes && bytes <= most.bytes);
+    fits.then(|| encode(WatchFrame::Events { changes: shown, up_to, continues: false }))
+}
+
+fn encode(shown: WatchFrame) -> EncodedWatchFrame {
+    EncodedWatchFrame::new(shown).unwrap_or_else(|error| does_not_fit(&error))
 }
 
 #[derive(Debug, Default)]
 struct WatchingConnection {
     watches: BTreeMap<u64, WatchKey>,
-    /// Bytes on their way to it.
-    unsent_bytes: usize,
-    /// Watches that are stopped because of that.
-    stopped: BTreeSet<WatchKey>,
     /// The progress that it was told last.
     told: Timestamp,
 }
+
+/// Ranges that something has changed in, each with that.
+type Touched<'a> = BTreeMap<KeyInterval, Vec<&'a RecentChange>>;
 
 /// All watches of a server.
 pub struct WatchHub {
@@ -91,30 +123,44 @@ pub struct WatchHub {
     /// The watches that wait.
     index: WatchIndex,
     quota: WatchQuota,
+    ways: BytesOnWay,
+    limits: WatchLimits,
     turns: WatchTurns,
+    /// Those that only the store can serve, and that wait for their turn to be read for.
+    read_turns: WatchTurns,
+    /// Until none has been in turn for a while.
+    recent: Option<RecentByKey>,
+    /// Whether any was since the last progress was told.
+    recent_is_used: bool,
     /// The changes up to here were looked up in the index.
     seen: Timestamp,
     last_key: u64,
-    unsent_bytes: usize,
     reads: usize,
     outputs: Vec<WatchOutput>,
+    /// Where in the outputs more may be put that goes to a connection.
+    open_outputs: HashMap<ConnectionId, usize>,
 }
 
 impl WatchHub {
     /// Without watches. `seed` is drawn at random.
-    pub fn new(store: Store, seed: u64) -> WatchHub {
+    pub fn new(store: Store, seed: u64, limits: WatchLimits) -> WatchHub {
         WatchHub {
             store,
             watches: HashMap::new(),
             connections: HashMap::new(),
             index: WatchIndex::new(seed),
             quota: WatchQuota::default(),
+            ways: BytesOnWay::new(limits),
+            limits,
             turns: WatchTurns::default(),
+            read_turns: WatchTurns::default(),
+            recent: None,
+            recent_is_used: false,
             seen: Timestamp::ZERO,
             last_key: 0,
-            unsent_bytes: 0,
             reads: 0,
             outputs: Vec::new(),
+            open_outputs: HashMap::new(),
         }
     }
 
@@ -134,19 +180,40 @@ impl WatchHub {
         }
     }
 
-    /// Serves the watches whose turn it is, and gives out what is to be done, in order.
+    /// Serves the watches whose turn it is, and gives out what is to be done, in order. There may
+    /// be more to do at once ([`is_behind`](WatchHub::is_behind)).
     pub fn flush(&mut self) -> Vec<WatchOutput> {
+        if let Some(recent) = &mut self.recent {
+            recent.renew(&self.store);
+        }
+        let mut looks = 0;
         // A watch that is served and has more to show has another turn, behind the others.
-        while self.unsent_bytes < PROCESS_BYTES_MAX
-            && self.reads < READS_MAX
-            && let Some(watch) = self.turns.pop()
+        while looks < self.limits.looks_max
+            && !self.ways.is_full()
+            && let Some(watch) = self.next_in_turn()
         {
             self.serve(watch);
+            looks += self.recent.as_mut().map_or(0, RecentByKey::take_looks);
         }
+        self.open_outputs.clear();
         std::mem::take(&mut self.outputs)
     }
 
+    /// Whether another [`flush`](WatchHub::flush) would serve somebody.
+    pub fn is_behind(&self) -> bool {
+        let may_read = self.reads < self.limits.reads_max && !self.read_turns.is_empty();
+        !self.ways.is_full() && (may_read || !self.turns.is_empty())
+    }
+
+    fn next_in_turn(&mut self) -> Option<WatchKey> {
+        let waits_for_store =
+            if self.reads < self.limits.reads_max { self.read_turns.pop() } else { None };
+        waits_for_store.or_else(|| self.turns.pop())
+    }
+
     fn reply(&mut self, token: RequestToken, reply: Reply) {
+        // What a connection is shown later comes behind the reply.
+        self.open_outputs.remove(&ConnectionId::from_u64(token.connection));
         self.outputs.push(WatchOutput::Reply { token, reply });
     }
 
@@ -198,7 +265,7 @@ impl WatchHub {
         };
         self.watches.insert(key, watch);
         self.connections.entry(connection).or_default().watches.insert(number, key);
-        self.turns.push(origin, key);
+        self.turns.push(origin, connection, key);
         self.reply(token, Reply::WatchOk { after });
     }
 
@@ -209,18 +276,18 @@ impl WatchHub {
             return self.invalid(token, format!("there is no watch {number} on this connection"));
         };
         self.forget(key);
-        if self.connections.get(&connection).is_some_and(|known| known.watches.is_empty())
-            && self.connections.get(&connection).is_some_and(|known| known.unsent_bytes == 0)
-        {
+        if self.connections.get(&connection).is_some_and(|known| known.watches.is_empty()) {
             self.connections.remove(&connection);
         }
         self.reply(token, Reply::UnwatchOk {});
     }
 
     fn closed(&mut self, connection: ConnectionId) {
-        let Some(known) = self.connections.remove(&connection) else { return };
-        self.unsent_bytes -= known.unsent_bytes;
-        known.watches.into_values().for_each(|key| self.forget(key));
+        if let Some(known) = self.connections.remove(&connection) {
+            known.watches.into_values().for_each(|key| self.forget(key));
+        }
+        let go_on = self.ways.closed(connection);
+        go_on.into_iter().for_each(|key| self.go_on_where_stopped(key));
     }
 
     /// Ends a watch that its connection does not know any more.
@@ -231,9 +298,9 @@ impl WatchHub {
         if watch.state == WatchState::Waiting {
             self.index.remove(&watch.range, key);
         }
-        if let Some(known) = self.connections.get_mut(&watch.connection) {
-            known.stopped.remove(&key);
-        }
+        self.turns.remove(key);
+        self.read_turns.remove(key);
+        self.ways.forget(watch.origin, watch.connection, key);
         self.quota.remove(watch.connection, watch.origin, watch.key_bytes());
         if self.watches.is_empty() {
             self.store.follow(false);
@@ -255,18 +322,14 @@ impl WatchHub {
     }
 
     fn sent(&mut self, connection: ConnectionId, bytes: usize) {
-        // Those of a connection that is gone were taken back.
-        let Some(known) = self.connections.get_mut(&connection) else { return };
-        assert!(known.unsent_bytes >= bytes, "{bytes} sent of {}", known.unsent_bytes);
-        known.unsent_bytes -= bytes;
-        self.unsent_bytes -= bytes;
-        if known.unsent_bytes < CONNECTION_BYTES_MAX {
-            let stopped = std::mem::take(&mut known.stopped);
-            stopped.into_iter().for_each(|key| self.put_in_turn(key));
-        }
-        let known = self.connections.get(&connection);
-        if known.is_some_and(|known| known.watches.is_empty() && known.unsent_bytes == 0) {
-            self.connections.remove(&connection);
+        let go_on = self.ways.sent(connection, bytes);
+        go_on.into_iter().for_each(|key| self.go_on_where_stopped(key));
+    }
+
+    /// There is room again for a watch, which may have gone on already.
+    fn go_on_where_stopped(&mut self, key: WatchKey) {
+        if self.watches.get(&key).is_some_and(|watch| watch.state == WatchState::Stopped) {
+            self.put_in_turn(key);
         }
     }
 
@@ -274,7 +337,7 @@ impl WatchHub {
     fn put_in_turn(&mut self, key: WatchKey) {
         let Some(watch) = self.watches.get_mut(&key) else { return };
         watch.state = WatchState::InTurn;
-        self.turns.push(watch.origin, key);
+        self.turns.push(watch.origin, watch.connection, key);
     }
 
     /// Takes a watch that waits out of the index, at the position that it has reached.
@@ -309,68 +372,114 @@ impl WatchHub {
         }
         // A window that has begun anew once more is met next time.
         let RecentPart::Batches(batches) = part else { return };
-        for batch in &batches {
-            self.applied_batch(batch);
-        }
+        self.show_recent(&batches);
     }
 
-    fn applied_batch(&mut self, batch: &Arc<RecentBatch>) {
-        let before = self.seen.max(batch.after);
-        let mut touched: BTreeMap<WatchKey, Vec<&RecentChange>> = BTreeMap::new();
-        for change in batch.changes.iter().filter(|change| change.at() > before) {
-            let (from, to) = match change {
-                RecentChange::Key(change) => (&change.key, &change.key),
-                RecentChange::Range { range, .. } => (&range.from, &range.to),
-            };
-            self.index.overlapping(from, to, &mut |key| {
-                touched.entry(key).or_default().push(change);
-            });
-        }
-        for (key, changes) in touched {
-            self.show_batch(key, &changes, (before, batch.up_to));
-        }
-        self.seen = batch.up_to;
-    }
-
-    /// Shows a watch that waits what of a batch it is to see, or has it served in its turn.
-    fn show_batch(
-        &mut self,
-        key: WatchKey,
-        changes: &[&RecentChange],
-        (before, up_to): (Timestamp, Timestamp),
-    ) {
-        let Some(watch) = self.watches.get(&key) else { return };
-        let mut shown = Vec::new();
-        let mut bytes = 0;
-        for change in changes {
-            match change {
-                RecentChange::Key(change) => {
-                    if watch.position.is_before(change.at, &change.key) {
-                        bytes += change_bytes(change);
-                        shown.push(change.clone());
+    /// Shows what is in some batches to the watches that wait for it.
+    fn show_recent(&mut self, batches: &[Arc<RecentBatch>]) {
+        let Some(up_to) = batches.last().map(|batch| batch.up_to) else { return };
+        let changes = batches.iter().flat_map(|batch| &batch.changes);
+        let changes: Vec<&RecentChange> =
+            changes.filter(|change| change.at() > self.seen).collect();
+        let (mut touched, mut looked_up) = (Touched::new(), 0);
+        for write in changes.chunk_by(|one, other| one.at() == other.at()) {
+            let at = write[0].at();
+            match self.touched_by(write) {
+                Some(of_write) => {
+                    looked_up += of_write.len();
+                    for (range, change) in of_write {
+                        touched.entry(range).or_default().push(change);
+                    }
+                    if looked_up > self.limits.looked_up_max {
+                        self.show_touched(std::mem::take(&mut touched), at);
+                        looked_up = 0;
                     }
                 }
-                RecentChange::Range { at, .. } if *at <= watch.position.up_to => {}
-                RecentChange::Range { .. } => return self.put_in_turn_from_index(key, before),
+                None => {
+                    let before = Timestamp(at.0 - 1);
+                    self.show_touched(std::mem::take(&mut touched), before);
+                    looked_up = 0;
+                    self.put_touched_in_turn(write);
+                    self.seen = at;
+                }
             }
         }
-        if shown.is_empty() {
-            return;
+        self.show_touched(touched, up_to);
+    }
+
+    /// The ranges that a write has changed something in, with each change; `None` if they are too
+    /// many.
+    fn touched_by<'a>(
+        &self,
+        write: &[&'a RecentChange],
+    ) -> Option<Vec<(KeyInterval, &'a RecentChange)>> {
+        let mut touched = Vec::new();
+        for change in write {
+            let (from, to) = ends(change);
+            self.index.overlapping(from, to, &mut |range| touched.push((range, *change)));
+            if touched.len() > self.limits.looked_up_max {
+                return None;
+            }
         }
-        let fits = shown.len() <= PAGE_ROWS_MAX && (shown.len() == 1 || bytes <= PAGE_BYTES_MAX);
-        if watch.tells_previous || !fits || !self.may_show(key) {
-            return self.put_in_turn_from_index(key, before);
+        Some(touched)
+    }
+
+    /// Has all watches served in their turn that wait for anything that a write has changed. Each
+    /// leaves the index at the first change that meets it.
+    fn put_touched_in_turn(&mut self, write: &[&RecentChange]) {
+        for change in write {
+            let (from, to) = ends(change);
+            let mut ranges = Vec::new();
+            self.index.overlapping(from, to, &mut |range| ranges.push(range));
+            for range in ranges {
+                for key in self.index.watches(&range) {
+                    self.put_in_turn_from_index(key, self.seen);
+                }
+            }
         }
-        self.show_changes(key, shown, FeedPosition::after(up_to));
+    }
+
+    fn show_touched(&mut self, touched: Touched<'_>, up_to: Timestamp) {
+        for (range, changes) in touched {
+            self.show_range(&range, &changes, up_to);
+        }
+        self.seen = up_to;
+    }
+
+    /// Shows the watches of one range that wait the changes up to a time, or has them served in
+    /// their turn.
+    fn show_range(&mut self, range: &KeyInterval, changes: &[&RecentChange], up_to: Timestamp) {
+        // By how many of the changes a watch has been shown already, which is nearly always none.
+        let mut frames: BTreeMap<usize, Option<EncodedWatchFrame>> = BTreeMap::new();
+        for key in self.index.watches(range) {
+            let Some(watch) = self.watches.get(&key) else { continue };
+            let known = changes.partition_point(|change| !watch.is_before(change));
+            if known == changes.len() {
+                continue;
+            }
+            let rest = || encoded(&changes[known..], up_to, self.limits.page);
+            // One that has come to the middle of a write, which the window had not got yet, is
+            // shown the end of that by itself.
+            let is_like_others = !watch.tells_previous && !watch.is_within_write;
+            let frame = match is_like_others && self.may_show(key) {
+                true => frames.entry(known).or_insert_with(rest).as_ref(),
+                false => None,
+            };
+            match (frame, self.watches.get_mut(&key)) {
+                (Some(frame), Some(watch)) => {
+                    watch.position = FeedPosition::after(up_to);
+                    self.send(key, frame);
+                }
+                _ => self.put_in_turn_from_index(key, self.seen),
+            }
+        }
     }
 
     /// Whether a watch may be shown something now.
     fn may_show(&self, key: WatchKey) -> bool {
-        let Some(watch) = self.watches.get(&key) else { return false };
-        let known = self.connections.get(&watch.connection);
-        watch.credit_bytes > 0
-            && self.unsent_bytes < PROCESS_BYTES_MAX
-            && known.is_some_and(|known| known.unsent_bytes < CONNECTION_BYTES_MAX)
+        self.watches.get(&key).is_some_and(|watch| {
+            watch.credit_bytes > 0 && self.ways.room(watch.origin, watch.connection) == Room::Free
+        })
     }
 
     /// Sends changes, after which the watch has a new position.
@@ -388,33 +497,37 @@ impl WatchHub {
         watch.position = position;
         let ends_write = std::mem::replace(&mut watch.is_within_write, continues);
         if !changes.is_empty() || (ends_write && !continues) {
-            self.send(key, WatchFrame::Events { changes, up_to, continues });
+            self.send(key, &encode(WatchFrame::Events { changes, up_to, continues }));
         }
     }
 
-    fn send(&mut self, key: WatchKey, body: WatchFrame) {
+    fn send(&mut self, key: WatchKey, frame: &EncodedWatchFrame) {
         let Some(watch) = self.watches.get_mut(&key) else { return };
-        watch.credit_bytes -= i64::from(body.credit_bytes());
-        let (connection, number) = (watch.connection, watch.number);
-        self.send_message(connection, &Message::Watched { watch: number, body });
+        watch.credit_bytes -= i64::from(frame.credit_bytes());
+        let (origin, connection, number) = (watch.origin, watch.connection, watch.number);
+        self.send_to(origin, connection, |frames| frames.add(number, frame));
     }
 
-    fn send_message(&mut self, connection: ConnectionId, message: &Message) {
-        let Some(known) = self.connections.get_mut(&connection) else { return };
+    /// Adds to what goes to a connection.
+    fn send_to(
+        &mut self,
+        origin: IpAddr,
+        connection: ConnectionId,
+        add: impl FnOnce(&mut WatchFrames),
+    ) {
         // What goes to one connection at once goes in one piece of work.
-        let is_next = matches!(
-            self.outputs.last(),
-            Some(WatchOutput::Send { connection: last, .. }) if *last == connection
-        );
-        if !is_next {
+        let output = *self.open_outputs.entry(connection).or_insert_with(|| {
             let frames = WatchFrames::default();
             self.outputs.push(WatchOutput::Send { connection, frames });
-        }
-        if let Some(WatchOutput::Send { frames, .. }) = self.outputs.last_mut() {
-            let bytes = frames.add(message);
-            known.unsent_bytes += bytes;
-            self.unsent_bytes += bytes;
-        }
+            self.outputs.len() - 1
+        });
+        let WatchOutput::Send { frames, .. } = &mut self.outputs[output] else {
+            panic!("output {output} is no Send to {connection:?}")
+        };
+        let before = frames.bytes();
+        add(frames);
+        let bytes = frames.bytes() - before;
+        self.ways.add(origin, connection, bytes);
     }
 
     /// Shows a watch what comes next, or has it read.
@@ -428,23 +541,35 @@ impl WatchHub {
             watch.state = WatchState::Stopped;
             return;
         }
-        let Some(known) = self.connections.get_mut(&watch.connection) else { return };
-        if known.unsent_bytes >= CONNECTION_BYTES_MAX {
-            watch.state = WatchState::Stopped;
-            known.stopped.insert(key);
-            return;
+        let (origin, connection) = (watch.origin, watch.connection);
+        match self.ways.room(origin, connection) {
+            Room::Free => {}
+            Room::ProcessFull => return self.turns.push(origin, connection, key),
+            room => {
+                watch.state = WatchState::Stopped;
+                return self.ways.stop(origin, connection, key, room);
+            }
         }
         if let Some(ResetUnderWay { view, from, .. }) = &watch.reset {
             let range = KeyInterval { from: from.clone(), to: watch.range.to.clone() };
-            let of = WatchReadOf::Rows { range, view: *view };
+            let rows_max = self.limits.page.changes;
+            let of = WatchReadOf::Rows { range, view: *view, rows_max };
             return self.begin_read(key, of);
         }
-        match recent_of(&self.store, &watch.range, watch.tells_previous, &watch.position) {
+        self.recent_is_used = true;
+        let recent = self.recent.get_or_insert_with(|| {
+            let mut recent = RecentByKey::default();
+            recent.renew(&self.store);
+            recent
+        });
+        let most = self.limits.page;
+        match recent.page(&watch.range, watch.tells_previous, &watch.position, most) {
             Recent::ReadStore => {
                 let of = WatchReadOf::Changes {
                     range: watch.range.clone(),
                     tells_previous: watch.tells_previous,
                     after: watch.position.clone(),
+                    most,
                 };
                 self.begin_read(key, of);
             }
@@ -456,22 +581,24 @@ impl WatchHub {
     }
 
     fn begin_read(&mut self, key: WatchKey, of: WatchReadOf) {
-        if let Some(watch) = self.watches.get_mut(&key) {
-            watch.state = WatchState::Reading;
-            self.reads += 1;
-            self.outputs.push(WatchOutput::Read(WatchRead { watch: key, of }));
+        let Some(watch) = self.watches.get_mut(&key) else { return };
+        if self.reads >= self.limits.reads_max {
+            return self.read_turns.push(watch.origin, watch.connection, key);
         }
+        watch.state = WatchState::Reading;
+        self.reads += 1;
+        self.outputs.push(WatchOutput::Read(WatchRead { watch: key, of }));
     }
 
     /// Has a watch served again, or lets it wait for changes.
     fn go_on(&mut self, key: WatchKey, has_more: bool) {
-        if has_more {
+        let Some(watch) = self.watches.get_mut(&key) else { return };
+        // Where the window has begun anew just now, it has not come as far as those that wait.
+        if has_more || watch.position.up_to < self.seen {
             return self.put_in_turn(key);
         }
-        if let Some(watch) = self.watches.get_mut(&key) {
-            watch.state = WatchState::Waiting;
-            self.index.insert(&watch.range, key);
-        }
+        watch.state = WatchState::Waiting;
+        self.index.insert(&watch.range, key);
     }
 
     /// Takes in what was read for a watch.
@@ -513,12 +640,15 @@ impl WatchHub {
                 watch.position = FeedPosition::after(at);
             }
         }
-        self.send(key, WatchFrame::Reset { rows, at, begins, continues });
+        self.send(key, &encode(WatchFrame::Reset { rows, at, begins, continues }));
     }
 
     /// Tells each connection how far its watches have come, if they have and it takes what it is
     /// sent.
     fn progress(&mut self) {
+        if !std::mem::take(&mut self.recent_is_used) {
+            self.recent = None;
+        }
         let mut reached: HashMap<ConnectionId, Timestamp> = HashMap::new();
         for watch in self.watches.values() {
             let up_to = match (&watch.reset, watch.state) {
@@ -533,10 +663,23 @@ impl WatchHub {
         reached.sort_unstable();
         for (connection, up_to) in reached {
             let Some(known) = self.connections.get_mut(&connection) else { continue };
-            if known.told < up_to && known.unsent_bytes == 0 {
+            let watch = known.watches.first_key_value().and_then(|(_, key)| self.watches.get(key));
+            let Some(origin) = watch.map(|watch| watch.origin) else { continue };
+            if known.told < up_to && self.ways.room(origin, connection) == Room::Free {
                 known.told = up_to;
-                self.send_message(connection, &Message::WatchProgress { up_to });
+                self.send_to(origin, connection, |frames| frames.add_progress(up_to));
             }
         }
+        if let Some(connection) = self.ways.heaviest() {
+            self.outputs.push(WatchOutput::Close { connection });
+        }
+    }
+}
+
+/// The ends of the range that a change is of.
+fn ends(change: &RecentChange) -> (&Bytes, &Bytes) {
+    match change {
+        RecentChange::Key(change) => (&change.key, &change.key),
+        RecentChange::Range { range, .. } => (&range.from, &range.to),
     }
 }

@@ -1,11 +1,13 @@
-//! Finds the watches of a key among very many: their intervals in a tree that is ordered by where
-//! they begin, in which each node knows how far those below it reach.
+//! Finds the watched ranges that have a key, among very many. Most watches are of one key: these
+//! are found by its hash. Other intervals are in a tree that is ordered by where they begin, in
+//! which each node knows how far those below it reach.
 //!
-//! A treap: the priorities of the nodes are drawn from a seed that nobody outside knows, so that
-//! the tree is balanced, about, whatever intervals are watched in whatever order. A search visits
-//! the intervals that it finds and some dozens besides. Watches of one interval share a node.
+//! The tree is a treap: the priorities of the nodes are drawn from a seed that nobody outside
+//! knows, so that the tree is balanced, about, whatever intervals are watched in whatever order. A
+//! search visits the intervals that it finds and some dozens besides. Watches of one interval share
+//! a node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 
@@ -18,6 +20,8 @@ type Place = usize;
 /// The watches that wait for changes, by their intervals.
 #[derive(Debug)]
 pub(super) struct WatchIndex {
+    /// Watches of one key.
+    keys: HashMap<Bytes, BTreeSet<WatchKey>>,
     nodes: Vec<Node>,
     /// Places of nodes that are not in the tree.
     free: Vec<Place>,
@@ -40,12 +44,16 @@ struct Node {
 impl WatchIndex {
     /// Without watches. `seed` is drawn at random.
     pub fn new(seed: u64) -> WatchIndex {
-        WatchIndex { nodes: Vec::new(), free: Vec::new(), root: None, random: seed }
+        let (keys, nodes, free) = (HashMap::new(), Vec::new(), Vec::new());
+        WatchIndex { keys, nodes, free, root: None, random: seed }
     }
 
     /// Adds a watch, which must not be there.
     pub fn insert(&mut self, interval: &KeyInterval, watch: WatchKey) {
         let is_new = match self.find(interval) {
+            _ if interval.is_one_key() => {
+                self.keys.entry(interval.from.clone()).or_default().insert(watch)
+            }
             Some(place) => self.nodes[place].watches.insert(watch),
             None => {
                 let place = self.new_node(interval.clone(), watch);
@@ -60,6 +68,9 @@ impl WatchIndex {
 
     /// Takes out a watch, which must be there.
     pub fn remove(&mut self, interval: &KeyInterval, watch: WatchKey) {
+        if interval.is_one_key() {
+            return self.remove_of_key(&interval.from, watch);
+        }
         let place = self.find(interval);
         let Some(place) = place else { panic!("{watch:?} is not in the index") };
         assert!(self.nodes[place].watches.remove(&watch), "{watch:?} is not in the index");
@@ -78,8 +89,40 @@ impl WatchIndex {
         }
     }
 
-    /// Shows the watches whose intervals have a key in common with that from `from` to `to`.
-    pub fn overlapping(&self, from: &[u8], to: &[u8], show: &mut impl FnMut(WatchKey)) {
+    fn remove_of_key(&mut self, key: &Bytes, watch: WatchKey) {
+        let watches = self.keys.get_mut(key);
+        let is_found = watches.is_some_and(|watches| watches.remove(&watch));
+        assert!(is_found, "{watch:?} is not in the index");
+        if self.keys.get(key).is_some_and(BTreeSet::is_empty) {
+            self.keys.remove(key);
+        }
+        if self.keys.is_empty() {
+            self.keys = HashMap::new();
+        }
+    }
+
+    /// The watches of exactly this interval.
+    pub fn watches(&self, interval: &KeyInterval) -> Vec<WatchKey> {
+        let watches = match interval.is_one_key() {
+            true => self.keys.get(&interval.from),
+            false => self.find(interval).map(|place| &self.nodes[place].watches),
+        };
+        watches.into_iter().flatten().copied().collect()
+    }
+
+    /// Shows the watched intervals that have a key in common with that from `from` to `to`.
+    pub fn overlapping(&self, from: &[u8], to: &[u8], show: &mut impl FnMut(KeyInterval)) {
+        if from == to {
+            let of_key = self.keys.get_key_value(from);
+            of_key.into_iter().for_each(|(key, _)| show(KeyInterval::one_key(key.clone())));
+        } else {
+            // A long range was removed, which is rare.
+            let within = self.keys.keys().filter(|key| *from <= key[..] && key[..] <= *to);
+            within.for_each(|key| show(KeyInterval::one_key(key.clone())));
+        }
+        if self.root.is_none() {
+            return;
+        }
         let mut rest: Vec<Place> = self.root.into_iter().collect();
         while let Some(place) = rest.pop() {
             let node = &self.nodes[place];
@@ -94,7 +137,7 @@ impl WatchIndex {
             }
             rest.extend(node.right);
             if node.interval.to[..] >= *from {
-                node.watches.iter().for_each(|watch| show(*watch));
+                show(node.interval.clone());
             }
         }
     }
@@ -215,35 +258,39 @@ mod tests {
     }
 
     proptest! {
-        /// Intervals that share beginnings and ends, some of which end before they begin.
+        /// Intervals that share beginnings and ends, many of one key, and some of which end before
+        /// they begin.
         #[test]
         fn a_search_finds_the_watches_that_a_look_at_all_finds(
             seed in any::<u64>(),
-            steps in prop::collection::vec((0..12u8, 0..12u8, any::<bool>()), 0..60),
+            steps in prop::collection::vec((0..12u8, 0..12u8, any::<(bool, bool)>()), 0..60),
             searches in prop::collection::vec((0..13u8, 0..4u8), 1..10),
         ) {
             let mut index = WatchIndex::new(seed);
             let mut all: BTreeMap<WatchKey, KeyInterval> = BTreeMap::new();
-            for (number, (from, to, removes)) in steps.into_iter().enumerate() {
+            for (number, (from, to, (removes, is_one))) in steps.into_iter().enumerate() {
                 if removes && let Some((watch, interval)) = all.pop_first() {
                     index.remove(&interval, watch);
                     continue;
                 }
-                let (watch, interval) = (WatchKey(number as u64), interval(from, to));
+                let watch = WatchKey(number as u64);
+                let interval = interval(from, if is_one { from } else { to });
                 index.insert(&interval, watch);
                 all.insert(watch, interval);
             }
             for (from, length) in searches {
                 let looked_for = interval(from, from + length);
                 let mut found = BTreeSet::new();
-                index.overlapping(&looked_for.from, &looked_for.to, &mut |watch| {
-                    assert!(found.insert(watch), "{watch:?} is shown twice");
+                index.overlapping(&looked_for.from, &looked_for.to, &mut |interval| {
+                    for watch in index.watches(&interval) {
+                        assert!(found.insert(watch), "{watch:?} is shown twice");
+                    }
                 });
                 let right = all.iter().filter(|(_, interval)| interval.overlaps(&looked_for));
                 prop_assert_eq!(found, right.map(|(watch, _)| *watch).collect());
             }
             all.into_iter().for_each(|(watch, interval)| index.remove(&interval, watch));
-            prop_assert!(index.root.is_none() && index.nodes.is_empty());
+            prop_assert!(index.root.is_none() && index.nodes.is_empty() && index.keys.is_empty());
         }
     }
 
@@ -251,15 +298,15 @@ mod tests {
     fn the_tree_is_flat_whatever_the_order_and_a_search_in_it_is_short() {
         let mut index = WatchIndex::new(7);
         for number in 0..20_000u32 {
-            let key = Bytes::copy_from_slice(&number.to_be_bytes());
-            let one = KeyInterval { from: key.clone(), to: key };
-            index.insert(&one, WatchKey(u64::from(number)));
+            let from = Bytes::copy_from_slice(&number.to_be_bytes());
+            let to = [&from[..], b"!"].concat().into();
+            index.insert(&KeyInterval { from, to }, WatchKey(u64::from(number)));
         }
         let depth = depth(&index, index.root);
         assert!(depth < 60, "{depth}");
         let mut found = Vec::new();
         let key = 77u32.to_be_bytes();
-        index.overlapping(&key, &key, &mut |watch| found.push(watch));
+        index.overlapping(&key, &key, &mut |interval| found.extend(index.watches(&interval)));
         assert_eq!(found, [WatchKey(77)]);
     }
 }

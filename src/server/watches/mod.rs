@@ -9,17 +9,22 @@
 //! kept in the hub, and nothing else of what a watch is to see: that is in the store, and the
 //! latest changes in the window beside it (`storage::feed`), whose handover is exact.
 //!
-//! - *A watch that waits* has seen everything that the hub has met, and is in the [`index`]. A
-//!   batch of changes is looked up there once, key by key; so watches of other keys cost a batch
-//!   nothing but the depth of a tree, and an idle watch costs its keys and half a kilobyte.
+//! - *A watch that waits* has seen everything that the hub has met, and is in the [`index`]. What
+//!   has changed since the last time is looked up there once, key by key; so watches of other keys
+//!   cost a change nothing but that look-up, and an idle watch costs its keys and half a kilobyte.
+//!   What is found is encoded once for all watches of one range that have seen as much.
 //! - *A watch that is behind* is in turn: what it is to see next is taken from the window, if that
 //!   reaches back to its position, and read from the store by another thread otherwise, a page at a
-//!   time and one at once. Origins take turns, and within an origin its watches.
+//!   time and one at once. Origins take turns, within an origin its clients, and within a client
+//!   its watches. A slow disk holds up none that memory can serve.
 //! - *A client that does not read* stops its watches and nothing else. A watch may be shown so much
-//!   as its client has given it credit for; a connection may have so many bytes on their way
-//!   ([`CONNECTION_BYTES_MAX`]), and the process ([`PROCESS_BYTES_MAX`]). Beyond, a watch keeps its
-//!   position, and no memory. A value that a thousand watches are shown is in memory once: long
-//!   values go out from where they lie.
+//!   as its client has given it credit for; a connection may have so many bytes on their way, an
+//!   origin, and the process ([`WatchLimits`]). Beyond, a watch keeps its position, and no memory.
+//!   Where the process has too much on its way, the connection that it waits for longest is closed.
+//!   A value that a thousand watches are shown is in memory once: long values go out from where
+//!   they lie.
+//! - *A long write* of more keys than are looked up at once has the watches that it meets served in
+//!   their turn, and costs others nothing.
 //! - *What is gone* (removed for good, or compacted, at or after the position) is answered by the
 //!   state of the range, page by page, as of a version, whose page is refused if it takes so long
 //!   that the state is gone meanwhile; then it begins anew.
@@ -35,6 +40,7 @@
 
 mod hub;
 mod index;
+mod on_way;
 mod quota;
 mod recent;
 mod turns;
@@ -45,22 +51,54 @@ use bytes::Bytes;
 
 pub use self::hub::WatchHub;
 use crate::limits;
-use crate::model::{FeedPosition, KeyInterval, PageNext, PageOf, ReadView, Row};
+use crate::model::{FeedPosition, KeyInterval, PageNext, PageOf, ReadView, Row, Timestamp};
 use crate::net::ConnectionId;
 use crate::node::RequestToken;
 use crate::storage::feed::{ChangesError, ChangesLimits, ChangesPage};
 use crate::storage::reads::{PageError, PageLimits, Store};
-use crate::wire::codec;
+use crate::wire::codec::{self, CodecError};
 use crate::wire::message::{Message, Reply, WatchRequest};
+use crate::wire::watched::EncodedWatchFrame;
 
-/// Bytes that may be on their way to one connection, from the hub to its socket.
-const CONNECTION_BYTES_MAX: usize = 1024 * 1024;
-/// Bytes that may be on their way to all connections. Long values count for each that is shown
-/// them, though they are in memory once.
-const PROCESS_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Pages that are read from the store at once. Each has at most
-/// [`limits::PAGE_BYTES_MAX`](crate::limits::PAGE_BYTES_MAX) and one value.
-const READS_MAX: usize = 4;
+/// The bounds of what a hub does and holds at once; tests have smaller ones.
+#[derive(Clone, Copy, Debug)]
+pub struct WatchLimits {
+    /// Bytes that may be on their way to one connection, from the hub to its socket.
+    pub connection_bytes_max: usize,
+    /// Bytes that may be on their way to all connections of an origin: half of what there is, so
+    /// that one cannot take it all.
+    pub origin_bytes_max: usize,
+    /// Bytes that may be on their way to all connections. Long values count for each that is shown
+    /// them, though they are in memory once.
+    pub process_bytes_max: usize,
+    /// Pages that are read from the store at once. Each has at most
+    /// [`limits::PAGE_BYTES_MAX`](crate::limits::PAGE_BYTES_MAX) and one value.
+    pub reads_max: usize,
+    /// Changes and the ranges that have each, which are put together before anybody is shown them:
+    /// a mebibyte. Of a write that alone has more all watches are served in their turn.
+    pub looked_up_max: usize,
+    /// Recent changes that are looked at for watches in turn before other inputs are taken in: some
+    /// ten milliseconds.
+    pub looks_max: usize,
+    /// What a watch is shown in one frame at most, of changes and of the rows of a reset.
+    pub page: ChangesLimits,
+}
+
+impl WatchLimits {
+    /// Those of this release.
+    pub const DEFAULT: WatchLimits = WatchLimits {
+        connection_bytes_max: 1024 * 1024,
+        origin_bytes_max: 32 * 1024 * 1024,
+        process_bytes_max: 64 * 1024 * 1024,
+        reads_max: 4,
+        looked_up_max: 64 * 1024,
+        looks_max: 100_000,
+        page: ChangesLimits::DEFAULT,
+    };
+}
+
+/// What a piece of frames counts for at least, which has work and memory of its own.
+const SEND_BYTES_MIN: usize = 1024;
 
 /// A watch's number in the hub, which is not given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,6 +139,11 @@ pub enum WatchOutput {
     },
     /// A page is to be read, on a thread that may wait for a disk.
     Read(WatchRead),
+    /// A client keeps all others waiting: its connection is to be closed. That is told the hub as
+    /// every end of a connection.
+    Close {
+        connection: ConnectionId,
+    },
 }
 
 /// Frames that go to one connection, in order.
@@ -114,29 +157,26 @@ pub struct WatchFrames {
 }
 
 impl WatchFrames {
-    /// Adds a message, and returns the bytes that it takes.
-    fn add(&mut self, message: &Message) -> usize {
-        let most = limits::SERVER_FRAME_BYTES_MAX;
+    /// Adds the frame of a watch.
+    fn add(&mut self, watch: u64, frame: &EncodedWatchFrame) {
         let before = self.last.len();
-        let encoded = match message.shared_parts().is_empty() {
-            true => codec::encode(message, most, &mut self.last).map(|()| Vec::new()),
-            false => codec::encode_shared(message, most),
-        };
-        let pieces = match encoded {
-            Ok(pieces) => pieces,
-            // It has a page, or one change with its values, for which a frame has room.
-            Err(error) => panic!("what a watch is shown does not fit a frame: {error}"),
-        };
-        let bytes = match pieces.is_empty() {
-            true => self.last.len() - before,
-            false => pieces.iter().map(Bytes::len).sum(),
-        };
-        if !pieces.is_empty() {
+        let rest = frame.put(watch, &mut self.last).unwrap_or_else(|error| does_not_fit(&error));
+        let mut bytes = self.last.len() - before;
+        if !rest.is_empty() {
             self.end_piece();
-            self.pieces.extend(pieces);
+            bytes += rest.iter().map(Bytes::len).sum::<usize>();
+            self.pieces.extend(rest.iter().cloned());
         }
         self.bytes += bytes;
-        bytes
+    }
+
+    /// Adds what all watches of the connection are told.
+    fn add_progress(&mut self, up_to: Timestamp) {
+        let before = self.last.len();
+        let message = Message::WatchProgress { up_to };
+        codec::encode(&message, limits::SERVER_FRAME_BYTES_MAX, &mut self.last)
+            .unwrap_or_else(|error| does_not_fit(&error));
+        self.bytes += self.last.len() - before;
     }
 
     fn end_piece(&mut self) {
@@ -145,15 +185,20 @@ impl WatchFrames {
         }
     }
 
-    /// Bytes of all frames.
+    /// What they count for until they have left.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        if self.bytes == 0 { 0 } else { self.bytes.max(SEND_BYTES_MIN) }
     }
 
     pub fn into_pieces(mut self) -> Vec<Bytes> {
         self.end_piece();
         self.pieces
     }
+}
+
+/// It has a page, or one change with its values, for which a frame has room.
+fn does_not_fit(error: &CodecError) -> ! {
+    panic!("what a watch is shown does not fit a frame: {error}")
 }
 
 /// A page that a watch is to be shown.
@@ -167,22 +212,22 @@ pub struct WatchRead {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WatchReadOf {
     /// The changes of a range after a position.
-    Changes { range: KeyInterval, tells_previous: bool, after: FeedPosition },
+    Changes { range: KeyInterval, tells_previous: bool, after: FeedPosition, most: ChangesLimits },
     /// The keys of a range, as of a version.
-    Rows { range: KeyInterval, view: ReadView },
+    Rows { range: KeyInterval, view: ReadView, rows_max: usize },
 }
 
 impl WatchReadOf {
     /// Reads the page, which a disk may hold up.
     pub fn read(self, store: &Store) -> WatchPage {
         match self {
-            WatchReadOf::Changes { range, tells_previous, after } => {
-                let most = ChangesLimits::default();
+            WatchReadOf::Changes { range, tells_previous, after, most } => {
                 WatchPage::Changes(store.changes(&range, tells_previous, &after, most))
             }
-            WatchReadOf::Rows { range, view } => {
+            WatchReadOf::Rows { range, view, rows_max } => {
                 let of = PageOf::Range { from: range.from, to: range.to };
-                let page = store.page(&of, view, PageLimits::default());
+                let most = PageLimits { rows: rows_max, ..PageLimits::default() };
+                let page = store.page(&of, view, most);
                 WatchPage::Rows(page.map(|page| (page.rows, page.next)))
             }
         }

@@ -1,0 +1,228 @@
+//! Bytes that are on their way to clients, in three scopes: a connection, an origin, the process.
+//!
+//! A watch of a connection or an origin that has too much on its way is stopped, and goes on when
+//! some of that has left. Clients of one address cannot take all of the process's room; where
+//! several fill it, the connection that has kept others waiting for longest gives way
+//! ([`BytesOnWay::heaviest`]).
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use super::{WatchKey, WatchLimits};
+use crate::limits::origin_of;
+use crate::net::ConnectionId;
+
+/// Whether a watch may be shown something, as far as others are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    Free,
+    ConnectionFull,
+    OriginFull,
+    ProcessFull,
+}
+
+#[derive(Debug)]
+struct ConnectionWay {
+    origin: IpAddr,
+    bytes: usize,
+    /// Watches that are stopped because of them.
+    stopped: BTreeSet<WatchKey>,
+    /// The bytes at each second since there were none.
+    byte_seconds: u64,
+    is_closing: bool,
+}
+
+#[derive(Debug, Default)]
+struct OriginWay {
+    bytes: usize,
+    stopped: BTreeSet<WatchKey>,
+}
+
+/// The accounts of what is on its way.
+#[derive(Debug)]
+pub(super) struct BytesOnWay {
+    limits: WatchLimits,
+    connections: HashMap<ConnectionId, ConnectionWay>,
+    origins: HashMap<IpAddr, OriginWay>,
+    bytes: usize,
+}
+
+impl BytesOnWay {
+    pub fn new(limits: WatchLimits) -> BytesOnWay {
+        let (connections, origins) = (HashMap::new(), HashMap::new());
+        BytesOnWay { limits, connections, origins, bytes: 0 }
+    }
+
+    /// Whether nobody may be shown anything.
+    pub fn is_full(&self) -> bool {
+        self.bytes >= self.limits.process_bytes_max
+    }
+
+    /// The room for a watch of a connection from an address.
+    pub fn room(&self, ip: IpAddr, connection: ConnectionId) -> Room {
+        let of_connection = self.connections.get(&connection).map_or(0, |way| way.bytes);
+        let of_origin = self.origins.get(&origin_of(ip)).map_or(0, |way| way.bytes);
+        if of_connection >= self.limits.connection_bytes_max {
+            Room::ConnectionFull
+        } else if of_origin >= self.limits.origin_bytes_max {
+            Room::OriginFull
+        } else if self.is_full() {
+            Room::ProcessFull
+        } else {
+            Room::Free
+        }
+    }
+
+    /// Notes that a watch waits until there is room again.
+    pub fn stop(&mut self, ip: IpAddr, connection: ConnectionId, watch: WatchKey, room: Room) {
+        match (room, self.connections.get_mut(&connection)) {
+            (Room::ConnectionFull, Some(way)) => _ = way.stopped.insert(watch),
+            (Room::OriginFull, _) => {
+                self.origins.entry(origin_of(ip)).or_default().stopped.insert(watch);
+            }
+            (room, _) => panic!("{watch:?} of {connection:?} is stopped by {room:?}"),
+        }
+    }
+
+    /// Notes that a watch waits no more.
+    pub fn forget(&mut self, ip: IpAddr, connection: ConnectionId, watch: WatchKey) {
+        if let Some(way) = self.connections.get_mut(&connection) {
+            way.stopped.remove(&watch);
+        }
+        if let Some(way) = self.origins.get_mut(&origin_of(ip)) {
+            way.stopped.remove(&watch);
+        }
+    }
+
+    /// Counts bytes that are on their way from now on.
+    pub fn add(&mut self, ip: IpAddr, connection: ConnectionId, bytes: usize) {
+        let origin = origin_of(ip);
+        let way = self.connections.entry(connection).or_insert_with(|| ConnectionWay {
+            origin,
+            bytes: 0,
+            stopped: BTreeSet::new(),
+            byte_seconds: 0,
+            is_closing: false,
+        });
+        way.bytes += bytes;
+        self.origins.entry(origin).or_default().bytes += bytes;
+        self.bytes += bytes;
+    }
+
+    /// Counts bytes no more that have left. Returns the watches that may go on.
+    pub fn sent(&mut self, connection: ConnectionId, bytes: usize) -> Vec<WatchKey> {
+        // Those of a connection that is gone were taken back.
+        let Some(way) = self.connections.get_mut(&connection) else { return Vec::new() };
+        assert!(way.bytes >= bytes, "{bytes} sent of {}", way.bytes);
+        way.bytes -= bytes;
+        let origin = way.origin;
+        let mut go_on = BTreeSet::new();
+        if way.bytes < self.limits.connection_bytes_max {
+            go_on.append(&mut way.stopped);
+        }
+        if way.bytes == 0 {
+            self.connections.remove(&connection);
+        }
+        self.take_from_origin(origin, bytes, &mut go_on);
+        go_on.into_iter().collect()
+    }
+
+    /// Takes back everything that was on its way to a connection. Returns the watches of others
+    /// that may go on.
+    pub fn closed(&mut self, connection: ConnectionId) -> Vec<WatchKey> {
+        let mut go_on = BTreeSet::new();
+        if let Some(way) = self.connections.remove(&connection) {
+            self.take_from_origin(way.origin, way.bytes, &mut go_on);
+        }
+        go_on.into_iter().collect()
+    }
+
+    fn take_from_origin(&mut self, ip: IpAddr, bytes: usize, go_on: &mut BTreeSet<WatchKey>) {
+        self.bytes -= bytes;
+        let Some(way) = self.origins.get_mut(&ip) else {
+            panic!("{bytes} bytes of {ip}, to which none are on their way")
+        };
+        way.bytes -= bytes;
+        if way.bytes < self.limits.origin_bytes_max {
+            go_on.append(&mut way.stopped);
+        }
+        if way.bytes == 0 {
+            self.origins.remove(&ip);
+        }
+    }
+
+    /// Called once a second: the connection that is to be closed, if the process has no room. It is
+    /// the one to which much was on its way for longest; a byte now and then does not help.
+    pub fn heaviest(&mut self) -> Option<ConnectionId> {
+        let is_full = self.is_full();
+        for way in self.connections.values_mut() {
+            way.byte_seconds += way.bytes as u64;
+        }
+        let open = self.connections.iter_mut().filter(|(_, way)| !way.is_closing);
+        let (connection, way) = open.max_by_key(|(id, way)| (way.byte_seconds, **id))?;
+        if !is_full {
+            return None;
+        }
+        way.is_closing = true;
+        Some(*connection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const LIMITS: WatchLimits = WatchLimits {
+        connection_bytes_max: 10,
+        origin_bytes_max: 20,
+        process_bytes_max: 30,
+        ..WatchLimits::DEFAULT
+    };
+
+    fn ip(number: u8) -> IpAddr {
+        Ipv4Addr::new(10, 0, 0, number).into()
+    }
+
+    #[test]
+    fn each_scope_stops_its_own_and_goes_on_when_something_has_left() {
+        let mut ways = BytesOnWay::new(LIMITS);
+        let id = ConnectionId::from_u64;
+        ways.add(ip(1), id(1), 12);
+        assert_eq!(ways.room(ip(1), id(1)), Room::ConnectionFull);
+        assert_eq!(ways.room(ip(1), id(2)), Room::Free);
+        ways.stop(ip(1), id(1), WatchKey(1), Room::ConnectionFull);
+        ways.add(ip(1), id(2), 9);
+        assert_eq!(ways.room(ip(1), id(3)), Room::OriginFull);
+        assert_eq!(ways.room(ip(2), id(4)), Room::Free, "another address has its own");
+        ways.stop(ip(1), id(3), WatchKey(3), Room::OriginFull);
+        assert_eq!(ways.sent(id(1), 1), []);
+        assert_eq!(ways.sent(id(1), 2), [WatchKey(1), WatchKey(3)]);
+        ways.add(ip(2), id(4), 12);
+        assert_eq!(ways.room(ip(3), id(5)), Room::ProcessFull);
+        assert!(ways.is_full());
+        ways.closed(id(4));
+        assert!(!ways.is_full());
+        ways.sent(id(1), 9);
+        ways.sent(id(2), 9);
+        assert!(ways.connections.is_empty() && ways.origins.is_empty() && ways.bytes == 0);
+    }
+
+    #[test]
+    fn who_has_much_for_long_gives_way_and_nobody_while_there_is_room() {
+        let mut ways = BytesOnWay::new(LIMITS);
+        let id = ConnectionId::from_u64;
+        ways.add(ip(1), id(1), 9);
+        (0..5).for_each(|_| assert_eq!(ways.heaviest(), None));
+        ways.sent(id(1), 1);
+        ways.add(ip(2), id(2), 12);
+        ways.add(ip(3), id(3), 12);
+        assert!(ways.is_full());
+        assert_eq!(ways.heaviest(), Some(id(1)), "a byte now and then does not help");
+        assert_eq!(ways.heaviest(), Some(id(3)), "and each is closed once");
+        ways.closed(id(1));
+        ways.closed(id(3));
+        assert_eq!(ways.heaviest(), None);
+    }
+}
