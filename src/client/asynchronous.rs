@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use super::rows::{AsyncRows, KeyRange};
-use super::{Client, ClientError, ReadOptions, Watch, WatchOptions};
+use super::{Client, ClientError, ReadOptions};
 
 /// A [`Client`] whose calls are futures. Clones share everything, as clones of a client do.
 ///
@@ -55,15 +55,6 @@ impl AsyncClient {
 
     pub(super) fn client(&self) -> &Client {
         &self.0
-    }
-
-    /// Tells every change of some keys, as [`Client::watch`] does, to be awaited by
-    /// [`Watch::next_event`].
-    ///
-    /// # Errors
-    /// Those of the blocking call.
-    pub fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch, ClientError> {
-        self.0.watch(range, options)
     }
 
     /// The keys of a range that have a value, as by [`Client::scan`].

@@ -540,6 +540,19 @@ impl Client {
         self.until.map_or(own, |until| until.min(own))
     }
 
+    /// Is done when it is that time.
+    async fn time_is(&self, time: Duration) -> Result<(), ClientError> {
+        loop {
+            let now = self.inner.driver.now();
+            if now >= time {
+                return Ok(());
+            }
+            // A pause ends after half of its time, or later.
+            let left = (time - now).max(Duration::from_millis(1));
+            self.inner.driver.pause(left, now + left).await?;
+        }
+    }
+
     fn index_of(&self, server: SocketAddr) -> Option<usize> {
         self.inner.servers.iter().position(|known| *known == server)
     }

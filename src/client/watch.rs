@@ -9,8 +9,10 @@
 mod following;
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Poll, Waker};
 use std::thread;
@@ -20,6 +22,7 @@ use rand::RngExt;
 
 use self::following::Following;
 pub use self::following::WatchEvent;
+use super::faces::calls;
 use super::rows::KeyRange;
 use super::sync::lock;
 use super::transport::{self, FRAME_BYTES_MAX, MessageReader};
@@ -90,16 +93,33 @@ struct WatchState {
     error: Option<ClientError>,
     /// Nobody wants any more events.
     is_over: bool,
+    /// A server has said where the watch begins.
+    has_begun: bool,
     waker: Option<Waker>,
 }
 
-impl Client {
+calls! {
     /// Tells every change of some keys, in order, each once, over reconnections and changes of
-    /// server and leader. Nothing is dialled before this returns.
+    /// server and leader.
+    ///
+    /// A watch from now on has begun when this returns: it misses no write that begins then, and
+    /// shows nothing that this client had seen before. One after a version is asked for later.
     ///
     /// # Errors
-    /// [`ClientError::Thread`]. What a server refuses for ever is the watch's first event.
-    pub fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch, ClientError> {
+    /// [`ClientError::Thread`]; [`ClientError::TimedOut`] where no server begins a watch from now
+    /// on. What a server refuses for ever is the watch's first event.
+    fn watch(client, range: KeyRange, options: WatchOptions) -> Watch {
+        let watch = client.follow(range, options)?;
+        if options.after.is_none() {
+            watch.wait_begun().await?;
+        }
+        Ok(watch)
+    }
+}
+
+impl Client {
+    /// Begins to follow. Nothing is dialled before this returns.
+    fn follow(&self, range: KeyRange, options: WatchOptions) -> Result<Watch, ClientError> {
         let shared = Arc::new(WatchShared { state: Mutex::default(), filled: Condvar::new() });
         let follower = Follower {
             shared: Arc::clone(&shared),
@@ -108,6 +128,7 @@ impl Client {
             range: KeyInterval { from: range.from, to: range.to },
             previous: options.previous,
             following: Following::new(options.after),
+            seen: lock(&self.inner.seen).session(),
         };
         let thread = thread::Builder::new().name("acervo-follow".into());
         thread
@@ -134,6 +155,26 @@ impl Watch {
                     Poll::Pending
                 }
             }
+        })
+        .await
+    }
+
+    /// Waits until a server has begun the watch, or refuses it for ever.
+    async fn wait_begun(&self) -> Result<(), ClientError> {
+        let deadline = self.client.deadline();
+        let mut time = pin!(self.client.time_is(deadline));
+        std::future::poll_fn(|context| {
+            let mut state = lock(&self.shared.state);
+            if state.has_begun || state.error.is_some() {
+                return Poll::Ready(Ok(()));
+            }
+            state.waker = Some(context.waker().clone());
+            drop(state);
+            time.as_mut().poll(context).map(|_| {
+                let timeout = self.client.inner.request_timeout;
+                let last = "no server has begun the watch".to_owned();
+                Err(ClientError::TimedOut { timeout, last, effect: None })
+            })
         })
         .await
     }
@@ -236,6 +277,8 @@ struct Follower {
     range: KeyInterval,
     previous: bool,
     following: Following,
+    /// The newest version that the client had seen when it began to watch.
+    seen: Option<Timestamp>,
 }
 
 impl Follower {
@@ -322,8 +365,12 @@ impl Follower {
                 };
                 match message {
                     Message::Reply { body: Reply::WatchOk { after }, .. } => {
-                        self.following.begun(after);
+                        self.following.begun(after, self.seen);
                         has_begun = true;
+                        let mut state = lock(&self.shared.state);
+                        if !std::mem::replace(&mut state.has_begun, true) {
+                            self.wake(state);
+                        }
                     }
                     Message::Reply { body: Reply::Error(error), .. } => {
                         if error.code == ErrorCode::Invalid {

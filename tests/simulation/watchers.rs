@@ -328,9 +328,13 @@ impl World {
 }
 
 impl Watcher {
-    /// What was on its way is lost, and what was shown of a reset does not count.
+    /// What was on its way is lost. A reset that was not whole has taken what was known before.
     fn disconnect(&mut self) {
-        (self.at, self.has_begun, self.rows) = (None, false, None);
+        (self.at, self.has_begun) = (None, false);
+        if self.rows.take().is_some() {
+            self.after = Some(Timestamp::ZERO);
+            self.shown = (Timestamp::ZERO, Bytes::new());
+        }
         self.connection = 0;
         self.coming.clear();
         self.untaken_credit = 0;

@@ -66,15 +66,19 @@ impl Following {
         Following { up_to: after, ..Following::default() }
     }
 
-    /// The version after which a connection is to show changes.
+    /// The version after which a connection is to show changes. What was known before a reset is
+    /// given up with its first row, so that after one that broke off everything is wanted.
     pub fn after(&self) -> Option<Timestamp> {
-        self.up_to
+        if self.resetting { Some(Timestamp::ZERO) } else { self.up_to }
     }
 
-    /// A server has begun the watch after this version.
-    pub fn begun(&mut self, after: Timestamp) {
-        self.up_to.get_or_insert(after);
-        self.resetting = false;
+    /// A server has begun the watch after this version, or the one that was asked for. Nothing up
+    /// to `seen` is given out where no version was asked for: one that lags begins in the past.
+    pub fn begun(&mut self, after: Timestamp, seen: Option<Timestamp>) {
+        if self.resetting {
+            *self = Following::new(Some(Timestamp::ZERO));
+        }
+        self.up_to.get_or_insert(seen.map_or(after, |seen| after.max(seen)));
     }
 
     /// A server says that no change up to here is to come any more.
@@ -175,11 +179,11 @@ mod tests {
     fn what_a_second_connection_shows_again_is_given_out_once() {
         let mut watch = Following::new(None);
         assert_eq!(watch.after(), None);
-        watch.begun(Timestamp(4));
+        watch.begun(Timestamp(4), Some(Timestamp(3)));
         let first = frame(&[(5, "a"), (7, "a"), (7, "b")], 6, true);
         assert_eq!(shown(watch.take(first)), [(5, 1, false), (7, 2, true)]);
         assert_eq!(watch.after(), Some(Timestamp(6)), "a part of 7 is to come");
-        watch.begun(Timestamp(6));
+        watch.begun(Timestamp(6), Some(Timestamp(9)));
         let again = frame(&[(7, "a"), (7, "b"), (7, "c"), (8, "a")], 8, false);
         assert_eq!(shown(watch.take(again)), [(7, 1, false), (8, 1, false)]);
         watch.progress(Timestamp(20));
@@ -189,7 +193,30 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_that_breaks_off_begins_anew_and_counts_when_it_is_whole() {
+    fn a_watch_from_now_on_begins_no_earlier_than_what_its_client_has_seen() {
+        let mut watch = Following::new(None);
+        watch.begun(Timestamp(4), Some(Timestamp(6)));
+        assert_eq!(watch.after(), Some(Timestamp(6)));
+        assert_eq!(shown(watch.take(frame(&[(5, "a"), (7, "a")], 7, false))), [(7, 1, false)]);
+    }
+
+    /// The next server may lag, so that nothing is gone there: then it showed only the changes from
+    /// before the reset on, to a reader who had given up what they change.
+    #[test]
+    fn after_a_reset_that_broke_off_everything_is_asked_for() {
+        let mut watch = Following::new(Some(Timestamp(100)));
+        watch.begun(Timestamp(100), None);
+        let (rows, at, begins, continues) = (Vec::new(), Timestamp(200), true, true);
+        watch.take(WatchFrame::Reset { rows, at, begins, continues });
+        assert_eq!(watch.after(), Some(Timestamp::ZERO));
+        watch.begun(Timestamp::ZERO, Some(Timestamp(200)));
+        let all = frame(&[(5, "a"), (150, "b")], 150, false);
+        assert_eq!(shown(watch.take(all)), [(5, 1, false), (150, 1, false)]);
+        assert_eq!(watch.after(), Some(Timestamp(150)));
+    }
+
+    #[test]
+    fn a_reset_that_begins_anew_counts_when_it_is_whole() {
         let mut watch = Following::new(Some(Timestamp(4)));
         let reset = |begins, continues| WatchFrame::Reset {
             rows: Vec::new(),
@@ -199,7 +226,7 @@ mod tests {
         };
         assert_eq!(shown(watch.take(reset(true, true))), [(-50, 0, true)]);
         watch.progress(Timestamp(60));
-        assert_eq!(watch.after(), Some(Timestamp(4)));
+        assert_eq!(watch.after(), Some(Timestamp::ZERO));
         assert_eq!(shown(watch.take(reset(true, false))), [(-50, 0, false)]);
         assert_eq!(watch.after(), Some(Timestamp(50)));
         assert_eq!(shown(watch.take(frame(&[(51, "a")], 51, false))), [(51, 1, false)]);
