@@ -13,8 +13,8 @@
 //! versions newer than that stay, and of the others as many of the newest as the rule keeps, at
 //! least one. So every read as of that time or a later one finds what it would have found.
 //!
-//! A tombstone is a version like any other, but that it goes, too, as soon as nothing older of its
-//! key is left: then it says no more than that there is no row.
+//! A tombstone is a version like any other, but that it goes, too, in the piece in which the last
+//! version older than it goes: it would say no more than that there is no row.
 //!
 //! A key has a version to remove only once a newer version of it is that old. Each version and each
 //! tombstone has a *change row*, by time and key, which goes with it (`storage::feed`). So
@@ -609,7 +609,9 @@ fn compact_key(
     }
     let mut gone: Vec<HashedRow> = Vec::new();
     changes.rows().scan(&within.older(), Direction::Reverse, &mut |row, stored| {
-        complete = budget.allows_more();
+        // A tombstone goes in the same piece as what it hides: the next piece may never come to
+        // it, because another history is set.
+        complete = budget.allows_more() || StoredVersion::is_tombstone(stored);
         if !complete {
             return ControlFlow::Break(());
         }

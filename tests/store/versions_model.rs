@@ -598,6 +598,7 @@ impl World {
         let at = self.push(Action::GarbageCollection(piece));
         self.model.moments.push((at, last));
         self.settle();
+        assert_eq!(self.needless_tombstones(), Vec::<Bytes>::new(), "{:?}", self.history);
     }
 
     /// One piece of a sweep by the history that is kept. Whether there is more to do, now or later.
@@ -660,9 +661,6 @@ impl World {
             assert!(pieces < 4_000, "the sweep comes to no end");
         }
         self.change_rows();
-        if self.disk.summary().oldest_removal_us.is_none() {
-            assert_eq!(self.needless_tombstones(), Vec::<Bytes>::new(), "{:?}", self.history);
-        }
         let read_view = ReadView::as_of(Timestamp(self.last));
         for key in keys {
             let of = PageOf::Versions { key: key.clone() };
