@@ -95,6 +95,13 @@ pub const HISTORY_COMPACTION_PAUSE: Duration = Duration::from_secs(10);
 /// timely compaction falls behind as well.
 pub const HISTORY_COMPACTION_LATE: Duration = Duration::from_secs(20);
 const _: () = assert!(HISTORY_COMPACTION_LATE.as_micros() > HISTORY_COMPACTION_PAUSE.as_micros());
+/// Leases that a group may have; one more is refused. Every server holds about 100 bytes of each in
+/// memory, and a new leader looks at all of them at once, in some tens of milliseconds.
+pub const LEASES_MAX: usize = 256 * 1024;
+/// Keys that a lease may have; a put of one more with it is refused. All of them go in one entry of
+/// the log, in a tenth of a second's work, as much as of long writes may be under way at once.
+pub const LEASE_KEYS_MAX: usize = 16 * 1024;
+const _: () = assert!(LEASE_KEYS_MAX <= LONG_WRITE_ROWS_MAX);
 /// Servers in a group; the default group has three.
 pub const SERVERS_MAX: usize = 9;
 

@@ -302,7 +302,7 @@ fn apply(point: &mut AppliedPoint, entries: &[LogEntry]) -> Input {
     }
     let rules = Some(GroupRules { limits: StateLimits::default(), history: History::All });
     let summary = MachineSummary { rules, level: 1, ..MachineSummary::default() };
-    Input::Applied { outcomes, point: *point, summary }
+    Input::Applied { outcomes, point: *point, summary, leases: Vec::new() }
 }
 
 const CLIENTS: u64 = 64;

@@ -316,6 +316,7 @@ impl Protocol for StoreProtocol {
             | Reply::WatchOk { .. }
             | Reply::UnwatchOk {}
             | Reply::StatusOk(_)
+            | Reply::LeasesOk(_)
             | Reply::GetOk { found: Some(_), .. } => Answer::Done(kind),
             Reply::TryOtherServerOrLater { .. } => Answer::Failed("TRY_OTHER_SERVER_OR_LATER"),
             Reply::Error(error) => Answer::Failed(code(error.code)),

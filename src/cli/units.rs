@@ -63,6 +63,16 @@ fn unit_us(unit: &str) -> Option<u64> {
 
 /// Reads a duration: a whole number and `us`, `ms`, `s`, `m`, `h` or `d`; a bare `0` needs no unit.
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
+    match parse_any_duration(text)? {
+        duration if duration > FLAG_DURATION_MAX => {
+            Err(UnitError::DurationTooLong(text.to_owned()))
+        }
+        duration => Ok(duration),
+    }
+}
+
+/// Reads a duration of any length, such as a lease may have.
+pub fn parse_any_duration(text: &str) -> Result<Duration, UnitError> {
     let wrong = || UnitError::Duration(text.to_owned());
     let too_long = || UnitError::DurationTooLong(text.to_owned());
     let (digits, unit) = split_number(text);
@@ -75,8 +85,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     };
     // Only digits are left, so a number that does not parse is one too large for the type.
     let number: u64 = digits.parse().map_err(|_| too_long())?;
-    let duration = Duration::from_micros(number.checked_mul(unit_us).ok_or_else(too_long)?);
-    if duration > FLAG_DURATION_MAX { Err(too_long()) } else { Ok(duration) }
+    Ok(Duration::from_micros(number.checked_mul(unit_us).ok_or_else(too_long)?))
 }
 
 /// Reads a size in bytes: a whole number, alone or with `B`, `KiB`, `MiB` or `GiB`.

@@ -183,6 +183,21 @@ pub enum ClientError {
         "{0} bytes are too many at once: at most {TRANSACTION_BYTES_MAX}, make it several writes"
     )]
     TooManyBytes(usize),
+    /// No lease can have this time, or this id; says the sentence.
+    #[error("{0}")]
+    InvalidLease(String),
+    /// A lease of this id was asked for, and there is one.
+    #[error("there is a lease {0}: revoke it, or name another id or none")]
+    LeaseExists(u64),
+    /// A lease that was named has ended, or was never granted. Nothing was written.
+    #[error("there is no such lease (any more): nothing was written")]
+    NoLease,
+    /// A lease would have more keys than a lease may have. Nothing was written.
+    #[error("the lease has as many keys as a lease may have: nothing was written")]
+    LeaseFull,
+    /// The group has as many leases as it may have.
+    #[error("the group has as many leases as it may have: no other was granted")]
+    TooManyLeases,
     /// The text is not a session token.
     #[error("'{0}' is not a session token: give what --print-session or session_token() gave")]
     BadSessionToken(String),
@@ -249,6 +264,7 @@ impl ClientError {
                 | ClientError::TooManyBytes(_)
                 | ClientError::InvalidTxn(_)
                 | ClientError::TxnTooLong
+                | ClientError::InvalidLease(_)
                 | ClientError::BadSessionToken(_)
                 | ClientError::UnknownServer(_)
                 | ClientError::BadServerList(_)

@@ -29,6 +29,7 @@ mod error;
 mod faces;
 pub(crate) mod greeting;
 mod inbox;
+mod lease;
 mod reads;
 mod rows;
 mod seen;
@@ -55,6 +56,7 @@ use self::call::CallFuture;
 use self::core::{CallSpec, CoreConfig, Retry, Target, Verdict, judge_error, judge_unexpected};
 use self::driver::Driver;
 use self::faces::calls;
+use self::lease::LeaseKeeper;
 use self::seen::Seen;
 use self::submit::Gate;
 use self::sync::lock;
@@ -65,6 +67,7 @@ use crate::wire::message::{Reply, Request};
 #[cfg(feature = "async")]
 pub use self::asynchronous::AsyncClient;
 pub use self::error::{ClientError, ServerFailure};
+pub use self::lease::{Lease, LeaseGranted};
 pub use self::reads::ReadOptions;
 #[cfg(feature = "async")]
 pub use self::rows::AsyncRows;
@@ -77,8 +80,8 @@ pub use self::txn_builder::{Compared, Operand};
 pub use self::watch::{Watch, WatchEvent, WatchOptions};
 pub use self::writes::{ConditionalPut, Conflict, Written, WrittenMany};
 pub use crate::model::{
-    ClientId, ClusterId, Comparison, Condition, Effect, Facts, History, LeaseId, NodeId, Relation,
-    Row, Test, Timestamp, Txn, TxnKeys, TxnOp, Version,
+    ClientId, ClusterId, Comparison, Condition, Effect, Facts, History, LeaseId, LeaseName,
+    LeaseShown, NodeId, Relation, Row, Test, Timestamp, Txn, TxnKeys, TxnOp, Version,
 };
 pub use crate::wire::message::{Role, ServerStatus};
 
@@ -186,6 +189,7 @@ struct Inner {
     request_timeout: Duration,
     submits: Arc<Gate>,
     seen: Arc<Mutex<Seen>>,
+    leases: LeaseKeeper,
 }
 
 /// A server and what it says of itself, or why it does not; `None` when it has not answered in
@@ -321,6 +325,7 @@ impl ClientBuilder {
             request_timeout: self.request_timeout,
             submits: Arc::new(Gate::new(limits::CLIENT_SUBMITS_MAX)),
             seen: Arc::new(Mutex::new(seen)),
+            leases: LeaseKeeper::default(),
         };
         Ok(Client { inner: Arc::new(inner), until: None, room: None })
     }

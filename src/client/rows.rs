@@ -20,7 +20,7 @@ use super::reads::{ReadOptions, judge_behind, judge_stale};
 use super::sync::lock;
 use super::{Client, check_key, check_keys};
 use crate::limits::{KEY_BYTES_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
-use crate::model::{PageNext, PageOf, ReadView, Row, Timestamp};
+use crate::model::{LeaseId, PageNext, PageOf, ReadView, Row, Timestamp};
 use crate::wire::message::{PageRequest, PageView, Reply, Request};
 
 /// The rows of a long read. Nothing is asked before the first is wanted.
@@ -166,6 +166,8 @@ pub(super) enum Wanted {
     Keys { keys: Vec<Bytes>, done: usize },
     /// The versions of a key, from this one down if some have been read.
     Versions { key: Bytes, from: Option<Timestamp> },
+    /// The keys of a lease from this one on.
+    Lease { lease: LeaseId, from: Bytes },
 }
 
 impl Client {
@@ -212,6 +214,12 @@ impl Client {
     ) -> Result<Rows, ClientError> {
         let wanted = Wanted::Versions { key: check_key(key.as_ref())?, from: None };
         Ok(Rows::new(self, wanted, options, None))
+    }
+
+    /// The keys that go with a lease, in order. Those that leave it while this is read may be left
+    /// out. None when there is no such lease.
+    pub fn lease_keys(&self, id: LeaseId, options: ReadOptions) -> Rows {
+        Rows::new(self, Wanted::Lease { lease: id, from: Bytes::new() }, options, None)
     }
 }
 
@@ -375,6 +383,9 @@ impl Wanted {
                 (PageOf::Keys { keys: fit.cloned().collect() }, None)
             }
             Wanted::Versions { key, from } => (PageOf::Versions { key: key.clone() }, *from),
+            Wanted::Lease { lease, from } => {
+                (PageOf::Lease { lease: *lease, from: from.clone() }, None)
+            }
         }
     }
 
@@ -395,6 +406,10 @@ impl Wanted {
             }
             (Wanted::Versions { from, .. }, Next::At(next)) => {
                 *from = Some(next);
+                true
+            }
+            (Wanted::Lease { from, .. }, Next::From(next)) => {
+                *from = next;
                 true
             }
             _ => false,
@@ -438,9 +453,10 @@ impl Next {
     /// `None` for an answer that is none to `of`.
     fn after(of: &PageOf, at: Timestamp, rows: usize, next: Option<PageNext>) -> Option<Next> {
         match (of, next) {
-            (PageOf::Range { from, .. }, Some(PageNext::From(next))) if next > *from => {
-                Some(Next::From(next))
-            }
+            (
+                PageOf::Range { from, .. } | PageOf::Lease { from, .. },
+                Some(PageNext::From(next)),
+            ) if next > *from => Some(Next::From(next)),
             (PageOf::RangeReverse { to, .. }, Some(PageNext::To(next))) if next < *to => {
                 Some(Next::To(next))
             }
@@ -453,7 +469,10 @@ impl Next {
             }
             (PageOf::Keys { keys }, None) => (keys.len() == rows).then_some(Next::Keys(keys.len())),
             (
-                PageOf::Range { .. } | PageOf::RangeReverse { .. } | PageOf::Versions { .. },
+                PageOf::Range { .. }
+                | PageOf::RangeReverse { .. }
+                | PageOf::Versions { .. }
+                | PageOf::Lease { .. },
                 None,
             ) => Some(Next::Nowhere),
             _ => None,

@@ -180,6 +180,7 @@ impl World {
         let core = Core::new(Arc::clone(&servers), config);
         let (driver, inbox) = Driver::simulated(Arc::clone(&servers), config, now_us.clone());
         let inner = Inner {
+            leases: LeaseKeeper::default(),
             driver,
             servers,
             request_timeout: load.timeout,

@@ -248,8 +248,11 @@ impl Client {
         Self::check_txn(&op)?;
         let (answer, server, rest) = self.write_in_time(op).await?;
         let timestamp = answer.timestamp;
-        let OpResult::Txn { branches } = answer.result else {
-            return Err(ClientError::TxnTooLong);
+        let branches = match answer.result {
+            OpResult::Txn { branches } => branches,
+            OpResult::NoLease => return Err(ClientError::NoLease),
+            OpResult::LeaseFull => return Err(ClientError::LeaseFull),
+            _ => return Err(ClientError::TxnTooLong),
         };
         // The bit of the outermost one.
         let succeeded = branches & 1 == 1;

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 
 use super::KeyRange;
-use crate::model::{Comparison, Relation, Test, Timestamp, Txn, TxnKeys, TxnOp};
+use crate::model::{Comparison, LeaseId, Relation, Test, Timestamp, Txn, TxnKeys, TxnOp};
 
 fn bytes(of: impl AsRef<[u8]>) -> Bytes {
     Bytes::copy_from_slice(of.as_ref())
@@ -175,12 +175,19 @@ impl TxnOp {
 
     /// Stores a value, as [`Client::put`](super::Client::put).
     pub fn put(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> TxnOp {
-        TxnOp::Put { key: bytes(key), value: bytes(value), tells_previous: false }
+        TxnOp::Put { key: bytes(key), value: bytes(value), tells_previous: false, lease: None }
+    }
+
+    /// Stores a value that goes when the lease ends, as
+    /// [`Client::put_with_lease`](super::Client::put_with_lease).
+    pub fn put_with_lease(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, lease: LeaseId) -> TxnOp {
+        let (key, value, lease) = (bytes(key), bytes(value), Some(lease));
+        TxnOp::Put { key, value, tells_previous: false, lease }
     }
 
     /// Stores a value and tells what there was, as [`Client::replace`](super::Client::replace).
     pub fn replace(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> TxnOp {
-        TxnOp::Put { key: bytes(key), value: bytes(value), tells_previous: true }
+        TxnOp::Put { key: bytes(key), value: bytes(value), tells_previous: true, lease: None }
     }
 
     /// Removes every version of a key and tells the newest, as [`Client::del`](super::Client::del).

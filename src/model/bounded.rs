@@ -12,6 +12,7 @@ use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
+use super::{LEASES_PER_RECORD_MAX, LEASES_PER_REQUEST_MAX};
 use crate::limits;
 
 /// How the error of a list that is too long begins, by which `wire::codec` knows it.
@@ -110,6 +111,20 @@ pub(crate) fn entries<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
     list(deserializer, limits::APPEND_ENTRIES_MAX)
+}
+
+/// The leases that an entry of the log ends, or whose remaining time it notes.
+pub(crate) fn recorded_leases<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    list(deserializer, LEASES_PER_RECORD_MAX)
+}
+
+/// The leases that one request names, or its answer tells of.
+pub(crate) fn leases<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    list(deserializer, LEASES_PER_REQUEST_MAX)
 }
 
 /// The servers of a group.

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Condition, FeatureLevel, GarbageCollection, GroupRules, OpShape, RequestId, Timestamp, WriteOp,
-    check_key,
+    Condition, FeatureLevel, GarbageCollection, GroupRules, LeaseRecord, OpShape, RequestId,
+    Timestamp, WriteOp, check_key,
 };
 
 /// What an entry asks the state machine to do.
@@ -34,6 +34,9 @@ pub enum Action {
     /// form in all releases, so that those that do not know the level can tell.
     #[serde(rename = "LEVEL")]
     Level(FeatureLevel),
+    /// What the leader has found out about leases.
+    #[serde(rename = "LEASES")]
+    Leases(LeaseRecord),
 }
 
 /// An entry as the log keeps it: ordered and stamped.
@@ -62,6 +65,9 @@ pub enum EntryError {
 
 pub(super) const TIME_BYTES: usize = 8;
 
+/// What a lease takes in a [`LeaseRecord`]: three numbers and the heads of two lists.
+const LEASE_BYTES_MAX: usize = 3 * 9 + 2;
+
 impl Command {
     /// A client's write at the beginning of the log's clock, as tests make them.
     #[cfg(any(test, feature = "internals"))]
@@ -73,6 +79,7 @@ impl Command {
     pub fn encode(&self) -> Bytes {
         let bytes = match &self.action {
             Action::Write { op, .. } => OpShape::of(op).bytes,
+            Action::Leases(record) => (record.ends.len() + record.rests.len()) * LEASE_BYTES_MAX,
             Action::GarbageCollection(_) | Action::Rules(_) | Action::Level(_) => 0,
         };
         let mut data = Vec::with_capacity(96 + bytes);

@@ -34,6 +34,10 @@ pub struct StateLimits {
     /// Bytes of values that the comparisons of a transaction may read; see
     /// [`limits::TRANSACTION_COMPARED_BYTES_MAX`].
     pub transaction_compared_bytes_max: u32,
+    /// Leases that there may be; see [`limits::LEASES_MAX`].
+    pub leases_max: u32,
+    /// Keys that a lease may have; see [`limits::LEASE_KEYS_MAX`].
+    pub lease_keys_max: u32,
 }
 
 impl Default for StateLimits {
@@ -49,6 +53,8 @@ impl Default for StateLimits {
             session_replies_total_max: limits::SESSION_REPLIES_TOTAL_MAX as u32,
             transaction_rows_max: limits::TRANSACTION_ROWS_MAX as u32,
             transaction_compared_bytes_max: limits::TRANSACTION_COMPARED_BYTES_MAX as u32,
+            leases_max: limits::LEASES_MAX as u32,
+            lease_keys_max: limits::LEASE_KEYS_MAX as u32,
         }
     }
 }

@@ -19,6 +19,7 @@ mod group;
 mod history;
 mod ids;
 mod key;
+mod lease;
 mod log;
 mod op;
 mod outcome;
@@ -38,6 +39,10 @@ pub use group::{FeatureLevel, GroupRules, Release, StateLimits};
 pub use history::History;
 pub use ids::{ClientId, ClusterId, LeaseId, NodeId, RequestId};
 pub use key::{InvalidKey, check_key};
+pub use lease::{
+    LEASES_PER_PAGE_MAX, LEASES_PER_RECORD_MAX, LEASES_PER_REQUEST_MAX, LeaseAnswer, LeaseEvent,
+    LeaseName, LeaseQuestion, LeaseRecord, LeaseShown, LeaseState, check_lease_ttl,
+};
 pub use log::{HardState, LogBatch, LogEntry, LogIndex, Term};
 pub use op::*;
 pub use outcome::{AppliedWrite, Effect, Previous, WriteAnswer, WriteFate, WriteOutcome};

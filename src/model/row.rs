@@ -104,6 +104,14 @@ pub enum PageOf {
         /// The key whose versions are shown.
         key: Bytes,
     },
+    /// The keys that go with a lease now, in order, whose version in the read view names it, too.
+    #[serde(rename = "LEASE")]
+    Lease {
+        /// The id of the lease; of one that there is not, no key is shown.
+        lease: LeaseId,
+        /// The first key; may be one byte longer than a key can be, as a beginning after one.
+        from: Bytes,
+    },
 }
 
 /// What a long read shows, whichever servers its pages come from: each key as of a version, without

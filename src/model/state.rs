@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{GroupRules, HardState, LogEntry, LogIndex, Term, Timestamp};
+use super::{GroupRules, HardState, LeaseState, LogEntry, LogIndex, Term, Timestamp};
 
 /// Where a server's state machine stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,6 +87,8 @@ pub struct Recovered {
     pub applied: AppliedPoint,
     /// The state machine's garbage and the group's rules.
     pub summary: MachineSummary,
+    /// The state machine's leases.
+    pub leases: Vec<LeaseState>,
     /// The store is lost and the log is not. `applied` is then an index that was committed, without
     /// a state: nothing is applied before a snapshot is installed.
     pub store_lost: bool,

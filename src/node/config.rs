@@ -95,6 +95,8 @@ pub struct NodeStatus {
     pub level: u32,
     /// The history that the group keeps; `None` before its rules are in the log.
     pub history: Option<History>,
+    /// Leases that have not ended, in the state that it has applied.
+    pub leases: u32,
 }
 
 /// The reason why a node does not trust its own state, and so serves no reads.

@@ -12,6 +12,7 @@
 
 mod effects;
 mod leading;
+mod leasing;
 mod messages;
 mod ordering;
 mod status;
@@ -28,9 +29,11 @@ use super::disk_space::Disks;
 use super::eligibility::Eligibility;
 use super::garbage_collection::GarbageCollector;
 use super::leadership::Leadership;
+use super::lease_questions::LeaseQuestions;
+use super::leases::Leases;
 use super::long_writes::LongWrites;
 use super::reachability::{CAMPAIGN_TURN_TICKS, Reachability};
-use super::reads::{AwaitedBy, PendingRead, PendingReads};
+use super::reads::{AwaitedBy, PendingRead, PendingReads, ReadOrigin};
 use super::replies::{
     busy, error, not_to_be_read, result_in_doubt, shutting_down, unknown_session,
 };
@@ -81,6 +84,8 @@ pub struct Node {
     /// The state of the current term, if this node leads; as of the last flush.
     leadership: Option<Leadership>,
     reads: PendingReads,
+    leases: Leases,
+    lease_questions: LeaseQuestions,
     reachability: Reachability,
     eligibility: Eligibility,
     disks: Disks,
@@ -151,6 +156,7 @@ impl Node {
         }
         let writes = Writes::new(config.first_question, config.limits.short_write_rows_max);
         let reads = PendingReads::new(config.first_question);
+        let lease_questions = LeaseQuestions::new(config.first_question);
         let last_role = (consensus.role(), consensus.leader(), consensus.term());
         let mut node = Node {
             consensus,
@@ -164,6 +170,8 @@ impl Node {
             flushed_commit: 0,
             leadership: None,
             reads,
+            leases: Leases::new(&recovered.leases),
+            lease_questions,
             reachability: Reachability::new(config.node, config.nodes.len()),
             disks: Disks::default(),
             eligibility,
@@ -188,6 +196,7 @@ impl Node {
     /// Handles one input. Cheap: what follows from it is worked out by [`Node::flush`].
     pub fn handle(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
         self.log_time.advance(now.monotonic_us);
+        self.leases.advance(now.monotonic_us);
         match input {
             Input::Tick => self.tick(now, out),
             Input::LateTick => {
@@ -207,6 +216,7 @@ impl Node {
             Input::LinkDown { server } => {
                 self.reachability.link_down(server);
                 self.take_back_forwarded(server, now);
+                self.lease_questions.take_back(|to| to == server);
                 self.server_clocks.lost(server);
                 self.disks.forget(server);
                 if let Some(leadership) = &mut self.leadership {
@@ -218,6 +228,7 @@ impl Node {
             Input::InboundDown { server } => {
                 self.reachability.inbound_down(server);
                 self.take_back_forwarded(server, now);
+                self.lease_questions.take_back(|to| to == server);
             }
             Input::Message { from, message } => {
                 self.reachability.heard(from);
@@ -233,6 +244,7 @@ impl Node {
             }
             Input::Write { token, client, write } => self.write(now, token, client, write, out),
             Input::Read { token, condition } => self.read(now, token, condition, out),
+            Input::Leases { token, question } => self.lease_question(now, token, question, out),
             Input::DiskSpace(space) => {
                 if self.disks.set_own(space) {
                     self.announce_disk(out);
@@ -242,13 +254,14 @@ impl Node {
                 self.eligibility.persisted(number);
                 self.consensus.persisted(number, &mut self.effects);
             }
-            Input::Applied { outcomes, point, summary } => {
+            Input::Applied { outcomes, point, summary, leases } => {
                 self.log_time.observe(summary.clock_us);
                 let (level, rules) = (summary.level, summary.rules);
                 self.garbage_collector.applied(point.index, summary, now.monotonic_us);
                 // After the garbage collection among the applied entries, which was not by rules
                 // that came later.
                 self.take_rules(level, rules, out);
+                self.leases_applied(point.index, &leases, out);
                 self.applied(now, outcomes, point, out);
             }
             Input::Fetched { fetch, entries } => self.consensus.fetched(fetch, entries),
@@ -367,7 +380,9 @@ impl Node {
             self.finish(pending, reply, out);
         }
         self.reads.repeat_request(now_us.saturating_sub(micros(READ_INDEX_RETRY)));
-        for (PendingRead { token, .. }, awaited_by) in self.reads.take_expired(now_us) {
+        for (PendingRead { reader, .. }, awaited_by) in self.reads.take_expired(now_us) {
+            // Those who ask about leases have deadlines of their own.
+            let ReadOrigin::Client(token) = reader else { continue };
             let reply = match awaited_by {
                 AwaitedBy::Plain => {
                     out.push(self.answer_read(token));
@@ -380,6 +395,7 @@ impl Node {
             };
             out.push(Output::Reply { token, reply });
         }
+        self.expire_lease_questions(now_us, out);
     }
 
     /// Works out what follows from the inputs since the last call: proposes or forwards writes,
@@ -394,6 +410,7 @@ impl Node {
             // some, and a full disk may make them wait for this. It is one piece at a time, so that
             // they do not wait long.
             self.collect_garbage(now);
+            self.propose_lease_record(now);
             // Without a majority nothing is proposed, so that a write that expires is known not to
             // be done.
             if self.reaches_majority() {
@@ -402,6 +419,7 @@ impl Node {
         } else {
             self.forward_waiting(now, out);
         }
+        self.ask_about_leases(now, out);
         self.start_reads(now, out);
         self.run_consensus(out);
         // New commits have made room for proposals, which raft-rs counts only now.
@@ -411,8 +429,12 @@ impl Node {
         self.flushed_commit = commit;
         self.answer_stored(now, out);
         self.notify_commit(out);
+        self.count_leases();
         for read in self.reads.take_ready(&self.applied) {
-            out.push(self.answer_read(read.token));
+            match read.reader {
+                ReadOrigin::Client(token) => out.push(self.answer_read(token)),
+                ReadOrigin::Leases(batch) => self.lease_batch_confirmed(batch, out),
+            }
         }
         self.stop_when_done(now, out);
         self.writes.check_places();
@@ -519,7 +541,7 @@ impl Node {
         } else {
             self.long_writes.something_else_is_asked();
             let deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);
-            return self.reads.add(PendingRead { token, deadline_us });
+            return self.reads.add(PendingRead { reader: ReadOrigin::Client(token), deadline_us });
         };
         out.push(Output::Reply { token, reply: refusal });
     }

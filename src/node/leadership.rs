@@ -18,6 +18,8 @@ use crate::model::{LogIndex, NodeId, RequestId, StateLimits};
 #[derive(Debug)]
 pub(super) struct Leadership {
     in_sync: InSync,
+    /// The index of the term's first entry.
+    first_index: LogIndex,
     /// At the founder of a group: no write is proposed before every server has taken part, or
     /// before this time.
     bootstrap_until_us: Option<u64>,
@@ -46,6 +48,7 @@ impl Leadership {
         let is_founder = first_index == 1;
         Leadership {
             in_sync: InSync::new(in_sync_timeout_us, node, nodes, first_index),
+            first_index,
             bootstrap_until_us: is_founder
                 .then(|| now.monotonic_us + micros(limits::BOOTSTRAP_TIMEOUT)),
             known_sequences: KnownSequences::new(limits),
@@ -54,6 +57,11 @@ impl Leadership {
             rules_proposed: false,
             level_proposed: 0,
         }
+    }
+
+    /// Whether everything of earlier terms is applied where everything up to `applied` is.
+    pub fn has_applied_earlier_terms(&self, applied: LogIndex) -> bool {
+        applied >= self.first_index
     }
 
     /// Notes that a tick has passed, and the commit index then.

@@ -25,6 +25,8 @@ pub mod eligibility;
 pub mod garbage_collection;
 mod in_sync;
 mod leadership;
+mod lease_questions;
+mod leases;
 mod long_writes;
 mod notice;
 mod origins;
@@ -42,8 +44,9 @@ use std::net::SocketAddr;
 use self::eligibility::Ineligible;
 use self::notice::by_place;
 use crate::model::{
-    Action, AppliedPoint, AppliedWrite, Command, DiskSpace, EncodedWrite, FeatureLevel, LogBatch,
-    LogEntry, LogIndex, MachineSummary, NodeId, OpShape, Operation, SnapshotId, Term, Timestamp,
+    Action, AppliedPoint, AppliedWrite, Command, DiskSpace, EncodedWrite, FeatureLevel, LeaseEvent,
+    LeaseQuestion, LogBatch, LogEntry, LogIndex, MachineSummary, NodeId, OpShape, Operation,
+    SnapshotId, Term, Timestamp,
 };
 use crate::wire::message::{RaftBody, RaftMessage, Reply, ServerMessage};
 
@@ -118,6 +121,8 @@ pub enum Input {
         /// What the read waits for.
         condition: ReadCondition,
     },
+    /// A client of this server asks about leases.
+    Leases { token: RequestToken, question: LeaseQuestion },
     /// The room on this server's disk has changed.
     DiskSpace(DiskSpace),
     /// The log batches up to `number` are durable.
@@ -131,6 +136,8 @@ pub enum Input {
         outcomes: Vec<AppliedWrite>,
         /// The garbage that is left to collect.
         summary: MachineSummary,
+        /// What has changed about leases.
+        leases: Vec<LeaseEvent>,
         /// The last index that it has applied, with its timestamp and the hash of the state.
         point: AppliedPoint,
     },

@@ -30,10 +30,23 @@ use crate::model::{AppliedPoint, LogIndex, NodeId, Timestamp};
 /// the state machine and a commit takes, and no longer than asking another server does.
 const PLAIN_READ_WAIT: Duration = Duration::from_millis(40);
 
-/// One client's read, and when to give it up.
+/// Requests about leases that share one confirmation (`node::lease_questions`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ReadIndexBatch(pub u64);
+
+/// What is answered when a read is confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum ReadOrigin {
+    /// A client of this server.
+    Client(RequestToken),
+    /// This node itself, for those who ask about leases.
+    Leases(ReadIndexBatch),
+}
+
+/// One read, and when to give it up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PendingRead {
-    pub token: RequestToken,
+    pub reader: ReadOrigin,
     pub deadline_us: u64,
 }
 
@@ -141,7 +154,8 @@ impl PendingReads {
     /// Adds a plain read that waits until everything up to `timestamp` is applied.
     pub fn add_plain(&mut self, now_us: u64, token: RequestToken, timestamp: Timestamp) {
         self.len += 1;
-        let read = PendingRead { token, deadline_us: now_us + micros(PLAIN_READ_WAIT) };
+        let (reader, deadline_us) = (ReadOrigin::Client(token), now_us + micros(PLAIN_READ_WAIT));
+        let read = PendingRead { reader, deadline_us };
         self.applied.by_timestamp.entry(timestamp).or_default().push(read);
     }
 
@@ -242,7 +256,7 @@ impl PendingReads {
         by_timestamp.values_mut().for_each(|reads| sift(reads, AwaitedBy::Plain));
         by_timestamp.retain(|_, reads| !reads.is_empty());
         self.len -= expired.len();
-        expired.sort_unstable_by_key(|(read, _)| read.token);
+        expired.sort_unstable_by_key(|(read, _)| read.reader);
         expired
     }
 }
@@ -252,18 +266,26 @@ mod tests {
     use super::*;
 
     fn read(request: u64) -> PendingRead {
-        PendingRead { token: RequestToken { connection: 0, request }, deadline_us: 100 }
+        let reader = ReadOrigin::Client(RequestToken { connection: 0, request });
+        PendingRead { reader, deadline_us: 100 }
+    }
+
+    fn request(read: &PendingRead) -> u64 {
+        match read.reader {
+            ReadOrigin::Client(token) => token.request,
+            ReadOrigin::Leases(batch) => panic!("{batch:?} was not asked"),
+        }
     }
 
     /// The requests that may be answered once this index is applied.
     fn ready(reads: &mut PendingReads, index: LogIndex) -> Vec<u64> {
         let ready = reads.take_ready(&AppliedPoint { index, ..AppliedPoint::default() });
-        ready.into_iter().map(|read| read.token.request).collect()
+        ready.iter().map(request).collect()
     }
 
     fn expired(reads: &mut PendingReads, now_us: u64) -> Vec<(u64, AwaitedBy)> {
         let expired = reads.take_expired(now_us).into_iter();
-        expired.map(|(read, awaited_by)| (read.token.request, awaited_by)).collect()
+        expired.map(|(read, awaited_by)| (request(&read), awaited_by)).collect()
     }
 
     #[test]
@@ -281,8 +303,7 @@ mod tests {
             AppliedPoint { timestamp, ..AppliedPoint::default() }
         };
         let mut ready = |timestamp| -> Vec<u64> {
-            let ready = reads.take_ready(&at(timestamp)).into_iter();
-            ready.map(|read| read.token.request).collect()
+            reads.take_ready(&at(timestamp)).iter().map(request).collect()
         };
         assert!(ready(9).is_empty());
         assert_eq!(ready(10), [1, 4]);

@@ -84,13 +84,11 @@ impl ReadRequest {
         }
         match &request.of {
             PageOf::Range { from, to } | PageOf::RangeReverse { from, to } => {
-                // The beginning after the longest key is one byte longer.
-                check_key(&from[..from.len().min(limits::KEY_BYTES_MAX)])?;
-                if from.len() > limits::KEY_BYTES_MAX + 1 {
-                    return check_key(from);
-                }
+                check_beginning(from)?;
                 check_key(to)
             }
+            PageOf::Lease { from, .. } if from.is_empty() => Ok(()),
+            PageOf::Lease { from, .. } => check_beginning(from),
             PageOf::Keys { keys } if keys.len() > limits::TRANSACTION_KEYS_MAX => {
                 let most = limits::TRANSACTION_KEYS_MAX;
                 let count = keys.len();
@@ -102,6 +100,12 @@ impl ReadRequest {
             PageOf::Versions { key } => check_key(key),
         }
     }
+}
+
+/// The beginning after the longest key is one byte longer.
+fn check_beginning(from: &Bytes) -> Result<(), ErrorReply> {
+    check_key(&from[..from.len().min(limits::KEY_BYTES_MAX)])?;
+    if from.len() > limits::KEY_BYTES_MAX + 1 { check_key(from) } else { Ok(()) }
 }
 
 /// The outcome of a read.
@@ -193,6 +197,7 @@ fn describe(of: &PageOf) -> String {
             keys => counted(keys.len() as u64, "key", "keys"),
         },
         PageOf::Versions { key } => format!("the versions of key {}", escape(key)),
+        PageOf::Lease { lease, .. } => format!("the keys of lease {lease}"),
     }
 }
 
@@ -436,7 +441,7 @@ mod tests {
         };
         let too_much = refused(told(&ask(vec![all], get(), None), 1));
         assert!(too_much.contains("too many keys"), "{too_much}");
-        let put = TxnOp::Put { key: key(), value: key(), tells_previous: false };
+        let put = TxnOp::Put { key: key(), value: key(), tells_previous: false, lease: None };
         for (op, what) in [(put, "writes"), (TxnOp::Get { key: Bytes::new() }, "empty")] {
             let error = ReadRequest::Txn(ask(vec![], op, None)).check().unwrap_err();
             assert!(refused(Reply::Error(error)).contains(what));

@@ -20,7 +20,8 @@ use super::decoding::{DecodedFrame, Undecodable};
 use super::get::{ReadRequest, StoreFault};
 use crate::limits;
 use crate::model::{
-    AppliedPoint, AppliedWrite, DiskSpace, LogBatch, LogEntry, LogIndex, MachineSummary, NodeId,
+    AppliedPoint, AppliedWrite, DiskSpace, LeaseEvent, LogBatch, LogEntry, LogIndex,
+    MachineSummary, NodeId,
 };
 use crate::net::ConnectionId;
 use crate::node::{InstallRequest, RequestToken, compares_states};
@@ -197,6 +198,8 @@ pub(super) enum Completion {
         point: AppliedPoint,
         /// What it has left to do in the background.
         summary: MachineSummary,
+        /// What has changed about leases.
+        leases: Vec<LeaseEvent>,
     },
     /// The store is durable up to this index, so that the log need not reach further back.
     Checkpointed(LogIndex),
@@ -298,6 +301,8 @@ pub enum SnapshotReport {
         point: AppliedPoint,
         /// What it has left to do in the background.
         summary: MachineSummary,
+        /// The leases that there are now.
+        leases: Vec<LeaseEvent>,
     },
 }
 

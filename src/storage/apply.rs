@@ -36,6 +36,7 @@ use super::garbage_collection::{
 };
 use super::hash::StateHash;
 use super::keys;
+use super::leases;
 use super::log_clock::{ClockSamples, LogClock};
 use super::newest::NewestVersions;
 use super::queue_front::QueueFront;
@@ -49,14 +50,14 @@ use super::snapshot::{SnapshotSource, StagedSnapshot};
 use crate::limits;
 use crate::model::{
     Action, AppliedPoint, AppliedWrite, Command, EntryError, FeatureLevel, GarbageCollection,
-    GroupRules, History, LogEntry, LogIndex, MachineSummary, OpApplied, OpResult, Operation,
-    ReadView, Release, RequestId, StateLimits, Timestamp, TxnLimits, WriteAnswer, WriteFate,
-    WriteOp, WriteOutcome,
+    GroupRules, History, LeaseEvent, LeaseName, LeaseRecord, LeaseState, LogEntry, LogIndex,
+    MachineSummary, OpApplied, OpResult, Operation, ReadView, Release, RequestId, StateLimits,
+    Timestamp, TxnLimits, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
 };
 
 /// The layout of the rows this build writes and reads. `storage::formats` holds the bytes of each
 /// version's rows.
-pub const STATE_FORMAT_VERSION: u32 = 11;
+pub const STATE_FORMAT_VERSION: u32 = 12;
 
 const META_FORMAT: &str = "format";
 const META_APPLIED: &str = "applied";
@@ -240,6 +241,8 @@ pub struct Applied {
     pub writes: Vec<AppliedWrite>,
     /// What is left to do in the background.
     pub summary: MachineSummary,
+    /// What has changed about leases.
+    pub leases: Vec<LeaseEvent>,
 }
 
 /// The state machine: one owner, one thread.
@@ -264,6 +267,10 @@ pub struct StateMachine {
     buffer: RowBuffer,
     /// Bytes of memory of the answers to transactions of one call.
     told_bytes: usize,
+    /// The number of leases.
+    leases: usize,
+    /// What has changed about leases and was not reported yet.
+    lease_events: Vec<LeaseEvent>,
     /// The engine that a snapshot has replaced, and where that one was staged.
     retired: Option<(Arc<dyn Engine>, StagedSnapshot)>,
     poisoned: bool,
@@ -290,6 +297,7 @@ impl StateMachine {
         let sessions = Sessions::load(&*engine, limits)?;
         let clock = stored_clock(&*engine, point.timestamp, limits)?;
         let left = Left::stored(&*engine, point)?;
+        let leases = stored_leases(&*engine)?.len();
         let shared = Shared {
             opened: RwLock::new(OpenedEngine { engine: engine.clone(), index: point.index }),
             applied: RwLock::new(point),
@@ -316,6 +324,8 @@ impl StateMachine {
             left,
             buffer: RowBuffer::default(),
             told_bytes: 0,
+            leases,
+            lease_events: Vec::new(),
             retired: None,
             poisoned: false,
         })
@@ -397,7 +407,17 @@ impl StateMachine {
             entries = &entries[count..];
         }
         applied.summary = self.summary();
+        applied.leases = std::mem::take(&mut self.lease_events);
         Ok(applied)
+    }
+
+    /// All leases.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Engine`], [`ApplyError::Damaged`].
+    pub fn leases(&self) -> Result<Vec<LeaseState>, ApplyError> {
+        stored_leases(&*self.engine)
     }
 
     /// Applies the first entries, at least one, and returns how many.
@@ -508,6 +528,9 @@ impl StateMachine {
                         self.level = level;
                     }
                 }
+                Action::Leases(record) => {
+                    left_touched |= self.apply_lease_record(record, timestamp, &mut changes)?;
+                }
             }
             is_marked |= clock.advance(clock_us, timestamp);
         }
@@ -603,6 +626,40 @@ impl StateMachine {
         Ok((WriteFate::Answered(answer), removes))
     }
 
+    /// Ends leases and notes what others have left. Returns whether a lease has ended.
+    fn apply_lease_record(
+        &mut self,
+        record: LeaseRecord,
+        timestamp: Timestamp,
+        changes: &mut Changes<'_>,
+    ) -> Result<bool, ApplyError> {
+        let most = self.shared.limits().lease_keys_max;
+        let (mut ended, mut keys) = (false, 0);
+        for name in record.ends {
+            let found = leases::find(&changes.rows(), name.id)?;
+            let Some(lease) = found.filter(|lease| lease.state.name == name) else { continue };
+            // The leader sees that this one has not ended, and orders its end anew.
+            if keys > 0 && keys + lease.keys > most {
+                continue;
+            }
+            keys += lease.keys;
+            leases::end(changes, timestamp, &lease)?;
+            self.lease_ended(name);
+            ended = true;
+        }
+        for (name, rest_ms) in record.rests {
+            let noted = leases::note_rest(changes, name, rest_ms)?;
+            self.lease_events.extend(noted.map(LeaseEvent::Is));
+        }
+        Ok(ended)
+    }
+
+    fn lease_ended(&mut self, name: LeaseName) {
+        assert!(self.leases > 0, "{name} ends, and there is no lease");
+        self.leases -= 1;
+        self.lease_events.push(LeaseEvent::Ended(name));
+    }
+
     /// What is kept of what newer versions have replaced.
     fn history(&self) -> History {
         self.rules.map_or(History::All, |rules| rules.history)
@@ -694,6 +751,7 @@ impl StateMachine {
             machine.sessions = Sessions::load(&*engine, limits)?;
             machine.clock = stored_clock(&*engine, point.timestamp, limits)?;
             let left = Left::stored(&*engine, point)?;
+            machine.leases = stored_leases(&*engine)?.len();
             let (before, after) = (machine.left.pending.clone(), left.pending.clone());
             machine.shared.set_removals(KnownRemovals::changing(before, after.clone()));
             // In the same order as around a batch.
@@ -860,6 +918,11 @@ fn stored_rules(engine: &dyn Engine) -> Result<Option<GroupRules>, ApplyError> {
     let Some(stored) = engine.get(&keys::meta(META_RULES))? else { return Ok(None) };
     let rules = decode_fact(&stored).ok_or(ApplyError::Damaged("what the group goes by"))?;
     Ok(Some(rules))
+}
+
+fn stored_leases(engine: &dyn Engine) -> Result<Vec<LeaseState>, ApplyError> {
+    let view = engine.view()?;
+    leases::read_all(&ViewRows(&*view))
 }
 
 /// The group's feature level, if it is one of those up to `known`. Asked right after the format: of

@@ -17,9 +17,9 @@ use super::memory::MemoryEngine;
 use super::{keys, log};
 use crate::model::{
     Action, Barrier, ClientId, Command, Comparison, Condition, Del, DelAll, DelRange, FeatureLevel,
-    GarbageCollection, GroupRules, History, LogEntry, Put, PutAll, PutIf, PutSequential, Relation,
-    Release, ReleaseVersion, RequestId, SetHistory, StateLimits, Test, Timestamp, Trim, Txn,
-    TxnKeys, TxnOp, WriteOp,
+    GarbageCollection, GroupRules, History, LeaseGrant, LeaseId, LeaseName, LeaseRecord,
+    LeaseRevoke, LogEntry, Put, PutAll, PutIf, PutSequential, Relation, Release, ReleaseVersion,
+    RequestId, SetHistory, StateLimits, Test, Timestamp, Trim, Txn, TxnKeys, TxnOp, WriteOp,
 };
 
 /// The limits of one group. Those that a release gives new groups may change, and no format with
@@ -34,6 +34,8 @@ const LIMITS: StateLimits = StateLimits {
     session_replies_total_max: 262_144,
     transaction_rows_max: 10_000,
     transaction_compared_bytes_max: 16 * 1024 * 1024,
+    leases_max: 262_144,
+    lease_keys_max: 16_384,
 };
 
 /// Bytes as text: what is printable as it is, the rest in hexadecimal.
@@ -171,6 +173,11 @@ fn the_rows_of_the_store_are_those_of_its_format() {
         PutIf { key: Bytes::from("o"), value: Bytes::new(), condition: Condition::Absent }.into(),
     );
     kept.list("a session in the place of another, and another history");
+    kept.write(LeaseGrant { id: Some(LeaseId(7)), ttl_ms: 1_000 }.into());
+    let (key, value, lease) = (Bytes::from("p"), Bytes::from("v"), Some(LeaseId(7)));
+    let put = TxnOp::Put { key, value, tells_previous: false, lease };
+    kept.write(WriteOp::Txn(Txn { then: vec![put], ..Txn::default() }));
+    kept.list("a lease with a key");
     compare("state.txt", &kept.listing, "STATE_FORMAT_VERSION in src/storage/apply.rs");
 }
 
@@ -203,12 +210,13 @@ fn every_part() -> Txn {
     let del_range =
         TxnOp::DelRange { from: key(), to: key(), keeps_history: true, tells_previous: false };
     let nested = Txn { or_else: vec![del_range], ..Txn::default() };
+    let lease = Some(LeaseId(7));
     Txn {
         compare: tests.map(one).into_iter().chain([all]).collect(),
         then: vec![
             TxnOp::Get { key: key() },
             TxnOp::Range { from, to, rows_max, keys_only, reverse, counts_only },
-            TxnOp::Put { key: key(), value: Bytes::from("v"), tells_previous: true },
+            TxnOp::Put { key: key(), value: Bytes::from("v"), tells_previous: true, lease },
         ],
         or_else: vec![
             TxnOp::Del { key: key(), keeps_history: true, tells_previous: false },
@@ -242,7 +250,10 @@ fn the_commands_in_the_log_are_those_of_its_format() {
         WriteOp::SetHistory(SetHistory { history }),
         WriteOp::PutSequential(PutSequential { prefix: key(), value: Bytes::from("v") }),
         WriteOp::Txn(every_part()),
+        LeaseGrant { id: Some(LeaseId(7)), ttl_ms: 1_000 }.into(),
+        LeaseRevoke { id: LeaseId(7) }.into(),
     ];
+    let lease = LeaseName { id: LeaseId(7), granted: Timestamp(8) };
     let (rows_max, bytes_max) = (5, 6);
     let histories = [History::All, history, History::Versions { count: 2 }];
     let compaction =
@@ -259,7 +270,9 @@ fn the_commands_in_the_log_are_those_of_its_format() {
         .chain([
             Action::Rules(GroupRules { limits: LIMITS, history }),
             Action::Level(FeatureLevel { level: 2, release: ReleaseVersion(0, 1, 0) }),
+            Action::Leases(LeaseRecord { ends: vec![lease], rests: vec![(lease, 900)] }),
         ]);
+
     let mut listing = format!("format {}\n", log::FORMAT_VERSION);
     for action in actions {
         let command = Command { timestamp: Timestamp(1_000), clock_us: 2_000, action };

@@ -12,6 +12,8 @@
 //! range   := 05 | oldest first
 //! queued  := 06 | oldest first | key
 //! change  := 07 | oldest first | key
+//! lease   := 08 | id, eight bytes, big-endian
+//! lease key := 09 | id, eight bytes, big-endian | key
 //!
 //! oldest first := eight bytes, big-endian: timestamp as ordered u64
 //! newest first := the same, inverted
@@ -25,7 +27,7 @@
 use bytes::Bytes;
 
 use crate::limits;
-use crate::model::{ClientId, Timestamp};
+use crate::model::{ClientId, LeaseId, Timestamp};
 
 const SPACE_VERSIONS: u8 = 1;
 const SPACE_SESSIONS: u8 = 2;
@@ -34,6 +36,8 @@ const SPACE_REMOVALS: u8 = 4;
 const SPACE_RANGES: u8 = 5;
 const SPACE_QUEUE: u8 = 6;
 const SPACE_CHANGES: u8 = 7;
+const SPACE_LEASES: u8 = 8;
+const SPACE_LEASE_KEYS: u8 = 9;
 
 const ESCAPE: u8 = 0x00;
 const ESCAPED_ZERO: u8 = 0xff;
@@ -70,6 +74,9 @@ pub enum KeySpace {
     Queue,
     /// A version or a tombstone of a key, ordered by time.
     Changes,
+    Leases,
+    /// A key that goes with a lease.
+    LeaseKeys,
 }
 
 /// The key space of a row; `None` if it belongs to none.
@@ -82,6 +89,8 @@ pub fn space(row: &[u8]) -> Option<KeySpace> {
         Some(&SPACE_RANGES) => Some(KeySpace::Ranges),
         Some(&SPACE_QUEUE) => Some(KeySpace::Queue),
         Some(&SPACE_CHANGES) => Some(KeySpace::Changes),
+        Some(&SPACE_LEASES) => Some(KeySpace::Leases),
+        Some(&SPACE_LEASE_KEYS) => Some(KeySpace::LeaseKeys),
         _ => None,
     }
 }
@@ -95,7 +104,7 @@ pub(super) fn every_row() -> RowRange {
 pub fn all() -> RowRange {
     RowRange {
         start: Bytes::from_static(&[SPACE_VERSIONS]),
-        end: Bytes::from_static(&[SPACE_CHANGES + 1]),
+        end: Bytes::from_static(&[SPACE_LEASE_KEYS + 1]),
     }
 }
 
@@ -301,6 +310,65 @@ fn after_time(at: Timestamp) -> Bytes {
 /// [`KeyError`] if the row is not one.
 pub fn decode_change(row: &[u8]) -> Result<(Timestamp, &[u8]), KeyError> {
     decode_oldest_first(SPACE_CHANGES, row)
+}
+
+/// The row of a lease.
+pub fn lease(id: LeaseId) -> Bytes {
+    of_lease(SPACE_LEASES, id).into()
+}
+
+/// The rows of all leases, by their ids.
+pub fn leases() -> RowRange {
+    space_rows(SPACE_LEASES)
+}
+
+/// The id of a lease's row.
+///
+/// # Errors
+///
+/// [`KeyError`] if the row is not one.
+pub fn decode_lease(row: &[u8]) -> Result<LeaseId, KeyError> {
+    match decode_of_lease(SPACE_LEASES, row)? {
+        (id, []) => Ok(id),
+        _ => Err(KeyError),
+    }
+}
+
+/// The row of a key that goes with a lease.
+pub fn lease_key(id: LeaseId, key: &[u8]) -> Bytes {
+    let mut row = of_lease(SPACE_LEASE_KEYS, id);
+    row.extend_from_slice(key);
+    row.into()
+}
+
+/// The rows of all keys that go with a lease, by key.
+pub fn lease_keys(id: LeaseId) -> RowRange {
+    let end = match id.0.checked_add(1) {
+        Some(next) => of_lease(SPACE_LEASE_KEYS, LeaseId(next)),
+        None => vec![SPACE_LEASE_KEYS + 1],
+    };
+    RowRange { start: of_lease(SPACE_LEASE_KEYS, id).into(), end: end.into() }
+}
+
+/// The lease and the key of a row of [`lease_keys`].
+///
+/// # Errors
+///
+/// [`KeyError`] if the row is not one.
+pub fn decode_lease_key(row: &[u8]) -> Result<(LeaseId, &[u8]), KeyError> {
+    decode_of_lease(SPACE_LEASE_KEYS, row)
+}
+
+fn of_lease(space: u8, id: LeaseId) -> Vec<u8> {
+    let mut row = vec![space];
+    row.extend_from_slice(&id.0.to_be_bytes());
+    row
+}
+
+fn decode_of_lease(space: u8, row: &[u8]) -> Result<(LeaseId, &[u8]), KeyError> {
+    let rest = row.strip_prefix(&[space]).ok_or(KeyError)?;
+    let (id, rest) = rest.split_first_chunk::<8>().ok_or(KeyError)?;
+    Ok((LeaseId(u64::from_be_bytes(*id)), rest))
 }
 
 fn space_rows(space: u8) -> RowRange {
@@ -651,6 +719,8 @@ mod tests {
             range(Timestamp(i64::MAX)),
             queued(Timestamp(i64::MAX), &[0xff; 9]),
             change(Timestamp(i64::MAX), &[0xff; 9]),
+            lease(LeaseId(u64::MAX)),
+            lease_key(LeaseId(u64::MAX), &[0xff; 9]),
         ];
         assert!(rows.is_sorted());
         assert!((sessions().start..sessions().end).contains(&rows[1]));
@@ -664,10 +734,12 @@ mod tests {
             KeySpace::Ranges,
             KeySpace::Queue,
             KeySpace::Changes,
+            KeySpace::Leases,
+            KeySpace::LeaseKeys,
         ]
         .map(Some);
         assert_eq!(rows.each_ref().map(|row| space(row)), spaces);
-        assert_eq!([space(b""), space(&[0]), space(&[8])], [None; 3]);
+        assert_eq!([space(b""), space(&[0]), space(&[10])], [None; 3]);
         assert!(rows.iter().all(|row| (all().start..all().end).contains(row)));
     }
 }

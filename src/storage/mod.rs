@@ -34,6 +34,7 @@ mod formats;
 mod garbage_collection;
 mod hash;
 pub mod keys;
+mod leases;
 pub mod log;
 mod log_clock;
 #[cfg(any(test, feature = "internals"))]
@@ -312,6 +313,7 @@ pub fn assemble(
         entries,
         applied,
         summary: machine.summary(),
+        leases: machine.leases()?,
         store_lost,
         // Filled in by the caller, from the data directory.
         data_lost: false,

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::apply::{ApplyError, Shared};
 use super::feed::{ChangesError, ChangesLimits, ChangesPage, changes_page};
 use super::garbage_collection::Horizon;
+use super::leases;
 use super::newest::Newest;
 use super::recent::RecentPart;
 use super::removals::PendingRemovals;
@@ -191,7 +192,10 @@ impl Store {
             // A list of a key's versions shows those that the history keeps, so compacted ones are
             // not missing.
             PageOf::Versions { .. } => ReadView::as_of(read_view.removals_up_to),
-            PageOf::Range { .. } | PageOf::RangeReverse { .. } | PageOf::Keys { .. } => read_view,
+            PageOf::Range { .. }
+            | PageOf::RangeReverse { .. }
+            | PageOf::Keys { .. }
+            | PageOf::Lease { .. } => read_view,
         };
         if Horizon::read(&rows)?.is_past(shows, self.shared.looks_far_back(shows)) {
             return Err(PageError::Expired);
@@ -221,6 +225,10 @@ impl Store {
             PageOf::Versions { key } => {
                 let (rows, next) = reader.versions(key, most)?;
                 Ok(Page { rows, next: next.map(PageNext::At) })
+            }
+            PageOf::Lease { lease, from } => {
+                let (rows, next) = leases::page(&reader, rows, *lease, from, most)?;
+                Ok(Page { rows, next: next.map(PageNext::From) })
             }
         }
     }

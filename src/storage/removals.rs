@@ -38,11 +38,12 @@ use super::apply::ApplyError;
 use super::changes::Changes;
 use super::engine::EngineError;
 use super::keys;
+use super::leases;
 use super::queue_front::QueueFront;
 use super::rows::Rows;
 use super::version_row::StoredVersion;
 use super::versions::{PageLimits, Reader, Removable};
-use crate::model::{RangeDeletion, StateLimits, Timestamp};
+use crate::model::{Facts, KeyState, RangeDeletion, StateLimits, Timestamp};
 
 /// Bytes of the keys of rows that the removal of a range looks at, for each row that it may look
 /// at: all keys but unusually long ones are shorter. It is a part of what entries mean, like
@@ -223,10 +224,10 @@ pub(super) fn delete(
     keeps_history: bool,
 ) -> Result<(), ApplyError> {
     let found = Reader::newest(&changes.rows(), changes.ranges()).removable(key)?;
-    if let Some(found) = found {
-        delete_found(changes, now, (key, found), keeps_history);
+    match found {
+        Some(found) => delete_found(changes, now, (key, found), keeps_history),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn delete_found(
@@ -234,13 +235,14 @@ fn delete_found(
     now: Timestamp,
     (key, found): (&[u8], Removable),
     keeps_history: bool,
-) {
-    let tombstone = StoredVersion::Tombstone { keeps_history }.encode(now);
+) -> Result<(), ApplyError> {
+    if let Removable::Value(KeyState { facts: Facts { lease: Some(lease), .. }, .. }) = found {
+        leases::detach(changes, lease, key)?;
+    }
     match (found, keeps_history) {
-        (Removable::Value(_), true) => {
-            changes.put_version(now, key, keys::version(key, now), tombstone);
-        }
+        (Removable::Value(_), true) => delete_present(changes, now, key),
         (Removable::Value(_), false) => {
+            let tombstone = StoredVersion::Tombstone { keeps_history }.encode(now);
             changes.put_version(now, key, keys::version(key, now), tombstone);
             record(changes, now, key, Removal::All);
         }
@@ -250,6 +252,14 @@ fn delete_found(
             record(changes, now, key, Removal::Below(deleted));
         }
     }
+    Ok(())
+}
+
+/// Deletes a key that has a value, and keeps its history. That its lease has one key less is for
+/// the caller to note.
+pub(super) fn delete_present(changes: &mut Changes<'_>, now: Timestamp, key: &[u8]) {
+    let tombstone = StoredVersion::Tombstone { keeps_history: true }.encode(now);
+    changes.put_version(now, key, keys::version(key, now), tombstone);
 }
 
 /// Deletes the keys of a range, both ends included, and removes what they had before unless it
@@ -272,7 +282,7 @@ pub(super) fn delete_range(
     let found = reader.removable_keys(from, to, most)?;
     if found.next.is_none() {
         for (key, found) in &found.keys {
-            delete_found(changes, now, (key, *found), keeps_history);
+            delete_found(changes, now, (key, *found), keeps_history)?;
         }
         return Ok(RangeDeletion::Done);
     }
@@ -295,7 +305,10 @@ pub(super) fn trim(
     key: &[u8],
 ) -> Result<(), ApplyError> {
     let found = Reader::newest(&changes.rows(), changes.ranges()).removable(key)?;
-    let Some(Removable::Value(newest) | Removable::History(newest)) = found else { return Ok(()) };
+    let newest = match found {
+        Some(Removable::Value(KeyState { version, .. }) | Removable::History(version)) => version,
+        None => return Ok(()),
+    };
     let below = Timestamp(newest.0.saturating_sub(1));
     let mut has_older = false;
     changes.rows().newest(&keys::versions_up_to(key, below), &mut |_, _| has_older = true)?;

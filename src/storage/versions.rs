@@ -84,8 +84,8 @@ pub(super) struct FoundRows {
 /// What a removal of a key would remove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Removable {
-    /// The key has a value, of this version.
-    Value(Timestamp),
+    /// The key has a value.
+    Value(KeyState),
     /// The key was deleted at this time, and reads of the past show what it had before.
     History(Timestamp),
 }
@@ -308,8 +308,9 @@ impl<'a> Reader<'a> {
         newest: ReadVersion<'_>,
     ) -> Result<Option<Removable>, ApplyError> {
         Ok(match newest {
-            ReadVersion::Value(_) => {
-                (at >= self.floor(key, self.at)?).then_some(Removable::Value(at))
+            ReadVersion::Value(VersionValue { facts, .. }) => {
+                let state = KeyState { version: at, facts };
+                (at >= self.floor(key, self.at)?).then_some(Removable::Value(state))
             }
             ReadVersion::Tombstone { keeps_history: true } => {
                 let floor = self.floor(key, Timestamp(i64::MIN))?;

@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use crate::limits::ELEMENT_OVERHEAD_BYTES;
 use crate::model::{
-    ClusterId, Effect, EncodedWrite, History, KeyChange, KeyInterval, LogEntry, LogIndex, NodeId,
-    OpShape, PageNext, PageOf, PeerId, Previous, ReadView, RequestId, Row, SnapshotId, Term,
-    Timestamp, Txn, TxnAnswer, Version, WriteAnswer, WriteOp, bounded,
+    ClusterId, Effect, EncodedWrite, History, KeyChange, KeyInterval, LeaseAnswer, LeaseId,
+    LeaseQuestion, LogEntry, LogIndex, NodeId, OpShape, PageNext, PageOf, PeerId, Previous,
+    ReadView, RequestId, Row, SnapshotId, Term, Timestamp, Txn, TxnAnswer, Version, WriteAnswer,
+    WriteOp, bounded,
 };
 
 /// Entries and values of at least this many bytes are not copied into the frame they go out in: of
@@ -194,6 +195,8 @@ impl Channel {
             ServerMessage::Raft(RaftMessage { body: RaftBody::Append { .. }, .. })
             | ServerMessage::Forward { .. }
             | ServerMessage::Forwarded { .. }
+            | ServerMessage::Leases { .. }
+            | ServerMessage::LeasesOk { .. }
             | ServerMessage::Snapshot { .. }
             | ServerMessage::SnapshotChunk { .. }
             | ServerMessage::SnapshotEnd { .. } => Channel::Bulk,
@@ -259,6 +262,9 @@ pub enum Request {
     /// Have the server describe itself and its group.
     #[serde(rename = "STATUS")]
     Status,
+    /// Keep leases alive, or describe them.
+    #[serde(rename = "LEASES")]
+    Leases(LeaseQuestion),
 }
 
 impl Request {
@@ -274,10 +280,12 @@ impl Request {
                 }
                 PageOf::Keys { keys } => keys.iter().map(element).sum(),
                 PageOf::Versions { key } => element(key),
+                PageOf::Lease { from, .. } => element(from),
             },
             Request::Txn(request) => request.txn.memory_bytes(),
             Request::Watch(WatchRequest { range, .. }) => element(&range.from) + element(&range.to),
             Request::Unwatch { .. } | Request::Status => 0,
+            Request::Leases(question) => question.names() * size_of::<LeaseId>(),
         }
     }
 }
@@ -510,6 +518,9 @@ pub enum Reply {
     /// A STATUS is answered.
     #[serde(rename = "STATUS_OK")]
     StatusOk(Box<ServerStatus>),
+    /// A LEASES is answered, by a leader that was confirmed as leader after the request had come.
+    #[serde(rename = "LEASES_OK")]
+    LeasesOk(LeaseAnswer),
     /// The request failed; the reply says how, and what is known of its effect.
     #[serde(rename = "ERROR")]
     Error(ErrorReply),
@@ -622,6 +633,8 @@ pub struct ServerStatus {
     /// Rows of its store, each version of each key among them: an upper bound of the number of
     /// keys.
     pub store_rows: u64,
+    /// Leases that have not ended, in the state that it has applied.
+    pub leases: u32,
     /// The release, as in `acervo --version`.
     pub version: String,
     /// The group's feature level.
@@ -777,6 +790,16 @@ pub enum ServerMessage {
         /// Its term; `None` when it is not committed here, or not in the log any more.
         term: Option<Term>,
     },
+    /// What clients ask about leases, passed on by a server that does not lead.
+    #[serde(rename = "LEASES")]
+    Leases {
+        /// Chosen by the asking server, echoed.
+        id: u64,
+        question: LeaseQuestion,
+    },
+    /// The answer to a `LEASES`, as for a client. A server that does not lead gives none.
+    #[serde(rename = "LEASES_OK")]
+    LeasesOk { id: u64, answer: LeaseAnswer },
 }
 
 /// What becomes of a snapshot at its receiver.

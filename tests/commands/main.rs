@@ -8,6 +8,7 @@ mod bench;
 mod console;
 #[path = "../support/fake_server.rs"]
 mod fake_server;
+mod lease;
 mod one_shot;
 #[cfg(feature = "grpc")]
 mod strangers;

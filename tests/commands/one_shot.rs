@@ -13,19 +13,19 @@ use crate::support::terminal::Terminal;
 use crate::support::{ACERVO, Group, eventually, exited_with, free_addresses};
 
 /// What a command left behind.
-struct Ran {
-    status: i32,
+pub struct Ran {
+    pub status: i32,
     out: Vec<u8>,
-    err: String,
+    pub err: String,
 }
 
 impl Ran {
-    fn text(&self) -> &str {
+    pub fn text(&self) -> &str {
         std::str::from_utf8(&self.out).unwrap()
     }
 
     /// Lines cut at their tabs.
-    fn rows(&self) -> Vec<Vec<&str>> {
+    pub fn rows(&self) -> Vec<Vec<&str>> {
         self.text().lines().map(|line| line.split('\t').collect()).collect()
     }
 
@@ -33,20 +33,20 @@ impl Ran {
         self.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         assert!(self.text().ends_with("}\n"), "one object and a line end: {}", self.text());
         serde_json::from_slice(&self.out).unwrap()
     }
 
     /// The version that a write printed, and nothing else.
-    fn version(&self) -> i64 {
+    pub fn version(&self) -> i64 {
         assert_eq!(self.status, 0, "{}", self.err);
         self.text().strip_suffix('\n').unwrap().parse().unwrap()
     }
 }
 
 /// Runs a command against the servers of a list.
-fn run(servers: &str, arguments: &[&str]) -> Ran {
+pub fn run(servers: &str, arguments: &[&str]) -> Ran {
     run_with_input(servers, arguments, b"")
 }
 
@@ -724,6 +724,7 @@ fn status_describes_every_server() {
             "longest_stall_us",
             "disk_bytes",
             "store_rows",
+            "leases",
         ] {
             assert!(server[field].is_u64(), "{field}: {server}");
         }

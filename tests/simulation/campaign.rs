@@ -78,6 +78,8 @@ fn state_limits(rng: &mut Rng, removal_grace_us: u64, short_sessions: bool) -> S
         session_replies_total_max: rng.pick(&[9, default.session_replies_total_max]),
         transaction_rows_max: default.transaction_rows_max,
         transaction_compared_bytes_max: default.transaction_compared_bytes_max,
+        leases_max: rng.pick(&[2, default.leases_max]),
+        lease_keys_max: default.lease_keys_max,
     }
 }
 
@@ -231,6 +233,9 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
     for (from, to) in ranges.into_iter().take(1 + rng.index(3)) {
         world.add_watcher(KeyInterval { from: from.into(), to: to.into() }, rng.chance(500));
     }
+    for _ in 0..rng.range(0..=3) {
+        world.add_holder(20);
+    }
     world.unleash(faults, rng.pick(&[300, 1_000, 3_000]) * MILLISECOND);
     world.run_for(rng.range(5..=12) * SECOND)?;
     make_peace(&mut world)?;
@@ -259,10 +264,12 @@ pub fn make_peace(world: &mut World) -> Verdict {
     for client in &mut world.clients {
         client.wishes = 0;
     }
+    world.let_leases_end();
     let quiet = world.run_until(PEACE_US_MAX, |world| {
         world.clients.iter().all(|client| client.under_way == 0)
     })?;
     ensure!(quiet, "{} operations never ended: {}", unanswered(world), standing(world));
+    world.leases_end()?;
 
     // The group is alive through every server, and all of them agree about the present.
     let client = world.add_client(Memory::Session, 16, 6 * SECOND);

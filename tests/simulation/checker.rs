@@ -13,6 +13,7 @@ use acervo::model::{
 use acervo::wire::message::WriteRequest;
 
 use crate::disk::Disk;
+use crate::leases::LeaseBook;
 use crate::machine::Machine;
 use crate::reads::Looked;
 use crate::watchers::{Changed, Place};
@@ -58,6 +59,7 @@ pub struct Checker {
     pub model: Model,
     /// What was seen as of old versions.
     pub looked: Looked,
+    pub leases: LeaseBook,
     /// What the state machines go by.
     pub limits: StateLimits,
 }
@@ -88,6 +90,7 @@ impl Checker {
             commit: 0,
             model: Model::new(limits),
             looked: Looked::default(),
+            leases: LeaseBook::default(),
             limits,
         }
     }
@@ -132,6 +135,7 @@ impl Checker {
         writes: &[AppliedWrite],
         answering: bool,
         after: AppliedPoint,
+        now_us: u64,
     ) -> Verdict {
         let mut writes = writes.iter();
         for entry in entries {
@@ -140,7 +144,7 @@ impl Checker {
                 // Whether too much is being removed already, and whether a range is too long, the
                 // first replica says.
                 let fate = writes.as_slice().first().map(|write| &write.fate);
-                self.take(entry, fate)?;
+                self.take(entry, fate, now_us)?;
             }
             let Some(known) = self.entries.get_mut(position) else {
                 return Err(Violation(format!("applied {} past the history", entry.index)));
@@ -169,7 +173,8 @@ impl Checker {
     }
 
     /// An entry joins the history.
-    fn take(&mut self, entry: &LogEntry, fate: Option<&WriteFate>) -> Verdict {
+    fn take(&mut self, entry: &LogEntry, fate: Option<&WriteFate>, now_us: u64) -> Verdict {
+        let leases_before = self.model.leases.clone();
         let command = Command::decode(&entry.data).map_err(|error| error.to_string())?;
         let expected = self.model.apply(command.as_ref(), fate);
         if let Some(Command { timestamp, action, .. }) = &command {
@@ -180,6 +185,9 @@ impl Checker {
                 self.limits = self.model.rules().map_or(rules.limits, |rules| rules.limits);
             }
             self.index_by_timestamp.insert(*timestamp, index);
+            let is_record = matches!(action, Action::Leases(_));
+            let events = self.model.leases.changes_since(&leases_before, action);
+            self.leases.changed(now_us, &events, is_record)?;
             if let Action::Write { request, .. } = action {
                 let told = self.not_done.contains(&(request.client, request.sequence));
                 ensure!(!told, "{request:?} was not to be done, and took effect");

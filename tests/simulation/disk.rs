@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use acervo::model::{
-    AppliedPoint, Command, HardState, LogBatch, LogEntry, LogIndex, MachineSummary, Recovered,
-    SnapshotId, Term, Timestamp,
+    AppliedPoint, Command, HardState, LeaseState, LogBatch, LogEntry, LogIndex, MachineSummary,
+    Recovered, SnapshotId, Term, Timestamp,
 };
 
 use crate::machine::Saved;
@@ -244,11 +244,17 @@ impl Disk {
     pub fn recover_without_state(&self) -> Recovered {
         let index = self.hard_state.commit.clamp(self.base.0, self.last_index());
         let applied = AppliedPoint { index, ..AppliedPoint::default() };
-        Recovered { store_lost: true, ..self.recover(applied, MachineSummary::default()) }
+        let summary = MachineSummary::default();
+        Recovered { store_lost: true, ..self.recover(applied, summary, Vec::new()) }
     }
 
     /// What a server that starts finds, given the state machine's last checkpoint.
-    pub fn recover(&self, applied: AppliedPoint, summary: MachineSummary) -> Recovered {
+    pub fn recover(
+        &self,
+        applied: AppliedPoint,
+        summary: MachineSummary,
+        leases: Vec<LeaseState>,
+    ) -> Recovered {
         let mut term_runs: Vec<(LogIndex, Term)> = Vec::new();
         for entry in self.log.values() {
             if term_runs.last().is_none_or(|(_, term)| *term != entry.term) {
@@ -268,6 +274,7 @@ impl Disk {
             entries: self.log.range(applied.index + 1..).map(|(_, entry)| entry.clone()).collect(),
             applied,
             summary,
+            leases,
             store_lost: false,
             data_lost: self.data_lost && !hard_state.admitted,
         }

@@ -19,6 +19,7 @@ use acervo::storage::snapshot::SnapshotSource;
 use acervo::wire::message::{Reply, Role, ServerMessage};
 
 use crate::checker::{Verdict, Violation, ensure};
+use crate::leases::HOLDERS_CONNECTION;
 use crate::machine::{Machine, SimStaging};
 use crate::nemesis::Fault;
 use crate::server::{Piece, Process, node_id, position};
@@ -116,7 +117,10 @@ impl World {
                 Output::Reply { token, reply } => {
                     self.check_acknowledgement(server, &reply)?;
                     if self.settle(server, token)? {
-                        self.reply(server, token.request as usize, reply, 0);
+                        match token.connection {
+                            HOLDERS_CONNECTION => self.lease_replied(token, reply),
+                            _ => self.reply(server, token.request as usize, reply, 0),
+                        }
                     }
                 }
                 Output::ReadReady { token } => {
@@ -210,7 +214,9 @@ impl World {
     /// Takes the core's account of itself and checks what must hold of it.
     fn observe(&mut self, server: usize) -> Verdict {
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
+        let led_in = process.term_led();
         process.status = process.node.status();
+        let begins_to_lead = process.term_led() > led_in;
         let forwarded = process.node.forwarded();
         let (rows_max, bytes_max) =
             (self.setup.limits.long_write_rows_max, self.setup.limits.forward_bytes_max);
@@ -224,12 +230,15 @@ impl World {
         if !self.setup.honest {
             return Ok(());
         }
-        let status = &process.status;
+        let status = process.status.clone();
         self.leader_in_doubt |= status.role == Role::Leader && status.distrust.is_some();
         if status.role == Role::Leader {
             // A lost vote is enough for another to be elected.
             let undisturbed = self.nemesis.struck.is_empty() && self.setup.quality.loss == 0;
             self.checker.leads(node_id(server), status.term, undisturbed)?;
+        }
+        if begins_to_lead {
+            self.ask_deposed_leaders(server);
         }
         let commit = status.commit;
         let disks: Vec<_> = self.servers.iter().map(|server| &server.disk).collect();
@@ -386,6 +395,7 @@ impl World {
         let one_by_one = self.rng.chance(500);
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         let mut outcomes = Vec::new();
+        let mut leases = Vec::new();
         let mut reports = None;
         match process.applying.pop_front() {
             Some(Piece::Entries { entries, .. }) if !self.setup.honest => {
@@ -398,8 +408,10 @@ impl World {
                 for batch in entries.chunks(size) {
                     let applied = process.machine.apply(batch, answering)?;
                     let point = process.machine.point();
-                    self.checker.applied(batch, &applied.writes, answering, point)?;
+                    let now_us = self.now_us;
+                    self.checker.applied(batch, &applied.writes, answering, point, now_us)?;
                     outcomes.extend(applied.writes);
+                    leases.extend(applied.leases);
                 }
             }
             Some(Piece::Snapshot(work)) => {
@@ -440,7 +452,9 @@ impl World {
                 self.at(notice_us, Event::SnapshotReport { server, life, report });
             }
         } else {
-            self.at(notice_us, Event::Applied { server, life, outcomes, summary, point: told });
+            let point = told;
+            let applied = Event::Applied { server, life, outcomes, summary, leases, point };
+            self.at(notice_us, applied);
         }
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         if self.rng.chance(self.setup.checkpoints) {
@@ -681,7 +695,7 @@ impl World {
         let staging = SimStaging::new(!engine_seed);
         let recovered = match state.store_lost {
             true => state.disk.recover_without_state(),
-            false => state.disk.recover(machine.point(), machine.summary()),
+            false => state.disk.recover(machine.point(), machine.summary(), machine.leases()?),
         };
         let handed = recovered.applied.index;
         self.trace.note(self.now_us, || {

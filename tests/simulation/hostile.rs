@@ -7,8 +7,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use acervo::model::{
-    Action, ClientId, Command, Del, EncodedWrite, FeatureLevel, LogEntry, NodeId, OpResult,
-    ReleaseVersion, RequestId, SnapshotId, Timestamp, WriteAnswer, WriteOp,
+    Action, ClientId, Command, Del, EncodedWrite, FeatureLevel, LeaseAnswer, LeaseId,
+    LeaseQuestion, LogEntry, NodeId, OpResult, ReleaseVersion, RequestId, SnapshotId, Timestamp,
+    WriteAnswer, WriteOp,
 };
 use acervo::node::{CheckedMessage, Input};
 use acervo::wire::message::{RaftBody, RaftMessage, Reply, Role, ServerMessage, SnapshotOutcome};
@@ -181,6 +182,17 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> ServerMessage 
             use SnapshotOutcome::{Complete, Failed, Key, Receiving};
             let outcome = [Receiving, Complete, Failed, Key(id)][rng.index(4)];
             ServerMessage::SnapshotAnswer { id, stored: number(rng, 3), outcome }
+        }
+        18 => {
+            let leases = (0..rng.below(3)).map(LeaseId).collect();
+            let list = LeaseQuestion::List { after: rng.chance(500).then_some(LeaseId(id)) };
+            let keep_alive = LeaseQuestion::KeepAlive(leases);
+            let question = if rng.chance(500) { keep_alive } else { list };
+            ServerMessage::Leases { id, question }
+        }
+        19 => {
+            let left = (0..rng.below(3)).map(Some).collect();
+            ServerMessage::LeasesOk { id, answer: LeaseAnswer::KeptAlive(left) }
         }
         20 => ServerMessage::LogTerm { id, index: any_index },
         21 => ServerMessage::LogTermOk { id, term: rng.chance(700).then_some(id) },

@@ -16,8 +16,8 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use acervo::model::{
-    Action, AppliedPoint, AppliedWrite, Command, LogEntry, MachineSummary, OpResult, Release,
-    WriteAnswer, WriteFate, WriteOutcome,
+    Action, AppliedPoint, AppliedWrite, Command, LeaseState, LogEntry, MachineSummary, OpResult,
+    Release, WriteAnswer, WriteFate, WriteOutcome,
 };
 use acervo::server::snapshots::intake::Intake;
 use acervo::server::work::{SnapshotReport, SnapshotWork};
@@ -130,6 +130,11 @@ impl Machine {
     /// What is left to do in the background.
     pub fn summary(&self) -> MachineSummary {
         self.machine.summary()
+    }
+
+    /// The leases that there are.
+    pub fn leases(&self) -> Result<Vec<LeaseState>, String> {
+        self.machine.leases().map_err(text)
     }
 
     pub fn store(&self) -> Store {

@@ -13,6 +13,7 @@
 //! | `server`, `disk`, `machine`, `network` | what cores stand on, the real store among it |
 //! | `nemesis` | what goes wrong |
 //! | `checker`, `reads`, `model`, `linearizability` | what must hold |
+//! | `leases` | holders of leases, and what must hold of them |
 //! | `campaign` | many random seeds |
 //! | `liveness` | many seeds in which a majority is well, and must be seen to be |
 //! | `scenarios`, `hostile` | directed tests, each named after the rule it proves |
@@ -35,6 +36,15 @@
 //! | removals after the version asked for are forgotten by range reads | 497 |
 //! | a tombstone is collected before what it hides | 2 of 60 |
 //! | a tombstone is kept for ever | 8 of 40 |
+//!
+//! And of leases, in how many seeds of how many:
+//!
+//! | bug | seeds |
+//! | --- | --- |
+//! | a keep-alive is answered by a leader that was not confirmed | 3 of 300 |
+//! | the time of leases is the wall clock's | 14 of 300 |
+//! | a new leader counts from the deadline that it knew before | 11 of 40 |
+//! | the end of a lease removes the history of its keys | 1 of 20 |
 //!
 //! And of leadership, by which tests they were caught:
 //!
@@ -78,6 +88,7 @@ mod clients;
 mod disk;
 mod driver;
 mod hostile;
+mod leases;
 mod linearizability;
 mod links;
 mod liveness;

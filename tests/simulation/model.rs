@@ -10,12 +10,13 @@ use std::rc::Rc;
 
 use acervo::model::{
     Action, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, GarbageCollection,
-    GroupRules, KeyInterval, KeyState, LogIndex, OpResult, Operation, PageOf, Previous, Put,
-    PutAll, PutIf, RequestId, Row, StateLimits, Timestamp, Trim, Txn, TxnAnswer, Version,
-    WriteAnswer, WriteFate, WriteOp,
+    GroupRules, KeyInterval, KeyState, LeaseId, LeaseName, LeaseRevoke, LogIndex, OpResult,
+    Operation, PageOf, Previous, Put, PutAll, PutIf, RequestId, Row, StateLimits, Timestamp, Trim,
+    Txn, TxnAnswer, Version, WriteAnswer, WriteFate, WriteOp,
 };
 use bytes::Bytes;
 
+use crate::leases::ModelLeases;
 use crate::plain_transactions::{State, bits, carry_out, deletions};
 use crate::watchers::{Changed, Place};
 
@@ -151,6 +152,9 @@ pub struct Model {
     writes: HashMap<(ClientId, u64), Written>,
     sessions: Sessions,
     rules: Option<GroupRules>,
+    pub leases: ModelLeases,
+    /// Leases that ended because their time was over, with their keys and when it was.
+    pub lease_ends: Vec<(LeaseName, Vec<Bytes>, Timestamp)>,
     /// When the newest state of each key changed: in log order, with the version or deletion.
     changes: BTreeMap<Bytes, Vec<(LogIndex, Timestamp)>>,
     /// What has changed of the newest state, in order of time and of keys.
@@ -189,6 +193,7 @@ impl Moment {
                 let shown = versions.filter_map(|(_, version)| version.as_ref());
                 shown.map(|version| row(key, Some(version))).collect()
             }
+            PageOf::Lease { .. } => panic!("nobody asks for the keys of a lease"),
         }
     }
 
@@ -262,7 +267,10 @@ impl Moment {
             WriteOp::PutSequential(sequential) => {
                 put(&sequential.key(now), &sequential.value);
             }
-            WriteOp::Barrier(_) | WriteOp::SetHistory(_) => {}
+            WriteOp::Barrier(_)
+            | WriteOp::SetHistory(_)
+            | WriteOp::LeaseGrant(_)
+            | WriteOp::LeaseRevoke(_) => {}
             WriteOp::Txn(_) => panic!("a transaction is not carried out here"),
         }
     }
@@ -275,6 +283,8 @@ impl Model {
             writes: HashMap::new(),
             sessions: Sessions::new(limits),
             rules: None,
+            leases: ModelLeases::default(),
+            lease_ends: Vec::new(),
             changes: BTreeMap::new(),
             changed: Vec::new(),
         }
@@ -306,6 +316,12 @@ impl Model {
                     }
                 }
                 Action::Level(_) => {}
+                Action::Leases(record) => {
+                    for name in self.leases.apply(record) {
+                        let keys = self.end_lease(&mut moment, name.id);
+                        self.lease_ends.push((name, keys, *timestamp));
+                    }
+                }
                 Action::Write { request, op } => {
                     expected = Some(self.write(&mut moment, request, op, fate));
                 }
@@ -396,7 +412,7 @@ impl Model {
             }
             _ => Previous::Absent,
         });
-        let keys: Vec<Bytes> = match op {
+        let mut keys: Vec<Bytes> = match op {
             _ if !result.has_taken_effect() => Vec::new(),
             WriteOp::Trim(_) | WriteOp::Barrier(_) | WriteOp::SetHistory(_) => Vec::new(),
             // Of keys that nobody ever wrote nobody can tell that they were removed.
@@ -413,9 +429,35 @@ impl Model {
         if result.has_taken_effect() {
             moment.change(now, op);
         }
+        match op {
+            WriteOp::LeaseGrant(grant) if result == OpResult::Done => {
+                self.leases.add(LeaseName { id: grant.id_at(now), granted: now });
+            }
+            WriteOp::LeaseRevoke(LeaseRevoke { id }) if result == OpResult::Done => {
+                self.leases.remove(*id);
+                keys = self.end_lease(moment, *id);
+            }
+            _ => {}
+        }
         let written = Written { timestamp: now, result, previous, keys, txn: None, looked_at };
         self.writes.insert(name, written.clone());
         Expected::Outcome(written)
+    }
+
+    /// The keys of a lease go, whose end is applied next; which they are.
+    fn end_lease(&mut self, moment: &mut Moment, id: LeaseId) -> Vec<Bytes> {
+        let is_of_it = |versions: &Rc<Versions>| {
+            let newest = versions.last_key_value().and_then(|(_, version)| version.as_ref()?.facts);
+            newest.is_some_and(|facts| facts.lease == Some(id))
+        };
+        let of_it = moment.state.iter().filter(|(_, versions)| is_of_it(versions));
+        let keys: Vec<Bytes> = of_it.map(|(key, _)| key.clone()).collect();
+        for key in &keys {
+            moment.delete(moment.timestamp, key, true);
+            let index = self.moments.len() as u64;
+            self.changes.entry(key.clone()).or_default().push((index, moment.timestamp));
+        }
+        keys
     }
 
     /// Carries out a transaction that is applied next.
@@ -424,6 +466,13 @@ impl Model {
         let before = moment.newest();
         let mut after = before.clone();
         let (branches, answer) = carry_out(txn, &mut after, now);
+        let new = after.values().filter(|(state, _)| state.version == now);
+        let mut leases = new.filter_map(|(state, _)| state.facts.lease);
+        if leases.any(|lease| !self.leases.has(lease)) {
+            let (result, keys) = (OpResult::NoLease, Vec::new());
+            let (txn, previous, looked_at) = (None, None, None);
+            return Written { timestamp: now, result, previous, keys, txn, looked_at };
+        }
         let mut keys = Vec::new();
         for (key, (state, value)) in &after {
             if state.version == now {
@@ -450,6 +499,16 @@ impl Model {
     /// What an operation comes to that is applied next, and what it looks at if its condition does
     /// not hold.
     fn judge(&self, moment: &Moment, op: &WriteOp) -> (OpResult, Option<(Bytes, Timestamp)>) {
+        match op {
+            WriteOp::LeaseGrant(grant) => {
+                let most = self.sessions.limits.leases_max;
+                return (self.leases.grant(grant, moment.timestamp, most), None);
+            }
+            WriteOp::LeaseRevoke(LeaseRevoke { id }) if !self.leases.has(*id) => {
+                return (OpResult::NoLease, None);
+            }
+            _ => {}
+        }
         let WriteOp::PutIf(PutIf { key, condition, .. }) = op else {
             return (OpResult::Done, None);
         };
@@ -481,8 +540,11 @@ impl Model {
             Some(WriteFate::Answered(WriteAnswer { result: OpResult::TooLong, .. }))
         );
         let is_there = |key: &&Bytes| {
-            let newest = moment.state[*key].last_key_value();
-            newest.is_some_and(|(at, version)| version.is_some() || *at > moment.swept)
+            let versions = &moment.state[*key];
+            // What was deleted and then trimmed leaves nothing that the deletion would hide.
+            let may_be_gone = |at: Timestamp| at <= moment.swept || versions.len() == 1;
+            let newest = versions.last_key_value();
+            newest.is_some_and(|(at, version)| version.is_some() || !may_be_gone(*at))
         };
         let there = moment.keys_in(from, to).filter(is_there);
         there.count() > most || (said && ever.count() > most)

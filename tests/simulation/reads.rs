@@ -147,9 +147,10 @@ impl Checker {
                 expected.starts_with(rows)
                     && expected[rows.len()..].iter().all(|row| row.timestamp() < Some(swept))
             }
-            PageOf::Range { .. } | PageOf::RangeReverse { .. } | PageOf::Keys { .. } => {
-                *rows == expected
-            }
+            PageOf::Range { .. }
+            | PageOf::RangeReverse { .. }
+            | PageOf::Keys { .. }
+            | PageOf::Lease { .. } => *rows == expected,
         };
         ensure!(fits, "{page:?} shows {rows:?} before {next:?}, not {expected:?}");
         if !matches!(page.of, PageOf::Versions { .. }) && first && at < seen && !page.keys_only {
@@ -166,7 +167,10 @@ impl Checker {
         };
         let at = match page.of {
             PageOf::Versions { .. } => seen,
-            PageOf::Range { .. } | PageOf::RangeReverse { .. } | PageOf::Keys { .. } => at,
+            PageOf::Range { .. }
+            | PageOf::RangeReverse { .. }
+            | PageOf::Keys { .. }
+            | PageOf::Lease { .. } => at,
         };
         ensure!(
             seen < moment.purged || at < moment.swept,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use acervo::model::{AppliedPoint, DiskSpace, LogEntry, LogIndex, NodeId};
+use acervo::model::{AppliedPoint, DiskSpace, LogEntry, LogIndex, NodeId, Term};
 use acervo::node::config::NodeStatus;
 use acervo::node::core::Node;
 use acervo::node::{ConsoleEvent, Notice, RequestToken};
@@ -10,6 +10,7 @@ use acervo::server::snapshots::Transfers;
 use acervo::server::snapshots::intake::Intake;
 use acervo::server::watches::{WatchHub, WatchLimits, WatchRead};
 use acervo::server::work::SnapshotWork;
+use acervo::wire::message::Role;
 
 use crate::disk::Disk;
 use crate::machine::{Machine, Saved, SimStaging};
@@ -141,6 +142,11 @@ pub struct Process {
 }
 
 impl Process {
+    /// The term in which it leads, by its last account.
+    pub fn term_led(&self) -> Option<Term> {
+        (self.status.role == Role::Leader).then_some(self.status.term)
+    }
+
     /// A process that has just started.
     pub fn new(node: Node, machine: Machine, staging: SimStaging, transfers: Transfers) -> Process {
         let status = node.status();

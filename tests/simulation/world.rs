@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use acervo::limits::{self, NodeLimits};
 use acervo::model::{
-    AppliedPoint, AppliedWrite, History, LogIndex, MachineSummary, NodeId, StateLimits,
+    AppliedPoint, AppliedWrite, History, LeaseEvent, LogIndex, MachineSummary, NodeId, StateLimits,
 };
 use acervo::node::config::AckPolicy;
 use acervo::node::garbage_collection::GarbageCollectionConfig;
-use acervo::node::{Input, Now};
+use acervo::node::{Input, Now, RequestToken};
 use acervo::server::snapshots::TransferLimits;
 use acervo::server::work::SnapshotReport;
 use acervo::storage::reads::PageLimits;
@@ -19,6 +19,7 @@ use acervo::wire::message::{Reply, WriteRequest};
 
 use crate::checker::{Checker, Verdict, Violation};
 use crate::clients::{Attempt, Client, Operation};
+use crate::leases::{Asked, Holder};
 use crate::nemesis::{Mend, Nemesis};
 use crate::network::{Network, Quality};
 use crate::rng::Rng;
@@ -200,6 +201,7 @@ pub enum Event {
         life: u64,
         outcomes: Vec<AppliedWrite>,
         summary: MachineSummary,
+        leases: Vec<LeaseEvent>,
         point: AppliedPoint,
     },
     /// The loop learns up to where the store is durable.
@@ -279,6 +281,20 @@ pub enum Event {
     Watch {
         watcher: usize,
     },
+    /// A holder of leases does the next thing.
+    Hold {
+        holder: usize,
+    },
+    /// A holder's question arrives at its server.
+    LeaseQuestion {
+        server: usize,
+        token: RequestToken,
+    },
+    /// The answer arrives at the holder.
+    LeaseAnswer {
+        token: RequestToken,
+        reply: Reply,
+    },
     /// A server that is down starts.
     Start {
         server: usize,
@@ -312,6 +328,9 @@ pub struct World {
     pub operations: Vec<Operation>,
     /// Each time they asked a server.
     pub attempts: Vec<Attempt>,
+    /// Who holds leases, and what they have asked.
+    pub holders: Vec<Holder>,
+    pub lease_questions: Vec<Option<Asked>>,
     /// Late copies of writes that have arrived.
     pub copies: u64,
     pub checker: Checker,
@@ -345,6 +364,8 @@ impl World {
             connections: 0,
             operations: Vec::new(),
             attempts: Vec::new(),
+            holders: Vec::new(),
+            lease_questions: Vec::new(),
             copies: 0,
             checker: Checker::new(node_id(setup.first_leader), setup.state_limits),
             nemesis: Nemesis::default(),
@@ -436,8 +457,8 @@ impl World {
             Event::VerdictSetDown { server, .. } => self.verdict_set_down(server),
             Event::VerdictOverdue { server, .. } => self.verdict_overdue(server),
             Event::ApplyDone { server, .. } => self.apply_done(server),
-            Event::Applied { server, outcomes, summary, point, .. } => {
-                self.input(server, Input::Applied { outcomes, summary, point })
+            Event::Applied { server, outcomes, summary, leases, point, .. } => {
+                self.input(server, Input::Applied { outcomes, summary, leases, point })
             }
             Event::Fetched { server, fetch, range, bytes_max, .. } => {
                 self.fetched(server, fetch, range, bytes_max)
@@ -461,6 +482,12 @@ impl World {
                 self.send_attempt(operation);
                 Ok(())
             }
+            Event::Hold { holder } => {
+                self.hold(holder);
+                Ok(())
+            }
+            Event::LeaseQuestion { server, token } => self.lease_question(server, token),
+            Event::LeaseAnswer { token, reply } => self.lease_answer(token, reply),
             Event::Think { client } => {
                 self.think(client);
                 Ok(())
@@ -482,6 +509,7 @@ impl Event {
                 Some(*to)
             }
             Event::LinkLost { from, .. } | Event::LinkSilent { from, .. } => Some(*from),
+            Event::LeaseQuestion { server, .. } => Some(*server),
             other => other.belongs_to().map(|(server, _)| server),
         }
     }

@@ -126,7 +126,10 @@ impl Model {
                     }
                 }
             }
-            WriteOp::Barrier(_) | WriteOp::SetHistory(_) => {}
+            WriteOp::Barrier(_)
+            | WriteOp::SetHistory(_)
+            | WriteOp::LeaseGrant(_)
+            | WriteOp::LeaseRevoke(_) => {}
         }
         self.moments.push((at, state));
     }
@@ -238,6 +241,7 @@ fn any_txn(seed: u64, only_reads: bool) -> Txn {
         value: &mut value,
         values: &values,
         keeps_history: true,
+        leases: &[],
         only_reads,
     };
     maker.fit(3)

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::model::{
-    Comparison, Facts, KeyState, Relation, Test, Timestamp, Txn, TxnAnswer, TxnKeys, TxnOp,
-    TxnResult, TxnRow, TxnVersion,
+    Comparison, Facts, KeyState, LeaseId, Relation, Test, Timestamp, Txn, TxnAnswer, TxnKeys,
+    TxnOp, TxnResult, TxnRow, TxnVersion,
 };
 
 /// Keys that have a value, with what they have.
@@ -144,14 +144,14 @@ fn run_op(op: &TxnOp, state: &mut State, at: Timestamp, branches: &mut Vec<bool>
             rows.truncate(*rows_max as usize);
             TxnResult::Range { count: rows.len() as u64, rows, has_more }
         }
-        TxnOp::Put { key, value, tells_previous } => {
+        TxnOp::Put { key, value, tells_previous, lease } => {
             let before = state.get(key).cloned();
             let facts = match &before {
-                None => Facts { created: at, count: 1, lease: None },
+                None => Facts { created: at, count: 1, lease: *lease },
                 Some((before, _)) => Facts {
                     created: before.facts.created,
                     count: before.facts.count + 1,
-                    lease: None,
+                    lease: *lease,
                 },
             };
             state.insert(key.clone(), (KeyState { version: at, facts }, value.clone()));
@@ -189,6 +189,8 @@ pub struct TxnMaker<'a> {
     pub values: &'a [Bytes],
     /// Whether it removes with the history kept.
     pub keeps_history: bool,
+    /// Leases with which it may put keys.
+    pub leases: &'a [LeaseId],
     /// Whether it only reads.
     pub only_reads: bool,
 }
@@ -205,13 +207,27 @@ impl TxnMaker<'_> {
         let mut txn = self.any(depth);
         if !self.only_reads && !txn.writes() {
             let key = self.key();
-            txn.then.push(TxnOp::Put { key, value: (self.value)(), tells_previous: true });
+            txn.then.push(TxnOp::Put {
+                key,
+                value: (self.value)(),
+                tells_previous: true,
+                lease: None,
+            });
         }
         txn
     }
 
     fn one_in(&mut self, number: usize) -> bool {
         (self.pick)(number) == 0
+    }
+
+    /// The lease of a put, which often has none.
+    fn lease(&mut self) -> Option<LeaseId> {
+        match self.leases.len() {
+            0 => None,
+            _ if !self.one_in(3) => None,
+            most => Some(self.leases[(self.pick)(most)]),
+        }
     }
 
     fn key(&mut self) -> Bytes {
@@ -279,7 +295,7 @@ impl TxnMaker<'_> {
                 }
                 1..4 if is_free => {
                     written.insert(begin);
-                    TxnOp::Put { key, value: (self.value)(), tells_previous }
+                    TxnOp::Put { key, value: (self.value)(), tells_previous, lease: self.lease() }
                 }
                 4 if is_free => {
                     written.insert(begin);

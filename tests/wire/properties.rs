@@ -10,10 +10,10 @@ use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, SERVER_FRAME_BY
 use acervo::model::{
     Barrier, ChunkHash, ClientId, ClusterId, Comparison, Condition, ContentId, Del, DelAll,
     DelRange, Effect, EncodedWrite, Facts, FileEntry, FileName, History, KeyChange, KeyInterval,
-    LeaseId, LogEntry, NodeId, OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf,
-    PutSequential, ReadView, Relation, RequestId, Row, SetHistory, SnapshotId, Test, Timestamp,
-    Trim, Txn, TxnAnswer, TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer,
-    WriteOp,
+    LeaseAnswer, LeaseGrant, LeaseId, LeaseName, LeaseQuestion, LeaseRevoke, LeaseShown, LogEntry,
+    NodeId, OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf, PutSequential,
+    ReadView, Relation, RequestId, Row, SetHistory, SnapshotId, Test, Timestamp, Trim, Txn,
+    TxnAnswer, TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer, WriteOp,
 };
 use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
@@ -109,7 +109,12 @@ fn txn() -> impl Strategy<Value = Txn> {
                 reverse: second,
                 counts_only: third,
             },
-            2 => TxnOp::Put { key, value: other, tells_previous: first },
+            2 => TxnOp::Put {
+                key,
+                value: other,
+                tells_previous: first,
+                lease: third.then_some(LeaseId(7)),
+            },
             3 => TxnOp::Del { key, keeps_history: first, tells_previous: second },
             _ => TxnOp::DelRange {
                 from: key,
@@ -191,6 +196,9 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
         }),
         (blob(), blob()).prop_map(|(prefix, value)| PutSequential { prefix, value }.into()),
         txn().prop_map(WriteOp::Txn),
+        (option::of(lease_id()), any::<u64>())
+            .prop_map(|(id, ttl_ms)| LeaseGrant { id, ttl_ms }.into()),
+        lease_id().prop_map(|id| LeaseRevoke { id }.into()),
     ];
     (any::<[u64; 3]>(), timestamp(), op).prop_map(
         |([client, sequence, answered_below], begun, op)| WriteRequest {
@@ -200,12 +208,39 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
     )
 }
 
+fn lease_id() -> impl Strategy<Value = LeaseId> {
+    any::<u64>().prop_map(LeaseId)
+}
+
+fn lease_question() -> impl Strategy<Value = LeaseQuestion> {
+    prop_oneof![
+        vec(lease_id(), 0..5).prop_map(LeaseQuestion::KeepAlive),
+        lease_id().prop_map(LeaseQuestion::Show),
+        option::of(lease_id()).prop_map(|after| LeaseQuestion::List { after }),
+    ]
+}
+
+fn lease_answer() -> impl Strategy<Value = LeaseAnswer> {
+    let lease = (lease_id(), timestamp(), any::<[u64; 2]>()).prop_map(
+        |(id, granted, [ttl_ms, left_ms])| {
+            let name = LeaseName { id, granted };
+            LeaseShown { name, ttl_ms, left_ms }
+        },
+    );
+    prop_oneof![
+        vec(any::<Option<u64>>(), 0..5).prop_map(LeaseAnswer::KeptAlive),
+        (vec(lease, 0..5), any::<bool>())
+            .prop_map(|(leases, has_more)| LeaseAnswer::Leases { leases, has_more }),
+    ]
+}
+
 fn page_request() -> impl Strategy<Value = PageRequest> {
     let of = prop_oneof![
         (blob(), blob()).prop_map(|(from, to)| PageOf::Range { from, to }),
         (blob(), blob()).prop_map(|(from, to)| PageOf::RangeReverse { from, to }),
         vec(blob(), 0..5).prop_map(|keys| PageOf::Keys { keys }),
         blob().prop_map(|key| PageOf::Versions { key }),
+        (any::<u64>(), blob()).prop_map(|(id, from)| PageOf::Lease { lease: LeaseId(id), from }),
     ];
     let view = prop_oneof![
         (option::of(timestamp()), option::of(timestamp()), any::<bool>())
@@ -259,6 +294,7 @@ fn request() -> impl Strategy<Value = Request> {
             }),
         any::<u64>().prop_map(|watch| Request::Unwatch { watch }),
         Just(Request::Status),
+        lease_question().prop_map(Request::Leases),
     ]
 }
 
@@ -329,6 +365,7 @@ fn status() -> impl Strategy<Value = ServerStatus> {
             longest_stall_us: numbers[7],
             disk_bytes: numbers[7].checked_sub(1),
             store_rows: numbers[6],
+            leases: numbers[7] as u32,
             level: numbers[6] as u32,
             history: history(numbers[5]),
         })
@@ -364,6 +401,12 @@ fn reply() -> impl Strategy<Value = Reply> {
         timestamp().prop_map(|after| Reply::WatchOk { after }),
         Just(Reply::UnwatchOk {}),
         status().prop_map(|status| Reply::StatusOk(Box::new(status))),
+        lease_answer().prop_map(Reply::LeasesOk),
+        (timestamp(), 0..4usize).prop_map(|(timestamp, result)| {
+            use OpResult::*;
+            let result = [LeaseExists, TooManyLeases, NoLease, LeaseFull][result];
+            Reply::WriteOk(WriteAnswer { timestamp, result, previous: None, txn: None })
+        }),
         (code, text(), effect).prop_map(|(code, message, effect)| {
             Reply::Error(ErrorReply { code, message, effect })
         }),
@@ -440,6 +483,10 @@ fn peer_message() -> impl Strategy<Value = ServerMessage> {
         (any::<u64>(), option::of(reply()))
             .prop_map(|(id, reply)| ServerMessage::Forwarded { id, reply }),
         any::<u64>().prop_map(|id| ServerMessage::ReadIndex { id }),
+        (any::<u64>(), lease_question())
+            .prop_map(|(id, question)| ServerMessage::Leases { id, question }),
+        (any::<u64>(), lease_answer())
+            .prop_map(|(id, answer)| ServerMessage::LeasesOk { id, answer }),
         any::<[u64; 2]>().prop_map(|[id, index]| ServerMessage::ReadIndexOk { id, index }),
         any::<[u64; 2]>().prop_map(|[index, hash]| ServerMessage::StateHash { index, hash }),
         any::<[u64; 2]>().prop_map(|[id, index]| ServerMessage::StateHashAt { id, index }),

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use acervo::limits::{FRAME_HEADER_BYTES, HELLO_FRAME_BYTES_MAX};
 use acervo::model::{
     Barrier, ClientId, ClusterId, Comparison, Condition, ContentId, Del, Effect, EncodedWrite,
-    Facts, FileEntry, FileName, KeyChange, KeyInterval, LogEntry, NodeId, OpResult, PageNext,
-    PageOf, PeerId, Previous, Put, PutAll, PutIf, ReadView, Relation, RequestId, Row, Test,
-    Timestamp, Txn, TxnAnswer, TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer,
-    WriteOp,
+    Facts, FileEntry, FileName, KeyChange, KeyInterval, LEASES_PER_REQUEST_MAX, LogEntry, NodeId,
+    OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf, ReadView, Relation,
+    RequestId, Row, Test, Timestamp, Txn, TxnAnswer, TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion,
+    Version, WriteAnswer, WriteOp,
 };
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
@@ -70,7 +70,8 @@ fn examples() -> Vec<(&'static str, Message)> {
     let second = Facts { count: 2, ..created(stamp) };
     let lua = || Bytes::from_static(b"lua");
     let test = Test::Count(Relation::Equal, 0);
-    let put_lua = TxnOp::Put { key: lua(), value: "cheia".into(), tells_previous: false };
+    let put_lua =
+        TxnOp::Put { key: lua(), value: "cheia".into(), tells_previous: false, lease: None };
     let create = Txn {
         compare: vec![Comparison { keys: TxnKeys::One(lua()), test }],
         then: vec![put_lua],
@@ -468,6 +469,9 @@ fn the_documents_limits_are_the_codes() {
         ("rows of a page", limits::PAGE_ROWS_MAX),
         ("bytes of a page", limits::PAGE_BYTES_MAX),
         ("previous value", limits::READ_SMALL_BYTES_MAX),
+        ("leases of a group", limits::LEASES_MAX),
+        ("keys of a lease", limits::LEASE_KEYS_MAX),
+        ("leases of a question", LEASES_PER_REQUEST_MAX),
         ("removed ranges", limits::RANGE_REMOVALS_MAX),
         ("watch credit", limits::WATCH_CREDIT_BYTES_MAX as usize),
         ("file name", limits::FILE_NAME_BYTES_MAX),

@@ -10,6 +10,7 @@ mod get;
 mod get_range;
 mod history;
 mod incr;
+mod lease;
 mod put;
 mod session;
 mod status;
@@ -79,6 +80,9 @@ commands! {
     SetHistory(history::SetHistoryArgs),
     /// Print every change of some keys as it happens, or run a command for each
     Watch(watch::WatchArgs),
+    /// Grant, keep alive, revoke and show leases, with whose end keys go
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
     /// Describe every server of the group
     Status(status::StatusArgs),
     /// Check that the group can be read and written, for scripts and load balancers

@@ -9,8 +9,11 @@ use super::super::args::Format;
 use super::super::outcome::{CommandError, CommandOutcome};
 use super::super::output::{Object, Shown};
 use super::flags::KeyArgs;
-use super::session::{OneShot, Session, Streams, answer_with_previous};
-use crate::client::{Condition, ConditionalPut, Conflict, PutOk, PutSequentialOk};
+use super::lease::parse_lease;
+use super::session::{OneShot, Session, Streams, answer_with_previous, remark};
+use crate::client::{
+    ClientError, Condition, ConditionalPut, Conflict, LeaseId, PutOk, PutSequentialOk,
+};
 use crate::model::Timestamp;
 use crate::text::escape;
 
@@ -24,6 +27,7 @@ Examples:
   acervo put lock me --if-absent
   acervo put title x --if-version 1763700000000000
   acervo put --sequential queue/ wash     makes queue/00001763700000000000, say, and prints that
+  acervo put workers/7 alive --lease 1763700000000000
 
 With --if-absent or --if-version the value is written only if there is no such key, or that is its
 newest version. Else nothing is written, what there is instead is printed as getall prints it, and
@@ -44,8 +48,12 @@ pub struct PutArgs {
     #[arg(long, value_name = "VERSION", value_parser = parse_version)]
     pub if_version: Option<Timestamp>,
     /// Make a new key: KEY with the value's version behind it, in 20 digits
-    #[arg(long, conflicts_with_all = ["if_absent", "if_version"])]
+    #[arg(long, conflicts_with_all = ["if_absent", "if_version", "lease"])]
     pub sequential: bool,
+    /// Delete the key when this lease ends
+    #[arg(long, value_name = "ID", value_parser = parse_lease)]
+    #[arg(conflicts_with_all = ["if_absent", "if_version"])]
+    pub lease: Option<LeaseId>,
     /// How keys are given, which servers are asked, and in which session.
     #[command(flatten)]
     pub shared: KeyArgs,
@@ -61,6 +69,9 @@ impl OneShot for PutArgs {
         }
         if let Some(condition) = self.condition() {
             return put_if(session, &key, &value, condition);
+        }
+        if let Some(lease) = self.lease {
+            return put_with_lease(session, &key, &value, lease);
         }
         match session.format() {
             Format::Text => {
@@ -102,6 +113,25 @@ fn put_sequential(
     let object = Object::default().bytes("key", &key).timestamp("timestamp", timestamp);
     let object = object.with("server", json!(server));
     session.print_answer(timestamp, &escape(&key), &object)?;
+    session.done()
+}
+
+fn put_with_lease(
+    mut session: Session<'_>,
+    key: &[u8],
+    value: &[u8],
+    lease: LeaseId,
+) -> Result<CommandOutcome, CommandError> {
+    let PutOk { timestamp, server } = match session.client.put_with_lease(key, value, lease) {
+        Err(error @ (ClientError::NoLease | ClientError::LeaseFull)) => {
+            remark(&format_args!("lease {lease}: {error}"));
+            return session.done().map(|_| CommandOutcome::Conflict);
+        }
+        done => done?,
+    };
+    let object = Object::default().bytes("key", key).timestamp("timestamp", timestamp);
+    let object = object.with("lease", json!(lease.0)).with("server", json!(server));
+    session.print_done(timestamp, &object)?;
     session.done()
 }
 

@@ -322,6 +322,7 @@ fn server_json(row: &StatusRow) -> Object {
             .with("longest_stall_us", json!(status.longest_stall_us))
             .with("disk_bytes", json!(status.disk_bytes.unwrap_or(0)))
             .with("store_rows", json!(status.store_rows))
+            .with("leases", json!(status.leases))
             .with("version", json!(status.version))
             .with("level", json!(status.level))
             .with("history", json!(status.history.map(|history| history.to_string())))
@@ -356,6 +357,7 @@ mod tests {
             longest_stall_us: 2_345,
             disk_bytes: Some(70 << 20),
             store_rows: 1_234,
+            leases: 5,
             version: "0.1.0".to_owned(),
             level: 1,
             history: None,

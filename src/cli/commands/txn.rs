@@ -47,7 +47,7 @@ A to B, where an end that is open is .. without quotes.
 Operations, one a line:
   get KEY
   getrange RANGE [limit N] [reverse] [keys only|count only]
-  put KEY VALUE [telling previous]
+  put KEY VALUE [with lease N] [telling previous]
   del KEY [keeping history] [telling previous]
   delrange RANGE [keeping history] [telling previous]
   if ... then ... else ... end                   a transaction inside

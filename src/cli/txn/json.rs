@@ -23,7 +23,7 @@ use super::print::sign;
 use super::{NO_LIMIT, TxnInputError};
 use crate::client::{ClientError, KeyRange};
 use crate::limits::{TRANSACTION_DEPTH_MAX, VALUE_BYTES_MAX};
-use crate::model::{Comparison, Test, Timestamp, Txn, TxnKeys, TxnOp, check_key};
+use crate::model::{Comparison, LeaseId, Test, Timestamp, Txn, TxnKeys, TxnOp, check_key};
 
 /// Reads a transaction.
 ///
@@ -125,6 +125,7 @@ struct PutForm {
     key_hex: Option<String>,
     value: Option<String>,
     value_hex: Option<String>,
+    lease: Option<u64>,
     #[serde(default)]
     tell_previous: bool,
 }
@@ -304,6 +305,7 @@ impl OpForm {
                 key: key_of(form.key, form.key_hex)?,
                 value: value_of(form.value, form.value_hex)?,
                 tells_previous: form.tell_previous,
+                lease: form.lease.map(LeaseId),
             }),
             OpForm::Del(form) => Ok(TxnOp::Del {
                 key: key_of(form.key, form.key_hex)?,
@@ -380,8 +382,11 @@ fn operation(op: &TxnOp) -> Object {
             let object = option(object, "reverse", *reverse);
             option(option(object, "keys_only", *keys_only), "count_only", *counts_only)
         }
-        TxnOp::Put { key, value, tells_previous } => {
-            let object = named("put").bytes("key", key).bytes("value", value);
+        TxnOp::Put { key, value, tells_previous, lease } => {
+            let mut object = named("put").bytes("key", key).bytes("value", value);
+            if let Some(lease) = lease {
+                object = object.with("lease", json!(lease.0));
+            }
             option(object, "tell_previous", *tells_previous)
         }
         TxnOp::Del { key, keeps_history, tells_previous } => {

@@ -32,7 +32,7 @@
 //! | --- | --- |
 //! | `get KEY` | version and value |
 //! | `getrange RANGE`, perhaps with `limit N`, `reverse`, `keys only`, `count only` | a row a key |
-//! | `put KEY VALUE`, perhaps `telling previous` | the version |
+//! | `put KEY VALUE`, perhaps `with lease N`, `telling previous` | the version |
 //! | `del KEY`, perhaps `keeping history`, `telling previous` | the version |
 //! | `delrange RANGE`, likewise | how many keys there were |
 //!

@@ -6,7 +6,9 @@ use super::words::{Word, words};
 use super::{NO_LIMIT, TxnTextError};
 use crate::client::{ClientError, KeyRange};
 use crate::limits::{TRANSACTION_DEPTH_MAX, VALUE_BYTES_MAX};
-use crate::model::{Comparison, Relation, Test, Timestamp, Txn, TxnKeys, TxnOp, check_key};
+use crate::model::{
+    Comparison, LeaseId, Relation, Test, Timestamp, Txn, TxnKeys, TxnOp, check_key,
+};
 
 /// The words that mean something where they stand unquoted.
 #[rustfmt::skip]
@@ -332,9 +334,13 @@ impl<'a> Line<'a> {
             self.get_range()
         } else if name.is("put") {
             let (key, value) = (self.key()?, self.value()?);
+            let lease = match self.take_two("with", "lease")? {
+                true => Some(LeaseId(self.number("a lease's number")?)),
+                false => None,
+            };
             let tells_previous = self.take_two("telling", "previous")?;
             self.ends()?;
-            Ok(TxnOp::Put { key, value, tells_previous })
+            Ok(TxnOp::Put { key, value, tells_previous, lease })
         } else if name.is("del") {
             let key = self.key()?;
             let (keeps_history, tells_previous) = self.removal()?;

@@ -141,8 +141,11 @@ impl fmt::Display for Line<'_, TxnOp> {
                 option(f, *keys_only && !counts_only, " keys only")?;
                 option(f, *counts_only, " count only")
             }
-            TxnOp::Put { key, value, tells_previous } => {
+            TxnOp::Put { key, value, tells_previous, lease } => {
                 write!(f, "put {} {}", quoted(key), quoted(value))?;
+                if let Some(lease) = lease {
+                    write!(f, " with lease {lease}")?;
+                }
                 option(f, *tells_previous, " telling previous")
             }
             TxnOp::Del { key, keeps_history, tells_previous } => {

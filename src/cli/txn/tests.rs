@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::client::KeyRange;
 use crate::limits::{KEY_BYTES_MAX, TRANSACTION_DEPTH_MAX};
-use crate::model::{Comparison, Relation, Test, Timestamp, TxnKeys, TxnOp};
+use crate::model::{Comparison, LeaseId, Relation, Test, Timestamp, TxnKeys, TxnOp};
 use crate::text::is_printable;
 
 fn read_text(text: &str) -> Result<Txn, String> {
@@ -29,7 +29,7 @@ fn range(range: KeyRange, test: Test) -> Comparison {
 }
 
 fn put(key: &'static str, value: &'static str) -> TxnOp {
-    TxnOp::Put { key: key.into(), value: value.into(), tells_previous: false }
+    TxnOp::Put { key: key.into(), value: value.into(), tells_previous: false, lease: None }
 }
 
 fn get(key: &'static str) -> TxnOp {
@@ -103,7 +103,7 @@ fn whole() -> Txn {
         ],
         then: vec![
             put("account:ana", "90"),
-            TxnOp::Put { key: "lock".into(), value: "".into(), tells_previous: true },
+            TxnOp::Put { key: "lock".into(), value: "".into(), tells_previous: true, lease: None },
             get("k"),
             get_range(KeyRange::between("a", "z").unwrap(), NO_LIMIT),
             limited,
@@ -336,9 +336,12 @@ fn plain_op() -> impl Strategy<Value = TxnOp> {
     let options = any::<(bool, bool)>();
     prop_oneof![
         key().prop_map(|key| TxnOp::Get { key }),
-        (key(), vec(any::<u8>(), 0..8), any::<bool>()).prop_map(|(key, value, tells_previous)| {
-            TxnOp::Put { key, value: value.into(), tells_previous }
-        }),
+        (key(), vec(any::<u8>(), 0..8), any::<bool>(), option::of(any::<u64>())).prop_map(
+            |(key, value, tells_previous, lease)| {
+                let (value, lease) = (value.into(), lease.map(LeaseId));
+                TxnOp::Put { key, value, tells_previous, lease }
+            }
+        ),
         (key(), options).prop_map(|(key, (keeps_history, tells_previous))| {
             TxnOp::Del { key, keeps_history, tells_previous }
         }),

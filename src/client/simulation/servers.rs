@@ -271,8 +271,12 @@ impl Group {
                 let code = ErrorCode::Busy { retry_after_ms: 5 };
                 Reply::Error(ErrorReply::not_done(code, "here".to_owned()))
             }
-            Request::Page(_) | Request::Txn(_) | Request::Watch(_) | Request::Unwatch { .. } => {
-                panic!("nobody asks for pages, transactions or watches here")
+            Request::Page(_)
+            | Request::Txn(_)
+            | Request::Watch(_)
+            | Request::Unwatch { .. }
+            | Request::Leases(_) => {
+                panic!("nobody asks for pages, transactions, watches or leases here")
             }
         }
     }

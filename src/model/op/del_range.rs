@@ -58,7 +58,7 @@ impl Operation for DelRange {
         match result {
             OpResult::Done => true,
             OpResult::TooLong => self.keeps_history,
-            OpResult::ConditionFailed { .. } | OpResult::Txn { .. } => false,
+            _ => false,
         }
     }
 

@@ -22,6 +22,8 @@ mod barrier;
 mod del;
 mod del_all;
 mod del_range;
+mod lease_grant;
+mod lease_revoke;
 mod put;
 mod put_all;
 mod put_if;
@@ -39,6 +41,8 @@ pub use barrier::Barrier;
 pub use del::Del;
 pub use del_all::DelAll;
 pub use del_range::DelRange;
+pub use lease_grant::LeaseGrant;
+pub use lease_revoke::LeaseRevoke;
 pub use put::Put;
 pub use put_all::PutAll;
 pub use put_if::{Condition, PutIf};
@@ -52,7 +56,7 @@ pub use txn::{
 
 use super::key::check_key_bytes;
 use super::outcome::WriteAnswer;
-use super::{History, InvalidKey, KeyState, Timestamp};
+use super::{History, InvalidKey, KeyState, LeaseId, Timestamp};
 use crate::limits;
 
 /// What an operation can do to a store. All of it happens at one timestamp, that of the write, and
@@ -65,9 +69,24 @@ pub trait StoreChanges {
     /// the key has no value.
     fn newest(&self, key: &[u8]) -> Result<Option<KeyState>, Self::Error>;
 
-    /// Makes a new newest version, whose facts follow from those of the one before. At most once
-    /// for each key, since both would have the same timestamp.
-    fn put(&mut self, key: &Bytes, value: &Bytes) -> Result<(), Self::Error>;
+    /// Makes a new newest version, whose facts follow from those of the one before, without a
+    /// lease.
+    ///
+    /// # Errors
+    /// Those of the store.
+    fn put(&mut self, key: &Bytes, value: &Bytes) -> Result<(), Self::Error> {
+        self.put_with(key, value, None)
+    }
+
+    /// The same with a lease, if one is given, which takes the key
+    /// ([`lease_refuses`](StoreChanges::lease_refuses)). At most once for each key, since both
+    /// would have the same timestamp.
+    fn put_with(
+        &mut self,
+        key: &Bytes,
+        value: &Bytes,
+        lease: Option<LeaseId>,
+    ) -> Result<(), Self::Error>;
 
     /// Removes every version of a key, or only those that follow from now on: then reads as of a
     /// time before find what the key had.
@@ -93,6 +112,20 @@ pub trait StoreChanges {
 
     /// Changes what is kept of versions that newer ones have replaced.
     fn set_history(&mut self, history: History) -> Result<(), Self::Error>;
+
+    /// What a write comes to, and changes nothing, that would put these keys, which differ, with
+    /// the lease; `None` if it takes them.
+    fn lease_refuses(
+        &self,
+        lease: LeaseId,
+        keys: &[&Bytes],
+    ) -> Result<Option<OpResult>, Self::Error>;
+
+    /// Begins a lease; what the write comes to.
+    fn grant_lease(&mut self, grant: &LeaseGrant) -> Result<OpResult, Self::Error>;
+
+    /// Ends a lease, and deletes its keys. `false`: there is no such lease.
+    fn end_lease(&mut self, id: LeaseId) -> Result<bool, Self::Error>;
 }
 
 /// What deleting a range comes to. Unless it is done, nothing was.
@@ -161,7 +194,12 @@ pub trait Operation {
         match result {
             OpResult::Done => true,
             OpResult::ConditionFailed { .. } => self.condition().is_some(),
-            OpResult::Txn { .. } | OpResult::TooLong => false,
+            OpResult::Txn { .. }
+            | OpResult::TooLong
+            | OpResult::LeaseExists
+            | OpResult::TooManyLeases
+            | OpResult::NoLease
+            | OpResult::LeaseFull => false,
         }
     }
 
@@ -171,6 +209,10 @@ pub trait Operation {
         match result {
             OpResult::Done | OpResult::Txn { .. } | OpResult::TooLong => None,
             OpResult::ConditionFailed { .. } => self.condition().map(|(key, _)| key),
+            OpResult::LeaseExists
+            | OpResult::TooManyLeases
+            | OpResult::NoLease
+            | OpResult::LeaseFull => None,
         }
     }
 
@@ -210,6 +252,18 @@ pub enum OpResult {
     /// transaction, to compare or to delete it, and nothing has changed.
     #[serde(rename = "TOO_LONG")]
     TooLong,
+    /// There is a lease of the id that was wished for, and none was granted.
+    #[serde(rename = "LEASE_EXISTS")]
+    LeaseExists,
+    /// The group has as many leases as it may have, and none was granted.
+    #[serde(rename = "TOO_MANY_LEASES")]
+    TooManyLeases,
+    /// There is no such lease: it has ended, or was never granted. Nothing has changed.
+    #[serde(rename = "NO_LEASE")]
+    NoLease,
+    /// The lease would have more keys than a lease may have. Nothing has changed.
+    #[serde(rename = "LEASE_FULL")]
+    LeaseFull,
 }
 
 /// The greatest number of bytes that a result takes in a session.
@@ -220,7 +274,12 @@ impl OpResult {
     pub fn has_taken_effect(self) -> bool {
         match self {
             OpResult::Done | OpResult::Txn { .. } => true,
-            OpResult::ConditionFailed { .. } | OpResult::TooLong => false,
+            OpResult::ConditionFailed { .. }
+            | OpResult::TooLong
+            | OpResult::LeaseExists
+            | OpResult::TooManyLeases
+            | OpResult::NoLease
+            | OpResult::LeaseFull => false,
         }
     }
 
@@ -239,6 +298,10 @@ impl OpResult {
                 out.put_u8(4);
                 out.put_u64_le(branches);
             }
+            OpResult::LeaseExists => out.put_u8(5),
+            OpResult::TooManyLeases => out.put_u8(6),
+            OpResult::NoLease => out.put_u8(7),
+            OpResult::LeaseFull => out.put_u8(8),
         }
     }
 
@@ -251,6 +314,10 @@ impl OpResult {
             OpResult::ConditionFailed { newest: Some(newest) } => [2, newest.0 as u64],
             OpResult::TooLong => [3, 0],
             OpResult::Txn { branches } => [4, branches],
+            OpResult::LeaseExists => [5, 0],
+            OpResult::TooManyLeases => [6, 0],
+            OpResult::NoLease => [7, 0],
+            OpResult::LeaseFull => [8, 0],
         }
     }
 
@@ -266,6 +333,10 @@ impl OpResult {
             }
             3 => Some(OpResult::TooLong),
             4 => Some(OpResult::Txn { branches: bytes.try_get_u64_le().ok()? }),
+            5 => Some(OpResult::LeaseExists),
+            6 => Some(OpResult::TooManyLeases),
+            7 => Some(OpResult::NoLease),
+            8 => Some(OpResult::LeaseFull),
             _ => None,
         }
     }
@@ -378,6 +449,8 @@ operations! {
     SetHistory = "SET_HISTORY": "Change what is kept of versions that newer ones have replaced.",
     PutSequential = "PUT_SEQUENTIAL": "Store a value under a key that ends in its own version.",
     Txn = "TXN": "Compare, and do the operations of one branch or of the other.",
+    LeaseGrant = "LEASE_GRANT": "Begin a lease, with which keys can be put.",
+    LeaseRevoke = "LEASE_REVOKE": "End a lease, and delete its keys.",
 }
 
 /// What has to be known of an operation to judge it, to order it and to answer it, without its keys

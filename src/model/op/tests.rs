@@ -7,6 +7,9 @@ use super::txn::TxnWrite;
 use super::*;
 use crate::model::Facts;
 
+/// Leases that the store in memory takes.
+const LEASES_MAX: usize = 3;
+
 /// The newest versions, and what was asked for besides.
 #[derive(Default)]
 struct MapStore {
@@ -14,6 +17,7 @@ struct MapStore {
     newest: BTreeMap<Bytes, (KeyState, Bytes)>,
     history: Option<History>,
     refuses_ranges: bool,
+    leases: BTreeMap<LeaseId, u64>,
 }
 
 impl StoreChanges for MapStore {
@@ -23,7 +27,12 @@ impl StoreChanges for MapStore {
         Ok(self.newest.get(key).map(|(state, _)| *state))
     }
 
-    fn put(&mut self, key: &Bytes, value: &Bytes) -> Result<(), Infallible> {
+    fn put_with(
+        &mut self,
+        key: &Bytes,
+        value: &Bytes,
+        _lease: Option<LeaseId>,
+    ) -> Result<(), Infallible> {
         let (version, before) = (Timestamp(self.now), self.newest.get(key).map(|(state, _)| state));
         assert!(
             before.is_none_or(|before| before.version < version),
@@ -66,7 +75,9 @@ impl StoreChanges for MapStore {
     /// Transactions have tests of their own.
     fn decide(&self, txn: &Txn) -> Result<Option<TxnDecision>, Infallible> {
         let writes = txn.then.iter().filter_map(|op| match op {
-            TxnOp::Put { key, value, .. } => Some((key.clone(), TxnWrite::Put(value.clone()))),
+            TxnOp::Put { key, value, lease, .. } => {
+                Some((key.clone(), TxnWrite::Put { value: value.clone(), lease: *lease }))
+            }
             _ => None,
         });
         let (branches, writes) = (1, writes.collect());
@@ -76,6 +87,24 @@ impl StoreChanges for MapStore {
     fn set_history(&mut self, history: History) -> Result<(), Infallible> {
         self.history = Some(history);
         Ok(())
+    }
+
+    fn lease_refuses(&self, id: LeaseId, _: &[&Bytes]) -> Result<Option<OpResult>, Infallible> {
+        Ok((!self.leases.contains_key(&id)).then_some(OpResult::NoLease))
+    }
+
+    fn grant_lease(&mut self, grant: &LeaseGrant) -> Result<OpResult, Infallible> {
+        let id = grant.id_at(Timestamp(self.now));
+        match self.leases.len() {
+            _ if self.leases.contains_key(&id) => return Ok(OpResult::LeaseExists),
+            LEASES_MAX => return Ok(OpResult::TooManyLeases),
+            _ => self.leases.insert(id, grant.ttl_ms),
+        };
+        Ok(OpResult::Done)
+    }
+
+    fn end_lease(&mut self, id: LeaseId) -> Result<bool, Infallible> {
+        Ok(self.leases.remove(&id).is_some())
     }
 }
 
@@ -113,6 +142,8 @@ fn all() -> Vec<WriteOp> {
         DelRange { from: key("a"), to: key("b"), keeps_history: false }.into(),
         Barrier {}.into(),
         SetHistory { history: History::Versions { count: 2 } }.into(),
+        LeaseGrant { id: None, ttl_ms: 1_000 }.into(),
+        LeaseRevoke { id: LeaseId(7) }.into(),
     ];
     for tells_previous in [false, true] {
         all.push(Put { tells_previous, ..put("a", "4") }.into());
@@ -225,4 +256,34 @@ fn a_result_is_read_back_and_is_short() {
     }
     assert_eq!(OpResult::decode(&mut &b"\xff"[..]), None);
     assert_eq!(OpResult::decode(&mut &b""[..]), None);
+}
+
+#[test]
+fn a_lease_is_granted_once_until_it_is_revoked() {
+    let mut store = MapStore::default();
+    let grant = |id: Option<u64>| LeaseGrant { id: id.map(LeaseId), ttl_ms: 1_000 };
+    let revoke = |id| LeaseRevoke { id: LeaseId(id) };
+    assert_eq!(store.apply(grant(None)), OpApplied::Result(OpResult::Done));
+    assert!(store.leases.contains_key(&LeaseId(10)), "its id is the version of the write");
+    assert_eq!(store.apply(grant(Some(7))), OpApplied::Result(OpResult::Done));
+    assert_eq!(store.apply(grant(Some(7))), OpApplied::Result(OpResult::LeaseExists));
+    assert_eq!(store.apply(grant(None)), OpApplied::Result(OpResult::Done));
+    assert_eq!(store.apply(grant(None)), OpApplied::Result(OpResult::TooManyLeases));
+    assert_eq!(store.apply(revoke(7)), OpApplied::Result(OpResult::Done));
+    assert_eq!(store.apply(revoke(7)), OpApplied::Result(OpResult::NoLease));
+    assert_eq!(store.apply(grant(Some(7))), OpApplied::Result(OpResult::Done));
+    for result in [OpResult::LeaseExists, OpResult::TooManyLeases, OpResult::NoLease] {
+        assert!(!result.has_taken_effect());
+    }
+}
+
+#[test]
+fn a_lease_of_no_id_or_of_an_absurd_time_is_refused() {
+    let check = |id, ttl_ms| LeaseGrant { id, ttl_ms }.check();
+    assert_eq!(check(None, 10_000), Ok(()));
+    assert_eq!(check(Some(LeaseId(u64::MAX)), 10_000), Ok(()));
+    assert!(check(Some(LeaseId(0)), 10_000).is_err());
+    for ttl_ms in [0, 999, 100 * 366 * 24 * 3_600_000] {
+        assert!(check(None, ttl_ms).is_err(), "{ttl_ms}");
+    }
 }

@@ -18,6 +18,8 @@ mod checks;
 mod decode;
 mod evaluate;
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -26,7 +28,7 @@ pub use evaluate::{TxnDecision, TxnFound, TxnFoundKeys, TxnLimits, TxnRange, Txn
 
 use super::{Learned, OpApplied, OpResult, Operation, StoreChanges};
 use crate::limits;
-use crate::model::{Timestamp, WriteAnswer};
+use crate::model::{LeaseId, Timestamp, WriteAnswer};
 
 /// Comparisons, and what is done if all of them hold and if not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -151,6 +153,8 @@ pub enum TxnOp {
         value: Bytes,
         /// The answer tells what the key had before.
         tells_previous: bool,
+        /// The lease with which the key goes from now on; without one it leaves that which it had.
+        lease: Option<LeaseId>,
     },
     /// Removes a key, if it has a value.
     #[serde(rename = "DEL")]
@@ -212,6 +216,15 @@ impl Txn {
             _ => 0,
         });
         1 + within.sum::<usize>()
+    }
+
+    /// Whether it puts a key with a lease, on some path through its branches.
+    pub fn has_leases(&self) -> bool {
+        self.ops().any(|op| match op {
+            TxnOp::Put { lease, .. } => lease.is_some(),
+            TxnOp::Txn(txn) => txn.has_leases(),
+            _ => false,
+        })
     }
 
     /// Refuses what can never be answered as a read, whatever the store has.
@@ -412,9 +425,20 @@ impl Operation for Txn {
         let Some(TxnDecision { branches, writes }) = decided else {
             return Ok(OpApplied::Result(OpResult::TooLong));
         };
+        let mut leased: BTreeMap<LeaseId, Vec<&Bytes>> = BTreeMap::new();
+        for (key, write) in &writes {
+            if let TxnWrite::Put { lease: Some(lease), .. } = write {
+                leased.entry(*lease).or_default().push(key);
+            }
+        }
+        for (lease, keys) in leased {
+            if let Some(refusal) = store.lease_refuses(lease, &keys)? {
+                return Ok(OpApplied::Result(refusal));
+            }
+        }
         for (key, write) in &writes {
             match write {
-                TxnWrite::Put(value) => store.put(key, value)?,
+                TxnWrite::Put { value, lease } => store.put_with(key, value, *lease)?,
                 TxnWrite::Del { keeps_history } => store.delete(key, *keeps_history)?,
             }
         }
@@ -436,6 +460,8 @@ impl Operation for Txn {
                 branches & unused == 0
             }
             OpResult::TooLong => true,
+            OpResult::NoLease | OpResult::LeaseFull => self.has_leases(),
+            OpResult::LeaseExists | OpResult::TooManyLeases => false,
             OpResult::Done | OpResult::ConditionFailed { .. } => false,
         }
     }
@@ -444,7 +470,7 @@ impl Operation for Txn {
     fn learned(&self, answer: &WriteAnswer) -> Learned<'_> {
         match answer.result {
             OpResult::Txn { .. } => Learned::ManyKeys,
-            OpResult::TooLong | OpResult::Done | OpResult::ConditionFailed { .. } => Learned::NoKey,
+            _ => Learned::NoKey,
         }
     }
 }

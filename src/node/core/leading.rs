@@ -29,6 +29,8 @@ impl Node {
             self.garbage_collector.lost_leadership();
             self.long_writes = LongWrites::default();
             self.reads.forget_servers();
+            self.leases.lost_leadership();
+            self.lease_questions.lost_leadership();
             for key in self.writes.take_led(self.distrust()) {
                 if self.leave_to_clients(key, out) {
                     self.wait_again(key, now);
@@ -52,6 +54,7 @@ impl Node {
         for key in self.writes.take_forwarded(|to| Some(to) != leader) {
             self.wait_again(key, now);
         }
+        self.lease_questions.take_back(|to| Some(to) != leader);
         if leader != leader_before {
             self.reads.repeat_request(u64::MAX);
         }
@@ -151,7 +154,9 @@ impl Node {
     /// Goes on with stopping: once no request is under way, waits until another server leads.
     pub(super) fn stop_when_done(&mut self, now: Now, out: &mut Vec<Output>) {
         let done = match self.stopping {
-            Stopping::Draining => self.writes.is_empty() && self.reads.is_empty(),
+            Stopping::Draining => {
+                self.writes.is_empty() && self.reads.is_empty() && self.lease_questions.is_empty()
+            }
             Stopping::Leaving => true,
             Stopping::No | Stopping::HandingOver { .. } | Stopping::Done => false,
         };

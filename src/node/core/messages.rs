@@ -110,6 +110,10 @@ impl Node {
                 }
             }
             ServerMessage::Disk { full } => self.disks.set(from, full),
+            ServerMessage::Leases { id, question } => {
+                self.leases_passed_on(now, from, id, question);
+            }
+            ServerMessage::LeasesOk { id, answer } => self.leases_answered(from, id, answer, out),
             ServerMessage::StateHash { index, hash } => {
                 // Each replica tells the others at the beginning of each term.
                 self.consensus.has_entries(from);

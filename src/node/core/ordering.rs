@@ -226,7 +226,7 @@ impl Node {
 
     /// Whether the group's rules are in the log, where they come before the first write. If they
     /// are not, this leader proposes those of its own release.
-    fn has_rules(&mut self, now: Now) -> bool {
+    pub(super) fn has_rules(&mut self, now: Now) -> bool {
         if self.rules.is_some() {
             return true;
         }
@@ -261,7 +261,7 @@ impl Node {
     }
 
     /// Proposes a command of the leader's own; returns its index, unless it was refused.
-    fn propose_own(&mut self, action: Action, now: Now) -> Option<LogIndex> {
+    pub(super) fn propose_own(&mut self, action: Action, now: Now) -> Option<LogIndex> {
         let timestamp = self.clock.next(self.stamping_wall_us(now))?;
         let command = Command { timestamp, clock_us: self.log_time.now_us(), action };
         self.consensus.propose(vec![command.encode()]).ok()

@@ -122,6 +122,7 @@ impl Node {
             no_leader: self.consensus.no_leader(),
             level: self.level,
             history: self.rules.map(|rules| rules.history),
+            leases: self.leases.count(),
             ineligible: self.eligibility.reasons().iter().copied().collect(),
             distrust: self.distrust(),
         }

@@ -1,6 +1,8 @@
 //! A group of cores with perfect network and disks: what must hold when nothing goes wrong. The
 //! simulator in `tests/` covers the rest.
 
+mod leasing;
+
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
@@ -151,12 +153,14 @@ impl Group {
                 Output::Apply { entries, .. } => {
                     let point = &mut self.applied[at];
                     let mut outcomes = Vec::new();
+                    let mut leases = Vec::new();
                     for entry in entries {
                         assert_eq!(entry.index, point.index + 1);
                         point.index = entry.index;
                         if let Some(command) = Command::decode(&entry.data).unwrap() {
                             assert!(command.timestamp > point.timestamp);
                             point.timestamp = command.timestamp;
+                            leases.extend(leasing::lease_events(&command));
                             let Action::Write { request, .. } = command.action else { continue };
                             outcomes.push(AppliedWrite {
                                 index: entry.index,
@@ -170,7 +174,8 @@ impl Group {
                         }
                     }
                     let point = *point;
-                    let news = (at, Input::Applied { outcomes, point, summary: summary() });
+                    let summary = summary();
+                    let news = (at, Input::Applied { outcomes, point, summary, leases });
                     match &mut self.withheld {
                         Some(withheld) => withheld.push(news),
                         None => self.inbox.push_back(news),
@@ -1384,6 +1389,7 @@ fn an_entry_with_a_transaction_that_breaks_a_rule_is_not_taken() {
         key: Bytes::from(key),
         value: Bytes::new(),
         tells_previous: false,
+        lease: None,
     };
     let txn = |then: Vec<TxnOp>| Txn { then, ..Txn::default() };
     let deepest = (1..limits::TRANSACTION_DEPTH_MAX)

@@ -93,8 +93,8 @@ impl StoreService {
             Completion::Persisted { number } => {
                 return self.input(net, Input::Persisted { number });
             }
-            Completion::Applied { outcomes, point, summary } => {
-                return self.input(net, Input::Applied { outcomes, point, summary });
+            Completion::Applied { outcomes, point, summary, leases } => {
+                return self.input(net, Input::Applied { outcomes, point, summary, leases });
             }
             Completion::Answered { charge, frame } => {
                 return self.read_answered(net, charge, frame);

@@ -144,6 +144,9 @@ impl StoreService {
                 let input = WatchInput::Unwatch { token, watch };
                 return self.ask_watches(net, input, Some(token));
             }
+            Request::Leases(question) => {
+                return self.input(net, Input::Leases { token, question });
+            }
             Request::Get(request) => ReadRequest::Get(request),
             Request::Page(request) => ReadRequest::Page(request),
             Request::Txn(request) => ReadRequest::Txn(request),
@@ -262,6 +265,7 @@ impl StoreService {
             longest_stall_us: net.longest_stall().as_micros() as u64,
             disk_bytes: self.parts.threads.disk_bytes(),
             store_rows: self.parts.store.rows(),
+            leases: status.leases,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             level: status.level,
             history: status.history,

@@ -4,6 +4,7 @@
 //! Rule: an error of the store itself ends the process, and an error of an arriving snapshot ends
 //! that snapshot. Which snapshots are sent and taken in is decided by `sending` and `receiving`.
 
+use crate::model::LeaseEvent;
 use crate::server::work::{SnapshotReport, SnapshotWork};
 use crate::storage::apply::{ApplyError, StateMachine};
 use crate::storage::snapshot::{SnapshotSink, StagedSnapshot, StagingArea};
@@ -90,7 +91,9 @@ impl<A: StagingArea + Clone + 'static> Intake<A> {
                     Arriving::Staged(staged) => {
                         let point = machine.install(staged)?;
                         let summary = machine.summary();
-                        vec![SnapshotReport::Installed { point, summary }]
+                        let states = machine.leases()?.into_iter().map(LeaseEvent::Is);
+                        let leases = [LeaseEvent::Replaced].into_iter().chain(states).collect();
+                        vec![SnapshotReport::Installed { point, summary, leases }]
                     }
                     _ => Vec::new(),
                 }

@@ -127,8 +127,8 @@ impl Transfers {
             SnapshotReport::Stored { id, stored } => self.receiving.stored(id, stored),
             SnapshotReport::Staged { id } => self.receiving.staged(id),
             SnapshotReport::Failed { id, reason } => self.receiving.failed(id, &reason),
-            SnapshotReport::Installed { point, summary } => {
-                self.receiving.installed(point, summary)
+            SnapshotReport::Installed { point, summary, leases } => {
+                self.receiving.installed(point, summary, leases)
             }
         }
     }

@@ -17,7 +17,9 @@ use std::cmp::Ordering;
 use bytes::Bytes;
 
 use super::step::{SnapshotOffer, TransferLimits, TransferStep};
-use crate::model::{AppliedPoint, LogIndex, MachineSummary, NodeId, SnapshotId, Term, Timestamp};
+use crate::model::{
+    AppliedPoint, LeaseEvent, LogIndex, MachineSummary, NodeId, SnapshotId, Term, Timestamp,
+};
 use crate::node::{Input, InstallRequest};
 use crate::server::work::{LogWork, SnapshotWork, StoreWork, Work};
 use crate::storage::snapshot::SnapshotChunk;
@@ -219,12 +221,17 @@ impl Receiving {
     }
 
     /// Notes that the snapshot is in place.
-    pub fn installed(&mut self, point: AppliedPoint, summary: MachineSummary) -> Vec<TransferStep> {
+    pub fn installed(
+        &mut self,
+        point: AppliedPoint,
+        summary: MachineSummary,
+        leases: Vec<LeaseEvent>,
+    ) -> Vec<TransferStep> {
         log::info!("the snapshot to log index {} is in place", point.index);
         let Some(incoming) = self.incoming.take() else { panic!("{point:?} was not received") };
         let IncomingTransfer { from, id, stored, stage, .. } = incoming;
         assert_eq!(stage, ReceivingStage::Installing, "{incoming:?} is installed");
-        let applied = Input::Applied { outcomes: Vec::new(), point, summary };
+        let applied = Input::Applied { outcomes: Vec::new(), point, summary, leases };
         vec![TransferStep::Input(applied), answer(from, id, stored, SnapshotOutcome::Complete)]
     }
 
@@ -335,7 +342,8 @@ mod tests {
         let install = receiving.install(request);
         let TransferStep::Work(Work::Log(LogWork::Install(installed))) = install else { panic!() };
         assert_eq!(installed, request);
-        let done = receiving.installed(AppliedPoint::default(), MachineSummary::default());
+        let (point, summary) = (AppliedPoint::default(), MachineSummary::default());
+        let done = receiving.installed(point, summary, Vec::new());
         assert_eq!(outcome(&done), Some(SnapshotOutcome::Complete));
     }
 

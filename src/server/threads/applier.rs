@@ -117,9 +117,9 @@ impl ApplierThread {
         } else {
             self.machine.apply(entries)
         };
-        let Applied { writes: outcomes, summary } = applied?;
+        let Applied { writes: outcomes, summary, leases } = applied?;
         let point = self.machine.applied();
-        self.completions.send(Completion::Applied { outcomes, point, summary });
+        self.completions.send(Completion::Applied { outcomes, point, summary, leases });
         self.watches.applied();
         Ok(())
     }

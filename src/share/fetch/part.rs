@@ -22,12 +22,12 @@
 //!   created a new one.
 //! - **No other program can write to the file when it gets its name, and all of it was checked if
 //!   one may have written.** When all chunks are stored, our own writable descriptors are closed
-//!   and a [`Lease`] is taken, which exists only while nobody else has the file open for writing or
-//!   mapped writable. If an earlier download left the file, or anybody has opened it since this one
-//!   began ([`OpenWatch`]), all of it is checked under the lease, and what is wrong is fetched
-//!   again. A program that does not stop writing is waited for a little, and then reported. Where
-//!   the file system has no leases, the whole file is always checked, and checked again if its
-//!   stamp has changed meanwhile.
+//!   and a [`FileLease`] is taken, which exists only while nobody else has the file open for
+//!   writing or mapped writable. If an earlier download left the file, or anybody has opened it
+//!   since this one began ([`OpenWatch`]), all of it is checked under the lease, and what is wrong
+//!   is fetched again. A program that does not stop writing is waited for a little, and then
+//!   reported. Where the file system has no leases, the whole file is always checked, and checked
+//!   again if its stamp has changed meanwhile.
 //!
 //! Publishing takes these steps, after each of which a crash may come: link the file as its
 //! *claim*, which identifies it while it has no trailer; cut it to the content's length; make its
@@ -52,7 +52,7 @@ use rustix::io::Errno;
 
 pub use self::file::Trailer;
 use self::file::{BLOCK_BYTES, PartFile, disk, open_again};
-use self::lease::{Lease, NoLease};
+use self::lease::{FileLease, NoLease};
 pub(super) use self::names::{Existing, descriptor_path, existing, remove_leftovers};
 use self::names::{first_name, link, open, part_name, remove_ours, remove_stale_claim};
 use super::api::FetchError;
@@ -106,7 +106,7 @@ struct Writable {
 struct FinishState {
     /// `None` from when all chunks are stored, unless some have to be fetched again.
     writable: Option<Arc<Writable>>,
-    lease: Option<Lease>,
+    lease: Option<FileLease>,
     /// Whether another program may have written to it, so that it has to be checked as a whole.
     is_doubtful: bool,
     /// The stamp of the last check under the lease; without leases, the stamp before the check.
@@ -452,7 +452,7 @@ impl Part {
 
     /// Takes the lease. Waits a little for a program that has the file open for writing.
     fn hold(&self, end: &mut FinishState) -> Result<(), NoLease> {
-        if end.lease.as_ref().is_some_and(Lease::is_whole) {
+        if end.lease.as_ref().is_some_and(FileLease::is_whole) {
             return Ok(());
         }
         // Somebody waits for the earlier lease or was let in, so a check under it does not count.
@@ -464,7 +464,7 @@ impl Part {
         }
         let mut left = PART_WRITER_LOOKS;
         loop {
-            match Lease::take(&self.on_disk.file) {
+            match FileLease::take(&self.on_disk.file) {
                 Ok(lease) => {
                     end.lease = Some(lease);
                     return Ok(());

@@ -8,12 +8,14 @@ use bytes::Bytes;
 
 use super::{ApplyError, META_RULES, StateMachine, encode_fact};
 use crate::model::{
-    Facts, GroupRules, History, KeyState, Previous, RangeDeletion, ReadView, StoreChanges,
-    Timestamp, Txn, TxnAnswer, TxnDecision, TxnFound, TxnFoundKeys, TxnLimits, TxnRange, TxnReads,
+    Facts, GroupRules, History, KeyState, LeaseEvent, LeaseGrant, LeaseId, LeaseName, LeaseState,
+    OpResult, Previous, RangeDeletion, ReadView, StoreChanges, Timestamp, Txn, TxnAnswer,
+    TxnDecision, TxnFound, TxnFoundKeys, TxnLimits, TxnRange, TxnReads,
 };
 use crate::storage::changes::Changes;
 use crate::storage::garbage_collection::{self, Horizon};
 use crate::storage::keys;
+use crate::storage::leases::{self, LeaseRoom};
 use crate::storage::removals::{self, PendingRemovals};
 use crate::storage::txn_reads::TxnReader;
 use crate::storage::version_row::StoredVersion;
@@ -62,16 +64,42 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
         self.before(key, &keys::version(key, self.timestamp))
     }
 
-    fn put(&mut self, key: &Bytes, value: &Bytes) -> Result<(), ApplyError> {
+    fn put_with(
+        &mut self,
+        key: &Bytes,
+        value: &Bytes,
+        lease: Option<LeaseId>,
+    ) -> Result<(), ApplyError> {
         let row = self.changes.version_row(self.timestamp, key);
-        let before = self.before(key, &row)?;
-        let facts = Facts::following(before.map(|before| before.facts), self.timestamp);
+        let before = self.before(key, &row)?.map(|before| before.facts);
+        let left = before.and_then(|before| before.lease).filter(|left| lease != Some(*left));
+        if let Some(left) = left {
+            leases::detach(self.changes, left, key)?;
+        }
+        if let Some(lease) = lease {
+            leases::attach(self.changes, lease, key)?;
+        }
+        let facts = Facts { lease, ..Facts::following(before, self.timestamp) };
         let stored = StoredVersion::Value { facts, value }.encode(self.timestamp);
         self.changes.put_version(self.timestamp, key, row, stored);
         if self.machine.history() != History::All {
             self.machine.left.history_due.get_or_insert(self.timestamp);
         }
         Ok(())
+    }
+
+    fn lease_refuses(
+        &self,
+        lease: LeaseId,
+        keys: &[&Bytes],
+    ) -> Result<Option<OpResult>, ApplyError> {
+        let (rows, limits) = (self.changes.rows(), self.machine.shared.limits());
+        let keys = keys.iter().map(|key| &key[..]);
+        Ok(match leases::room_for(&rows, lease, keys, &limits)? {
+            LeaseRoom::Enough => None,
+            LeaseRoom::NoLease => Some(OpResult::NoLease),
+            LeaseRoom::Full => Some(OpResult::LeaseFull),
+        })
     }
 
     fn delete(&mut self, key: &Bytes, keeps_history: bool) -> Result<(), ApplyError> {
@@ -117,6 +145,29 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
         self.changes.put(keys::meta(META_RULES), encode_fact(&rules));
         self.machine.rules = Some(rules);
         Ok(())
+    }
+
+    fn grant_lease(&mut self, grant: &LeaseGrant) -> Result<OpResult, ApplyError> {
+        let name = LeaseName { id: grant.id_at(self.timestamp), granted: self.timestamp };
+        if leases::find(&self.changes.rows(), name.id)?.is_some() {
+            return Ok(OpResult::LeaseExists);
+        }
+        if self.machine.leases >= self.machine.shared.limits().leases_max as usize {
+            return Ok(OpResult::TooManyLeases);
+        }
+        let state = LeaseState { name, ttl_ms: grant.ttl_ms, rest_ms: grant.ttl_ms };
+        leases::add(self.changes, state);
+        self.machine.leases += 1;
+        self.machine.lease_events.push(LeaseEvent::Is(state));
+        Ok(OpResult::Done)
+    }
+
+    fn end_lease(&mut self, id: LeaseId) -> Result<bool, ApplyError> {
+        let Some(lease) = leases::find(&self.changes.rows(), id)? else { return Ok(false) };
+        self.removes = true;
+        leases::end(self.changes, self.timestamp, &lease)?;
+        self.machine.lease_ended(lease.state.name);
+        Ok(true)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::storage::changes::state_row_hash;
 use crate::storage::engine::{Engine, EngineError, StoreBuilder};
 use crate::storage::hash::{StateHash, row_hash};
 use crate::storage::keys::{self, KeySpace};
+use crate::storage::leases::StoredLease;
 use crate::storage::sessions;
 use crate::storage::version_row::StoredVersion;
 
@@ -207,6 +208,15 @@ impl Received {
                     return Err("the row of a change has a value");
                 }
                 self.unmatched.subtract(change_hash(key));
+            }
+            Some(KeySpace::Leases) => {
+                let id = keys::decode_lease(key).map_err(|_| "a lease's key cannot be read")?;
+                StoredLease::decode(id, value).ok_or("a lease cannot be read")?;
+                self.hash.add(state_row_hash(key, value));
+            }
+            Some(KeySpace::LeaseKeys) => {
+                keys::decode_lease_key(key).map_err(|_| "a key of a lease cannot be read")?;
+                self.hash.add(state_row_hash(key, value));
             }
             None => return Err("a row is of no known kind"),
         }

@@ -122,7 +122,7 @@ impl World {
             if code == ErrorCode::DiskFull {
                 let adds =
                     matches!(write.op, WriteOp::Put(_) | WriteOp::PutAll(_) | WriteOp::PutIf(_))
-                        || matches!(&write.op, WriteOp::PutSequential(_))
+                        || matches!(&write.op, WriteOp::PutSequential(_) | WriteOp::LeaseGrant(_))
                         || matches!(
                             &write.op,
                             WriteOp::Del(Del { keeps_history: true, .. })
@@ -249,13 +249,18 @@ impl World {
             "{write:?} was told {txn:?}, applied as {written:?}"
         );
         // Whether a condition holds is known only when the write is applied.
-        let is_conditional = matches!(write.op, WriteOp::PutIf(_) | WriteOp::Txn(_));
+        let is_conditional = matches!(
+            write.op,
+            WriteOp::PutIf(_) | WriteOp::Txn(_) | WriteOp::LeaseGrant(_) | WriteOp::LeaseRevoke(_)
+        );
         ensure!(!is_conditional || written.is_some(), "{write:?} was answered, not applied");
         let result_expected = written.map_or(OpResult::Done, |written| written.result);
         ensure!(result == result_expected, "{write:?} came to {result:?}, applied as {written:?}");
         let looked_at = written.and_then(|written| written.looked_at.clone());
         let keys = match (&write.op, written) {
-            (WriteOp::PutIf(_) | WriteOp::Txn(_), Some(written)) => written.keys.clone(),
+            (WriteOp::PutIf(_) | WriteOp::Txn(_) | WriteOp::LeaseRevoke(_), Some(written)) => {
+                written.keys.clone()
+            }
             (WriteOp::PutSequential(sequential), _) => vec![sequential.key(timestamp)],
             (WriteOp::Trim(_) | WriteOp::Barrier(_) | WriteOp::SetHistory(_), _) => Vec::new(),
             (WriteOp::DelRange(_), written) => {
@@ -416,7 +421,7 @@ impl World {
                 let known = self.checker.model.known_keys();
                 known.filter(|key| from <= *key && *key <= to && behind(key)).cloned().collect()
             }
-            (PageOf::Versions { .. }, _) => Vec::new(),
+            (PageOf::Versions { .. } | PageOf::Lease { .. }, _) => Vec::new(),
         }
     }
 
@@ -510,6 +515,6 @@ fn moment_version(model: &Model, key: &Bytes, index: LogIndex) -> Option<Timesta
 
 /// Whether what a write comes to is not known before it is applied.
 fn depends_on_state(op: &WriteOp) -> bool {
-    use WriteOp::{DelRange, PutIf, Txn};
-    matches!(op, PutIf(_) | DelRange(_) | Txn(_))
+    use WriteOp::{DelRange, LeaseGrant, LeaseRevoke, PutIf, Txn};
+    matches!(op, PutIf(_) | DelRange(_) | Txn(_) | LeaseGrant(_) | LeaseRevoke(_))
 }

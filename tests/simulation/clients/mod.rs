@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use acervo::model::{
-    ClientId, EncodedWrite, LogIndex, Operation as _, PageOf, Put, ReadView, RequestId, Row,
-    Timestamp, WriteOp,
+    ClientId, EncodedWrite, LogIndex, OpResult, Operation as _, PageOf, Put, ReadView, RequestId,
+    Row, Timestamp, WriteOp,
 };
 use acervo::node::not_to_be_read;
 use acervo::node::{Input, ReadCondition, RequestToken};
@@ -504,6 +504,14 @@ impl World {
     /// reads that were answered, once for each of their keys.
     pub fn spans(&self) -> Vec<Span> {
         let mut spans = Vec::new();
+        // Nobody waits for the end of a lease.
+        for (name, keys, version) in &self.checker.model.lease_ends {
+            let (began_us, ended_us) = (self.checker.leases.over_us(*name), None);
+            let (version, write) = (*version, true);
+            for key in keys {
+                spans.push(Span { key: Some(key.clone()), began_us, ended_us, version, write });
+            }
+        }
         for operation in &self.operations {
             let began_us = operation.began_us;
             // What was refused may have taken effect before, and a copy of it may yet.
@@ -548,6 +556,19 @@ impl World {
             }
         }
         spans
+    }
+
+    /// What a write has come to that was answered: its version, and its result.
+    pub fn came_to(&self, operation: usize) -> Option<(Timestamp, OpResult)> {
+        let operation = &self.operations[operation];
+        let (Question::Write(write), Some((_, Outcome::Written(_)))) =
+            (&operation.question, &operation.ended)
+        else {
+            return None;
+        };
+        let RequestId { client, sequence, .. } = write.request;
+        let written = self.checker.written(client, sequence)?;
+        Some((written.timestamp, written.result))
     }
 
     /// Whether an operation was answered.

@@ -117,6 +117,7 @@ impl World {
         let mut parts = 0..;
         let mut value =
             || Bytes::from(format!("{client}/{id}t{}", parts.next().unwrap_or_default()));
+        let leases = self.checker.model.leases.ids();
         let rng = &mut self.rng;
         let mut pick = |most: usize| rng.index(most);
         let mut maker = TxnMaker {
@@ -126,6 +127,7 @@ impl World {
             value: &mut value,
             values: &values,
             keeps_history: true,
+            leases: &leases,
             only_reads,
         };
         let mut txn = maker.fit(3);
@@ -143,7 +145,8 @@ impl World {
             0 => txn.then.push(TxnOp::Get { key: Bytes::new() }),
             1 if !only_reads => {
                 let key = keys[0].clone();
-                let put = TxnOp::Put { key, value: Bytes::new(), tells_previous: false };
+                let put =
+                    TxnOp::Put { key, value: Bytes::new(), tells_previous: false, lease: None };
                 txn.or_else.extend([put.clone(), put]);
             }
             _ => {}

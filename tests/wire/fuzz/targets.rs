@@ -14,9 +14,9 @@ use std::time::{Duration, SystemTime};
 use acervo::limits::FRAME_HEADER_BYTES;
 use acervo::model::{
     self as model, Action, AppliedPoint, ClientId, Command, ContentId, Del, DelRange, Facts,
-    FileName, HardState, KeyState, LogBatch, LogEntry, LogIndex, NodeId, OpResult, OpShape,
-    Operation, PageOf, PeerId, Put, PutAll, ReadView, RequestId, StateLimits, Timestamp, Trim,
-    WriteFate, WriteOp,
+    FileName, HardState, KeyState, LeaseId, LogBatch, LogEntry, LogIndex, NodeId, OpResult,
+    OpShape, Operation, PageOf, PeerId, Put, PutAll, ReadView, RequestId, StateLimits, Timestamp,
+    Trim, WriteFate, WriteOp,
 };
 use acervo::share::content::{Manifest, chunk_count};
 use acervo::share::fetch::Trailer;
@@ -177,7 +177,20 @@ pub fn transactions(data: &[u8]) {
         let version = Timestamp(created + count as i64 - 1);
         state.insert(key.into(), (KeyState { version, facts }, value.into()));
     }
+    let before = state.clone();
     let (branches, expected) = carry_out(&txn, &mut state, Timestamp(10));
+    // There is no lease.
+    let names_lease = |(found, _): &(KeyState, Bytes)| {
+        found.version == Timestamp(10) && found.facts.lease.is_some()
+    };
+    let is_refused = state.values().any(names_lease);
+    let (result, expected) = match is_refused {
+        true => (OpResult::NoLease, None),
+        false => (OpResult::Txn { branches: bits(&branches) }, Some(expected)),
+    };
+    if is_refused {
+        state = before;
+    }
     for again in 0..2 {
         let mut command = write(10, op.clone());
         command.timestamp = Timestamp(10 + again);
@@ -187,9 +200,9 @@ pub fn transactions(data: &[u8]) {
         let WriteFate::Answered(answer) = &applied.writes[0].fate else {
             panic!("{applied:?}");
         };
-        assert_eq!(answer.result, OpResult::Txn { branches: bits(&branches) });
+        assert_eq!(answer.result, result);
         assert_eq!(answer.timestamp, Timestamp(10));
-        assert_eq!(answer.txn.as_deref(), Some(&expected), "told {again} times before");
+        assert_eq!(answer.txn.as_deref(), expected.as_ref(), "told {again} times before");
     }
     for (key, (found, value)) in &state {
         let stored = machine.store().get(key).expect("memory").expect("it has a value");
@@ -216,6 +229,7 @@ fn transaction_examples() -> Vec<Vec<u8>> {
             value: &mut value,
             values: &values,
             keeps_history: true,
+            leases: &[LeaseId(7)],
             only_reads: false,
         };
         write(10, WriteOp::Txn(maker.fit(3))).encode().to_vec()

@@ -163,8 +163,8 @@ impl<'de> Visitor<'de> for OpSeed<'_> {
                 TxnOp::Range { from, to, rows_max, keys_only, reverse, counts_only }
             }
             OpKind::Put => {
-                let (key, value, tells_previous) = fields.newtype_variant()?;
-                TxnOp::Put { key, value, tells_previous }
+                let (key, value, tells_previous, lease) = fields.newtype_variant()?;
+                TxnOp::Put { key, value, tells_previous, lease }
             }
             OpKind::Del => {
                 let (key, keeps_history, tells_previous) = fields.newtype_variant()?;

@@ -25,7 +25,7 @@ use super::{
     Comparison, Relation, Test, Txn, TxnAnswer, TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion,
 };
 use crate::limits;
-use crate::model::{Facts, KeyState, StateLimits, Timestamp};
+use crate::model::{Facts, KeyState, LeaseId, StateLimits, Timestamp};
 
 /// One state of a store, the same for all reads of a transaction.
 pub trait TxnReads {
@@ -90,8 +90,8 @@ pub struct TxnFoundKeys {
 /// What a transaction does to a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TxnWrite {
-    /// Stores this value as a new version.
-    Put(Bytes),
+    /// Stores this value as a new version, with a lease if one is given.
+    Put { value: Bytes, lease: Option<LeaseId> },
     /// Removes the key, if it has a value.
     Del { keeps_history: bool },
 }
@@ -293,9 +293,10 @@ impl<'a, R: TxnReads> Evaluation<'a, R> {
                 let keys_max = if *counts_only { usize::MAX } else { *rows_max as usize };
                 self.tell_range((from, to), *reverse, keys_max, *keys_only, *counts_only)?
             }
-            TxnOp::Put { key, value, tells_previous } => {
+            TxnOp::Put { key, value, tells_previous, lease } => {
                 let previous = self.tell(key, *tells_previous)?;
-                self.writes.insert(key.clone(), TxnWrite::Put(value.clone()));
+                let put = TxnWrite::Put { value: value.clone(), lease: *lease };
+                self.writes.insert(key.clone(), put);
                 TxnResult::Put { previous }
             }
             TxnOp::Del { key, keeps_history, tells_previous } => {
@@ -456,13 +457,13 @@ impl<'a, R: TxnReads> Evaluation<'a, R> {
     // What it sees: the state before, under what it has written.
 
     fn version(&self, key: &Bytes, value_bytes_max: usize) -> Result<Option<TxnFound>, R::Error> {
-        let value = match self.writes.get(key) {
+        let (value, lease) = match self.writes.get(key) {
             None => return self.before.version(key, value_bytes_max),
             Some(TxnWrite::Del { .. }) => return Ok(None),
-            Some(TxnWrite::Put(value)) => value,
+            Some(TxnWrite::Put { value, lease }) => (value, *lease),
         };
         Ok(Some(TxnFound {
-            state: self.state_after_put(self.before.state(key)?),
+            state: self.state_after_put(self.before.state(key)?, lease),
             value_bytes: value.len(),
             value: (value.len() <= value_bytes_max).then(|| value.clone()),
         }))
@@ -473,12 +474,13 @@ impl<'a, R: TxnReads> Evaluation<'a, R> {
         Ok(match self.writes.get(key) {
             None => before,
             Some(TxnWrite::Del { .. }) => None,
-            Some(TxnWrite::Put(_)) => Some(self.state_after_put(before)),
+            Some(TxnWrite::Put { lease, .. }) => Some(self.state_after_put(before, *lease)),
         })
     }
 
-    fn state_after_put(&self, before: Option<KeyState>) -> KeyState {
+    fn state_after_put(&self, before: Option<KeyState>, lease: Option<LeaseId>) -> KeyState {
         let facts = Facts::following(before.map(|before| before.facts), self.at);
+        let facts = Facts { lease, ..facts };
         KeyState { version: self.at, facts }
     }
 
@@ -524,11 +526,11 @@ impl<'a, R: TxnReads> Evaluation<'a, R> {
         for (key, write) in written {
             match write {
                 TxnWrite::Del { .. } => drop(keys.remove(key)),
-                TxnWrite::Put(_) if is_seen(key) => {
-                    let state = self.state_after_put(keys.get(key).copied());
+                TxnWrite::Put { lease, .. } if is_seen(key) => {
+                    let state = self.state_after_put(keys.get(key).copied(), *lease);
                     keys.insert(key.clone(), state);
                 }
-                TxnWrite::Put(_) => {}
+                TxnWrite::Put { .. } => {}
             }
         }
         found.keys = match reverse {

@@ -10,7 +10,7 @@ use super::*;
 use crate::limits::{
     TRANSACTION_DEPTH_MAX, TRANSACTION_LOOKS_MAX, TRANSACTION_ROWS_MAX, TRANSACTIONS_WITHIN_MAX,
 };
-use crate::model::{self, Facts, KeyState};
+use crate::model::{self, Facts, KeyState, LeaseId};
 
 #[path = "../../../../tests/support/transactions.rs"]
 mod transactions;
@@ -69,9 +69,9 @@ fn state(rows: &[(&'static str, &'static str)]) -> State {
 fn write(decision: &TxnDecision, state: &mut State) {
     for (key, write) in &decision.writes {
         match write {
-            TxnWrite::Put(value) => {
+            TxnWrite::Put { value, lease } => {
                 let before = state.get(key).map(|(state, _)| state.facts);
-                let facts = Facts::following(before, AT);
+                let facts = Facts { lease: *lease, ..Facts::following(before, AT) };
                 state.insert(key.clone(), (KeyState { version: AT, facts }, value.clone()));
             }
             TxnWrite::Del { .. } => drop(state.remove(key)),
@@ -95,7 +95,7 @@ fn done(txn: &Txn, state: &State) -> (TxnAnswer, State) {
 }
 
 fn put(name: &'static str, value: &'static str) -> TxnOp {
-    TxnOp::Put { key: key(name), value: key(value), tells_previous: true }
+    TxnOp::Put { key: key(name), value: key(value), tells_previous: true, lease: None }
 }
 
 fn del(name: &'static str) -> TxnOp {
@@ -471,6 +471,7 @@ fn any_txn(seed: u64) -> (Txn, State) {
         value: &mut value,
         values: &values,
         keeps_history: true,
+        leases: &[LeaseId(1), LeaseId(2)],
         only_reads: seed.is_multiple_of(4),
     };
     (maker.fit(4), before)

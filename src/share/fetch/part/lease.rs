@@ -5,7 +5,7 @@
 //! it for reading does not.
 //!
 //! Rule: the system lets a writer in after 45 seconds, so a lease has to be checked
-//! ([`Lease::is_whole`]) before anything is built on it.
+//! ([`FileLease::is_whole`]) before anything is built on it.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +18,7 @@ const F_SETSIG: libc::c_int = 10;
 
 /// A read lease. Dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Lease(Arc<File>);
+pub(super) struct FileLease(Arc<File>);
 
 /// Why a lease was not granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,15 +29,15 @@ pub(super) enum NoLease {
     Unsupported,
 }
 
-impl Lease {
+impl FileLease {
     /// Takes a lease on a file that is open for reading only.
-    pub fn take(file: &Arc<File>) -> Result<Lease, NoLease> {
+    pub fn take(file: &Arc<File>) -> Result<FileLease, NoLease> {
         // The system signals that someone waits for the lease. SIGURG is ignored by default; the
         // usual signal would end the process.
         let asked = fcntl(file, F_SETSIG, libc::SIGURG)
             .and_then(|_| fcntl(file, libc::F_SETLEASE, libc::c_int::from(libc::F_RDLCK as i16)));
         match asked {
-            Ok(_) => Ok(Lease(Arc::clone(file))),
+            Ok(_) => Ok(FileLease(Arc::clone(file))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && !is_remote(file) => {
                 Err(NoLease::Writers)
             }
@@ -51,7 +51,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for FileLease {
     fn drop(&mut self) {
         if let Err(error) = fcntl(&self.0, libc::F_SETLEASE, libc::F_UNLCK as libc::c_int) {
             log::debug!("a lease was gone: {error}");
@@ -91,10 +91,10 @@ mod tests {
         let path = folder.path().join("file");
         let writer = File::create(&path).unwrap();
         let file = Arc::new(File::open(&path).unwrap());
-        assert_eq!(Lease::take(&file).unwrap_err(), NoLease::Writers);
+        assert_eq!(FileLease::take(&file).unwrap_err(), NoLease::Writers);
         drop(writer);
         let reader = File::open(&path).unwrap();
-        let lease = Lease::take(&file).unwrap();
+        let lease = FileLease::take(&file).unwrap();
         assert!(lease.is_whole());
         // A program that does not block gets an error.
         let mut options = File::options();

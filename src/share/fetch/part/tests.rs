@@ -473,7 +473,7 @@ fn a_writer_during_the_check_has_the_file_checked_again() {
         file.write_all_at(&[9], 10).unwrap();
     });
     // It is waiting when the lease is not whole any more.
-    let asked = || !part.end().lease.as_ref().is_some_and(Lease::is_whole);
+    let asked = || !part.end().lease.as_ref().is_some_and(FileLease::is_whole);
     while !asked() {
         std::thread::yield_now();
     }

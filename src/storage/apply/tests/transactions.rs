@@ -15,7 +15,7 @@ fn get(name: &'static str) -> TxnOp {
 }
 
 fn put(name: &'static str, value: &'static str) -> TxnOp {
-    TxnOp::Put { key: key(name), value: key(value), tells_previous: true }
+    TxnOp::Put { key: key(name), value: key(value), tells_previous: true, lease: None }
 }
 
 fn del_range(from: &'static str, to: &'static str) -> TxnOp {
