@@ -2,6 +2,7 @@
 
 mod kept;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -188,18 +189,26 @@ impl Client {
 /// Whether a lease is lost, and who wants to know.
 #[derive(Debug, Default)]
 struct LeaseWatch {
-    lost: Mutex<(bool, Vec<Waker>)>,
+    state: Mutex<LeaseWatchState>,
     changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct LeaseWatchState {
+    is_lost: bool,
+    /// By the number of the future that waits, which takes its own out when it is dropped.
+    wakers: BTreeMap<u64, Waker>,
+    futures: u64,
 }
 
 impl LeaseWatch {
     fn lose(&self) {
-        let mut lost = lock(&self.lost);
-        lost.0 = true;
-        let wakers = std::mem::take(&mut lost.1);
-        drop(lost);
+        let mut state = lock(&self.state);
+        state.is_lost = true;
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
         self.changed.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.into_values().for_each(Waker::wake);
     }
 }
 
@@ -247,27 +256,30 @@ impl Lease {
 
     /// Whether it is lost, or may be by now.
     pub fn is_lost(&self) -> bool {
-        lock(&self.state.lost).0 || !self.client.inner.leases.is_valid(self.id, Instant::now())
+        lock(&self.state.state).is_lost
+            || !self.client.inner.leases.is_valid(self.id, Instant::now())
     }
 
     /// Waits until it is lost, for no longer than this. Whether it is.
     pub fn wait_lost(&self, timeout: Duration) -> bool {
         let until = Instant::now().checked_add(timeout);
-        let mut lost = lock(&self.state.lost);
-        while !lost.0 {
+        let mut state = lock(&self.state.state);
+        while !state.is_lost {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             let left = left.unwrap_or(Duration::MAX);
             if left.is_zero() {
                 break;
             }
-            lost = wait(&self.state.changed, lost, left.min(Duration::from_secs(3600)));
+            state = wait(&self.state.changed, state, left.min(Duration::from_secs(3600)));
         }
-        lost.0
+        state.is_lost
     }
 
-    /// Is done when it is lost.
+    /// Is done when it is lost, or given up.
     pub fn lost(&self) -> impl Future<Output = ()> + Send + use<> {
-        LeaseLost(Arc::clone(&self.state))
+        let mut state = lock(&self.state.state);
+        state.futures += 1;
+        LeaseLost { number: state.futures, watch: Arc::clone(&self.state) }
     }
 
     /// Ends it and deletes its keys now; `None` if it had ended before.
@@ -298,20 +310,27 @@ impl Drop for Lease {
     }
 }
 
-struct LeaseLost(Arc<LeaseWatch>);
+struct LeaseLost {
+    number: u64,
+    watch: Arc<LeaseWatch>,
+}
 
 impl Future for LeaseLost {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut lost = lock(&self.0.lost);
-        if lost.0 {
+        let mut state = lock(&self.watch.state);
+        if state.is_lost {
             return Poll::Ready(());
         }
-        if !lost.1.iter().any(|waker| waker.will_wake(cx.waker())) {
-            lost.1.push(cx.waker().clone());
-        }
+        state.wakers.insert(self.number, cx.waker().clone());
         Poll::Pending
+    }
+}
+
+impl Drop for LeaseLost {
+    fn drop(&mut self) {
+        lock(&self.watch.state).wakers.remove(&self.number);
     }
 }
 
@@ -361,8 +380,12 @@ impl LeaseKeeper {
         Ok(())
     }
 
+    /// Whoever waits for its loss need not wait any more.
     fn give_up(&self, id: LeaseId) {
-        lock(&self.shared.state).kept.remove(id);
+        let given_up = lock(&self.shared.state).kept.remove(id);
+        if let Some(watch) = given_up {
+            watch.lose();
+        }
         self.shared.changed.notify_all();
     }
 

@@ -134,6 +134,14 @@ impl LeaseQuestion {
             LeaseQuestion::List { .. } => 0,
         }
     }
+
+    /// The most leases that are looked at for its answer.
+    pub fn looks(&self) -> usize {
+        match self {
+            LeaseQuestion::KeepAlive(_) | LeaseQuestion::Show(_) => self.names().max(1),
+            LeaseQuestion::List { .. } => LEASES_PER_PAGE_MAX,
+        }
+    }
 }
 
 /// What the leader answers to a [`LeaseQuestion`].

@@ -420,6 +420,7 @@ impl Node {
             self.forward_waiting(now, out);
         }
         self.ask_about_leases(now, out);
+        self.answer_lease_questions(out);
         self.start_reads(now, out);
         self.run_consensus(out);
         // New commits have made room for proposals, which raft-rs counts only now.

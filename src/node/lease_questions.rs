@@ -9,7 +9,7 @@
 //! asked for after it had come, and to no earlier one. Otherwise a leader that was deposed without
 //! knowing would keep a lease alive that its successor ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::origins::Origin;
 use super::reads::ReadIndexBatch;
@@ -18,8 +18,14 @@ use crate::model::{LeaseAnswer, LeaseQuestion, NodeId};
 /// Requests that a server holds at once; past it they are refused with `BUSY`, or dropped if
 /// another server has sent them. As many as linearizable reads, with which they compete.
 pub(super) const QUESTIONS_MAX: usize = 16 * 1024;
-/// Leases that they name together: four times those that a group may have, some megabytes.
-pub(super) const NAMED_LEASES_MAX: usize = 1024 * 1024;
+/// Leases that are looked at for all of them: sixteen of the longest, some megabytes.
+pub(super) const LOOKS_MAX: usize = 64 * 1024;
+/// And for those of one connection, or of another server: whoever asks for more does not keep
+/// others from keeping their leases alive.
+const LOOKS_PER_ASKER_MAX: usize = LOOKS_MAX / 4;
+/// Leases that are looked at between two inputs, and those of one more request: some hundred
+/// microseconds of the event loop.
+const LOOKS_PER_FLUSH: usize = 4 * 1024;
 
 /// One request, which is answered as a whole.
 #[derive(Debug)]
@@ -34,6 +40,20 @@ impl PendingQuestion {
     fn is_of_client(&self) -> bool {
         matches!(self.origin, Origin::Client(_))
     }
+
+    fn asker(&self) -> Asker {
+        match self.origin {
+            Origin::Client(token) => Asker::Connection(token.connection),
+            Origin::Server { node, .. } => Asker::Server(node),
+        }
+    }
+}
+
+/// Whose requests are bounded together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Asker {
+    Connection(u64),
+    Server(NodeId),
 }
 
 #[derive(Debug)]
@@ -52,13 +72,18 @@ pub(super) struct LeaseQuestions {
     passed_on: BTreeMap<u64, PassedOn>,
     /// At a leader, until it is confirmed as leader.
     unconfirmed: BTreeMap<ReadIndexBatch, Vec<PendingQuestion>>,
-    /// At a leader: to be answered as soon as its own records about them are applied.
-    confirmed: Vec<PendingQuestion>,
+    /// At a leader, which may answer them.
+    confirmed: VecDeque<PendingQuestion>,
+    /// At a leader, which may answer them once one of its own records about them is applied.
+    held: Vec<PendingQuestion>,
+    /// What other servers have passed on, each once however often it came.
+    of_servers: BTreeSet<(NodeId, u64)>,
     batches: u64,
     /// The number of the last one that was passed on.
     last_number: u64,
     len: usize,
-    named_leases: usize,
+    looks: usize,
+    looks_of: BTreeMap<Asker, usize>,
 }
 
 impl LeaseQuestions {
@@ -71,23 +96,42 @@ impl LeaseQuestions {
         self.len == 0
     }
 
-    /// Adds a request. Returns false, and does nothing, if too many are held.
+    /// Adds a request, unless it is there already. Returns false, and does nothing, if too many
+    /// are held, for all or for who asks.
     pub fn add(&mut self, asked: PendingQuestion) -> bool {
-        let named_leases = self.named_leases + asked.question.names();
-        if self.len >= QUESTIONS_MAX || named_leases > NAMED_LEASES_MAX {
+        if let Origin::Server { node, id } = asked.origin
+            && self.of_servers.contains(&(node, id))
+        {
+            return true;
+        }
+        let looks = asked.question.looks();
+        let of_asker = self.looks_of.get(&asked.asker()).copied().unwrap_or_default() + looks;
+        let is_too_much = self.looks + looks > LOOKS_MAX || of_asker > LOOKS_PER_ASKER_MAX;
+        if self.len >= QUESTIONS_MAX || is_too_much {
             return false;
         }
-        (self.len, self.named_leases) = (self.len + 1, named_leases);
+        (self.len, self.looks) = (self.len + 1, self.looks + looks);
+        self.looks_of.insert(asked.asker(), of_asker);
+        if let Origin::Server { node, id } = asked.origin {
+            self.of_servers.insert((node, id));
+        }
         self.waiting.push(asked);
         true
     }
 
     /// The request is answered or given up.
     fn forget(&mut self, asked: &PendingQuestion) {
-        let names = asked.question.names();
-        assert!(self.len > 0 && self.named_leases >= names, "{asked:?} was not counted");
-        self.len -= 1;
-        self.named_leases -= names;
+        let looks = asked.question.looks();
+        let of_asker = self.looks_of.remove(&asked.asker()).unwrap_or_default();
+        let counted = self.len > 0 && self.looks >= looks && of_asker >= looks;
+        assert!(counted, "{asked:?} was not counted");
+        (self.len, self.looks) = (self.len - 1, self.looks - looks);
+        if of_asker > looks {
+            self.looks_of.insert(asked.asker(), of_asker - looks);
+        }
+        if let Origin::Server { node, id } = asked.origin {
+            self.of_servers.remove(&(node, id));
+        }
     }
 
     /// At a leader: the number of the batch of all that have come since the last one, for which a
@@ -108,20 +152,28 @@ impl LeaseQuestions {
         self.confirmed.extend(self.unconfirmed.remove(&batch).into_iter().flatten());
     }
 
-    /// Answers those that were confirmed, as far as `answer` can; returns who asked, and the
-    /// answers.
+    /// A record of the leader is applied, for which some may have waited.
+    pub fn record_applied(&mut self) {
+        self.confirmed.extend(self.held.drain(..));
+    }
+
+    /// Answers some of those that were confirmed, as far as `answer` can; returns who asked, and
+    /// the answers. The others have their turn at the next call.
     pub fn answer(
         &mut self,
         mut answer: impl FnMut(&LeaseQuestion) -> Option<LeaseAnswer>,
     ) -> Vec<(Origin, LeaseAnswer)> {
-        let mut answered = Vec::new();
-        for asked in std::mem::take(&mut self.confirmed) {
+        let (mut answered, mut looks) = (Vec::new(), 0);
+        while looks < LOOKS_PER_FLUSH
+            && let Some(asked) = self.confirmed.pop_front()
+        {
+            looks += asked.question.looks();
             match answer(&asked.question) {
                 Some(told) => {
                     self.forget(&asked);
                     answered.push((asked.origin, told));
                 }
-                None => self.confirmed.push(asked),
+                None => self.held.push(asked),
             }
         }
         answered
@@ -164,17 +216,23 @@ impl LeaseQuestions {
 
     /// Takes back what was passed on to a server to which this applies, to ask again.
     pub fn take_back(&mut self, is_lost: impl Fn(NodeId) -> bool) {
-        self.repeat(|passed_on| is_lost(passed_on.to));
-    }
-
-    /// Asks again what was passed on before this time.
-    pub fn repeat_older(&mut self, before_us: u64) {
-        self.repeat(|passed_on| passed_on.at_us < before_us);
-    }
-
-    fn repeat(&mut self, is_lost: impl Fn(&PassedOn) -> bool) {
-        let lost = self.passed_on.extract_if(.., |_, passed_on| is_lost(passed_on));
+        let lost = self.passed_on.extract_if(.., |_, passed_on| is_lost(passed_on.to));
         self.waiting.extend(lost.map(|(_, passed_on)| passed_on.asked));
+    }
+
+    /// What was passed on before this time, to be sent again to the same server under its number:
+    /// an answer counts also if it comes late, and the server knows what it has already.
+    pub fn repeat_older(
+        &mut self,
+        before_us: u64,
+        now_us: u64,
+    ) -> Vec<(NodeId, u64, LeaseQuestion)> {
+        let older = self.passed_on.iter_mut().filter(|(_, passed_on)| passed_on.at_us < before_us);
+        let again = older.map(|(number, passed_on)| {
+            passed_on.at_us = now_us;
+            (passed_on.to, *number, passed_on.asked.question.clone())
+        });
+        again.collect()
     }
 
     /// This node does not lead any more, or in another term: the requests of its clients wait for
@@ -182,7 +240,8 @@ impl LeaseQuestions {
     pub fn lost_leadership(&mut self) {
         let mut asked = std::mem::take(&mut self.waiting);
         asked.extend(std::mem::take(&mut self.unconfirmed).into_values().flatten());
-        asked.append(&mut self.confirmed);
+        asked.extend(std::mem::take(&mut self.confirmed));
+        asked.append(&mut self.held);
         for asked in asked {
             match asked.is_of_client() {
                 true => self.waiting.push(asked),
@@ -195,7 +254,10 @@ impl LeaseQuestions {
     pub fn take_expired(&mut self, now_us: u64) -> Vec<PendingQuestion> {
         let is_over = |asked: &PendingQuestion| asked.deadline_us <= now_us;
         let mut expired: Vec<_> = self.waiting.extract_if(.., |asked| is_over(asked)).collect();
-        expired.extend(self.confirmed.extract_if(.., |asked| is_over(asked)));
+        expired.extend(self.held.extract_if(.., |asked| is_over(asked)));
+        let (over, left) = std::mem::take(&mut self.confirmed).into_iter().partition(is_over);
+        self.confirmed = left;
+        expired.extend::<VecDeque<_>>(over);
         for batch in self.unconfirmed.values_mut() {
             expired.extend(batch.extract_if(.., |asked| is_over(asked)));
         }
@@ -254,8 +316,10 @@ mod tests {
         assert!(answered(&mut questions).is_empty());
         questions.confirmed(second);
         assert!(questions.answer(|_| None).is_empty(), "a record of the leader is awaited");
+        assert!(answered(&mut questions).is_empty(), "it has not come");
+        questions.record_applied();
         assert_eq!(answered(&mut questions), [client(3).origin]);
-        assert!(questions.is_empty() && questions.named_leases == 0);
+        assert!(questions.is_empty() && questions.looks == 0 && questions.looks_of.is_empty());
     }
 
     #[test]
@@ -288,11 +352,10 @@ mod tests {
         let mut questions = LeaseQuestions::new(u64::MAX);
         assert!(questions.add(client(1)));
         assert_eq!(questions.pass_on(LEADER, 5), [(0, client(1).question)], "the numbers wrap");
-        questions.repeat_older(5);
+        assert!(questions.repeat_older(5, 6).is_empty());
         questions.take_back(|to| to != LEADER);
-        assert!(!questions.has_waiting());
-        questions.repeat_older(6);
-        assert_eq!(questions.pass_on(LEADER, 6).len(), 1);
+        assert_eq!(questions.repeat_older(6, 7), [(LEADER, 0, client(1).question)]);
+        assert!(questions.repeat_older(6, 8).is_empty() && !questions.has_waiting());
         questions.take_back(|to| to == LEADER);
         assert!(questions.has_waiting());
         assert!(questions.take_expired(100).is_empty());
@@ -310,23 +373,76 @@ mod tests {
             }
         }
         assert_eq!(questions.take_expired(105).len(), 4);
-        assert!(questions.is_empty() && questions.named_leases == 0);
+        assert!(questions.is_empty() && questions.looks == 0 && questions.looks_of.is_empty());
+    }
+
+    /// Where each answer took longer than the time after which a request is repeated, none was
+    /// ever taken, and the leader held a copy more for each time.
+    #[test]
+    fn an_answer_that_comes_after_a_repetition_counts_and_a_copy_does_not() {
+        let mut questions = LeaseQuestions::default();
+        assert!(questions.add(client(1)));
+        let (number, _) = questions.pass_on(LEADER, 5).remove(0);
+        assert_eq!(questions.repeat_older(6, 6).len(), 1);
+        assert!(questions.answered(number, LEADER, &answer(2)).is_some());
+        let mut questions = LeaseQuestions::default();
+        assert!(questions.add(server(1)) && questions.add(server(1)) && questions.add(server(2)));
+        assert_eq!(questions.len, 2);
+        let batch = questions.begin_batch().unwrap();
+        questions.confirmed(batch);
+        assert_eq!(answered(&mut questions), [server(1).origin, server(2).origin]);
+        assert!(questions.add(server(1)), "its answer was lost");
+        assert_eq!(questions.len, 1);
+    }
+
+    /// A list is short to ask for and long to answer: a thousand of them stopped the event loop.
+    #[test]
+    fn what_is_answered_at_once_is_bounded_by_what_is_looked_at() {
+        let mut questions = LeaseQuestions::default();
+        let list = |connection| PendingQuestion {
+            origin: Origin::Client(RequestToken { connection, request: 1 }),
+            question: LeaseQuestion::List { after: None },
+            deadline_us: 100,
+        };
+        let taken = |questions: &mut LeaseQuestions, connection| {
+            std::iter::repeat_with(|| questions.add(list(connection)))
+                .take(1000)
+                .filter(|ok| *ok)
+                .count()
+        };
+        let each = LOOKS_PER_ASKER_MAX / list(0).question.looks();
+        for connection in 0..4 {
+            assert_eq!(taken(&mut questions, connection), each);
+        }
+        assert_eq!(taken(&mut questions, 4), 0, "all places are taken");
+        let batch = questions.begin_batch().unwrap();
+        questions.confirmed(batch);
+        let mut calls = 0;
+        while !questions.is_empty() {
+            let at_once = answered(&mut questions).len();
+            assert!(at_once * list(0).question.looks() <= LOOKS_PER_FLUSH, "{at_once}");
+            calls += 1;
+        }
+        assert_eq!(calls, LOOKS_MAX / LOOKS_PER_FLUSH);
     }
 
     #[test]
     fn requests_and_the_leases_that_they_name_are_bounded() {
         let mut questions = LeaseQuestions::default();
+        let of = |connection, request| PendingQuestion {
+            origin: Origin::Client(RequestToken { connection, request }),
+            ..client(request)
+        };
         for request in 0..QUESTIONS_MAX as u64 {
-            assert!(questions.add(client(request)));
+            assert!(questions.add(of(request % 8, request)));
         }
-        assert!(!questions.add(client(0)));
+        assert!(!questions.add(of(9, 0)));
         let mut questions = LeaseQuestions::default();
-        let question = LeaseQuestion::KeepAlive(vec![LeaseId(1); 1 << 19]);
-        let long = || PendingQuestion { question: question.clone(), ..client(1) };
-        assert!(questions.add(long()));
-        assert!(questions.add(long()));
-        assert!(!questions.add(client(1)));
-        assert_eq!(questions.take_expired(u64::MAX).len(), 2);
-        assert!(questions.add(client(1)));
+        let question = LeaseQuestion::KeepAlive(vec![LeaseId(1); LOOKS_PER_ASKER_MAX / 2]);
+        let long = |connection| PendingQuestion { question: question.clone(), ..of(connection, 1) };
+        assert!(questions.add(long(0)) && questions.add(long(0)));
+        assert!(!questions.add(of(0, 1)) && questions.add(of(1, 1)));
+        assert_eq!(questions.take_expired(u64::MAX).len(), 3);
+        assert!(questions.add(of(0, 1)));
     }
 }

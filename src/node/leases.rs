@@ -344,7 +344,11 @@ impl Leases {
         }
         // What was kept alive comes first, since somebody waits for it.
         let mut room = LEASES_PER_RECORD_MAX;
-        for id in self.renewed.extract_if(..self.renewed.len().min(room), |_| true) {
+        let first = ..self.renewed.len().min(room);
+        // Of one that ends nothing is noted, unless its end comes to nothing.
+        let is_ending = |id: &LeaseId| known.get(id).is_some_and(|l| l.stage == Stage::Ending);
+        let renewed: Vec<_> = self.renewed.extract_if(first, |id| !is_ending(id)).collect();
+        for id in renewed {
             if let Some(lease) = known.get(&id).filter(|lease| lease.is_being_renewed) {
                 let name = LeaseName { id, granted: lease.granted };
                 record.rests.push((name, lease.ttl_us / 1_000));

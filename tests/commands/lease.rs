@@ -1,5 +1,6 @@
 //! Leases as commands and programs meet them, against real servers: some are stopped and killed.
 
+use std::future::Future;
 use std::time::Duration;
 
 use acervo::client::LeaseId;
@@ -111,6 +112,13 @@ fn whoever_has_lost_a_lease_is_told() {
     client.revoke_lease(lease.id()).unwrap().unwrap();
     assert!(lease.wait_lost(Duration::from_secs(60)) && lease.is_lost());
     assert_eq!(lease.revoke().unwrap(), None);
+    // Who gives it up has told whoever waits, once for all.
+    let lease = client.lease(Duration::from_secs(3600)).unwrap();
+    let lost = lease.lost();
+    drop(lease.lost());
+    assert!(lease.revoke().unwrap().is_some());
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(std::pin::pin!(lost).poll(&mut context).is_ready());
     // And where no server answers any more, by its own clock.
     let lease = client.lease(Duration::from_secs(3)).unwrap();
     (0..3).for_each(|at| group.signal(at, Signal::STOP));

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::model::LeaseId;
 
+/// A request is given up after this time at the latest: leases that are added meanwhile may be as
+/// short, and nobody is told that one is lost while an answer is waited for.
+const REQUEST_MAX: Duration = Duration::from_secs(1);
 /// After a failure a lease is asked for again after this part of its TTL, within …
 const RETRY_PART: u32 = 20;
 /// … and within these bounds.
@@ -71,7 +74,8 @@ impl<W> KeptLeases<W> {
         // While an answer is waited for nobody is told that a lease is lost.
         let shortest = self.kept.values().map(|kept| kept.ttl).min().unwrap_or_default();
         let first_lost = self.kept.values().map(|kept| kept.valid_until).min();
-        let until = first_lost.map_or(now, |lost| lost.min(now + shortest / 3));
+        let soonest = now + (shortest / 3).min(REQUEST_MAX);
+        let until = first_lost.map_or(now, |lost| lost.min(soonest));
         Some((soon.into_iter().map(|(_, id)| id).collect(), until))
     }
 
@@ -121,7 +125,7 @@ mod tests {
         assert_eq!(leases.next_due(), Some(start + second(3)));
         assert_eq!(leases.due(start + second(2), 10), None);
         let asked = start + second(3);
-        assert_eq!(leases.due(asked, 10), Some((vec![LeaseId(1)], asked + second(3))));
+        assert_eq!(leases.due(asked, 10), Some((vec![LeaseId(1)], asked + REQUEST_MAX)));
         assert_eq!(leases.answered(LeaseId(1), asked, true), None);
         assert!(leases.is_valid(LeaseId(1), start + second(11)));
         assert!(!leases.is_valid(LeaseId(1), start + second(12)), "not from when it was answered");
@@ -139,7 +143,7 @@ mod tests {
         }
         let now = start + second(3);
         let (due, until) = leases.due(now, 10).unwrap();
-        assert_eq!((due, until), (vec![LeaseId(1), LeaseId(2)], now + second(3)));
+        assert_eq!((due, until), (vec![LeaseId(1), LeaseId(2)], now + REQUEST_MAX));
         assert_eq!(leases.due(now, 1).unwrap().0, [LeaseId(1)]);
         let failed = now + second(3);
         leases.failed(&[LeaseId(1), LeaseId(2)], failed);

@@ -110,11 +110,13 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         if self.leases.applied(index, events) {
+            self.lease_questions.record_applied();
             self.answer_lease_questions(out);
         }
     }
 
-    fn answer_lease_questions(&mut self, out: &mut Vec<Output>) {
+    /// Answers some of those that may be answered.
+    pub(super) fn answer_lease_questions(&mut self, out: &mut Vec<Output>) {
         // Questions that were confirmed are dropped with the leadership in which they were: so
         // this leader counts if there are any.
         let leases = &mut self.leases;
@@ -143,7 +145,10 @@ impl Node {
 
     /// Asks again what the leader has not answered, and gives up what nobody has.
     pub(super) fn expire_lease_questions(&mut self, now_us: u64, out: &mut Vec<Output>) {
-        self.lease_questions.repeat_older(now_us.saturating_sub(2 * micros(READ_INDEX_RETRY)));
+        let before_us = now_us.saturating_sub(2 * micros(READ_INDEX_RETRY));
+        for (to, id, question) in self.lease_questions.repeat_older(before_us, now_us) {
+            out.push(Output::Send { to, message: ServerMessage::Leases { id, question } });
+        }
         for asked in self.lease_questions.take_expired(now_us) {
             if let Origin::Client(token) = asked.origin {
                 out.push(Output::Reply { token, reply: self.group_state().no_majority() });

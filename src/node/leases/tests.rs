@@ -115,6 +115,22 @@ fn whoever_asks_about_a_lease_that_is_ending_waits_for_the_end() {
     assert_eq!(shown, Some(LeaseAnswer::Leases { leases: vec![], has_more: false }));
 }
 
+/// One record ended a lease and noted how long it has left.
+#[test]
+fn of_a_lease_that_ends_nothing_is_noted() {
+    let mut leader = Leader::of(&[state(5, 301)]);
+    leader.run_to(300 * SECOND);
+    assert_eq!(leader.keep_alive(&[5]), None, "a note of its rest is to be taken back");
+    leader.run_to(600 * SECOND + 750_000);
+    assert!(leader.apply().is_empty(), "the note is applied");
+    leader.now_us += 250_000;
+    leader.tick();
+    let (_, record) = leader.log.last().unwrap();
+    assert_eq!((record.ends.len(), &record.rests[..]), (1, &[][..]));
+    assert_eq!(leader.apply(), [5]);
+    assert_eq!(leader.keep_alive(&[5]), Some(vec![None]));
+}
+
 /// A leader that was stopped finds keep-alives in its sockets that it could not hear.
 #[test]
 fn a_pause_takes_no_time_from_a_lease() {
