@@ -86,7 +86,7 @@ enum PeersCommand {
     Growth(growth::GrowthArgs),
     /// Acervo's starts, elections and catching up
     Recovery(recovery::RecoveryArgs),
-    /// Compare-and-set and watches, beside plain writes and etcd
+    /// Compare-and-set, watches and leases, beside plain writes and etcd
     Coordination(coordination::CoordinationArgs),
 }
 

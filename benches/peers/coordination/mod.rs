@@ -1,5 +1,5 @@
 //! What programs coordinate themselves by: compare-and-set, beside plain writes and beside etcd;
-//! and watches.
+//! watches and leases.
 //!
 //! `cargo bench --bench peers -- coordination` prints a row for each figure, with what it is to
 //! reach beside it. Where two systems or two states are compared, they are measured in turns:
@@ -13,6 +13,7 @@
 
 mod compare;
 mod fan_out;
+mod leases;
 mod watches;
 mod writers;
 
@@ -32,7 +33,8 @@ pub struct CoordinationArgs {
     /// Seconds of each measurement of a load
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// Which figures, by name: compare, idle-watches, watch-latency, fan-out, resume
+    /// Which figures, by name: compare, idle-watches, watch-latency, fan-out, resume, keep-alive,
+    /// lease-end
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -55,12 +57,14 @@ impl Extent {
 
 /// Figures, by name, and what measures and prints each.
 type Measure = fn(&Extent) -> Outcome<()>;
-const ALL: [(&str, Measure); 5] = [
+const ALL: [(&str, Measure); 7] = [
     ("compare", compare::run),
     ("idle-watches", watches::cost_of_idle),
     ("watch-latency", watches::latency),
     ("fan-out", fan_out::run),
     ("resume", watches::resume),
+    ("keep-alive", leases::kept_alive),
+    ("lease-end", leases::end),
 ];
 
 /// Measures and prints what `args` names; as a test, a little of each.
