@@ -411,7 +411,7 @@ impl StateMachine {
         Ok(applied)
     }
 
-    /// All leases.
+    /// Every lease that has not ended, for the core, which counts their time.
     ///
     /// # Errors
     ///
