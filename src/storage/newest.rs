@@ -1,14 +1,21 @@
-//! The newest versions of keys, kept in memory for those who read them.
+//! The newest versions of keys, kept in memory for those who read and write them.
 //!
-//! Nearly every read asks for the newest version of a key. The engine looks in memory tables, in
-//! filters and in blocks for it; here it is one look-up. So does every write, for the facts of its
-//! key. What a read has found is kept, and what a write has made.
+//! Nearly every read asks for the newest version of a key, and every write for the facts of it. The
+//! engine looks in memory tables, in filters and in blocks for that; here it is one look-up. What a
+//! read has found is kept with its value, and what a write has made without, unless there is a
+//! value of the key already: a value that nobody reads is not worth its copy. So facts are known of
+//! more keys than values are.
 //!
 //! Rule: what is told here of a key is what a read of the newest state finds, at any moment. So
 //! what a batch changes is replaced before the engine writes it ([`NewestVersions::begin`]), and
 //! not told until the batch is visible ([`NewestVersions::finish`]): the versions of a batch are
 //! later than all others. A reader adds what it has found only if no batch was under way from
 //! before its view was taken until now ([`Permit`]).
+//!
+//! A key is known by its fingerprint alone, 128 bits of SipHash under secret numbers that each
+//! process draws: that two of a million keys have the same one is less likely than one in 10^26,
+//! and nobody can look for two. Keys themselves would be a third of the memory, and looking at them
+//! a second place in memory to wait for with every write.
 //!
 //! Left out: keys without a value, versions in the past, and values that are so long that looking
 //! for them is not what they cost.
@@ -21,29 +28,28 @@ use bytes::Bytes;
 
 use super::engine::WriteBatch;
 use super::keys;
-use super::version_row::{RowPrefix, StoredVersion};
+use super::version_row::StoredVersion;
 use super::versions::shown_version;
-use crate::model::{KeyState, Timestamp, Version};
+use crate::model::{Facts, KeyState, LeaseId, Timestamp, Version};
 
 /// As much as a hundred thousand keys with values of 100 bytes take.
-const BYTES_MAX: usize = 16 * 1024 * 1024;
+const BYTES_MAX: usize = 20 * 1024 * 1024;
 /// Longer values are not kept: reading them costs more than looking for them.
 const VALUE_BYTES_MAX: usize = 1024;
 /// Parts that grow and are swept by themselves, so that neither takes longer than some hundred
 /// microseconds.
 const SHARDS: usize = 64;
-/// What an entry takes besides its bytes, about: its place in a table that is three quarters full.
-const ENTRY_BYTES: usize = 40;
+/// What an entry takes besides its value: its place in a table that is three quarters full.
+const ENTRY_BYTES: usize = (size_of::<(u64, Entry)>() + 1) * 4 / 3;
 /// Rows of a batch that are handled before the lock is given back for a moment: readers do not
 /// wait for it, and would find nothing here meanwhile.
 const ROWS_PER_LOCK: usize = 128;
-const TIMESTAMP_BYTES: usize = 8;
 
 /// Newest versions, for readers on any thread and one writer.
 pub(super) struct NewestVersions {
     held: Mutex<Held>,
-    /// Clients choose the keys.
-    hashes: RandomState,
+    /// Clients choose the keys, so each half of a fingerprint has a secret number of its own.
+    hashes: [RandomState; 2],
 }
 
 struct Held {
@@ -57,18 +63,35 @@ struct Held {
 
 #[derive(Default)]
 struct Shard {
-    /// By the hash of the key. Of two keys with the same hash the later one stays.
-    entries: HashMap<u64, Entry, BuildHasherDefault<HashOfKey>>,
+    /// By the first half of the fingerprint. Of two keys that share it the later one stays.
+    entries: HashMap<u64, Entry, BuildHasherDefault<FirstHalf>>,
     bytes: usize,
 }
 
-/// The newest version of a key, in one allocation: its timestamp, the key, and its row.
+/// What a key is known by.
+#[derive(Clone, Copy)]
+struct Fingerprint {
+    first: u64,
+    second: u64,
+}
+
+/// The newest version of a key. With its half of the fingerprint it fills a line of the
+/// processor's cache.
 struct Entry {
-    bytes: Box<[u8]>,
-    key_bytes: u32,
-    /// Read since the shard was last swept.
+    /// The second half of the fingerprint.
+    second: u64,
+    version: Timestamp,
+    created: Timestamp,
+    /// The lease's number, 0 for none, as in the rows of versions.
+    lease: u64,
+    /// Its length is in the place before it.
+    value: Option<Box<[u8]>>,
+    count: u32,
+    /// Looked for since the shard was last swept.
     is_used: bool,
 }
+
+const _: () = assert!(size_of::<(u64, Entry)>() == 64, "an entry fills a line of the cache");
 
 /// What a look-up of [`NewestVersions`] tells.
 pub(super) enum Newest {
@@ -89,17 +112,17 @@ pub(super) struct Begun {
     last: Timestamp,
 }
 
-/// The hash of a key as it is.
+/// A half of a fingerprint as it is.
 #[derive(Default)]
-struct HashOfKey(u64);
+struct FirstHalf(u64);
 
-impl Hasher for HashOfKey {
+impl Hasher for FirstHalf {
     fn write(&mut self, bytes: &[u8]) {
         bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
     }
 
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
+    fn write_u64(&mut self, half: u64) {
+        self.0 = half;
     }
 
     fn finish(&self) -> u64 {
@@ -108,136 +131,138 @@ impl Hasher for HashOfKey {
 }
 
 impl Entry {
-    /// The newest version of `key`: what its row holds.
-    fn new(key: &[u8], timestamp: Timestamp, stored: [&[u8]; 2]) -> Option<Entry> {
-        let key_bytes = u32::try_from(key.len()).ok()?;
-        let [prefix, value] = stored;
-        let bytes = [&timestamp.0.to_le_bytes(), key, prefix, value].concat().into_boxed_slice();
-        Some(Entry { bytes, key_bytes, is_used: false })
+    /// Without a value; `None` for a key that was written more often than an entry can say.
+    fn new(second: u64, KeyState { version, facts }: KeyState) -> Option<Entry> {
+        let Facts { created, count, lease } = facts;
+        let (count, lease) = (u32::try_from(count).ok()?, lease.map_or(0, |lease| lease.0));
+        Some(Entry { second, version, created, lease, value: None, count, is_used: false })
     }
 
-    /// Replaces the version of the same key by a later one.
-    fn replace(&mut self, timestamp: Timestamp, stored: &[u8]) {
-        if self.key_and_row().1.len() == stored.len() {
-            let row_at = self.bytes.len() - stored.len();
-            self.bytes[..TIMESTAMP_BYTES].copy_from_slice(&timestamp.0.to_le_bytes());
-            self.bytes[row_at..].copy_from_slice(stored);
+    fn state(&self) -> KeyState {
+        let lease = (self.lease != 0).then_some(LeaseId(self.lease));
+        let facts = Facts { created: self.created, count: self.count.into(), lease };
+        KeyState { version: self.version, facts }
+    }
+
+    /// Gives the next version of the key the place of the value that there was, if any.
+    fn take_over(&mut self, before: Entry, value: &[u8]) {
+        let Some(mut place) = before.value.filter(|_| value.len() <= VALUE_BYTES_MAX) else {
             return;
+        };
+        match place.len() == value.len() {
+            true => place.copy_from_slice(value),
+            false => place = value.into(),
         }
-        let (key, _) = self.key_and_row();
-        let parts = [&timestamp.0.to_le_bytes(), key, stored];
-        self.bytes = parts.concat().into_boxed_slice();
-    }
-
-    /// Of a version that a read has shown.
-    fn of_version(key: &[u8], version: &Version) -> Option<Entry> {
-        let Version { timestamp, value, facts } = version;
-        let prefix = RowPrefix::new((*facts)?, *timestamp);
-        let is_kept = value.len() <= VALUE_BYTES_MAX;
-        is_kept.then(|| Entry::new(key, *timestamp, [prefix.bytes(), value]))?
+        self.value = Some(place);
     }
 
     fn memory_bytes(&self) -> usize {
-        ENTRY_BYTES + self.bytes.len()
-    }
-
-    fn key_and_row(&self) -> (&[u8], &[u8]) {
-        self.bytes[TIMESTAMP_BYTES..].split_at(self.key_bytes as usize)
-    }
-
-    fn is_of(&self, key: &[u8]) -> bool {
-        self.key_and_row().0 == key
-    }
-
-    /// The version, and its value.
-    fn version(&self) -> Option<(KeyState, &[u8])> {
-        let (timestamp, (_, stored)) = (self.timestamp(), self.key_and_row());
-        match StoredVersion::decode(stored, timestamp) {
-            Ok(StoredVersion::Value { facts, value }) => {
-                Some((KeyState { version: timestamp, facts }, value))
-            }
-            Ok(StoredVersion::Tombstone { .. }) | Err(_) => None,
-        }
-    }
-
-    fn timestamp(&self) -> Timestamp {
-        let timestamp = self.bytes.first_chunk().copied().unwrap_or_default();
-        Timestamp(i64::from_le_bytes(timestamp))
+        ENTRY_BYTES + self.value.as_ref().map_or(0, |value| value.len())
     }
 }
 
-/// Whether the row of a version has a value, and one that is kept.
-fn is_kept(stored: &[u8], timestamp: Timestamp) -> bool {
-    match StoredVersion::decode(stored, timestamp) {
-        Ok(StoredVersion::Value { value, .. }) => value.len() <= VALUE_BYTES_MAX,
-        Ok(StoredVersion::Tombstone { .. }) | Err(_) => false,
-    }
+/// What a sweep takes, one after the other, until there is room.
+#[derive(Clone, Copy)]
+enum Sweep {
+    /// Values that nobody has looked for.
+    UnusedValues,
+    /// All of what nobody has looked for.
+    Unused,
+    Values,
+    Everything,
 }
 
 impl Shard {
     /// Replaces what is known of a key by its version of a batch, or by nothing.
-    fn write(&mut self, hash: u64, key: &[u8], timestamp: Timestamp, stored: Option<&[u8]>) {
-        match self.entries.entry(hash) {
-            hash_map::Entry::Occupied(mut known) if known.get().is_of(key) => {
+    fn write(
+        &mut self,
+        Fingerprint { first, second }: Fingerprint,
+        version: Timestamp,
+        written: Option<(KeyState, &[u8])>,
+    ) {
+        let entry = written.and_then(|(state, _)| Entry::new(second, state));
+        match self.entries.entry(first) {
+            hash_map::Entry::Occupied(mut known) if known.get().second == second => {
                 // What was before the newest version goes, which nobody sees.
-                if timestamp < known.get().timestamp() {
+                if version < known.get().version {
                     return;
                 }
                 self.bytes -= known.get().memory_bytes();
-                match stored {
-                    Some(stored) => {
-                        known.get_mut().replace(timestamp, stored);
-                        self.bytes += known.get().memory_bytes();
+                match (entry, written) {
+                    (Some(mut entry), Some((_, value))) => {
+                        entry.is_used = true;
+                        let before = known.insert(entry);
+                        let entry = known.get_mut();
+                        entry.take_over(before, value);
+                        self.bytes += entry.memory_bytes();
                     }
-                    None => drop(known.remove()),
+                    _ => drop(known.remove()),
                 }
             }
             _ => {
-                let entry = stored.and_then(|stored| Entry::new(key, timestamp, [&[], stored]));
                 if let Some(entry) = entry {
-                    self.insert(hash, entry);
+                    self.insert(first, entry);
                 }
             }
         }
     }
 
-    fn insert(&mut self, hash: u64, entry: Entry) {
+    fn insert(&mut self, first: u64, entry: Entry) {
         self.bytes += entry.memory_bytes();
-        if let Some(before) = self.entries.insert(hash, entry) {
+        if let Some(before) = self.entries.insert(first, entry) {
             self.bytes -= before.memory_bytes();
         }
     }
 
-    /// Makes some room for more, if there are more than `bytes_max`: first what nobody has read
-    /// since the last time goes, and then anything.
+    /// Makes some room for more, if there are more than `bytes_max`. Facts stay longer than values:
+    /// they are smaller, and save a write as much as a value saves a read.
     fn sweep(&mut self, bytes_max: usize) {
         if self.bytes <= bytes_max {
             return;
         }
         let most = bytes_max / 8 * 7;
-        for _ in 0..2 {
+        for sweep in [Sweep::UnusedValues, Sweep::Unused, Sweep::Values, Sweep::Everything] {
             let bytes = &mut self.bytes;
             self.entries.retain(|_, entry| {
-                if *bytes <= most || std::mem::take(&mut entry.is_used) {
+                if *bytes <= most {
                     return true;
                 }
                 *bytes -= entry.memory_bytes();
-                false
+                let stays = match sweep {
+                    Sweep::UnusedValues => {
+                        entry.value = entry.value.take().filter(|_| entry.is_used);
+                        true
+                    }
+                    Sweep::Unused => std::mem::take(&mut entry.is_used),
+                    Sweep::Values => {
+                        entry.value = None;
+                        true
+                    }
+                    Sweep::Everything => false,
+                };
+                *bytes += if stays { entry.memory_bytes() } else { 0 };
+                stays
             });
         }
     }
 }
 
 impl Held {
-    fn shard(&mut self, hash: u64) -> &mut Shard {
+    fn shard(&mut self, first: u64) -> &mut Shard {
         // Other bits than those by which the shard's own table places it.
-        &mut self.shards[(hash >> 32) as usize % SHARDS]
+        &mut self.shards[(first >> 32) as usize % SHARDS]
     }
 
-    /// Changes the shard of a hash, which may have too much then.
-    fn change(&mut self, hash: u64, change: impl FnOnce(&mut Shard)) {
+    /// What is known of a key, also of the batch that is being written.
+    fn find(&mut self, Fingerprint { first, second }: Fingerprint) -> Option<&mut Entry> {
+        let entry = self.shard(first).entries.get_mut(&first)?;
+        (entry.second == second).then_some(entry)
+    }
+
+    /// Changes the shard of a key, which may have too much then.
+    fn change(&mut self, first: u64, change: impl FnOnce(&mut Shard)) {
         let bytes_max = self.bytes_max / SHARDS;
-        let shard = self.shard(hash);
+        let shard = self.shard(first);
         change(shard);
         shard.sweep(bytes_max);
     }
@@ -256,7 +281,7 @@ impl Default for NewestVersions {
     fn default() -> NewestVersions {
         let (generation, told_up_to) = (0, Timestamp(i64::MIN));
         let held = Held { shards: shards(), bytes_max: BYTES_MAX, generation, told_up_to };
-        NewestVersions { held: Mutex::new(held), hashes: RandomState::new() }
+        NewestVersions { held: Mutex::new(held), hashes: [RandomState::new(), RandomState::new()] }
     }
 }
 
@@ -271,44 +296,43 @@ impl NewestVersions {
 
     /// The newest version of a key, if it is known and has at most so many bytes. Never waits.
     pub fn get(&self, key: &[u8], value_bytes_max: usize) -> Newest {
-        let hash = self.hashes.hash_one(key);
+        let fingerprint = self.fingerprint(key);
         let Ok(mut held) = self.held.try_lock() else { return Newest::Unknown(None) };
-        let told_up_to = held.told_up_to;
-        if let Some(entry) = held.shard(hash).entries.get_mut(&hash)
-            && entry.is_of(key)
-            && let Some((state, value)) = entry.version()
-        {
-            if value.len() > value_bytes_max || state.version > told_up_to {
-                return Newest::Unknown(None);
-            }
-            let value = Bytes::copy_from_slice(value);
+        let (generation, told_up_to) = (held.generation, held.told_up_to);
+        if let Some(entry) = held.find(fingerprint) {
             entry.is_used = true;
-            return Newest::Known(shown_version(state, value));
+            if let Some(value) = &entry.value {
+                if value.len() > value_bytes_max || entry.version > told_up_to {
+                    return Newest::Unknown(None);
+                }
+                return Newest::Known(shown_version(entry.state(), Bytes::copy_from_slice(value)));
+            }
         }
-        let generation = held.generation;
         Newest::Unknown(generation.is_multiple_of(2).then_some(Permit { generation }))
     }
 
     /// The newest version of a key as of the last batch that was finished, for the thread that
     /// makes the next one; `None` if it is not known.
     pub fn state(&self, key: &[u8]) -> Option<KeyState> {
-        let hash = self.hashes.hash_one(key);
+        let fingerprint = self.fingerprint(key);
         let mut held = self.held();
-        let entry = held.shard(hash).entries.get_mut(&hash).filter(|entry| entry.is_of(key))?;
-        entry.is_used = true;
-        entry.version().map(|(state, _)| state)
+        held.find(fingerprint).map(|entry| entry.state())
     }
 
     /// Adds what a view shows that was taken since there was the permit. Never waits.
     pub fn add(&self, permit: Permit, key: &[u8], version: &Version) {
-        let Some(entry) = Entry::of_version(key, version) else { return };
-        let hash = self.hashes.hash_one(key);
+        let Version { timestamp, value, facts } = version;
+        let Some(facts) = facts.filter(|_| value.len() <= VALUE_BYTES_MAX) else { return };
+        let Fingerprint { first, second } = self.fingerprint(key);
+        let state = KeyState { version: *timestamp, facts };
+        let Some(mut entry) = Entry::new(second, state) else { return };
+        entry.value = Some(value[..].into());
         if let Ok(mut held) = self.held.try_lock()
             && held.generation == permit.generation
         {
             // Read from the store before the first batch, it may be the latest.
-            held.told_up_to = held.told_up_to.max(version.timestamp);
-            held.change(hash, |shard| shard.insert(hash, entry));
+            held.told_up_to = held.told_up_to.max(*timestamp);
+            held.change(first, |shard| shard.insert(first, entry));
         }
     }
 
@@ -340,12 +364,13 @@ impl NewestVersions {
                 if std::mem::replace(&mut of_last, of_row) == of_row {
                     continue;
                 }
-                let Ok(timestamp) = keys::decode_version_to(row, &mut key) else { continue };
-                let hash = self.hashes.hash_one(&key[..]);
-                let stored = stored.map(|stored| &stored[..]);
-                let stored = stored.filter(|stored| is_kept(stored, timestamp));
-                last = last.max(timestamp);
-                held.change(hash, |shard| shard.write(hash, &key, timestamp, stored));
+                let Ok(version) = keys::decode_version_to(row, &mut key) else { continue };
+                let written = stored.and_then(|stored| written(stored, version));
+                let fingerprint = self.fingerprint(&key);
+                last = last.max(version);
+                held.change(fingerprint.first, |shard| {
+                    shard.write(fingerprint, version, written);
+                });
             }
         }
         Begun { last }
@@ -359,16 +384,28 @@ impl NewestVersions {
         held.generation += 1;
     }
 
+    fn fingerprint(&self, key: &[u8]) -> Fingerprint {
+        let [first, second] = &self.hashes;
+        Fingerprint { first: first.hash_one(key), second: second.hash_one(key) }
+    }
+
     /// No method leaves it inconsistent where it can panic, so a poisoned lock is ignored.
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// What a row says of its version, unless it is a tombstone's.
+fn written(stored: &[u8], version: Timestamp) -> Option<(KeyState, &[u8])> {
+    match StoredVersion::decode(stored, version) {
+        Ok(StoredVersion::Value { facts, value }) => Some((KeyState { version, facts }, value)),
+        Ok(StoredVersion::Tombstone { .. }) | Err(_) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Facts;
 
     fn version(timestamp: i64, value: &[u8]) -> Version {
         let timestamp = Timestamp(timestamp);
@@ -379,6 +416,11 @@ mod tests {
     /// A value that came into being with its version.
     fn new(timestamp: i64, value: &[u8]) -> StoredVersion<'_> {
         StoredVersion::Value { facts: Facts::following(None, Timestamp(timestamp)), value }
+    }
+
+    fn state(timestamp: i64) -> KeyState {
+        let version = Timestamp(timestamp);
+        KeyState { version, facts: Facts::following(None, version) }
     }
 
     fn known(versions: &NewestVersions, key: &[u8]) -> Option<Version> {
@@ -438,11 +480,14 @@ mod tests {
         assert_eq!(known(&versions, b"other"), old);
         assert!(permit(&versions).is_none(), "a view may be of before or after");
         versions.finish(begun);
+        assert_eq!(known(&versions, b"put"), Some(version(7, b"new")));
+        assert_eq!(known(&versions, b"never read"), None, "nobody has asked for its value");
         for key in [&b"put"[..], b"never read"] {
-            assert_eq!(known(&versions, key), Some(version(7, b"new")));
+            assert_eq!(versions.state(key), Some(state(7)));
         }
         for key in [&b"del"[..], b"gone", b"deleted", b"never there"] {
             assert_eq!(known(&versions, key), None);
+            assert_eq!(versions.state(key), None);
         }
         assert_eq!(known(&versions, b"other"), old);
     }
@@ -483,6 +528,29 @@ mod tests {
         let long = batch(&[(b"k", 2, Some(new(2, &long)))]);
         versions.finish(versions.begin(&long, false));
         assert_eq!(known(&versions, b"k"), None);
+        assert_eq!(versions.state(b"k"), Some(state(2)));
+        for value in [&b"short"[..], b"other", b"a longer one"] {
+            add(&versions, b"k", &version(3, b"v"));
+            let next = batch(&[(b"k", 4, Some(new(4, value)))]);
+            versions.finish(versions.begin(&next, false));
+            assert_eq!(known(&versions, b"k"), Some(version(4, value)));
+        }
+    }
+
+    #[test]
+    fn all_facts_of_a_key_are_kept() {
+        let versions = NewestVersions::default();
+        for (count, lease) in [(1, None), (2, Some(LeaseId(u64::MAX))), (u32::MAX.into(), None)] {
+            let facts = Facts { created: Timestamp(3), count, lease };
+            let written = StoredVersion::Value { facts, value: b"v" };
+            versions.finish(versions.begin(&batch(&[(b"k", 9, Some(written))]), false));
+            let expected = KeyState { version: Timestamp(9), facts };
+            assert_eq!(versions.state(b"k"), Some(expected));
+        }
+        let facts = Facts { created: Timestamp(3), count: 1 << 32, lease: None };
+        let written = StoredVersion::Value { facts, value: b"v" };
+        versions.finish(versions.begin(&batch(&[(b"k", 9, Some(written))]), false));
+        assert_eq!(versions.state(b"k"), None, "it is to be read");
     }
 
     #[test]
@@ -504,12 +572,29 @@ mod tests {
             assert!(bytes <= bytes_max, "{bytes}");
         }
         let entries = versions.held().shards.iter().map(|shard| shard.entries.len()).sum::<usize>();
-        assert!(entries > bytes_max / 152 / 2, "{entries}");
+        assert!(entries > bytes_max / (ENTRY_BYTES + 100) / 2, "{entries}");
         let stayed = hot.iter().filter(|key| known(&versions, *key).is_some()).count();
         assert!(stayed > hot.len() / 2, "{stayed}");
         versions.set_bytes_max(0);
         add(&versions, b"k", &version(1, b"v"));
         versions.finish(versions.begin(&batch(&[(b"k", 2, Some(new(2, b"v")))]), false));
         assert_eq!(known(&versions, b"k"), None);
+        assert_eq!(versions.state(b"k"), None);
+    }
+
+    /// What was written and not read takes no place from values that are read, and facts stay when
+    /// values go.
+    #[test]
+    fn facts_stay_longer_than_values() {
+        let versions = NewestVersions::default();
+        let keys: Vec<[u8; 4]> = (0..1_000u32).map(u32::to_be_bytes).collect();
+        versions.set_bytes_max(SHARDS * 60 * ENTRY_BYTES);
+        for key in &keys {
+            add(&versions, key, &version(1, &[7; 1_000]));
+        }
+        let with_value = keys.iter().filter(|key| known(&versions, *key).is_some()).count();
+        let with_facts = keys.iter().filter(|key| versions.state(*key).is_some()).count();
+        assert!((1..500).contains(&with_value), "{with_value}");
+        assert_eq!(with_facts, keys.len());
     }
 }
