@@ -25,6 +25,10 @@ use crate::workers::queue::{Receiver, RecvError};
 /// How long committed entries that nobody waits for gather before they are applied together: the
 /// engine's commit costs as much for one as for many.
 const APPLY_GATHER: Duration = Duration::from_millis(1);
+/// While somebody watches, entries are not gathered after a piece of no more than these: changes
+/// are shown at once where they are few. Where they are many, as of 64 clients that write one after
+/// the other, a piece has tens, and what a watch has to wait is a part of what a write takes.
+const WATCHED_AT_ONCE_MAX: usize = 8;
 /// Bytes of entries after which what was applied is sealed while there is little room on the disk,
 /// so that the log before it can be deleted.
 const SEAL_BYTES_LOW: u64 = 4 * 1024 * 1024;
@@ -47,14 +51,25 @@ pub(super) fn start(
         let ApplierParts { staging, reserve, sealed, watches, completions } = parts;
         let intake = Intake::new(staging);
         let started = Instant::now();
-        let mut thread =
-            ApplierThread { machine, intake, reserve, sealed, watches, completions, started };
+        let applied_last = 0;
+        let mut thread = ApplierThread {
+            machine,
+            intake,
+            reserve,
+            sealed,
+            watches,
+            completions,
+            started,
+            applied_last,
+        };
         loop {
             let received = work.recv_timeout(limits::SEAL_INTERVAL);
             thread.machine.forget_retired();
             let done = match received {
                 Ok(StoreWork::Apply(mut piece)) => {
-                    work.linger(APPLY_GATHER);
+                    if thread.may_gather() {
+                        work.linger(APPLY_GATHER);
+                    }
                     let next = gather(&mut piece, &work);
                     thread.apply(&piece).and_then(|()| match next {
                         Some(work) => thread.snapshot(work),
@@ -107,11 +122,19 @@ struct ApplierThread {
     watches: WatchQueue,
     completions: CompletionSender,
     started: Instant,
+    /// The number of entries of the last piece.
+    applied_last: usize,
 }
 
 impl ApplierThread {
+    /// Whether entries may be kept waiting for more of them, unless somebody waits for an answer.
+    fn may_gather(&self) -> bool {
+        self.applied_last > WATCHED_AT_ONCE_MAX || !self.watches.is_watched()
+    }
+
     fn apply(&mut self, piece: &EntriesPiece) -> Result<(), ApplyError> {
         let (entries, answering) = piece.entries();
+        self.applied_last = entries.len();
         let applied = if answering {
             self.machine.apply_answering(entries)
         } else {

@@ -66,9 +66,14 @@ pub(super) struct WatchQueue {
 impl WatchQueue {
     /// The state machine has gone on, or a snapshot has taken its place.
     pub fn applied(&self) {
-        if self.store.is_followed() {
+        if self.is_watched() {
             self.mark(|marks| marks.applied = true);
         }
+    }
+
+    /// Whether there are watches.
+    pub fn is_watched(&self) -> bool {
+        self.store.is_followed()
     }
 
     fn mark(&self, mark: impl FnOnce(&mut WatchMarks)) {
