@@ -244,7 +244,9 @@ impl Node {
             }
             Input::Write { token, client, write } => self.write(now, token, client, write, out),
             Input::Read { token, condition } => self.read(now, token, condition, out),
-            Input::Leases { token, question } => self.lease_question(now, token, question, out),
+            Input::Leases { token, client, question } => {
+                self.lease_question(now, (token, client), question, out);
+            }
             Input::DiskSpace(space) => {
                 if self.disks.set_own(space) {
                     self.announce_disk(out);

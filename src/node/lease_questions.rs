@@ -10,50 +10,168 @@
 //! knowing would keep a lease alive that its successor ends.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 
+use super::RequestToken;
 use super::origins::Origin;
 use super::reads::ReadIndexBatch;
-use crate::model::{LeaseAnswer, LeaseQuestion, NodeId};
+use crate::limits;
+use crate::model::{
+    LEASES_PER_PAGE_MAX, LEASES_PER_REQUEST_MAX, LeaseAnswer, LeaseQuestion, NodeId,
+};
 
-/// Requests that a server holds at once; past it they are refused with `BUSY`, or dropped if
-/// another server has sent them. As many as linearizable reads, with which they compete.
-pub(super) const QUESTIONS_MAX: usize = 16 * 1024;
-/// Leases that are looked at for all of them: sixteen of the longest, some megabytes.
-pub(super) const LOOKS_MAX: usize = 64 * 1024;
-/// And for those of one connection, or of another server: whoever asks for more does not keep
-/// others from keeping their leases alive.
-const LOOKS_PER_ASKER_MAX: usize = LOOKS_MAX / 4;
-/// Leases that are looked at between two inputs, and those of one more request: some hundred
-/// microseconds of the event loop.
+/// What a request counts as at least, in leases that are looked at: it has to be kept, too.
+const LOOKS_MIN: usize = 4;
+/// Leases that are looked at for one kind of request, of one who asks. Past it requests are refused
+/// with `BUSY`, or dropped if another server has sent them.
+#[derive(Clone, Copy, Debug)]
+struct Looks {
+    /// For all clients of this server.
+    clients: usize,
+    /// For those of one origin: whoever asks for more does not keep others from being answered.
+    origin: usize,
+    connection: usize,
+    /// For another server: as much as that one takes from its clients, so that nothing of what it
+    /// passes on is dropped.
+    server: usize,
+    /// For an origin that has asked for no more than this there is always room: for the few
+    /// leases of an ordinary client, whatever others ask.
+    few: usize,
+}
+
+/// Keeping leases alive, and describing single ones: sixteen of the longest requests.
+const KEEPING: Looks = {
+    let (clients, few) = (16 * LEASES_PER_REQUEST_MAX, 16);
+    Looks {
+        clients,
+        origin: clients / 4,
+        connection: clients / 8,
+        server: clients + few * (limits::CONNECTIONS_MAX + limits::CONNECTIONS_SPARE),
+        few,
+    }
+};
+/// Lists are short to ask for and long to answer, and nobody's lease ends for the want of one.
+const LISTING: Looks = {
+    let page = LEASES_PER_PAGE_MAX;
+    Looks { clients: 16 * page, origin: 4 * page, connection: 2 * page, server: 16 * page, few: 0 }
+};
+/// Leases that are looked at between two inputs, and those of one more request of each kind: some
+/// hundred microseconds of the event loop.
 const LOOKS_PER_FLUSH: usize = 4 * 1024;
 
 /// One request, which is answered as a whole.
 #[derive(Debug)]
 pub(super) struct PendingQuestion {
-    pub origin: Origin,
+    pub asker: QuestionAsker,
     pub question: LeaseQuestion,
     /// When it is given up.
     pub deadline_us: u64,
 }
 
+/// Who asks, and where the answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QuestionAsker {
+    /// A client of this server, from this origin.
+    Client { token: RequestToken, address: IpAddr },
+    /// Another server, under this number.
+    Server { node: NodeId, id: u64 },
+}
+
+impl QuestionAsker {
+    /// Who gets the answer.
+    pub fn origin(self) -> Origin {
+        match self {
+            QuestionAsker::Client { token, .. } => Origin::Client(token),
+            QuestionAsker::Server { node, id } => Origin::Server { node, id },
+        }
+    }
+}
+
 impl PendingQuestion {
     fn is_of_client(&self) -> bool {
-        matches!(self.origin, Origin::Client(_))
+        matches!(self.asker, QuestionAsker::Client { .. })
     }
 
-    fn asker(&self) -> Asker {
-        match self.origin {
-            Origin::Client(token) => Asker::Connection(token.connection),
-            Origin::Server { node, .. } => Asker::Server(node),
+    /// The request as another server knows it.
+    fn of_server(&self) -> Option<(NodeId, u64)> {
+        match self.asker {
+            QuestionAsker::Client { .. } => None,
+            QuestionAsker::Server { node, id } => Some((node, id)),
         }
+    }
+
+    fn is_list(&self) -> bool {
+        matches!(self.question, LeaseQuestion::List { .. })
+    }
+
+    fn looks(&self) -> usize {
+        self.question.looks().max(LOOKS_MIN)
     }
 }
 
 /// Whose requests are bounded together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Asker {
+enum Payer {
+    Clients,
+    Address(IpAddr),
     Connection(u64),
     Server(NodeId),
+}
+
+/// What is looked at for the requests of one kind that are held.
+#[derive(Debug, Default)]
+struct LooksOf {
+    by_payer: BTreeMap<Payer, usize>,
+}
+
+impl LooksOf {
+    fn of(&self, payer: Payer) -> usize {
+        self.by_payer.get(&payer).copied().unwrap_or_default()
+    }
+
+    /// Counts a request, unless that is too much.
+    fn add(&mut self, most: &Looks, asked: &PendingQuestion) -> bool {
+        let looks = asked.looks();
+        let fits = |payer, most: usize| self.of(payer) + looks <= most;
+        let has_room = match asked.asker {
+            QuestionAsker::Client { token, address } => {
+                fits(Payer::Address(address), most.few)
+                    || (fits(Payer::Clients, most.clients)
+                        && fits(Payer::Address(address), most.origin)
+                        && fits(Payer::Connection(token.connection), most.connection))
+            }
+            QuestionAsker::Server { node, .. } => fits(Payer::Server(node), most.server),
+        };
+        if has_room {
+            for payer in payers(asked.asker) {
+                *self.by_payer.entry(payer).or_default() += looks;
+            }
+        }
+        has_room
+    }
+
+    fn forget(&mut self, asked: &PendingQuestion) {
+        let looks = asked.looks();
+        for payer in payers(asked.asker) {
+            let counted = self.by_payer.remove(&payer).unwrap_or_default();
+            assert!(counted >= looks, "{asked:?} was not counted for {payer:?}: {counted}");
+            if counted > looks {
+                self.by_payer.insert(payer, counted - looks);
+            }
+        }
+    }
+}
+
+fn payers(asker: QuestionAsker) -> impl Iterator<Item = Payer> {
+    let payers = match asker {
+        QuestionAsker::Client { token, address } => [
+            Some(Payer::Clients),
+            Some(Payer::Address(address)),
+            Some(Payer::Connection(token.connection)),
+        ],
+        QuestionAsker::Server { node, .. } => [Some(Payer::Server(node)), None, None],
+    };
+    payers.into_iter().flatten()
 }
 
 #[derive(Debug)]
@@ -74,6 +192,8 @@ pub(super) struct LeaseQuestions {
     unconfirmed: BTreeMap<ReadIndexBatch, Vec<PendingQuestion>>,
     /// At a leader, which may answer them.
     confirmed: VecDeque<PendingQuestion>,
+    /// The same of lists, whose turn comes after all others.
+    confirmed_lists: VecDeque<PendingQuestion>,
     /// At a leader, which may answer them once one of its own records about them is applied.
     held: Vec<PendingQuestion>,
     /// What other servers have passed on, each once however often it came.
@@ -82,8 +202,8 @@ pub(super) struct LeaseQuestions {
     /// The number of the last one that was passed on.
     last_number: u64,
     len: usize,
-    looks: usize,
-    looks_of: BTreeMap<Asker, usize>,
+    keeping: LooksOf,
+    listing: LooksOf,
 }
 
 impl LeaseQuestions {
@@ -99,38 +219,32 @@ impl LeaseQuestions {
     /// Adds a request, unless it is there already. Returns false, and does nothing, if too many
     /// are held, for all or for who asks.
     pub fn add(&mut self, asked: PendingQuestion) -> bool {
-        if let Origin::Server { node, id } = asked.origin
-            && self.of_servers.contains(&(node, id))
-        {
+        if asked.of_server().is_some_and(|known| self.of_servers.contains(&known)) {
             return true;
         }
-        let looks = asked.question.looks();
-        let of_asker = self.looks_of.get(&asked.asker()).copied().unwrap_or_default() + looks;
-        let is_too_much = self.looks + looks > LOOKS_MAX || of_asker > LOOKS_PER_ASKER_MAX;
-        if self.len >= QUESTIONS_MAX || is_too_much {
+        let has_room = match asked.is_list() {
+            true => self.listing.add(&LISTING, &asked),
+            false => self.keeping.add(&KEEPING, &asked),
+        };
+        if !has_room {
             return false;
         }
-        (self.len, self.looks) = (self.len + 1, self.looks + looks);
-        self.looks_of.insert(asked.asker(), of_asker);
-        if let Origin::Server { node, id } = asked.origin {
-            self.of_servers.insert((node, id));
-        }
+        self.len += 1;
+        self.of_servers.extend(asked.of_server());
         self.waiting.push(asked);
         true
     }
 
     /// The request is answered or given up.
     fn forget(&mut self, asked: &PendingQuestion) {
-        let looks = asked.question.looks();
-        let of_asker = self.looks_of.remove(&asked.asker()).unwrap_or_default();
-        let counted = self.len > 0 && self.looks >= looks && of_asker >= looks;
-        assert!(counted, "{asked:?} was not counted");
-        (self.len, self.looks) = (self.len - 1, self.looks - looks);
-        if of_asker > looks {
-            self.looks_of.insert(asked.asker(), of_asker - looks);
+        assert!(self.len > 0, "{asked:?} was not counted");
+        self.len -= 1;
+        match asked.is_list() {
+            true => self.listing.forget(asked),
+            false => self.keeping.forget(asked),
         }
-        if let Origin::Server { node, id } = asked.origin {
-            self.of_servers.remove(&(node, id));
+        if let Some(known) = asked.of_server() {
+            self.of_servers.remove(&known);
         }
     }
 
@@ -149,7 +263,12 @@ impl LeaseQuestions {
     /// This node led after the batch had begun, and has applied everything of earlier terms. A
     /// batch of an earlier leadership is not known any more.
     pub fn confirmed(&mut self, batch: ReadIndexBatch) {
-        self.confirmed.extend(self.unconfirmed.remove(&batch).into_iter().flatten());
+        for asked in self.unconfirmed.remove(&batch).into_iter().flatten() {
+            match asked.is_list() {
+                true => self.confirmed_lists.push_back(asked),
+                false => self.confirmed.push_back(asked),
+            }
+        }
     }
 
     /// A record of the leader is applied, for which some may have waited.
@@ -158,25 +277,33 @@ impl LeaseQuestions {
     }
 
     /// Answers some of those that were confirmed, as far as `answer` can; returns who asked, and
-    /// the answers. The others have their turn at the next call.
+    /// the answers. The others have their turn at the next call. A list has its turn behind all
+    /// others, and in each call one has, whatever the others take.
     pub fn answer(
         &mut self,
         mut answer: impl FnMut(&LeaseQuestion) -> Option<LeaseAnswer>,
     ) -> Vec<(Origin, LeaseAnswer)> {
-        let (mut answered, mut looks) = (Vec::new(), 0);
-        while looks < LOOKS_PER_FLUSH
-            && let Some(asked) = self.confirmed.pop_front()
-        {
+        let (mut answered, mut looks, mut has_listed) = (Vec::new(), 0, false);
+        while let Some(asked) = self.next_confirmed(looks, has_listed) {
             looks += asked.question.looks();
+            has_listed |= asked.is_list();
             match answer(&asked.question) {
                 Some(told) => {
                     self.forget(&asked);
-                    answered.push((asked.origin, told));
+                    answered.push((asked.asker.origin(), told));
                 }
                 None => self.held.push(asked),
             }
         }
         answered
+    }
+
+    /// Takes the request that is to be answered next, after so much was looked at.
+    fn next_confirmed(&mut self, looks: usize, has_listed: bool) -> Option<PendingQuestion> {
+        let may_look = looks < LOOKS_PER_FLUSH;
+        let next = if may_look { self.confirmed.pop_front() } else { None };
+        let lists = &mut self.confirmed_lists;
+        next.or_else(|| if may_look || !has_listed { lists.pop_front() } else { None })
     }
 
     /// Whether there is something to pass on.
@@ -241,6 +368,7 @@ impl LeaseQuestions {
         let mut asked = std::mem::take(&mut self.waiting);
         asked.extend(std::mem::take(&mut self.unconfirmed).into_values().flatten());
         asked.extend(std::mem::take(&mut self.confirmed));
+        asked.extend(std::mem::take(&mut self.confirmed_lists));
         asked.append(&mut self.held);
         for asked in asked {
             match asked.is_of_client() {
@@ -255,9 +383,11 @@ impl LeaseQuestions {
         let is_over = |asked: &PendingQuestion| asked.deadline_us <= now_us;
         let mut expired: Vec<_> = self.waiting.extract_if(.., |asked| is_over(asked)).collect();
         expired.extend(self.held.extract_if(.., |asked| is_over(asked)));
-        let (over, left) = std::mem::take(&mut self.confirmed).into_iter().partition(is_over);
-        self.confirmed = left;
-        expired.extend::<VecDeque<_>>(over);
+        for confirmed in [&mut self.confirmed, &mut self.confirmed_lists] {
+            let (over, left) = std::mem::take(confirmed).into_iter().partition(is_over);
+            *confirmed = left;
+            expired.extend::<VecDeque<_>>(over);
+        }
         for batch in self.unconfirmed.values_mut() {
             expired.extend(batch.extract_if(.., |asked| is_over(asked)));
         }
@@ -271,26 +401,31 @@ impl LeaseQuestions {
 
 #[cfg(test)]
 mod tests {
-    use super::super::RequestToken;
     use super::*;
     use crate::model::LeaseId;
 
     const LEADER: NodeId = NodeId(2);
 
+    /// The origin of a connection: every two have the same.
+    fn asker(connection: u64, request: u64) -> QuestionAsker {
+        let address = IpAddr::from([10, 0, 0, (connection / 2) as u8]);
+        QuestionAsker::Client { token: RequestToken { connection, request }, address }
+    }
+
     fn client(request: u64) -> PendingQuestion {
         PendingQuestion {
-            origin: Origin::Client(RequestToken { connection: 0, request }),
+            asker: asker(0, request),
             question: LeaseQuestion::KeepAlive(vec![LeaseId(request), LeaseId(7)]),
             deadline_us: 100 + request,
         }
     }
 
     fn server(id: u64) -> PendingQuestion {
-        PendingQuestion { origin: Origin::Server { node: NodeId(3), id }, ..client(id) }
+        PendingQuestion { asker: QuestionAsker::Server { node: NodeId(3), id }, ..client(id) }
     }
 
     fn origins(asked: impl IntoIterator<Item = PendingQuestion>) -> Vec<Origin> {
-        asked.into_iter().map(|asked| asked.origin).collect()
+        asked.into_iter().map(|asked| asked.asker.origin()).collect()
     }
 
     fn answer(leases: usize) -> LeaseAnswer {
@@ -299,6 +434,11 @@ mod tests {
 
     fn answered(questions: &mut LeaseQuestions) -> Vec<Origin> {
         questions.answer(|_| Some(answer(2))).into_iter().map(|(origin, _)| origin).collect()
+    }
+
+    fn is_clear(questions: &LeaseQuestions) -> bool {
+        let LeaseQuestions { keeping, listing, .. } = questions;
+        questions.is_empty() && keeping.by_payer.is_empty() && listing.by_payer.is_empty()
     }
 
     #[test]
@@ -310,7 +450,7 @@ mod tests {
         assert_eq!(questions.begin_batch(), None);
         assert!(questions.add(client(3)));
         questions.confirmed(first);
-        assert_eq!(answered(&mut questions), [client(1).origin, server(2).origin]);
+        assert_eq!(answered(&mut questions), origins([client(1), server(2)]));
         let second = questions.begin_batch().unwrap();
         questions.confirmed(first);
         assert!(answered(&mut questions).is_empty());
@@ -318,8 +458,8 @@ mod tests {
         assert!(questions.answer(|_| None).is_empty(), "a record of the leader is awaited");
         assert!(answered(&mut questions).is_empty(), "it has not come");
         questions.record_applied();
-        assert_eq!(answered(&mut questions), [client(3).origin]);
-        assert!(questions.is_empty() && questions.looks == 0 && questions.looks_of.is_empty());
+        assert_eq!(answered(&mut questions), origins([client(3)]));
+        assert!(is_clear(&questions));
     }
 
     #[test]
@@ -339,11 +479,11 @@ mod tests {
         assert!(questions.answered(numbers[0], LEADER, &answer(1)).is_none(), "another length");
         let first = questions.answered(numbers[0], LEADER, &answer(2)).unwrap();
         assert_eq!(
-            questions.answered(numbers[0], LEADER, &answer(2)).map(|asked| asked.origin),
+            questions.answered(numbers[0], LEADER, &answer(2)).map(|asked| asked.asker),
             None
         );
         let second = questions.answered(numbers[1], LEADER, &answer(2)).unwrap();
-        assert_eq!(origins([second, first]), [client(1).origin, client(3).origin]);
+        assert_eq!(origins([second, first]), origins([client(1), client(3)]));
         assert!(questions.is_empty());
     }
 
@@ -359,7 +499,7 @@ mod tests {
         questions.take_back(|to| to == LEADER);
         assert!(questions.has_waiting());
         assert!(questions.take_expired(100).is_empty());
-        assert_eq!(origins(questions.take_expired(101)), [client(1).origin]);
+        assert_eq!(origins(questions.take_expired(101)), origins([client(1)]));
         for asked in [client(2), client(3), client(4), client(5)] {
             assert!(questions.add(asked));
             match questions.len {
@@ -373,7 +513,7 @@ mod tests {
             }
         }
         assert_eq!(questions.take_expired(105).len(), 4);
-        assert!(questions.is_empty() && questions.looks == 0 && questions.looks_of.is_empty());
+        assert!(is_clear(&questions));
     }
 
     /// Where each answer took longer than the time after which a request is repeated, none was
@@ -390,59 +530,91 @@ mod tests {
         assert_eq!(questions.len, 2);
         let batch = questions.begin_batch().unwrap();
         questions.confirmed(batch);
-        assert_eq!(answered(&mut questions), [server(1).origin, server(2).origin]);
+        assert_eq!(answered(&mut questions), origins([server(1), server(2)]));
         assert!(questions.add(server(1)), "its answer was lost");
         assert_eq!(questions.len, 1);
+    }
+
+    fn list(asker: QuestionAsker) -> PendingQuestion {
+        PendingQuestion { asker, question: LeaseQuestion::List { after: None }, deadline_us: 100 }
+    }
+
+    fn keep(asker: QuestionAsker, leases: usize) -> PendingQuestion {
+        let question = LeaseQuestion::KeepAlive(vec![LeaseId(1); leases]);
+        PendingQuestion { asker, question, deadline_us: 100 }
+    }
+
+    /// How many of these are taken before one is refused.
+    fn taken(questions: &mut LeaseQuestions, ask: impl Fn(u64) -> PendingQuestion) -> usize {
+        (0..).take_while(|request| questions.add(ask(*request))).count()
     }
 
     /// A list is short to ask for and long to answer: a thousand of them stopped the event loop.
     #[test]
     fn what_is_answered_at_once_is_bounded_by_what_is_looked_at() {
         let mut questions = LeaseQuestions::default();
-        let list = |connection| PendingQuestion {
-            origin: Origin::Client(RequestToken { connection, request: 1 }),
-            question: LeaseQuestion::List { after: None },
-            deadline_us: 100,
-        };
-        let taken = |questions: &mut LeaseQuestions, connection| {
-            std::iter::repeat_with(|| questions.add(list(connection)))
-                .take(1000)
-                .filter(|ok| *ok)
-                .count()
-        };
-        let each = LOOKS_PER_ASKER_MAX / list(0).question.looks();
-        for connection in 0..4 {
-            assert_eq!(taken(&mut questions, connection), each);
+        let page = LEASES_PER_PAGE_MAX;
+        for connection in 0..8 {
+            let lists = taken(&mut questions, |request| list(asker(connection, request)));
+            assert_eq!(lists, LISTING.connection / page);
         }
-        assert_eq!(taken(&mut questions, 4), 0, "all places are taken");
+        assert!(!questions.add(list(asker(8, 0))), "all places are taken");
         let batch = questions.begin_batch().unwrap();
         questions.confirmed(batch);
         let mut calls = 0;
         while !questions.is_empty() {
             let at_once = answered(&mut questions).len();
-            assert!(at_once * list(0).question.looks() <= LOOKS_PER_FLUSH, "{at_once}");
+            assert!(at_once * page <= LOOKS_PER_FLUSH, "{at_once}");
             calls += 1;
         }
-        assert_eq!(calls, LOOKS_MAX / LOOKS_PER_FLUSH);
+        assert_eq!(calls, LISTING.clients / LOOKS_PER_FLUSH);
+    }
+
+    /// Lists from one address, asked for without end, filled all places, and others' leases ended.
+    #[test]
+    fn lists_take_no_place_from_leases_that_are_kept_alive_and_come_after_them() {
+        let mut questions = LeaseQuestions::default();
+        for connection in 0..40 {
+            taken(&mut questions, |request| list(asker(connection, request)));
+        }
+        let node = NodeId(3);
+        taken(&mut questions, |id| list(QuestionAsker::Server { node, id }));
+        let long = LEASES_PER_REQUEST_MAX;
+        assert!(questions.add(keep(asker(1, 1000), long)));
+        assert!(questions.add(keep(QuestionAsker::Server { node, id: 1000 }, long)));
+        let batch = questions.begin_batch().unwrap();
+        questions.confirmed(batch);
+        let keeping = |answered: Vec<(Origin, LeaseAnswer)>| answered.len();
+        let told = |question: &LeaseQuestion| Some(answer(question.names()));
+        assert_eq!(keeping(questions.answer(told)), 2, "one, and a list in each call");
+        assert_eq!(questions.confirmed.len(), 1);
+        assert_eq!(keeping(questions.answer(told)), 2);
+        assert!(questions.confirmed.is_empty());
+        while !questions.answer(told).is_empty() {}
+        assert!(is_clear(&questions));
     }
 
     #[test]
-    fn requests_and_the_leases_that_they_name_are_bounded() {
+    fn requests_and_the_leases_that_they_name_are_bounded_for_connection_origin_and_all() {
         let mut questions = LeaseQuestions::default();
-        let of = |connection, request| PendingQuestion {
-            origin: Origin::Client(RequestToken { connection, request }),
-            ..client(request)
-        };
-        for request in 0..QUESTIONS_MAX as u64 {
-            assert!(questions.add(of(request % 8, request)));
+        let short = |connection| move |request| keep(asker(connection, request), 1);
+        assert_eq!(taken(&mut questions, short(0)), KEEPING.connection / LOOKS_MIN);
+        assert_eq!(taken(&mut questions, short(1)), KEEPING.connection / LOOKS_MIN);
+        let long = LEASES_PER_REQUEST_MAX;
+        assert!(!questions.add(keep(asker(0, 0), 1)) && questions.add(keep(asker(2, 0), long)));
+        for connection in 2..8 {
+            taken(&mut questions, |request| keep(asker(connection, request), long));
         }
-        assert!(!questions.add(of(9, 0)));
-        let mut questions = LeaseQuestions::default();
-        let question = LeaseQuestion::KeepAlive(vec![LeaseId(1); LOOKS_PER_ASKER_MAX / 2]);
-        let long = |connection| PendingQuestion { question: question.clone(), ..of(connection, 1) };
-        assert!(questions.add(long(0)) && questions.add(long(0)));
-        assert!(!questions.add(of(0, 1)) && questions.add(of(1, 1)));
-        assert_eq!(questions.take_expired(u64::MAX).len(), 3);
-        assert!(questions.add(of(0, 1)));
+        assert_eq!(questions.keeping.of(Payer::Clients), KEEPING.clients);
+        assert!(!questions.add(keep(asker(8, 0), KEEPING.few + 1)), "all places are taken");
+        let few = taken(&mut questions, short(8));
+        assert_eq!(few, KEEPING.few / LOOKS_MIN, "there is room for a few of anybody's");
+        let server = |id| QuestionAsker::Server { node: NodeId(3), id };
+        assert!(questions.add(keep(server(1), long)), "it counts by itself");
+        let of_server = 1 + taken(&mut questions, |id| keep(server(id + 2), long));
+        assert!(of_server * long > KEEPING.clients && of_server * long <= KEEPING.server);
+        assert!(!questions.take_expired(u64::MAX).is_empty());
+        assert!(is_clear(&questions));
+        assert!(questions.add(keep(asker(0, 1), 1)));
     }
 }

@@ -122,7 +122,12 @@ pub enum Input {
         condition: ReadCondition,
     },
     /// A client of this server asks about leases.
-    Leases { token: RequestToken, question: LeaseQuestion },
+    Leases {
+        token: RequestToken,
+        /// The client's own address.
+        client: SocketAddr,
+        question: LeaseQuestion,
+    },
     /// The room on this server's disk has changed.
     DiskSpace(DiskSpace),
     /// The log batches up to `number` are durable.

@@ -329,7 +329,8 @@ impl World {
         let question = LeaseQuestion::KeepAlive(vec![name.id]);
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         process.owed.insert(token, self.now_us);
-        self.input(server, Input::Leases { token, question })
+        let client = ([127, 0, 0, 4], 9).into();
+        self.input(server, Input::Leases { token, client, question })
     }
 
     /// A server answers it; the answer takes its way.

@@ -1,6 +1,8 @@
 //! Leases at the core: who asks about them, when the leader may answer, and when it ends them.
 
-use super::super::lease_questions::PendingQuestion;
+use std::net::SocketAddr;
+
+use super::super::lease_questions::{PendingQuestion, QuestionAsker};
 use super::super::origins::Origin;
 use super::super::reads::{PendingRead, ReadIndexBatch, ReadOrigin};
 use super::super::replies::{busy, not_to_be_read, shutting_down};
@@ -15,7 +17,7 @@ impl Node {
     pub(super) fn lease_question(
         &mut self,
         now: Now,
-        token: RequestToken,
+        (token, client): (RequestToken, SocketAddr),
         question: LeaseQuestion,
         out: &mut Vec<Output>,
     ) {
@@ -23,8 +25,8 @@ impl Node {
             return out.push(Output::Reply { token, reply: shutting_down() });
         }
         let deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);
-        let origin = Origin::Client(token);
-        if !self.lease_questions.add(PendingQuestion { origin, question, deadline_us }) {
+        let asker = QuestionAsker::Client { token, address: limits::origin_of(client.ip()) };
+        if !self.lease_questions.add(PendingQuestion { asker, question, deadline_us }) {
             let reply = busy("too many requests about leases are under way at this server");
             out.push(Output::Reply { token, reply });
         }
@@ -44,9 +46,10 @@ impl Node {
             return;
         }
         let deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);
-        let origin = Origin::Server { node: from, id };
-        // One that is too much is dropped, and repeated by a server that means it.
-        self.lease_questions.add(PendingQuestion { origin, question, deadline_us });
+        let asker = QuestionAsker::Server { node: from, id };
+        // A server takes no more from its clients than is taken here from it. What is too much all
+        // the same is dropped, and repeated by a server that means it.
+        self.lease_questions.add(PendingQuestion { asker, question, deadline_us });
     }
 
     /// The leader has answered what was passed on to it.
@@ -58,7 +61,7 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         if let Some(asked) = self.lease_questions.answered(id, from, &answer) {
-            self.answer_leases(asked.origin, answer, out);
+            self.answer_leases(asked.asker.origin(), answer, out);
         }
     }
 
@@ -150,7 +153,7 @@ impl Node {
             out.push(Output::Send { to, message: ServerMessage::Leases { id, question } });
         }
         for asked in self.lease_questions.take_expired(now_us) {
-            if let Origin::Client(token) = asked.origin {
+            if let QuestionAsker::Client { token, .. } = asked.asker {
                 out.push(Output::Reply { token, reply: self.group_state().no_majority() });
             }
         }

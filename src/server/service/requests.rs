@@ -145,7 +145,7 @@ impl StoreService {
                 return self.ask_watches(net, input, Some(token));
             }
             Request::Leases(question) => {
-                return self.input(net, Input::Leases { token, question });
+                return self.input(net, Input::Leases { token, client, question });
             }
             Request::Get(request) => ReadRequest::Get(request),
             Request::Page(request) => ReadRequest::Page(request),

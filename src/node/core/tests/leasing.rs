@@ -31,7 +31,8 @@ impl Group {
 
     fn ask(&mut self, at: usize, request: u64, question: LeaseQuestion) -> RequestToken {
         let token = RequestToken { connection: 99, request };
-        self.inbox.push_back((at, Input::Leases { token, question }));
+        let client = ([127, 0, 0, 1], 9).into();
+        self.inbox.push_back((at, Input::Leases { token, client, question }));
         self.settle();
         token
     }
