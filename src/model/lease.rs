@@ -135,6 +135,14 @@ impl LeaseQuestion {
         }
     }
 
+    /// The leases that it is to keep alive.
+    pub fn kept_alive(&self) -> &[LeaseId] {
+        match self {
+            LeaseQuestion::KeepAlive(ids) => ids,
+            LeaseQuestion::Show(_) | LeaseQuestion::List { .. } => &[],
+        }
+    }
+
     /// The most leases that are looked at for its answer.
     pub fn looks(&self) -> usize {
         match self {

@@ -9,7 +9,7 @@
 //! asked for after it had come, and to no earlier one. Otherwise a leader that was deposed without
 //! knowing would keep a lease alive that its successor ends.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 
 use super::RequestToken;
@@ -17,7 +17,7 @@ use super::origins::Origin;
 use super::reads::ReadIndexBatch;
 use crate::limits;
 use crate::model::{
-    LEASES_PER_PAGE_MAX, LEASES_PER_REQUEST_MAX, LeaseAnswer, LeaseQuestion, NodeId,
+    LEASES_PER_PAGE_MAX, LEASES_PER_REQUEST_MAX, LeaseAnswer, LeaseId, LeaseQuestion, NodeId,
 };
 
 /// What a request counts as at least, in leases that are looked at: it has to be kept, too.
@@ -204,6 +204,8 @@ pub(super) struct LeaseQuestions {
     len: usize,
     keeping: LooksOf,
     listing: LooksOf,
+    /// The leases that are to be kept alive, with the number of requests that name each.
+    named: HashMap<LeaseId, u32>,
 }
 
 impl LeaseQuestions {
@@ -230,6 +232,9 @@ impl LeaseQuestions {
             return false;
         }
         self.len += 1;
+        for id in asked.question.kept_alive() {
+            *self.named.entry(*id).or_default() += 1;
+        }
         self.of_servers.extend(asked.of_server());
         self.waiting.push(asked);
         true
@@ -239,6 +244,13 @@ impl LeaseQuestions {
     fn forget(&mut self, asked: &PendingQuestion) {
         assert!(self.len > 0, "{asked:?} was not counted");
         self.len -= 1;
+        for id in asked.question.kept_alive() {
+            let named = self.named.remove(id).unwrap_or_default();
+            assert!(named > 0, "{asked:?} was not counted for {id}");
+            if named > 1 {
+                self.named.insert(*id, named - 1);
+            }
+        }
         match asked.is_list() {
             true => self.listing.forget(asked),
             false => self.keeping.forget(asked),
@@ -246,6 +258,11 @@ impl LeaseQuestions {
         if let Some(known) = asked.of_server() {
             self.of_servers.remove(&known);
         }
+    }
+
+    /// Whether a request is held that is to keep a lease alive.
+    pub fn asks_to_keep(&self, id: LeaseId) -> bool {
+        self.named.contains_key(&id)
     }
 
     /// At a leader: the number of the batch of all that have come since the last one, for which a
@@ -402,7 +419,6 @@ impl LeaseQuestions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::LeaseId;
 
     const LEADER: NodeId = NodeId(2);
 
@@ -438,7 +454,8 @@ mod tests {
 
     fn is_clear(questions: &LeaseQuestions) -> bool {
         let LeaseQuestions { keeping, listing, .. } = questions;
-        questions.is_empty() && keeping.by_payer.is_empty() && listing.by_payer.is_empty()
+        let is_empty = questions.is_empty() && questions.named.is_empty();
+        is_empty && keeping.by_payer.is_empty() && listing.by_payer.is_empty()
     }
 
     #[test]

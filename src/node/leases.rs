@@ -16,6 +16,9 @@
 //!   [`STEP_MAX`]. A leader that was stopped for a minute, with the keep-alives of that minute in
 //!   its sockets, finds its leases with as much time left as before, but for one step. Timestamps
 //!   and the log's clock leap and are not used.
+//! - *Stalls.* A keep-alive waits until its leader is confirmed, and has applied what was committed
+//!   before it came: seconds, where a long write is applied. So no lease is ended while a request
+//!   to keep it alive is held, and each of these is answered or given up in bounded time.
 //! - *Notes.* The remaining time of a long lease that nobody keeps alive is noted in the log now
 //!   and then, or it would live for ever through a series of elections. What is noted holds for the
 //!   next leader. So a keep-alive of such a lease is answered when the note has been taken back in
@@ -57,6 +60,10 @@ const STALE_WAKES_MAX: usize = 1024;
 
 /// Leases that are looked at in one flush, in about a millisecond; the next ones in the next one.
 const LOOKS_MAX: usize = 4096;
+
+/// A lease whose time is over is looked at again after this while somebody asks to keep it alive:
+/// soon beside its TTL, and later than the next flush.
+const ASKED_WAIT: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -325,15 +332,17 @@ impl Leases {
     }
 
     /// The record to propose now, if one is due and none is under way. What is in it has to be
-    /// given back, to [`proposed`](Leases::proposed) or [`refused`](Leases::refused).
-    pub fn next_record(&mut self) -> Option<LeaseRecord> {
+    /// given back, to [`proposed`](Leases::proposed) or [`refused`](Leases::refused). `is_asked`
+    /// tells of which leases a request to keep them alive is held: they do not end now.
+    pub fn next_record(&mut self, is_asked: impl Fn(LeaseId) -> bool) -> Option<LeaseRecord> {
         if !self.is_counting || self.under_way.is_some() {
             return None;
         }
-        self.look();
+        self.look(&is_asked);
         let mut record = LeaseRecord::default();
         let known = &mut self.known;
-        for id in self.over.extract_if(..self.over.len().min(LEASES_PER_RECORD_MAX), |_| true) {
+        let first = ..self.over.len().min(LEASES_PER_RECORD_MAX);
+        for id in self.over.extract_if(first, |id| !is_asked(*id)) {
             // Some were kept alive meanwhile, or revoked.
             if let Some(lease) = known.get_mut(&id)
                 && lease.stage == Stage::Over
@@ -373,7 +382,7 @@ impl Leases {
     }
 
     /// Looks at the leases whose time that is.
-    fn look(&mut self) {
+    fn look(&mut self, is_asked: impl Fn(LeaseId) -> bool) {
         for _ in 0..LOOKS_MAX {
             let is_due = |wake: &Reverse<(u64, LeaseId)>| wake.0.0 <= self.time_us;
             if !self.wakes.peek().is_some_and(is_due) {
@@ -382,6 +391,11 @@ impl Leases {
             let Some(Reverse((wake_us, id))) = self.wakes.pop() else { return };
             let Some(lease) = self.known.get_mut(&id) else { continue };
             if lease.wake_us != wake_us || lease.stage != Stage::Running {
+                continue;
+            }
+            if lease.deadline_us <= self.time_us && is_asked(id) {
+                lease.wake_us = self.time_us + micros(ASKED_WAIT);
+                self.wakes.push(Reverse((lease.wake_us, id)));
                 continue;
             }
             if lease.deadline_us <= self.time_us {

@@ -169,7 +169,9 @@ impl Node {
         {
             return;
         }
-        let Some(record) = self.leases.next_record() else { return };
+        let questions = &self.lease_questions;
+        let is_asked = |id| questions.asks_to_keep(id);
+        let Some(record) = self.leases.next_record(is_asked) else { return };
         match self.propose_own(Action::Leases(record.clone()), now) {
             Some(index) => self.leases.proposed(index, record),
             None => self.leases.refused(record),

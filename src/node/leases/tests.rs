@@ -41,7 +41,7 @@ impl Leader {
 
     fn tick(&mut self) {
         self.leases.advance(self.now_us);
-        if let Some(record) = self.leases.next_record() {
+        if let Some(record) = self.leases.next_record(|_| false) {
             self.index += 1;
             self.leases.proposed(self.index, record.clone());
             self.log.push((self.index, record));
@@ -172,19 +172,37 @@ fn a_lease_whose_end_is_refused_or_put_off_ends_later() {
     leader.run_to(10 * SECOND - 1);
     leader.now_us += 1;
     leader.leases.advance(leader.now_us);
-    let record = leader.leases.next_record().unwrap();
+    let record = leader.leases.next_record(|_| false).unwrap();
     assert_eq!(record.ends, [state(1, 10).name, state(2, 10).name]);
     leader.leases.refused(record);
     // One that is kept alive meanwhile is not in the next record.
     assert!(leader.keep_alive(&[2]).is_some());
-    let record = leader.leases.next_record().unwrap();
+    let record = leader.leases.next_record(|_| false).unwrap();
     assert_eq!(record.ends, [state(1, 10).name]);
     leader.leases.proposed(5, record);
-    assert_eq!(leader.leases.next_record(), None, "one is under way");
+    assert_eq!(leader.leases.next_record(|_| false), None, "one is under way");
     assert!(!leader.leases.applied(4, &[]));
     assert!(leader.leases.applied(5, &[]), "it had too many keys to go with others");
-    let record = leader.leases.next_record().unwrap();
+    let record = leader.leases.next_record(|_| false).unwrap();
     assert_eq!(record.ends, [state(1, 10).name]);
+}
+
+#[test]
+fn a_lease_that_is_asked_to_be_kept_alive_does_not_end_until_that_is_answered_or_given_up() {
+    let mut leader = Leader::of(&[state(1, 10), state(2, 10)]);
+    leader.run_to(10 * SECOND - 1);
+    for time_us in [10 * SECOND, 12 * SECOND] {
+        leader.now_us = time_us;
+        leader.leases.advance(time_us);
+        assert_eq!(leader.leases.next_record(|_| true), None);
+    }
+    let record = leader.leases.next_record(|id| id == LeaseId(1)).unwrap_or_default();
+    assert!(record.ends.iter().all(|name| name.id == LeaseId(2)), "{record:?}");
+    leader.leases.refused(record);
+    leader.run_to(13 * SECOND);
+    let mut ended = leader.apply();
+    ended.sort_unstable();
+    assert_eq!(ended, [1, 2]);
 }
 
 #[test]

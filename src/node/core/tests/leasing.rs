@@ -81,6 +81,30 @@ fn a_lease_is_kept_alive_through_any_server_and_ends_when_nobody_does() {
     }
 }
 
+/// Applying a transaction of a hundred thousand puts takes seconds, in which a short lease ended
+/// that its holder had asked to be kept alive in time.
+#[test]
+fn a_lease_does_not_end_while_a_request_to_keep_it_alive_waits_for_a_long_write() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.tick();
+    let id = group.grant(2_000);
+    group.run(SECOND);
+    group.withheld = Some(Vec::new());
+    group.put(LEADER, 2);
+    group.settle();
+    let token = group.keep_alive(LEADER, 3, id);
+    group.run(3 * SECOND);
+    assert!(!group.replies.contains_key(&token), "the write before it is not applied");
+    let withheld = group.withheld.take().unwrap();
+    group.inbox.extend(withheld);
+    group.settle();
+    group.tick();
+    assert_eq!(group.left_ms(token), Some(2_000));
+    group.run(2 * SECOND + SECOND / 4);
+    let token = group.keep_alive(LEADER, 4, id);
+    assert_eq!(group.left_ms(token), None, "nobody has kept it alive since");
+}
+
 #[test]
 fn a_leader_that_is_cut_off_keeps_nothing_alive() {
     let mut group = Group::new(3, AckPolicy::All);
