@@ -40,7 +40,7 @@ impl StoreService {
             Message::Ping { nonce } => self.send(net, connection, &Message::Pong { nonce }),
             Message::Pong { .. } => {}
             Message::WatchCredit { watch, bytes } => {
-                self.ask_watches(net, WatchInput::Credit { connection, watch, bytes }, None);
+                self.credit_watch(net, connection, watch, bytes);
             }
             _ => self.refuse(net, connection, NOT_OF_A_CLIENT.into()),
         }
@@ -142,7 +142,7 @@ impl StoreService {
             }
             Request::Unwatch { watch } => {
                 let input = WatchInput::Unwatch { token, watch };
-                return self.ask_watches(net, input, Some(token));
+                return self.ask_watches(net, token, input);
             }
             Request::Leases(question) => {
                 return self.input(net, Input::Leases { token, client, question });

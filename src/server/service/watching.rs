@@ -15,8 +15,8 @@ use crate::net::{ConnectionId, Net};
 use crate::node::{RequestToken, not_to_be_read};
 use crate::wire::message::Reply;
 
-/// Why a client is refused that asks more of its watches than the server can take in.
-const TOO_MUCH: &str = "too much is asked of the watches at this server: try again later";
+/// Why a client is refused that gives credit without end for what it has not begun.
+const NO_SUCH_WATCHES: &str = "it gives credit for many watches that do not exist";
 
 /// Why a client is closed that takes what it is shown too slowly, where all others wait for it.
 const TOO_SLOW: &str = "it takes what it is shown too slowly, and others wait for it";
@@ -48,29 +48,30 @@ impl StoreService {
         if let Some(distrust) = self.distrust() {
             return self.reply(net, token, not_to_be_read(distrust));
         }
-        self.ask_watches(net, input, Some(token));
+        self.ask_watches(net, token, input);
     }
 
-    /// Hands the hub what a client asks. `token` is what is to be answered.
-    pub(super) fn ask_watches(
+    /// Hands the hub what a client asks.
+    pub(super) fn ask_watches(&mut self, net: &mut Net, token: RequestToken, input: WatchInput) {
+        if !self.parts.threads.ask_watches(input) {
+            return self.reply(net, token, busy("too much is asked of watches"));
+        }
+        // From now on the hub is told when it is gone.
+        self.watching.entry(ConnectionId::from_u64(token.connection)).or_default();
+    }
+
+    /// A client gives one of its watches credit.
+    pub(super) fn credit_watch(
         &mut self,
         net: &mut Net,
-        input: WatchInput,
-        token: Option<RequestToken>,
+        connection: ConnectionId,
+        watch: u64,
+        bytes: u32,
     ) {
-        match (self.parts.threads.ask_watches(input), token) {
-            (Ok(()), Some(token)) => {
-                // From now on the hub is told when it is gone.
-                self.watching.entry(ConnectionId::from_u64(token.connection)).or_default();
-            }
-            (Ok(()), None) => {}
-            (Err(_), Some(token)) => self.reply(net, token, busy("too much is asked of watches")),
-            (Err(refused), None) => match *refused {
-                WatchInput::Credit { connection, .. } => {
-                    self.refuse(net, connection, TOO_MUCH.into());
-                }
-                other => panic!("{other:?} is answered by nothing"),
-            },
+        let watches = self.watching.get(&connection).map_or(0, |client| client.watches);
+        // Without a watch it is of no use: the last one may have ended just now.
+        if watches > 0 && !self.parts.threads.credit_watch(connection, watch, bytes, watches) {
+            self.refuse(net, connection, NO_SUCH_WATCHES.into());
         }
     }
 

@@ -205,9 +205,23 @@ impl Threads {
         self.decoders.submit(of_server, connection, pieces, held)
     }
 
-    /// Hands over what a client asks of its watches, or gives it back if too much waits.
-    pub fn ask_watches(&self, input: WatchInput) -> Result<(), Box<WatchInput>> {
+    /// Hands over what a client asks of its watches. Returns false if too much waits.
+    #[must_use]
+    pub fn ask_watches(&self, input: WatchInput) -> bool {
         self.watcher.ask(input)
+    }
+
+    /// Hands over the credit that a client gives a watch. Returns false where that is for one of
+    /// many watches that do not exist.
+    #[must_use]
+    pub fn credit_watch(
+        &self,
+        connection: ConnectionId,
+        watch: u64,
+        bytes: u32,
+        watches: usize,
+    ) -> bool {
+        self.watcher.credit(connection, watch, bytes, watches)
     }
 
     /// Tells the watches how much has left for a connection.

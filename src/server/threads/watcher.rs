@@ -3,10 +3,11 @@
 //! It waits for no disk and no socket, so that watches that have caught up are shown changes at
 //! once whatever others have to read. Its queue takes what the event loop tells it of clients, up
 //! to [`CLIENT_INPUTS_MAX`]; everything else in it is bounded by itself. That the state machine has
-//! gone on, and how much has left for each connection, is marked beside the queue, however often it
-//! is said, and is taken in before what clients ask.
+//! gone on, how much has left for each connection, and what credit each watch is given, is marked
+//! beside the queue, however often it is said, and is taken in before what clients ask.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,13 +26,15 @@ use crate::workers::pool::Workers;
 use crate::workers::queue::{self, Receiver, RecvError, Sender};
 use crate::workers::thread::DeadlineThread;
 
-/// What clients have asked of their watches and the hub has not taken in. One that fills it is
-/// refused: the hub takes a million a second.
+/// Requests of clients that the hub has not taken in. Past it they are told to ask again: the hub
+/// takes a million a second, and each connection has few requests under way.
 const CLIENT_INPUTS_MAX: usize = 64 * 1024;
 /// Everything in the queue. The end of a connection is told only where it has asked for something,
 /// so that there are as many ends as connections and inputs of clients. Besides there are an answer
 /// to each page, the word that something is marked, and the end.
 const QUEUE_MAX: usize = 2 * CLIENT_INPUTS_MAX + limits::CONNECTIONS_MAX + 1024;
+/// Watches of one connection that may have marks of credit and do not exist: they have just ended.
+const CREDITS_SPARE: usize = 1024;
 /// Pages that are read at once. Each thread may wait for a disk.
 const READERS: usize = 2;
 /// How often clients are told how far their watches have come that are shown nothing. A client that
@@ -52,6 +55,14 @@ enum WatchWork {
 struct WatchMarks {
     applied: bool,
     sent: HashMap<ConnectionId, usize>,
+    /// By the numbers of the watches, as many of each connection as it may have.
+    credits: HashMap<ConnectionId, HashMap<u64, u32>>,
+}
+
+impl WatchMarks {
+    fn is_empty(&self) -> bool {
+        !self.applied && self.sent.is_empty() && self.credits.is_empty()
+    }
 }
 
 /// The way to the thread, from any other.
@@ -76,14 +87,30 @@ impl WatchQueue {
         self.store.is_followed()
     }
 
-    fn mark(&self, mark: impl FnOnce(&mut WatchMarks)) {
+    fn credit(&self, connection: ConnectionId, watch: u64, bytes: u32, watches: usize) -> bool {
+        self.mark(|marks| {
+            let credits = marks.credits.entry(connection).or_default();
+            let has_room = credits.len() < watches + CREDITS_SPARE;
+            match credits.entry(watch) {
+                Entry::Occupied(mut credit) => {
+                    *credit.get_mut() = credit.get().saturating_add(bytes);
+                }
+                Entry::Vacant(place) if has_room => _ = place.insert(bytes),
+                Entry::Vacant(_) => return false,
+            }
+            true
+        })
+    }
+
+    fn mark<T>(&self, mark: impl FnOnce(&mut WatchMarks) -> T) -> T {
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_marked = marks.applied || !marks.sent.is_empty();
-        mark(&mut marks);
+        let was_empty = marks.is_empty();
+        let marked = mark(&mut marks);
         drop(marks);
-        if !was_marked {
+        if was_empty {
             self.push(WatchWork::Marked);
         }
+        marked
     }
 
     fn take_marks(&self) -> WatchMarks {
@@ -148,20 +175,28 @@ impl WatchThread {
         self.queue.clone()
     }
 
-    /// Hands over what a client asks for, or gives it back if too much waits.
-    pub fn ask(&self, input: WatchInput) -> Result<(), Box<WatchInput>> {
+    /// Hands over what a client asks for. Returns false if too much waits.
+    #[must_use]
+    pub fn ask(&self, input: WatchInput) -> bool {
         let waiting = self.queue.of_clients.fetch_add(1, Ordering::Relaxed);
         if waiting >= CLIENT_INPUTS_MAX {
             self.queue.of_clients.fetch_sub(1, Ordering::Relaxed);
-            return Err(Box::new(input));
+            return false;
         }
         self.queue.push(WatchWork::OfClient(input));
-        Ok(())
+        true
     }
 
     /// So much has left for a connection.
     pub fn sent(&self, connection: ConnectionId, bytes: usize) {
         self.queue.mark(|marks| *marks.sent.entry(connection).or_default() += bytes);
+    }
+
+    /// A client gives a watch credit; it has begun so many and not ended them. Returns false where
+    /// that is for one of many watches that do not exist.
+    #[must_use]
+    pub fn credit(&self, connection: ConnectionId, watch: u64, bytes: u32, watches: usize) -> bool {
+        self.queue.credit(connection, watch, bytes, watches)
     }
 
     /// A connection is gone that has asked for something.
@@ -217,12 +252,17 @@ impl WatcherThread {
     }
 
     fn take_marked(&mut self) {
-        let WatchMarks { applied, sent } = self.queue.take_marks();
+        let WatchMarks { applied, sent, credits } = self.queue.take_marks();
         if applied {
             self.hub.handle(WatchInput::Applied);
         }
         for (connection, bytes) in sent {
             self.hub.handle(WatchInput::Sent { connection, bytes });
+        }
+        for (connection, credits) in credits {
+            for (watch, bytes) in credits {
+                self.hub.handle(WatchInput::Credit { connection, watch, bytes });
+            }
         }
     }
 
@@ -317,5 +357,27 @@ mod tests {
         assert_eq!(taken, 3);
         queue.applied();
         assert!(matches!(receiver.try_recv(), Some(WatchWork::Marked)));
+    }
+
+    /// Credit without end, which costs eight bytes a time, filled the queue, and whoever came next
+    /// was refused.
+    #[test]
+    fn credit_is_added_up_and_bounded_by_the_watches_of_its_connection() {
+        let engine = Arc::new(MemoryEngine::new());
+        let store = StateMachine::open(engine, StateLimits::default()).unwrap().store();
+        let (sender, _receiver) = queue::bounded(1);
+        let (marks, of_clients) = Default::default();
+        let queue = WatchQueue { queue: sender, marks, of_clients, store };
+        let id = ConnectionId::from_u64;
+        for _ in 0..100_000 {
+            assert!(queue.credit(id(1), 7, u32::MAX / 2, 1));
+        }
+        let most = 1 + CREDITS_SPARE;
+        let taken = (0..).take_while(|watch| queue.credit(id(2), *watch, 1, 1)).count();
+        assert_eq!(taken, most);
+        assert!(queue.credit(id(2), 0, 1, 1) && queue.credit(id(3), 0, 1, 1));
+        let credits = queue.take_marks().credits;
+        assert_eq!(credits[&id(1)], HashMap::from([(7, u32::MAX)]));
+        assert_eq!((credits[&id(2)].len(), credits[&id(2)][&0], credits.len()), (most, 2, 3));
     }
 }
