@@ -17,6 +17,8 @@ pub enum CommandOutcome {
     NotFound,
     /// A condition did not hold, and nothing was written.
     Conflict,
+    /// A command that was run has ended with this status.
+    Ended(u8),
     /// A comparison of a transaction did not hold, and its branch for that was done.
     Else,
     /// The outcome of `status` when no server answered, nobody leads, or disks are full; the table
@@ -51,7 +53,7 @@ pub enum CommandError {
     /// Full disks keep everybody from writing, says this sentence.
     #[error("{0}")]
     NoRoom(String),
-    /// The command that is to be run for each change cannot be.
+    /// The command that is to be run cannot be.
     #[error("the command cannot be run: {0}")]
     NotRun(io::Error),
     /// The answer could not be printed.
@@ -71,6 +73,7 @@ impl CommandOutcome {
                 exit_status::NOT_FOUND
             }
             CommandOutcome::NotWritable => exit_status::UNAVAILABLE,
+            CommandOutcome::Ended(status) => status,
         }
     }
 }
@@ -82,6 +85,7 @@ impl CommandError {
             CommandError::Client(ClientError::NotANumber(_) | ClientError::SumTooGreat { .. }) => {
                 exit_status::NOT_FOUND
             }
+            CommandError::Client(ClientError::ContenderGone(_)) => exit_status::LOST,
             CommandError::Client(error) if error.is_of_the_request() => exit_status::USAGE,
             CommandError::Client(_) | CommandError::NotConfirmed(_) | CommandError::NoRoom(_) => {
                 exit_status::UNAVAILABLE
@@ -89,8 +93,11 @@ impl CommandError {
             CommandError::Input(_)
             | CommandError::Txn(_)
             | CommandError::At(_)
-            | CommandError::RawOnTerminal
-            | CommandError::NotRun(_) => exit_status::USAGE,
+            | CommandError::RawOnTerminal => exit_status::USAGE,
+            CommandError::NotRun(error) if error.kind() == io::ErrorKind::NotFound => {
+                exit_status::NO_COMMAND
+            }
+            CommandError::NotRun(_) => exit_status::NOT_EXECUTABLE,
             CommandError::Output(_) | CommandError::DoneUnprinted(..) => exit_status::FAILED,
         }
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::contender::NAME_BYTES_MAX;
 use crate::limits::{
     KEY_BYTES_MAX, SERVERS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_COMPARED_BYTES_MAX,
     TRANSACTION_KEYS_MAX, TRANSACTION_ROWS_MAX, VALUE_BYTES_MAX,
@@ -198,6 +199,24 @@ pub enum ClientError {
     /// The group has as many leases as it may have.
     #[error("the group has as many leases as it may have: no other was granted")]
     TooManyLeases,
+    /// A lock or an election has a name of at least one byte.
+    #[error("the name of a lock or an election cannot be empty")]
+    NameEmpty,
+    /// The name leaves no room for what its keys have behind it.
+    #[error("a lock's or election's name of {0} bytes is too long: at most {NAME_BYTES_MAX}")]
+    NameTooLong(usize),
+    /// Others have the lock, or lead, or are before this one, and its time is over. Its key is
+    /// being taken away again.
+    #[error("'{name}' is taken{}: this one has left the queue", waited(*wait))]
+    StillTaken {
+        /// The name, escaped so that a terminal can show it.
+        name: String,
+        /// How long it has waited for its turn.
+        wait: Duration,
+    },
+    /// A lock or leadership is lost, or its place in the queue: its key is not there any more.
+    #[error("'{0}' is lost: its lease has ended, or somebody has deleted its key")]
+    ContenderGone(String),
     /// The text is not a session token.
     #[error("'{0}' is not a session token: give what --print-session or session_token() gave")]
     BadSessionToken(String),
@@ -265,6 +284,8 @@ impl ClientError {
                 | ClientError::InvalidTxn(_)
                 | ClientError::TxnTooLong
                 | ClientError::InvalidLease(_)
+                | ClientError::NameEmpty
+                | ClientError::NameTooLong(_)
                 | ClientError::BadSessionToken(_)
                 | ClientError::UnknownServer(_)
                 | ClientError::BadServerList(_)
@@ -330,6 +351,11 @@ fn known(effect: Option<Effect>) -> &'static str {
         Some(Effect::MayBeDone) => ". The write may have taken effect",
         Some(Effect::Done) => ". The write has taken effect",
     }
+}
+
+/// What a sentence says of the time that was waited, if any was.
+fn waited(wait: Duration) -> String {
+    if wait.is_zero() { String::new() } else { format!(", also after {wait:?}") }
 }
 
 fn list(servers: &[ServerFailure]) -> String {

@@ -2,12 +2,9 @@
 
 mod kept;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex};
-use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +12,7 @@ use self::kept::KeptLeases;
 use super::core::{Retry, Target, Verdict, judge_error, judge_unexpected};
 use super::error::ClientError;
 use super::faces::calls;
+use super::latch::Latch;
 use super::sync::{lock, wait};
 use super::{Client, PutOk, Timestamp, check_key, check_value};
 use crate::model::{
@@ -49,18 +47,16 @@ calls! {
     /// [`ClientError::LeaseExists`] for an id that a lease has, and
     /// [`ClientError::TooManyLeases`].
     fn grant_lease(client, ttl: Duration, id: Option<LeaseId>) -> LeaseGranted {
-        let grant = LeaseGrant { id, ttl_ms: ttl_ms(ttl) };
-        grant.check().map_err(ClientError::InvalidLease)?;
-        let (answer, ..) = client.write_in_time(grant.clone()).await?;
-        let id = grant.id_at(answer.timestamp);
-        match answer.result {
-            OpResult::Done => {
-                let ttl = Duration::from_millis(grant.ttl_ms);
-                Ok(LeaseGranted { id, ttl, timestamp: answer.timestamp })
-            }
-            OpResult::LeaseExists => Err(ClientError::LeaseExists(id.0)),
-            _ => Err(ClientError::TooManyLeases),
-        }
+        client.granted(ttl, id).await
+    }
+
+    /// Grants a lease that is kept alive until it is dropped or revoked, by a thread that all
+    /// leases of this client share.
+    ///
+    /// # Errors
+    /// Those of [`Client::grant_lease`]; [`ClientError::Thread`].
+    fn lease(client, ttl: Duration) -> Lease {
+        client.granted_and_kept(ttl).await
     }
 
     /// Stores a new newest version of a key, which goes when the lease ends; a put without a lease
@@ -92,8 +88,7 @@ calls! {
     /// # Errors
     /// As [`Client::put`].
     fn revoke_lease(client, id: LeaseId) -> Option<Timestamp> {
-        let (answer, ..) = client.write_in_time(LeaseRevoke { id }).await?;
-        Ok((answer.result == OpResult::Done).then_some(answer.timestamp))
+        client.revoked(id).await
     }
 
     /// Gives leases their whole time again, counted from no earlier than this call. How long each
@@ -171,44 +166,40 @@ impl Client {
         self.request(target, deadline, retry, request_bytes, build, judge).await
     }
 
-    /// Grants a lease that is kept alive until it is dropped or revoked, by a thread that all
-    /// leases of this client share.
-    ///
-    /// # Errors
-    /// Those of [`Client::grant_lease`]; [`ClientError::Thread`].
-    pub fn lease(&self, ttl: Duration) -> Result<Lease, ClientError> {
+    /// Grants a lease, as [`Client::grant_lease`].
+    async fn granted(
+        &self,
+        ttl: Duration,
+        id: Option<LeaseId>,
+    ) -> Result<LeaseGranted, ClientError> {
+        let grant = LeaseGrant { id, ttl_ms: ttl_ms(ttl) };
+        grant.check().map_err(ClientError::InvalidLease)?;
+        let (answer, ..) = self.write_in_time(grant.clone()).await?;
+        let id = grant.id_at(answer.timestamp);
+        match answer.result {
+            OpResult::Done => {
+                let ttl = Duration::from_millis(grant.ttl_ms);
+                Ok(LeaseGranted { id, ttl, timestamp: answer.timestamp })
+            }
+            OpResult::LeaseExists => Err(ClientError::LeaseExists(id.0)),
+            _ => Err(ClientError::TooManyLeases),
+        }
+    }
+
+    /// Grants a lease that is kept alive, as [`Client::lease`].
+    pub(super) async fn granted_and_kept(&self, ttl: Duration) -> Result<Lease, ClientError> {
         // The lease began later, when the leader had applied the grant.
         let asked = Instant::now();
-        let LeaseGranted { id, ttl, timestamp } = self.grant_lease(ttl, None)?;
-        let state = Arc::new(LeaseWatch::default());
-        self.inner.leases.keep(self, id, ttl, asked, Arc::clone(&state))?;
-        Ok(Lease { client: self.clone(), id, ttl, timestamp, state })
+        let LeaseGranted { id, ttl, timestamp } = self.granted(ttl, None).await?;
+        let lost = Arc::new(Latch::default());
+        self.inner.leases.keep(self, id, ttl, asked, Arc::clone(&lost))?;
+        Ok(Lease { client: self.clone(), id, ttl, timestamp, lost })
     }
-}
 
-/// Whether a lease is lost, and who wants to know.
-#[derive(Debug, Default)]
-struct LeaseWatch {
-    state: Mutex<LeaseWatchState>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct LeaseWatchState {
-    is_lost: bool,
-    /// By the number of the future that waits, which takes its own out when it is dropped.
-    wakers: BTreeMap<u64, Waker>,
-    futures: u64,
-}
-
-impl LeaseWatch {
-    fn lose(&self) {
-        let mut state = lock(&self.state);
-        state.is_lost = true;
-        let wakers = std::mem::take(&mut state.wakers);
-        drop(state);
-        self.changed.notify_all();
-        wakers.into_values().for_each(Waker::wake);
+    /// Ends a lease, as [`Client::revoke_lease`].
+    pub(super) async fn revoked(&self, id: LeaseId) -> Result<Option<Timestamp>, ClientError> {
+        let (answer, ..) = self.write_in_time(LeaseRevoke { id }).await?;
+        Ok((answer.result == OpResult::Done).then_some(answer.timestamp))
     }
 }
 
@@ -235,7 +226,7 @@ pub struct Lease {
     id: LeaseId,
     ttl: Duration,
     timestamp: Timestamp,
-    state: Arc<LeaseWatch>,
+    lost: Arc<Latch>,
 }
 
 impl Lease {
@@ -256,30 +247,22 @@ impl Lease {
 
     /// Whether it is lost, or may be by now.
     pub fn is_lost(&self) -> bool {
-        lock(&self.state.state).is_lost
-            || !self.client.inner.leases.is_valid(self.id, Instant::now())
+        self.lost.is_open() || !self.client.inner.leases.is_valid(self.id, Instant::now())
     }
 
     /// Waits until it is lost, for no longer than this. Whether it is.
     pub fn wait_lost(&self, timeout: Duration) -> bool {
-        let until = Instant::now().checked_add(timeout);
-        let mut state = lock(&self.state.state);
-        while !state.is_lost {
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let left = left.unwrap_or(Duration::MAX);
-            if left.is_zero() {
-                break;
-            }
-            state = wait(&self.state.changed, state, left.min(Duration::from_secs(3600)));
-        }
-        state.is_lost
+        self.lost.wait_for(timeout)
     }
 
     /// Is done when it is lost, or given up.
     pub fn lost(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut state = lock(&self.state.state);
-        state.futures += 1;
-        LeaseLost { number: state.futures, watch: Arc::clone(&self.state) }
+        self.lost.opened()
+    }
+
+    /// What tells that it is lost, or given up.
+    pub(super) fn loss(&self) -> &Arc<Latch> {
+        &self.lost
     }
 
     /// Ends it and deletes its keys now; `None` if it had ended before.
@@ -310,30 +293,6 @@ impl Drop for Lease {
     }
 }
 
-struct LeaseLost {
-    number: u64,
-    watch: Arc<LeaseWatch>,
-}
-
-impl Future for LeaseLost {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = lock(&self.watch.state);
-        if state.is_lost {
-            return Poll::Ready(());
-        }
-        state.wakers.insert(self.number, cx.waker().clone());
-        Poll::Pending
-    }
-}
-
-impl Drop for LeaseLost {
-    fn drop(&mut self) {
-        lock(&self.watch.state).wakers.remove(&self.number);
-    }
-}
-
 /// The leases that a client keeps alive, and the thread that does.
 #[derive(Default)]
 pub(super) struct LeaseKeeper {
@@ -349,7 +308,7 @@ struct KeeperShared {
 
 #[derive(Default)]
 struct KeeperState {
-    kept: KeptLeases<Arc<LeaseWatch>>,
+    kept: KeptLeases<Arc<Latch>>,
     has_thread: bool,
 }
 
@@ -360,10 +319,10 @@ impl LeaseKeeper {
         id: LeaseId,
         ttl: Duration,
         asked: Instant,
-        watch: Arc<LeaseWatch>,
+        lost: Arc<Latch>,
     ) -> Result<(), ClientError> {
         let mut state = lock(&self.shared.state);
-        state.kept.insert(id, ttl, asked, watch);
+        state.kept.insert(id, ttl, asked, lost);
         if !state.has_thread {
             // What its caller's calls have left of their time is not the lease's.
             let client = Client { until: None, ..client.clone() };
@@ -381,10 +340,10 @@ impl LeaseKeeper {
     }
 
     /// Whoever waits for its loss need not wait any more.
-    fn give_up(&self, id: LeaseId) {
+    pub(super) fn give_up(&self, id: LeaseId) {
         let given_up = lock(&self.shared.state).kept.remove(id);
-        if let Some(watch) = given_up {
-            watch.lose();
+        if let Some(lost) = given_up {
+            lost.open();
         }
         self.shared.changed.notify_all();
     }
@@ -400,8 +359,8 @@ impl KeeperShared {
         let mut state = lock(&self.state);
         loop {
             let now = Instant::now();
-            for watch in state.kept.take_lost(now) {
-                watch.lose();
+            for lost in state.kept.take_lost(now) {
+                lost.open();
             }
             let Some(next) = state.kept.next_due() else {
                 state.has_thread = false;
@@ -417,8 +376,8 @@ impl KeeperShared {
             match answer {
                 Ok(left) => {
                     for (id, left) in due.into_iter().zip(left) {
-                        if let Some(watch) = state.kept.answered(id, now, left.is_some()) {
-                            watch.lose();
+                        if let Some(lost) = state.kept.answered(id, now, left.is_some()) {
+                            lost.open();
                         }
                     }
                 }

@@ -13,7 +13,8 @@
 
 // How it is cut: `core` is a state machine that decides everything about calls and connections,
 // `driver` is the thread that gives it an event loop, `call` stands between it and whoever waits.
-// `seen` remembers timestamps; `writes`, `reads`, `rows` and `txn` are the operations, each written
+// `seen` remembers timestamps; `writes`, `reads`, `rows` and `txn` are the operations, `locks` and
+// `election` what is made of them and of `lease` by the recipe of `contender`; each is written
 // once, as an `async` body, of which `faces` makes two: `Client` blocks, `AsyncClient`
 // (`asynchronous`, feature `async`) needs an executor and no particular one. `submit` reports on
 // the client's thread, for the console. `greeting` and `dial` are for others that speak to a
@@ -22,14 +23,21 @@
 #[cfg(feature = "async")]
 mod asynchronous;
 mod call;
+#[cfg(not(feature = "internals"))]
+mod contender;
+#[cfg(feature = "internals")]
+pub mod contender;
 mod core;
 pub(crate) mod dial;
 mod driver;
+mod election;
 mod error;
 mod faces;
 pub(crate) mod greeting;
 mod inbox;
+pub(crate) mod latch;
 mod lease;
+mod locks;
 mod reads;
 mod rows;
 mod seen;
@@ -66,8 +74,14 @@ use crate::wire::message::{Reply, Request};
 
 #[cfg(feature = "async")]
 pub use self::asynchronous::AsyncClient;
+#[cfg(feature = "async")]
+pub use self::election::AsyncElection;
+pub use self::election::{Election, Leader, Leaders};
 pub use self::error::{ClientError, ServerFailure};
 pub use self::lease::{Lease, LeaseGranted};
+#[cfg(feature = "async")]
+pub use self::locks::AsyncLock;
+pub use self::locks::{Lock, LockOptions};
 pub use self::reads::ReadOptions;
 #[cfg(feature = "async")]
 pub use self::rows::AsyncRows;

@@ -243,7 +243,7 @@ impl Client {
         check_size(op)
     }
 
-    async fn write_txn(&self, txn: Txn) -> Result<TxnDone, ClientError> {
+    pub(super) async fn write_txn(&self, txn: Txn) -> Result<TxnDone, ClientError> {
         let op = WriteOp::from(txn.clone());
         Self::check_txn(&op)?;
         let (answer, server, rest) = self.write_in_time(op).await?;

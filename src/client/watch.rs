@@ -119,7 +119,11 @@ calls! {
 
 impl Client {
     /// Begins to follow. Nothing is dialled before this returns.
-    fn follow(&self, range: KeyRange, options: WatchOptions) -> Result<Watch, ClientError> {
+    pub(super) fn follow(
+        &self,
+        range: KeyRange,
+        options: WatchOptions,
+    ) -> Result<Watch, ClientError> {
         let shared = Arc::new(WatchShared { state: Mutex::default(), filled: Condvar::new() });
         let follower = Follower {
             shared: Arc::clone(&shared),

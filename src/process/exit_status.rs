@@ -13,3 +13,11 @@ pub const UNAVAILABLE: u8 = 3;
 /// Anything else that went wrong on this side: an answer that cannot be written, a server or a
 /// console that could not go on.
 pub const FAILED: u8 = 4;
+/// The lock or the leadership under which a command ran was lost.
+pub const LOST: u8 = 5;
+/// As shells: a command that was to be run is there and cannot be run.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// As shells: there is no such command.
+pub const NO_COMMAND: u8 = 127;
+/// As shells: what is added to the number of the signal that has ended a process.
+pub const SIGNALLED: u8 = 128;

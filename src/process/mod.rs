@@ -1,9 +1,9 @@
-//! What every process with an event loop, a server or a registry, settles with the system: how it
-//! is told to stop, how many connections its limit on open files has room for, and the status it
-//! exits with.
+//! What a process settles with the system: how it is told to stop, how many connections its limit
+//! on open files has room for, the status it exits with, and the commands that it runs.
 
 pub mod exit_status;
 pub mod files;
+pub mod supervised;
 
 use std::io;
 use std::thread;

@@ -9,6 +9,7 @@ mod console;
 #[path = "../support/fake_server.rs"]
 mod fake_server;
 mod lease;
+mod lock;
 mod one_shot;
 #[cfg(feature = "grpc")]
 mod strangers;

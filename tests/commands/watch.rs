@@ -65,7 +65,7 @@ fn a_command_is_run_for_each_change_with_what_has_changed() {
     let watch = ["watch", "k", "--from", "1", "--limit", "2", "--", "sh", "-c", script];
     assert_eq!(done(&group, &watch), format!("put {first} k v w/v w\ndel {second} k /"));
     let none = run(&group, &["watch", "k", "--from", "1", "--", "/there/is/no/such/program"]);
-    assert_eq!(none.status.code(), Some(2));
+    assert_eq!(none.status.code(), Some(127));
     let error = String::from_utf8_lossy(&none.stderr).into_owned();
     assert!(error.contains("the command cannot be run"), "{error}");
 }

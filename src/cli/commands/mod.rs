@@ -8,9 +8,12 @@ mod del;
 mod flags;
 mod get;
 mod get_range;
+mod held;
 mod history;
 mod incr;
 mod lease;
+mod lock;
+mod observe;
 mod put;
 mod session;
 mod status;
@@ -83,6 +86,12 @@ commands! {
     /// Grant, keep alive, revoke and show leases, with whose end keys go
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
+    /// Wait for a lock, and hold it while a command runs, or until stopped
+    Lock(lock::LockArgs),
+    /// Wait to become the leader, and lead while a command runs, or until stopped
+    Elect(lock::ElectArgs),
+    /// Print who leads, now and whenever that changes
+    Observe(observe::ObserveArgs),
     /// Describe every server of the group
     Status(status::StatusArgs),
     /// Check that the group can be read and written, for scripts and load balancers
