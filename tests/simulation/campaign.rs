@@ -49,6 +49,9 @@ struct Report {
     /// Changes that watchers were shown, and states that they were shown instead.
     watched: u64,
     resets: u64,
+    /// How often a lock was held, and waited for.
+    held: u64,
+    waited: u64,
 }
 
 /// Limits that a short run reaches, each often enough.
@@ -236,6 +239,9 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
     for _ in 0..rng.range(0..=3) {
         world.add_holder(20);
     }
+    for _ in 0..Rng::new(seed ^ 0x6c6f_636b).range(0..=5) {
+        world.add_rival(20);
+    }
     world.unleash(faults, rng.pick(&[300, 1_000, 3_000]) * MILLISECOND);
     world.run_for(rng.range(5..=12) * SECOND)?;
     make_peace(&mut world)?;
@@ -255,6 +261,8 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
         snapshots: world.snapshots.1,
         watched: world.watchers.iter().map(|watcher| watcher.changes).sum(),
         resets: world.watchers.iter().map(|watcher| watcher.resets).sum(),
+        held: world.contests.held,
+        waited: world.contests.waited,
     })
 }
 
@@ -265,6 +273,8 @@ pub fn make_peace(world: &mut World) -> Verdict {
         client.wishes = 0;
     }
     world.let_leases_end();
+    world.let_rivals_end();
+    world.rivals_end()?;
     let quiet = world.run_until(PEACE_US_MAX, |world| {
         world.clients.iter().all(|client| client.under_way == 0)
     })?;
@@ -430,6 +440,8 @@ fn random_seeds_keep_every_promise() {
                             total.snapshots += report.snapshots;
                             total.watched += report.watched;
                             total.resets += report.resets;
+                            total.held += report.held;
+                            total.waited += report.waited;
                         }
                         Err(reason) => failures.lock().unwrap().push((seed, reason)),
                     }
@@ -453,7 +465,7 @@ fn random_seeds_keep_every_promise() {
     println!(
         "{seeds} seeds: {} writes, {} linearizable reads, {} pages, {:?} transactions and {} that \
          only read, {} refusals, {} leaders, {} faults, {} snapshots, \
-         {} changes watched, {} resets",
+         {} changes watched, {} resets, a lock held {} times and waited for {}",
         total.acknowledged,
         total.read,
         total.pages,
@@ -464,7 +476,9 @@ fn random_seeds_keep_every_promise() {
         total.faults,
         total.snapshots,
         total.watched,
-        total.resets
+        total.resets,
+        total.held,
+        total.waited
     );
     // A campaign in which nothing happens proves nothing.
     assert!(total.acknowledged > seeds * 10 && total.read > seeds && total.faults > seeds);
@@ -472,6 +486,7 @@ fn random_seeds_keep_every_promise() {
     assert!(total.txns.0.min(total.txns.1).min(total.read_txns) > seeds, "few transactions");
     assert!(total.terms > seeds, "no leader was ever replaced");
     assert!(total.watched > seeds * 10 && total.resets > seeds / 10, "hardly anything watched");
+    assert!(total.held.min(total.waited) > seeds, "a lock is hardly ever held, or waited for");
     assert!(total.snapshots > seeds / 10, "hardly a snapshot was taken in");
 }
 

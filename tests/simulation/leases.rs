@@ -61,6 +61,8 @@ enum Stage {
 pub struct Asked {
     name: LeaseName,
     sent_us: u64,
+    /// The contender for a lock that asks.
+    rival: Option<usize>,
 }
 
 /// A lease that is, as the one history has it.
@@ -293,12 +295,25 @@ impl World {
     /// Keeps a lease alive, through any server.
     fn ask_lease(&mut self, name: LeaseName) {
         let server = self.rng.index(self.servers.len());
-        self.ask_lease_at(server, name, 0);
+        self.ask_lease_at(server, name, 0, None);
     }
 
-    fn ask_lease_at(&mut self, server: usize, name: LeaseName, pause_us: u64) {
+    /// Keeps the lease of a contender for a lock alive, through any server.
+    pub fn ask_lease_of_rival(&mut self, name: LeaseName, rival: usize) {
+        let server = self.rng.index(self.servers.len());
+        self.ask_lease_at(server, name, 0, Some(rival));
+    }
+
+    fn ask_lease_at(
+        &mut self,
+        server: usize,
+        name: LeaseName,
+        pause_us: u64,
+        rival: Option<usize>,
+    ) {
         let request = self.lease_questions.len() as u64;
-        self.lease_questions.push(Some(Asked { name, sent_us: self.now_us + pause_us }));
+        let sent_us = self.now_us + pause_us;
+        self.lease_questions.push(Some(Asked { name, sent_us, rival }));
         let token = RequestToken { connection: HOLDERS_CONNECTION, request };
         let delay_us = pause_us + self.rng.range(30..=2 * MILLISECOND);
         self.after(delay_us, Event::LeaseQuestion { server, token });
@@ -315,7 +330,7 @@ impl World {
             let Stage::Holding { name, .. } = self.holders[holder].stage else { continue };
             if self.rng.chance(500) {
                 let pause_us = self.rng.range(0..=600 * MILLISECOND);
-                self.ask_lease_at(deposed, name, pause_us);
+                self.ask_lease_at(deposed, name, pause_us, None);
                 self.holders[holder].stage = Stage::Idle;
             }
         }
@@ -344,7 +359,11 @@ impl World {
         let Some(asked) = self.lease_questions[token.request as usize].take() else {
             return Ok(());
         };
-        let Asked { name, sent_us } = asked;
+        let Asked { name, sent_us, rival } = asked;
+        if let (Some(rival), Reply::LeasesOk(LeaseAnswer::KeptAlive(left))) = (rival, &reply) {
+            let is_there = left.iter().any(Option::is_some);
+            self.rival_lease_answer(rival, name, sent_us, is_there);
+        }
         match reply {
             Reply::LeasesOk(LeaseAnswer::KeptAlive(left)) => match left[..] {
                 [Some(left_ms)] if self.checker.model.leases.is(name) => {

@@ -14,6 +14,7 @@
 //! | `nemesis` | what goes wrong |
 //! | `checker`, `reads`, `model`, `linearizability` | what must hold |
 //! | `leases` | holders of leases, and what must hold of them |
+//! | `contenders` | programs that contend for a lock, and what must hold of them |
 //! | `campaign` | many random seeds |
 //! | `liveness` | many seeds in which a majority is well, and must be seen to be |
 //! | `scenarios`, `hostile` | directed tests, each named after the rule it proves |
@@ -85,6 +86,7 @@
 mod campaign;
 mod checker;
 mod clients;
+mod contenders;
 mod disk;
 mod driver;
 mod hostile;

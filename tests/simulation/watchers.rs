@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 
+use acervo::client::WatchEvent;
 use acervo::model::{KeyInterval, Previous, Row, Timestamp, Version};
 use acervo::net::ConnectionId;
 use acervo::node::RequestToken;
@@ -52,6 +53,10 @@ pub struct Watcher {
     /// What is on its way to it, and for how much the hub counts it.
     coming: VecDeque<(Vec<u8>, usize)>,
     untaken_credit: u32,
+    /// What it was shown and nobody has taken, if somebody does.
+    told: Option<Vec<WatchEvent>>,
+    /// Nobody wants to be told any more.
+    is_over: bool,
     pub changes: u64,
     pub resets: u64,
 }
@@ -63,7 +68,7 @@ fn last_key() -> Bytes {
 
 impl World {
     /// Adds a client that watches a range from some moment on.
-    pub fn add_watcher(&mut self, range: KeyInterval, tells_previous: bool) {
+    pub fn add_watcher(&mut self, range: KeyInterval, tells_previous: bool) -> usize {
         let watcher = self.watchers.len();
         self.watchers.push(Watcher {
             range,
@@ -76,14 +81,47 @@ impl World {
             rows: None,
             coming: VecDeque::new(),
             untaken_credit: 0,
+            told: None,
+            is_over: false,
             changes: 0,
             resets: 0,
         });
         self.after(0, Event::Watch { watcher });
+        watcher
+    }
+
+    /// Adds one that watches one key after a version, for somebody who takes what it is shown.
+    pub fn add_watcher_of(&mut self, key: Bytes, after: Timestamp) -> usize {
+        let watcher = self.add_watcher(KeyInterval { from: key.clone(), to: key }, false);
+        let state = &mut self.watchers[watcher];
+        (state.after, state.shown) = (Some(after), (after, last_key()));
+        state.told = Some(Vec::new());
+        watcher
+    }
+
+    /// Takes what a watcher was shown.
+    pub fn take_told(&mut self, watcher: usize) -> Vec<WatchEvent> {
+        self.watchers[watcher].told.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Nobody wants to be told any more.
+    pub fn end_watcher(&mut self, watcher: usize) {
+        self.watchers[watcher].is_over = true;
     }
 
     /// A moment of a watcher, in which something happens to it or to the hub that it watches at.
     pub fn watch(&mut self, watcher: usize) -> Verdict {
+        if self.watchers[watcher].is_over {
+            let connection = ConnectionId::from_u64(self.watchers[watcher].connection);
+            let at = self.watchers[watcher].at;
+            self.watchers[watcher].disconnect();
+            return match at {
+                Some((server, life)) if self.servers[server].life == life => {
+                    self.tell_hub(server, WatchInput::Closed { connection })
+                }
+                _ => Ok(()),
+            };
+        }
         let delay_us = self.rng.range(MILLISECOND..=40 * MILLISECOND);
         self.after(delay_us, Event::Watch { watcher });
         let Some((server, life)) = self.watchers[watcher].at else {
@@ -256,6 +294,16 @@ impl World {
 
     fn shown(&mut self, watcher: usize, frame: WatchFrame) -> Verdict {
         let state = &mut self.watchers[watcher];
+        if let Some(told) = &mut state.told {
+            told.push(match frame.clone() {
+                WatchFrame::Events { changes, up_to, continues } => {
+                    WatchEvent::Changed { version: up_to, changes, continues }
+                }
+                WatchFrame::Reset { rows, at, begins, continues } => {
+                    WatchEvent::Reset { version: at, rows, begins, continues }
+                }
+            });
+        }
         match frame {
             WatchFrame::Events { changes, up_to, continues } => {
                 for change in changes {
@@ -320,7 +368,7 @@ impl World {
 
     /// Whether every watcher has been shown everything.
     pub fn watchers_are_whole(&self) -> bool {
-        self.watchers.iter().all(|watcher| {
+        self.watchers.iter().filter(|watcher| !watcher.is_over).all(|watcher| {
             let next = self.checker.next_change(&watcher.range, &watcher.shown);
             watcher.at.is_some() && watcher.has_begun && watcher.rows.is_none() && next.is_none()
         })

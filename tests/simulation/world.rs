@@ -19,6 +19,7 @@ use acervo::wire::message::{Reply, WriteRequest};
 
 use crate::checker::{Checker, Verdict, Violation};
 use crate::clients::{Attempt, Client, Operation};
+use crate::contenders::{ContestBook, Rival};
 use crate::leases::{Asked, Holder};
 use crate::nemesis::{Mend, Nemesis};
 use crate::network::{Network, Quality};
@@ -285,6 +286,10 @@ pub enum Event {
     Hold {
         holder: usize,
     },
+    /// Somebody who wants a lock does the next thing.
+    Contend {
+        rival: usize,
+    },
     /// A holder's question arrives at its server.
     LeaseQuestion {
         server: usize,
@@ -331,6 +336,9 @@ pub struct World {
     /// Who holds leases, and what they have asked.
     pub holders: Vec<Holder>,
     pub lease_questions: Vec<Option<Asked>>,
+    /// Who contends for a lock, and what they have come to.
+    pub rivals: Vec<Rival>,
+    pub contests: ContestBook,
     /// Late copies of writes that have arrived.
     pub copies: u64,
     pub checker: Checker,
@@ -366,6 +374,8 @@ impl World {
             attempts: Vec::new(),
             holders: Vec::new(),
             lease_questions: Vec::new(),
+            rivals: Vec::new(),
+            contests: ContestBook::default(),
             copies: 0,
             checker: Checker::new(node_id(setup.first_leader), setup.state_limits),
             nemesis: Nemesis::default(),
@@ -486,6 +496,7 @@ impl World {
                 self.hold(holder);
                 Ok(())
             }
+            Event::Contend { rival } => self.contend(rival),
             Event::LeaseQuestion { server, token } => self.lease_question(server, token),
             Event::LeaseAnswer { token, reply } => self.lease_answer(token, reply),
             Event::Think { client } => {

@@ -357,6 +357,7 @@ impl World {
                 }
             }
             asked.versions = versions;
+            asked.read_txn = Some(answer.clone());
         }
         Ok(())
     }

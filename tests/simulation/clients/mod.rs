@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 
 use acervo::model::{
     ClientId, EncodedWrite, LogIndex, OpResult, Operation as _, PageOf, Put, ReadView, RequestId,
-    Row, Timestamp, WriteOp,
+    Row, Timestamp, TxnAnswer, WriteOp,
 };
 use acervo::node::not_to_be_read;
 use acervo::node::{Input, ReadCondition, RequestToken};
@@ -109,6 +109,8 @@ pub struct Operation {
     pub ended: Option<(u64, Outcome)>,
     /// For a read of the newest state, the versions it really saw, deletions included.
     pub versions: Vec<(Bytes, Timestamp)>,
+    /// What a transaction that only reads was answered.
+    read_txn: Option<TxnAnswer>,
     /// How often it was sent under its identity, if it is a write.
     sent: usize,
     /// It was sent under another identity before.
@@ -235,6 +237,7 @@ impl World {
             began_us: self.now_us,
             ended: None,
             versions: Vec::new(),
+            read_txn: None,
             sent: 0,
             renewed: false,
             errors: Vec::new(),
@@ -569,6 +572,14 @@ impl World {
         let RequestId { client, sequence, .. } = write.request;
         let written = self.checker.written(client, sequence)?;
         Some((written.timestamp, written.result))
+    }
+
+    /// The answer to a transaction that only reads.
+    pub fn txn_answer(&self, operation: usize) -> TxnAnswer {
+        match &self.operations[operation].read_txn {
+            Some(answer) => answer.clone(),
+            None => panic!("operation {operation} is no transaction that has read"),
+        }
     }
 
     /// Whether an operation was answered.

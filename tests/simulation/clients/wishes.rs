@@ -162,6 +162,13 @@ impl World {
         self.begin(client, None, Question::Txn(request));
     }
 
+    /// Begins a transaction that only reads, linearizably.
+    pub fn read_at_once(&mut self, client: usize, txn: Txn) -> usize {
+        let session = Some(self.clients[client].session);
+        let request = TxnRequest { txn, session, linearizable: true };
+        self.begin(client, None, Question::Txn(request))
+    }
+
     /// Often one that holds, as far as this client knows.
     fn any_condition(&mut self, client: usize, key: &Bytes) -> Condition {
         let seen = self.clients[client].seen.get(key).copied();
