@@ -1,5 +1,5 @@
 //! What programs coordinate themselves by: compare-and-set, beside plain writes and beside etcd;
-//! watches and leases.
+//! watches, leases and locks.
 //!
 //! `cargo bench --bench peers -- coordination` prints a row for each figure, with what it is to
 //! reach beside it. Where two systems or two states are compared, they are measured in turns:
@@ -14,6 +14,7 @@
 mod compare;
 mod fan_out;
 mod leases;
+mod locks;
 mod watches;
 mod writers;
 
@@ -34,7 +35,7 @@ pub struct CoordinationArgs {
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// Which figures, by name: compare, idle-watches, watch-latency, fan-out, resume, keep-alive,
-    /// lease-end
+    /// lease-end, hand-over
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -57,7 +58,7 @@ impl Extent {
 
 /// Figures, by name, and what measures and prints each.
 type Measure = fn(&Extent) -> Outcome<()>;
-const ALL: [(&str, Measure); 7] = [
+const ALL: [(&str, Measure); 8] = [
     ("compare", compare::run),
     ("idle-watches", watches::cost_of_idle),
     ("watch-latency", watches::latency),
@@ -65,6 +66,7 @@ const ALL: [(&str, Measure); 7] = [
     ("resume", watches::resume),
     ("keep-alive", leases::kept_alive),
     ("lease-end", leases::end),
+    ("hand-over", locks::hand_over),
 ];
 
 /// Measures and prints what `args` names; as a test, a little of each.
