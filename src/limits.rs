@@ -245,6 +245,11 @@ pub const TICK: Duration = Duration::from_millis(20);
 pub const HEARTBEAT_TICKS: usize = 3;
 /// Ticks without a leader before a server asks for votes: between this and twice this.
 pub const ELECTION_TICKS: usize = 15;
+/// A server that has known no leader for this long is cut off: a watch that has caught up at it is
+/// ended, so that its client goes on elsewhere. It is five times the longest wait before a server
+/// asks for votes, so that an election ends nobody's watch, nor one that is held again because the
+/// votes were split; and a client that watches is left without changes for no longer.
+pub const CUT_OFF_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes of entries in one replication message (one larger entry still travels alone).
 pub const APPEND_BYTES_MAX: u64 = 256 * 1024;
 /// Entries of one replication message; a longer list ends the connection.
@@ -707,6 +712,7 @@ const _: () = {
     assert!(APPEND_ENTRIES_MAX * 8 >= APPEND_BYTES_MAX as usize);
     assert!(UNCOMMITTED_BYTES_MAX as usize <= UNAPPLIED_BYTES_MAX);
     assert!(ELECTION_TICKS > 2 * HEARTBEAT_TICKS);
+    assert!(CUT_OFF_TIMEOUT.as_millis() >= 5 * 2 * ELECTION_TICKS as u128 * TICK.as_millis());
     assert!(SERVER_PING_INTERVAL.as_millis() * 3 < SERVER_SILENCE_TIMEOUT.as_millis());
     // Another server is asked before the connection to a silent one is given up.
     assert!(

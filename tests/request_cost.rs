@@ -156,6 +156,7 @@ impl Group {
                 state_hash_every: limits::STATE_HASH_EVERY,
                 release: Release::default(),
                 level_settled: limits::LEVEL_SETTLED,
+                cut_off_timeout: limits::CUT_OFF_TIMEOUT,
                 first_question: id.0,
             };
             Server {

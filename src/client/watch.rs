@@ -267,7 +267,8 @@ fn send(mut stream: &TcpStream, message: &Message) -> io::Result<()> {
 enum ConnectionEnd {
     /// Another server is asked, or the same one again.
     Retry,
-    /// It got that far that the next one is asked at once.
+    /// It was of use for a while, so that the next one is asked at once. One that ends as soon as
+    /// it has begun is not: a server that is cut off, or has no room, may do that again and again.
     Broken,
     Over(ClientError),
     NobodyWaits,
@@ -355,8 +356,9 @@ impl Follower {
     }
 
     fn listen(&mut self, stream: &TcpStream, reader: &mut MessageReader) -> ConnectionEnd {
-        let (mut has_begun, mut heard) = (false, Instant::now());
-        let end = |has_begun| match has_begun {
+        let began = Instant::now();
+        let (mut was_shown, mut heard) = (false, began);
+        let end = |was_shown| match was_shown || began.elapsed() >= RETRY_MAX {
             true => ConnectionEnd::Broken,
             false => ConnectionEnd::Retry,
         };
@@ -365,12 +367,11 @@ impl Follower {
                 let message = match reader.next_message() {
                     Ok(Some(message)) => message,
                     Ok(None) => break,
-                    Err(_) => return end(has_begun),
+                    Err(_) => return end(was_shown),
                 };
                 match message {
                     Message::Reply { body: Reply::WatchOk { after }, .. } => {
                         self.following.begun(after, self.seen);
-                        has_begun = true;
                         let mut state = lock(&self.shared.state);
                         if !std::mem::replace(&mut state.has_begun, true) {
                             self.wake(state);
@@ -385,15 +386,18 @@ impl Follower {
                         }
                         return ConnectionEnd::Retry;
                     }
-                    Message::Watched { watch: WATCH, body } => self.shown(body),
+                    Message::Watched { watch: WATCH, body } => {
+                        was_shown = true;
+                        self.shown(body);
+                    }
                     Message::WatchProgress { up_to } => self.following.progress(up_to),
                     Message::Ping { nonce } => {
                         if send(stream, &Message::Pong { nonce }).is_err() {
-                            return end(has_begun);
+                            return end(was_shown);
                         }
                     }
                     Message::Pong { .. } => {}
-                    _ => return end(has_begun),
+                    _ => return end(was_shown),
                 }
             }
             let mut source = stream;
@@ -418,7 +422,7 @@ impl Follower {
         if lock(&self.shared.state).is_over {
             return ConnectionEnd::NobodyWaits;
         }
-        end(has_begun)
+        end(was_shown)
     }
 
     /// Gives out what is new in a frame.

@@ -34,6 +34,9 @@ pub struct NodeConfig {
     pub ack: AckPolicy,
     /// How long a REPLICATION_OK may be owed before its server drops out of the in-sync set.
     pub in_sync_timeout: Duration,
+    /// After so long without a leader this node says that it is cut off, and again after each time
+    /// as long. [`limits::CUT_OFF_TIMEOUT`](crate::limits) except in simulations.
+    pub cut_off_timeout: Duration,
     /// If work for the log is outstanding and nothing is reported for this long, or for twice as
     /// long from the state machine, this node may not lead.
     pub stall_timeout: Duration,

@@ -361,6 +361,10 @@ impl Node {
             self.reachability.campaigned();
         }
         self.report_no_leader(now, out);
+        let timeout_ticks = ticks(self.config.cut_off_timeout);
+        if self.reachability.is_cut_off_due(self.consensus.leader(), timeout_ticks) {
+            out.push(Output::CutOff);
+        }
         self.release_delayed(now, out);
         self.settle_disputes(now, out);
 

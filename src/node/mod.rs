@@ -321,6 +321,10 @@ pub enum Output {
         /// One sentence for the log, which names what was violated.
         reason: String,
     },
+    /// No leader has been known for [`config::NodeConfig::cut_off_timeout`], and no change reaches
+    /// this node: whoever waits for one is to ask another server. Said again after each time as
+    /// long, until there is a leader.
+    CutOff,
     /// Restart with the log and without the state ([`crate::model::Recovered::store_lost`]), which
     /// the group has refuted and which comes from the others.
     RebuildState,

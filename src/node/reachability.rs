@@ -29,6 +29,8 @@ pub(super) struct Reachability {
     /// If the links to a majority have come up: the tick in which to campaign, unless a leader is
     /// known by then.
     campaign_tick: Option<u64>,
+    /// Ticks since there was a leader.
+    leaderless_ticks: u64,
 }
 
 impl Reachability {
@@ -42,6 +44,7 @@ impl Reachability {
             inbound_broken: BTreeSet::new(),
             heard_tick: BTreeMap::new(),
             campaign_tick: None,
+            leaderless_ticks: 0,
         }
     }
 
@@ -96,6 +99,23 @@ impl Reachability {
     /// Whether a request can be sent to a server and its answer come back.
     pub fn can_ask(&self, server: NodeId) -> bool {
         self.links.contains(&server) && !self.inbound_broken.contains(&server)
+    }
+
+    /// Whether `leader`, which consensus takes for the leader of its term, leads as far as this
+    /// node can know: it is heard, or is this node and hears a majority. One that is cut off may
+    /// take itself, or another, for the leader for a while.
+    fn has_leader(&self, leader: Option<NodeId>) -> bool {
+        leader.is_some_and(|leader| match leader == self.node {
+            true => self.reaches_majority(true),
+            false => self.is_heard(leader),
+        })
+    }
+
+    /// Takes in who leads, once a tick. Whether it is time to say that this node is cut off: there
+    /// was no leader for `timeout_ticks`, or for a multiple of that.
+    pub fn is_cut_off_due(&mut self, leader: Option<NodeId>, timeout_ticks: u64) -> bool {
+        self.leaderless_ticks = if self.has_leader(leader) { 0 } else { self.leaderless_ticks + 1 };
+        self.leaderless_ticks > 0 && self.leaderless_ticks.is_multiple_of(timeout_ticks.max(1))
     }
 
     /// The number of servers that this node reaches, itself included. Followers do not hear from

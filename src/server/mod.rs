@@ -312,6 +312,7 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
         state_hash_every: limits::STATE_HASH_EVERY,
         release: Release::default(),
         level_settled: limits::LEVEL_SETTLED,
+        cut_off_timeout: limits::CUT_OFF_TIMEOUT,
         first_question: rand::rng().next_u64() >> 1,
     }
 }

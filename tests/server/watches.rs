@@ -9,6 +9,7 @@ use acervo::limits;
 use acervo::model::{KeyChange, KeyInterval};
 use acervo::wire::message::{ErrorCode, Message, Reply, Request, WatchFrame, WatchRequest};
 use bytes::Bytes;
+use rustix::process::Signal;
 
 use crate::support::raw::{Raw, one_server};
 use crate::support::{Group, PATIENCE, patient_client};
@@ -255,4 +256,44 @@ fn watches_without_end_from_one_connection_are_refused() {
     assert!(first > 10_000, "{first}");
     assert_eq!(watches_until_refused(), first);
     witness.finish();
+}
+
+/// The two others are frozen, so that the third has no leader: it sends the clients of its watches
+/// away, also one that had to come back because nobody else answers. A watch of the library goes
+/// on when they are well again.
+#[test]
+fn a_server_without_a_leader_sends_the_clients_of_its_watches_away() {
+    let group = Group::start(3, &[]);
+    let leader = group.leader_of_all();
+    let client = group.client();
+    let mut watch = client.watch(KeyRange::prefix("w/").unwrap(), WatchOptions::default()).unwrap();
+    let lonely = (leader + 1) % 3;
+    let others = (0..3).filter(|server| *server != lonely);
+    let mut clients: Vec<Raw> =
+        (0..2).map(|_| Raw::client(group.servers[lonely].address)).collect();
+    let watched = |raw: &mut Raw, after: Option<Timestamp>| {
+        let range = KeyInterval { from: "a".into(), to: "z".into() };
+        let (watch, tells_previous, credit_bytes) = (1, false, 1_000);
+        let request = WatchRequest { watch, range, after, tells_previous, credit_bytes };
+        raw.send(&Message::Request { id: 1, body: Request::Watch(request) });
+        assert!(matches!(reply(raw), Reply::WatchOk { .. }));
+    };
+    watched(&mut clients[0], None);
+    others.clone().for_each(|server| group.signal(server, Signal::STOP));
+    let sent_away = |raw: &mut Raw| loop {
+        match raw.receive() {
+            Some(Message::Refused { reason }) => {
+                assert!(reason.contains("knows no leader"), "{reason}");
+                return;
+            }
+            Some(Message::WatchProgress { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    sent_away(&mut clients[0]);
+    watched(&mut clients[1], None);
+    sent_away(&mut clients[1]);
+    others.for_each(|server| group.signal(server, Signal::CONT));
+    client.put("w/end", "").unwrap();
+    assert_eq!(changes_until(&mut watch, is_end).len(), 1);
 }

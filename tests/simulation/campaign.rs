@@ -130,6 +130,7 @@ fn setup(seed: u64) -> (Setup, Rng) {
         state_limits: state_limits(&mut rng, removal_grace_us, short_sessions),
         other_limits: state_limits(&mut rng, removal_grace_us, short_sessions),
         newest_level: rng.pick(&[1, 2, 3]),
+        cut_off_us: rng.pick(&[40 * MILLISECOND, SECOND, 3 * SECOND]),
         level_settled_us: rng.pick(&[100 * MILLISECOND, SECOND, 4 * SECOND]),
         short_sessions,
         late_copies: rng.pick(&[0, 20, 200]),

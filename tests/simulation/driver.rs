@@ -176,6 +176,7 @@ impl World {
                         process.notices.push(notice);
                     }
                 }
+                Output::CutOff => self.watches_are_cut_off(server)?,
                 Output::RebuildState => {
                     let (life, longest_us) =
                         (self.servers[server].life, self.servers[server].sync_us_max);
@@ -671,6 +672,7 @@ impl World {
             limits: self.setup.limits,
             state_hash_every: self.setup.state_hash_every,
             release,
+            cut_off_timeout: Duration::from_micros(self.setup.cut_off_us),
             level_settled: Duration::from_micros(self.setup.level_settled_us),
             first_question: self.rng.next_u64(),
         };

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use acervo::limits::{self, NodeLimits};
-use acervo::model::{Del, DiskSpace, History, PageOf, ReadView, SetHistory, Timestamp, WriteOp};
+use acervo::model::{
+    Del, DiskSpace, History, KeyInterval, PageOf, ReadView, SetHistory, Timestamp, WriteOp,
+};
 use acervo::node::config::{AckPolicy, Distrust};
 use acervo::node::eligibility::Ineligible;
 use acervo::node::garbage_collection::GarbageCollectionConfig;
@@ -1578,5 +1580,67 @@ fn a_leader_whose_clock_is_far_from_the_others_says_so() {
     world.servers[leader].clock_offset_us = 0;
     run_for(&mut world, 10 * SECOND);
     assert_eq!(apart(&world), None);
+    close(world);
+}
+
+/// Everybody watches at a server of his own, and one server is cut off, be it the leader. Its
+/// watchers are sent away and see what the others do; those of the others stay where they are.
+#[test]
+fn whoever_watches_at_a_server_that_is_cut_off_goes_on_at_another() {
+    for (seed, lonely) in (70..76).zip([0, 1, 2].into_iter().cycle()) {
+        let mut world = group(Setup::calm(seed));
+        let range = || KeyInterval { from: "a".into(), to: "z".into() };
+        (0..3).for_each(|server| world.add_steady_watcher(range(), server));
+        assert!(run_until(&mut world, SECOND, World::watchers_are_whole));
+        world.isolate(lonely);
+        let others = (0..3).filter(|server| *server != lonely);
+        let elected = |world: &World| {
+            world.statuses().any(|(at, status)| at != lonely && status.role == Role::Leader)
+        };
+        assert!(run_until(&mut world, 5 * SECOND, elected), "nobody takes over");
+        let write = put(&mut world, (lonely + 1) % 3, "v");
+        answered_within(&mut world, write, 5 * SECOND);
+        let limit_us = world.setup.cut_off_us + 2 * SECOND;
+        let shown = run_until(&mut world, limit_us, World::watchers_are_whole);
+        assert!(shown, "a watcher stays at {lonely}, which is cut off");
+        assert_eq!(world.watchers[lonely].sent_away, 1);
+        for server in others {
+            assert_eq!(world.watchers[server].sent_away, 0, "{server} has a leader");
+        }
+        world.heal_partitions();
+        close(world);
+    }
+}
+
+/// Nobody has a leader: watchers go from one server to the next, some seconds each, and see what is
+/// written when the group is well again.
+#[test]
+fn watchers_of_a_group_without_a_leader_go_round_without_haste() {
+    let mut world = group(Setup::calm(77));
+    world.add_steady_watcher(KeyInterval { from: "a".into(), to: "z".into() }, 0);
+    (0..3).for_each(|server| world.isolate(server));
+    run_for(&mut world, 60 * SECOND);
+    let sent_away = world.watchers[0].sent_away;
+    assert!((5..=60).contains(&sent_away), "{sent_away} times in a minute");
+    world.heal_partitions();
+    let write = put(&mut world, 0, "v");
+    answered_within(&mut world, write, 10 * SECOND);
+    assert!(run_until(&mut world, SECOND, World::watchers_are_whole));
+    close(world);
+}
+
+/// A server that is late has a leader, and is left alone.
+#[test]
+fn whoever_watches_at_a_server_that_lags_stays_there() {
+    let mut world = group(Setup::calm(78));
+    world.add_steady_watcher(KeyInterval { from: "a".into(), to: "z".into() }, 2);
+    world.hang_disk(2, HungFiles::Store, 60 * SECOND);
+    let write = put(&mut world, 0, "v");
+    answered_within(&mut world, write, 10 * SECOND);
+    run_for(&mut world, 10 * SECOND);
+    assert_eq!(world.watchers[0].sent_away, 0);
+    world.mend_disk(2);
+    assert!(run_until(&mut world, 5 * SECOND, World::watchers_are_whole));
+    assert_eq!(world.watchers[0].sent_away, 0);
     close(world);
 }

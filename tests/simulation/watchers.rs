@@ -16,7 +16,7 @@ use acervo::client::WatchEvent;
 use acervo::model::{KeyInterval, Previous, Row, Timestamp, Version};
 use acervo::net::ConnectionId;
 use acervo::node::RequestToken;
-use acervo::server::watches::{WatchInput, WatchOutput};
+use acervo::server::watches::{WatchEnd, WatchInput, WatchOutput};
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::{Message, Reply, WatchFrame, WatchRequest};
@@ -40,6 +40,11 @@ pub struct Changed {
 pub struct Watcher {
     range: KeyInterval,
     tells_previous: bool,
+    /// It stays with its server for as long as that has it, and goes to the next one then, as the
+    /// library does; others go to any.
+    steady: bool,
+    /// The server that it asks next, if it is steady.
+    next_server: usize,
     /// The server and its life that it watches at.
     at: Option<(usize, u64)>,
     /// The number of its connection, which no other has had.
@@ -59,6 +64,8 @@ pub struct Watcher {
     is_over: bool,
     pub changes: u64,
     pub resets: u64,
+    /// How often a server has sent it away because that was cut off.
+    pub sent_away: u64,
 }
 
 /// Greater than every key that clients write.
@@ -69,10 +76,26 @@ fn last_key() -> Bytes {
 impl World {
     /// Adds a client that watches a range from some moment on.
     pub fn add_watcher(&mut self, range: KeyInterval, tells_previous: bool) -> usize {
+        self.add_any_watcher(range, tells_previous, None)
+    }
+
+    /// Adds a client that watches at this server, and does not leave it by itself.
+    pub fn add_steady_watcher(&mut self, range: KeyInterval, server: usize) {
+        self.add_any_watcher(range, false, Some(server));
+    }
+
+    fn add_any_watcher(
+        &mut self,
+        range: KeyInterval,
+        tells_previous: bool,
+        stays_at: Option<usize>,
+    ) -> usize {
         let watcher = self.watchers.len();
         self.watchers.push(Watcher {
             range,
             tells_previous,
+            steady: stays_at.is_some(),
+            next_server: stays_at.unwrap_or_default(),
             at: None,
             connection: 0,
             has_begun: false,
@@ -85,6 +108,7 @@ impl World {
             is_over: false,
             changes: 0,
             resets: 0,
+            sent_away: 0,
         });
         self.after(0, Event::Watch { watcher });
         watcher
@@ -131,7 +155,7 @@ impl World {
             self.watchers[watcher].disconnect();
             return Ok(());
         }
-        if self.rng.chance(20) {
+        if !self.watchers[watcher].steady && self.rng.chance(20) {
             let connection = ConnectionId::from_u64(self.watchers[watcher].connection);
             self.watchers[watcher].disconnect();
             return self.tell_hub(server, WatchInput::Closed { connection });
@@ -164,7 +188,11 @@ impl World {
     }
 
     fn begin_watch(&mut self, watcher: usize) -> Verdict {
-        let server = self.rng.index(self.servers.len());
+        let server = match self.watchers[watcher].steady {
+            true => self.watchers[watcher].next_server,
+            false => self.rng.index(self.servers.len()),
+        };
+        self.watchers[watcher].next_server = (server + 1) % self.servers.len();
         let state = &self.servers[server];
         let Some(process) = &state.process else { return Ok(()) };
         if process.node.distrust().is_some() || state.refuted {
@@ -196,6 +224,11 @@ impl World {
         let read = process.watch_reads.swap_remove(at);
         let page = read.of.read(&process.machine.store());
         self.tell_hub(server, WatchInput::Read { watch: read.watch, page })
+    }
+
+    /// The core says that its server is cut off.
+    pub fn watches_are_cut_off(&mut self, server: usize) -> Verdict {
+        self.tell_hub(server, WatchInput::CutOff)
     }
 
     fn tell_hub(&mut self, server: usize, input: WatchInput) -> Verdict {
@@ -233,8 +266,19 @@ impl World {
                     let frames = frames.into_pieces().concat();
                     self.send_to_watcher(connection.to_u64(), frames, bytes);
                 }
-                WatchOutput::Close { connection } => {
+                WatchOutput::Close { connection, why: WatchEnd::TooSlow } => {
                     return Err(Violation(format!("{connection:?} is closed for being slow")));
+                }
+                WatchOutput::Close { connection, why: WatchEnd::CutOff } => {
+                    let number = connection.to_u64();
+                    let watcher = self.watchers.iter_mut().find(|w| w.connection == number);
+                    if let Some(watcher) = watcher {
+                        watcher.disconnect();
+                        watcher.sent_away += 1;
+                    }
+                    if let Some(process) = &mut self.servers[server].process {
+                        process.watches.handle(WatchInput::Closed { connection });
+                    }
                 }
             }
         }

@@ -83,6 +83,8 @@ pub struct Setup {
     pub newest_level: u32,
     /// A server whose release is too old for its group.
     pub outdated: Option<usize>,
+    /// After how long without a leader a server ends the watches that have caught up.
+    pub cut_off_us: u64,
     /// How long all servers are to have told that they know a level before the group's rises.
     pub level_settled_us: u64,
     /// Whether sessions may end while requests of their clients are under way.
@@ -131,6 +133,7 @@ impl Setup {
             other_limits: StateLimits::default(),
             newest_level: 1,
             outdated: None,
+            cut_off_us: 3 * SECOND,
             level_settled_us: SECOND,
             short_sessions: false,
             late_copies: 0,

@@ -17,7 +17,9 @@ use acervo::model::{
 };
 use acervo::net::ConnectionId;
 use acervo::node::RequestToken;
-use acervo::server::watches::{WatchHub, WatchInput, WatchLimits, WatchOutput, WatchRead};
+use acervo::server::watches::{
+    WatchEnd, WatchHub, WatchInput, WatchLimits, WatchOutput, WatchRead,
+};
 use acervo::storage::apply::StateMachine;
 use acervo::storage::feed::ChangesLimits;
 use acervo::storage::memory::MemoryEngine;
@@ -194,6 +196,8 @@ struct World {
     /// What has not left the process yet.
     unsent: VecDeque<(ConnectionId, usize)>,
     reads_max: usize,
+    /// How far the replica had come when the hub was told last that it has gone on.
+    told: i64,
 }
 
 impl World {
@@ -215,6 +219,7 @@ impl World {
             reads: Vec::new(),
             unsent: VecDeque::new(),
             reads_max: of_hub.reads_max,
+            told: 0,
         }
     }
 
@@ -276,8 +281,11 @@ impl World {
     }
 
     fn handle(&mut self, input: WatchInput) {
+        if matches!(input, WatchInput::Applied) {
+            self.told = self.replica.applied().timestamp.0;
+        }
         self.hub.handle(input);
-        let mut closed = None;
+        let mut closed = Vec::new();
         loop {
             for output in self.hub.flush() {
                 match output {
@@ -287,7 +295,12 @@ impl World {
                         self.unsent.push_back((connection, frames.bytes()));
                         self.show(connection, &frames.into_pieces().concat());
                     }
-                    WatchOutput::Close { connection } => closed = Some(connection),
+                    WatchOutput::Close { connection, why } => {
+                        if why == WatchEnd::CutOff {
+                            self.may_be_cut_off(connection);
+                        }
+                        closed.push(connection);
+                    }
                 }
             }
             if !self.hub.is_behind() {
@@ -295,8 +308,33 @@ impl World {
             }
         }
         assert!(self.reads.len() <= self.reads_max, "{} reads at once", self.reads.len());
-        if let Some(connection) = closed {
-            self.closed(connection.to_u64());
+        closed.into_iter().for_each(|connection| self.closed(connection.to_u64()));
+    }
+
+    /// Whether a watch has been shown everything that the hub knows of.
+    fn is_whole(&self, watch: &ClientWatch) -> bool {
+        let next = self.model.next(&watch.range, &watch.shown);
+        watch.has_begun && watch.reset.is_none() && next.is_none_or(|next| next.place.0 > self.told)
+    }
+
+    /// A connection may be closed because the server is cut off: it has got all that was sent, and
+    /// a watch of it waits for more than there is.
+    fn may_be_cut_off(&self, connection: ConnectionId) {
+        assert!(self.unsent.iter().all(|(sent, bytes)| *sent != connection || *bytes == 0));
+        let mut watches = self.watches.iter();
+        let waits =
+            watches.any(|watch| watch.connection == connection.to_u64() && self.is_whole(watch));
+        assert!(waits, "nothing of {connection:?} has caught up");
+    }
+
+    /// The server is cut off: where nothing is under way, no watch is left that has caught up and
+    /// may be shown something.
+    fn cut_off(&mut self) {
+        let is_under_way = !self.reads.is_empty() || !self.unsent.is_empty();
+        self.handle(WatchInput::CutOff);
+        for watch in &self.watches {
+            let waits = self.is_whole(watch) && watch.untaken_credit == 0;
+            assert!(is_under_way || !waits, "{:?} waits for ever", watch.range);
         }
     }
 
@@ -453,6 +491,7 @@ enum Step {
     Sent,
     Credit(usize),
     Progress,
+    CutOff,
     Settle,
 }
 
@@ -515,6 +554,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Sent),
         4 => any::<usize>().prop_map(Step::Credit),
         1 => Just(Step::Progress),
+        1 => Just(Step::CutOff),
         1 => Just(Step::Settle),
     ]
 }
@@ -588,6 +628,7 @@ proptest! {
                 Step::Sent => world.sent(),
                 Step::Credit(which) => world.credit(which),
                 Step::Progress => world.handle(WatchInput::Progress),
+                Step::CutOff => world.cut_off(),
                 Step::Settle => world.settle(),
             }
         }

@@ -70,6 +70,7 @@ impl Group {
                 first_leader: NodeId(first_leaders[id.0 as usize - 1]),
                 ack,
                 in_sync_timeout: Duration::from_secs(2),
+                cut_off_timeout: limits::CUT_OFF_TIMEOUT,
                 stall_timeout: crate::limits::STALL_TIMEOUT,
                 election_ticks: Some(15 + id.0 as usize),
                 value_bytes_max: 100,
@@ -189,7 +190,7 @@ impl Group {
                     Some(accusations) => accusations.push(reason),
                     None => panic!("{reason}"),
                 },
-                Output::Notice(_) | Output::Stopped => {}
+                Output::Notice(_) | Output::CutOff | Output::Stopped => {}
                 other => panic!("unexpected {other:?}"),
             }
         }

@@ -71,6 +71,11 @@ impl StoreService {
                 Output::Disconnect { server, reason } => {
                     self.disconnect(net, server, &reason);
                 }
+                Output::CutOff => {
+                    if !self.watching.is_empty() {
+                        self.parts.threads.cut_off_watches();
+                    }
+                }
                 Output::RebuildState => self.restart(net, Untrusted::State),
                 Output::BeginAnew => self.restart(net, Untrusted::Everything),
                 Output::Stopped => self.lifecycle.core_stopped(),

@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use super::super::watches::{WatchFrames, WatchInput, WatchOutput};
+use super::super::watches::{WatchEnd, WatchFrames, WatchInput, WatchOutput};
 use super::StoreService;
 use super::requests::busy;
 use crate::limits;
@@ -20,6 +20,9 @@ const NO_SUCH_WATCHES: &str = "it gives credit for many watches that do not exis
 
 /// Why a client is closed that takes what it is shown too slowly, where all others wait for it.
 const TOO_SLOW: &str = "it takes what it is shown too slowly, and others wait for it";
+
+/// Why a client is closed whose watches are shown nothing more here.
+const CUT_OFF: &str = "this server knows no leader, and shows no changes: ask another one";
 
 /// A connection that has asked something of the watches.
 #[derive(Default)]
@@ -90,7 +93,13 @@ impl StoreService {
                 }
                 self.reply(net, token, reply);
             }
-            WatchOutput::Close { connection } => self.refuse(net, connection, TOO_SLOW.into()),
+            WatchOutput::Close { connection, why } => {
+                let why = match why {
+                    WatchEnd::TooSlow => TOO_SLOW,
+                    WatchEnd::CutOff => CUT_OFF,
+                };
+                self.refuse(net, connection, why.into());
+            }
             WatchOutput::Send { connection, frames } => self.show(net, connection, frames),
             WatchOutput::Read(read) => panic!("the event loop is to read {read:?}"),
         }

@@ -229,6 +229,11 @@ impl Threads {
         self.watcher.sent(connection, bytes);
     }
 
+    /// Tells the watches that no leader has been known for a while.
+    pub fn cut_off_watches(&self) {
+        self.watcher.cut_off();
+    }
+
     /// Tells the watches that a connection is gone that has asked something of them.
     pub fn end_watches(&self, connection: ConnectionId) {
         self.watcher.closed(connection);

@@ -54,6 +54,7 @@ enum WatchWork {
 #[derive(Default)]
 struct WatchMarks {
     applied: bool,
+    cut_off: bool,
     sent: HashMap<ConnectionId, usize>,
     /// By the numbers of the watches, as many of each connection as it may have.
     credits: HashMap<ConnectionId, HashMap<u64, u32>>,
@@ -61,7 +62,7 @@ struct WatchMarks {
 
 impl WatchMarks {
     fn is_empty(&self) -> bool {
-        !self.applied && self.sent.is_empty() && self.credits.is_empty()
+        !self.applied && !self.cut_off && self.sent.is_empty() && self.credits.is_empty()
     }
 }
 
@@ -199,6 +200,11 @@ impl WatchThread {
         self.queue.credit(connection, watch, bytes, watches)
     }
 
+    /// No leader has been known for a while.
+    pub fn cut_off(&self) {
+        self.queue.mark(|marks| marks.cut_off = true);
+    }
+
     /// A connection is gone that has asked for something.
     pub fn closed(&self, connection: ConnectionId) {
         self.queue.push(WatchWork::Input(WatchInput::Closed { connection }));
@@ -252,7 +258,7 @@ impl WatcherThread {
     }
 
     fn take_marked(&mut self) {
-        let WatchMarks { applied, sent, credits } = self.queue.take_marks();
+        let WatchMarks { applied, cut_off, sent, credits } = self.queue.take_marks();
         if applied {
             self.hub.handle(WatchInput::Applied);
         }
@@ -263,6 +269,9 @@ impl WatcherThread {
             for (watch, bytes) in credits {
                 self.hub.handle(WatchInput::Credit { connection, watch, bytes });
             }
+        }
+        if cut_off {
+            self.hub.handle(WatchInput::CutOff);
         }
     }
 

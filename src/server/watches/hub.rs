@@ -12,8 +12,8 @@ use super::quota::WatchQuota;
 use super::recent::{Recent, RecentByKey, change_bytes};
 use super::turns::WatchTurns;
 use super::{
-    WatchFrames, WatchInput, WatchKey, WatchLimits, WatchOutput, WatchPage, WatchRead, WatchReadOf,
-    does_not_fit,
+    WatchEnd, WatchFrames, WatchInput, WatchKey, WatchLimits, WatchOutput, WatchPage, WatchRead,
+    WatchReadOf, does_not_fit,
 };
 use crate::limits::{self, WATCH_CREDIT_BYTES_MAX};
 use crate::model::{
@@ -176,6 +176,7 @@ impl WatchHub {
             WatchInput::Applied => self.applied(),
             WatchInput::Read { watch, page } => self.read(watch, page),
             WatchInput::Sent { connection, bytes } => self.sent(connection, bytes),
+            WatchInput::CutOff => self.cut_off(),
             WatchInput::Progress => self.progress(),
         }
     }
@@ -643,6 +644,30 @@ impl WatchHub {
         self.send(key, &encode(WatchFrame::Reset { rows, at, begins, continues }));
     }
 
+    /// Has the connections closed for which another server may have more than this one.
+    fn cut_off(&mut self) {
+        let mut caught_up: Vec<ConnectionId> = Vec::new();
+        for (connection, known) in &self.connections {
+            let states = known.watches.values().filter_map(|key| self.watches.get(key));
+            let (mut waits, mut reads) = (false, !self.ways.is_idle(*connection));
+            for watch in states {
+                match watch.state {
+                    WatchState::Waiting => waits = true,
+                    WatchState::InTurn | WatchState::Reading => reads = true,
+                    // Without credit it would be shown nothing elsewhere, either.
+                    WatchState::Stopped => {}
+                }
+            }
+            if waits && !reads {
+                caught_up.push(*connection);
+            }
+        }
+        caught_up.sort_unstable();
+        let why = WatchEnd::CutOff;
+        let close = |connection| WatchOutput::Close { connection, why };
+        self.outputs.extend(caught_up.into_iter().map(close));
+    }
+
     /// Tells each connection how far its watches have come, if they have and it takes what it is
     /// sent.
     fn progress(&mut self) {
@@ -671,7 +696,7 @@ impl WatchHub {
             }
         }
         if let Some(connection) = self.ways.heaviest() {
-            self.outputs.push(WatchOutput::Close { connection });
+            self.outputs.push(WatchOutput::Close { connection, why: WatchEnd::TooSlow });
         }
     }
 }

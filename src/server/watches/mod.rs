@@ -33,6 +33,10 @@
 //!   has not reached waits like any other, and is shown nothing before that. When a snapshot takes
 //!   the place of the store, the window begins anew behind all positions, so that the watches read
 //!   on in the new store, whose changes are the group's as those of the old one were.
+//! - *A server that is cut off* from the group, as the core knows, has the connections closed whose
+//!   watches have caught up: another server may have more for their clients, who go on there. Those
+//!   that still have something to read from its store read on. A client that comes back, because
+//!   all servers are cut off, stays until the event loop says so again, some seconds later.
 //! - *A server whose state is in doubt* shows nothing more: the event loop, which knows it, closes
 //!   the connections that are to be shown something.
 //!
@@ -121,6 +125,9 @@ pub enum WatchInput {
     Read { watch: WatchKey, page: WatchPage },
     /// What was on its way to a connection has left the process, or is lost with its connection.
     Sent { connection: ConnectionId, bytes: usize },
+    /// No leader has been known for a while, so that nothing new comes to this server. Said again
+    /// and again as long as that lasts.
+    CutOff,
     /// It is time to tell clients how far their watches have come.
     Progress,
 }
@@ -139,11 +146,20 @@ pub enum WatchOutput {
     },
     /// A page is to be read, on a thread that may wait for a disk.
     Read(WatchRead),
-    /// A client keeps all others waiting: its connection is to be closed. That is told the hub as
-    /// every end of a connection.
+    /// A connection is to be closed. That is told the hub as every end of a connection.
     Close {
         connection: ConnectionId,
+        why: WatchEnd,
     },
+}
+
+/// The reason why the hub has a connection closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchEnd {
+    /// Its client takes what it is shown so slowly that it keeps all others waiting.
+    TooSlow,
+    /// It has been shown what there is, and nothing more comes to this server.
+    CutOff,
 }
 
 /// Frames that go to one connection, in order.

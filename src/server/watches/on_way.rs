@@ -73,6 +73,11 @@ impl BytesOnWay {
         }
     }
 
+    /// Whether nothing is on its way to a connection.
+    pub fn is_idle(&self, connection: ConnectionId) -> bool {
+        !self.connections.contains_key(&connection)
+    }
+
     /// Notes that a watch waits until there is room again.
     pub fn stop(&mut self, ip: IpAddr, connection: ConnectionId, watch: WatchKey, room: Room) {
         match (room, self.connections.get_mut(&connection)) {
