@@ -201,6 +201,7 @@ struct Inner {
     servers: Arc<[SocketAddr]>,
     driver: Driver,
     request_timeout: Duration,
+    timing: Timing,
     submits: Arc<Gate>,
     seen: Arc<Mutex<Seen>>,
     leases: LeaseKeeper,
@@ -280,7 +281,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Time-outs below a whole request's; each at most a day.
+    /// Time-outs below a whole request's, which watches have, too; each at most a day.
     pub fn timing(mut self, timing: Timing) -> ClientBuilder {
         let cap = |timeout: Duration| {
             timeout.clamp(Duration::from_millis(1), limits::CLIENT_REQUEST_TIMEOUT_MAX)
@@ -337,6 +338,7 @@ impl ClientBuilder {
             driver: Driver::new(Arc::clone(&servers), config),
             servers,
             request_timeout: self.request_timeout,
+            timing: self.timing,
             submits: Arc::new(Gate::new(limits::CLIENT_SUBMITS_MAX)),
             seen: Arc::new(Mutex::new(seen)),
             leases: LeaseKeeper::default(),

@@ -184,6 +184,7 @@ impl World {
             driver,
             servers,
             request_timeout: load.timeout,
+            timing: config.timing,
             submits: Arc::new(Gate::new(1)),
             // Few keys, so that they are forgotten.
             seen: Arc::new(Mutex::new(Seen::new(causality, 4, None))),

@@ -128,7 +128,7 @@ impl Client {
         let follower = Follower {
             shared: Arc::clone(&shared),
             servers: Arc::clone(&self.inner.servers),
-            timing: Timing::default(),
+            timing: self.inner.timing,
             range: KeyInterval { from: range.from, to: range.to },
             previous: options.previous,
             following: Following::new(options.after),

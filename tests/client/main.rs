@@ -8,3 +8,4 @@ mod fake_server;
 mod library;
 mod transactions;
 mod versions;
+mod watches;

@@ -2,8 +2,11 @@
 
 use std::process::{Command, Output, Stdio};
 
+use acervo::client::{Row, Timestamp, Version};
+use acervo::wire::message::{Message, Reply, Request, WatchFrame};
 use serde_json::Value;
 
+use crate::fake_server::FakeServer;
 use crate::support::{ACERVO, Group};
 
 fn acervo(group: &Group, arguments: &[&str]) -> Command {
@@ -82,4 +85,38 @@ fn what_cannot_be_watched_is_a_wrong_command() {
     for arguments in wrong {
         assert_eq!(run(&group, arguments).status.code(), Some(2), "{arguments:?}");
     }
+}
+
+/// The server begins a reset anew in the middle, as it does when it was read too slowly.
+#[test]
+fn a_reset_that_begins_anew_is_printed_as_one_and_each_line_counts() {
+    let server = FakeServer::start(|id, request, link| {
+        let Request::Watch(request) = request else { panic!("{request:?}") };
+        link.reply(id, Reply::WatchOk { after: request.after.unwrap() });
+        for (at, key, begins, continues) in
+            [(20, "old", true, true), (30, "new", true, true), (30, "newer", false, false)]
+        {
+            let found = Version { timestamp: Timestamp(9), value: "v".into(), facts: None };
+            let rows = vec![Row { key: key.into(), found: Some(found) }];
+            let body = WatchFrame::Reset { rows, at: Timestamp(at), begins, continues };
+            link.send(&Message::Watched { watch: 1, body });
+        }
+    });
+    let watch = |limit: &str| {
+        let servers = server.address.to_string();
+        let watch = ["watch", "..", "..", "--from", "1", "--limit", limit, "--servers", &servers];
+        let ran = Command::new(ACERVO).args(watch).stdin(Stdio::null()).output().unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    let all = [
+        "20\treset\n",
+        "9\trow\told\tv\n",
+        "30\treset\n",
+        "9\trow\tnew\tv\n",
+        "9\trow\tnewer\tv\n",
+        "30\treset-end\n",
+    ];
+    assert_eq!(watch("6"), all.concat());
+    assert_eq!(watch("3"), all[..3].concat());
 }

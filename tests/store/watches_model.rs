@@ -114,6 +114,8 @@ struct ClientWatch {
     shown: Place,
     /// The rows of a reset that has begun.
     reset: Option<Vec<(Bytes, i64, Bytes)>>,
+    /// How often a reset has begun.
+    begun_resets: usize,
     /// The last frame has said that a write's changes go on.
     is_within_a_write: bool,
     untaken_credit: u32,
@@ -145,6 +147,7 @@ impl ClientWatch {
                 assert!(self.shown.0 <= model.horizon, "nothing after {:?} is gone", self.shown);
                 assert!(at.0 <= applied);
                 if begins {
+                    self.begun_resets += 1;
                     self.reset = Some(Vec::new());
                 }
                 let Some(collected) = &mut self.reset else { panic!("rows of no reset") };
@@ -394,6 +397,7 @@ impl World {
             tells_previous: previous,
             shown: (0, Bytes::new()),
             reset: None,
+            begun_resets: 0,
             is_within_a_write: false,
             untaken_credit: 0,
             has_begun: false,
@@ -645,4 +649,144 @@ fn the_first_watch_is_shown_what_was_applied_before_it() {
     world.apply(1);
     world.watch(0, KeyInterval { from: Bytes::from("a"), to: last_key() }, Some(0), false);
     world.settle();
+}
+
+/// A reset is read so slowly that what it shows is gone between two of its pages.
+#[test]
+fn a_reset_whose_state_is_gone_begins_anew() {
+    let limits = StateLimits { removal_grace_us: 0, ..StateLimits::default() };
+    let page = ChangesLimits { changes: 1, ..ChangesLimits::DEFAULT };
+    let mut world = World::new(limits, 0, WatchLimits { page, ..WatchLimits::DEFAULT });
+    let put = |key: &'static str| {
+        WriteOp::Put(Put { key: key.into(), value: "v".into(), tells_previous: false })
+    };
+    let del = |key: &'static str| {
+        WriteOp::Del(Del { key: key.into(), tells_previous: false, keeps_history: false })
+    };
+    ["a", "b", "c", "d"].map(put).into_iter().for_each(|op| world.write(op));
+    world.write(del("d"));
+    world.write(put("d"));
+    world.collect(0, false, 10);
+    world.apply(usize::MAX / 2);
+    world.watch(0, KeyInterval { from: Bytes::from("a"), to: last_key() }, Some(0), false);
+    world.read(0);
+    world.read(0);
+    let rows = |world: &World| world.watches[0].reset.as_ref().map(Vec::len);
+    assert_eq!((rows(&world), world.watches[0].begun_resets), (Some(1), 1));
+    world.write(del("b"));
+    world.write(put("c"));
+    world.collect(0, false, 10);
+    world.apply(usize::MAX / 2);
+    world.settle();
+    assert_eq!((rows(&world), world.watches[0].begun_resets), (None, 2));
+}
+
+fn put(key: &str, value_bytes: usize) -> WriteOp {
+    let (key, value) =
+        (Bytes::copy_from_slice(key.as_bytes()), Bytes::from(vec![b'v'; value_bytes]));
+    WriteOp::Put(Put { key, value, tells_previous: false })
+}
+
+fn of_one(key: &'static str) -> KeyInterval {
+    KeyInterval { from: key.into(), to: key.into() }
+}
+
+/// Two watches resume from what only the store has, of which one page is read at a time, and the
+/// disk does not answer. Those that memory can serve are shown what they are to see.
+#[test]
+fn a_disk_that_is_slow_holds_up_no_watch_that_memory_can_serve() {
+    let of_hub = WatchLimits { reads_max: 1, ..WatchLimits::DEFAULT };
+    let mut world = World::new(StateLimits::default(), 1 << 20, of_hub);
+    world.write(put("a", 1));
+    world.write(put("b", 1));
+    world.apply(2);
+    let begins = world.last;
+    world.watch(0, of_one("a"), Some(0), false);
+    world.watch(1, of_one("b"), Some(0), false);
+    assert_eq!(world.reads.len(), 1, "the other one waits for its turn to read");
+    world.watch(2, of_one("c"), None, false);
+    world.write(put("c", 1));
+    world.apply(1);
+    world.handle(WatchInput::Applied);
+    world.watch(3, of_one("c"), Some(begins), false);
+    let shown = |world: &World, which: usize| world.watches[which].shown.0;
+    assert_eq!(shown(&world, 2), world.last, "it waited for this");
+    assert_eq!(shown(&world, 3), world.last, "it resumes within what memory has");
+    assert_eq!((shown(&world, 0), shown(&world, 1), world.reads.len()), (0, 0, 1));
+    world.settle();
+    assert_eq!((shown(&world, 0), shown(&world, 1)), (world.last, world.last));
+}
+
+/// A hundred clients resume at once from what memory has. Some are served at a time, and what
+/// others ask meanwhile is not behind all of them.
+#[test]
+fn clients_that_resume_at_once_are_served_in_pieces() {
+    let of_hub = WatchLimits { looks_max: 12, ..WatchLimits::DEFAULT };
+    let mut world = World::new(StateLimits::default(), 1 << 20, of_hub);
+    world.watch(0, of_one("z"), None, false);
+    ["a", "b", "c", "d"].map(|key| put(key, 1)).into_iter().for_each(|op| world.write(op));
+    world.apply(4);
+    world.handle(WatchInput::Applied);
+    for number in 100..200 {
+        let request = WatchRequest {
+            watch: number,
+            range: KeyInterval { from: "a".into(), to: "d".into() },
+            after: Some(Timestamp(1)),
+            tells_previous: false,
+            credit_bytes: 1_000,
+        };
+        let token = RequestToken { connection: number, request: number };
+        let origin = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        world.hub.handle(WatchInput::Watch { token, origin, request });
+    }
+    let (mut served, mut flushes) = (0, 0);
+    while world.hub.is_behind() {
+        flushes += 1;
+        let token = RequestToken { connection: 0, request: flushes };
+        world.hub.handle(WatchInput::Unwatch { token, watch: 77 });
+        let outputs = world.hub.flush();
+        let is_answer = |output: &WatchOutput| match output {
+            WatchOutput::Reply { token: answered, .. } => *answered == token,
+            _ => false,
+        };
+        assert!(outputs.iter().any(is_answer), "who asks meanwhile waits for the others");
+        let sends = outputs.iter().filter(|output| matches!(output, WatchOutput::Send { .. }));
+        let at_once = sends.count();
+        assert!(at_once <= 4, "{at_once} at once");
+        served += at_once;
+    }
+    assert_eq!(served, 100);
+}
+
+/// The clients of one address read nothing, and have as much on their way as an address may have.
+/// Those of another one are shown everything.
+#[test]
+fn clients_of_one_address_that_read_nothing_stop_nobody_of_another() {
+    let of_hub = WatchLimits { origin_bytes_max: 8_000, ..WatchLimits::DEFAULT };
+    let mut world = World::new(StateLimits::default(), 1 << 20, of_hub);
+    let all = || KeyInterval { from: "a".into(), to: last_key() };
+    // The first two have one address, and the third has another.
+    (0..3).for_each(|connection| world.watch(connection, all(), None, false));
+    for _ in 0..40 {
+        world.write(put("k", 1_000));
+        world.apply(1);
+        world.handle(WatchInput::Applied);
+        // All have credit, and the third takes what is sent.
+        (0..3).for_each(|which| world.credit(which));
+        let of_third = |(to, _): &(ConnectionId, usize)| to.to_u64() == 2;
+        let (sent, unsent): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut world.unsent).into_iter().partition(of_third);
+        world.unsent = unsent;
+        for (connection, bytes) in sent {
+            world.handle(WatchInput::Sent { connection, bytes });
+        }
+    }
+    let shown = |world: &World, which: usize| world.watches[which].shown.0;
+    assert_eq!(shown(&world, 2), world.last);
+    assert!(shown(&world, 0) < world.last && shown(&world, 1) < world.last);
+    let unsent: usize = world.unsent.iter().map(|(_, bytes)| bytes).sum();
+    // Of the frame that fills the account some is beyond it.
+    assert!((8_000..12_000).contains(&unsent), "{unsent}");
+    world.settle();
+    assert_eq!(shown(&world, 0), world.last);
 }

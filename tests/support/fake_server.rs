@@ -176,6 +176,7 @@ impl Shared {
                     self.heard.lock().unwrap().pongs.push(nonce);
                     self.changed.notify_all();
                 }
+                Message::WatchCredit { .. } => {}
                 other => panic!("a client sent {other:?}"),
             }
         }

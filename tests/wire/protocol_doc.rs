@@ -190,6 +190,29 @@ fn examples() -> Vec<(&'static str, Message)> {
                 },
             },
         ),
+        (
+            "reset",
+            Message::Watched {
+                watch: 1,
+                body: WatchFrame::Reset {
+                    rows: vec![Row {
+                        key: "lua".into(),
+                        found: Some(Version {
+                            timestamp: Timestamp(1_700_000_000_000_024),
+                            value: "nova".into(),
+                            facts: Some(Facts {
+                                created: Timestamp(1_700_000_000_000_024),
+                                count: 1,
+                                lease: None,
+                            }),
+                        }),
+                    }],
+                    at: Timestamp(1_700_000_000_000_032),
+                    begins: true,
+                    continues: false,
+                },
+            },
+        ),
         ("watch-credit", Message::WatchCredit { watch: 1, bytes: 67 }),
         ("watch-progress", Message::WatchProgress { up_to: Timestamp(1_700_000_000_000_016) }),
         ("put", Message::Request { id: 1, body: Request::Write(put.clone()) }),

@@ -40,6 +40,7 @@ with --previous also the version and the value that the key had before. Escapes 
 getrange. Changes come in the order of their versions, each once, also when servers fail. Where
 those that were asked for have been removed for good, a line 'reset' comes instead, then a line
 'row' for each key with what it has as of that version, then 'reset-end': other keys have no value.
+A second 'reset' before that begins anew: the rows before it do not count.
 
 A COMMAND is run for each line, one after the other. Its environment has ACERVO_KIND,
 ACERVO_VERSION, ACERVO_KEY and ACERVO_VALUE, written as in lines, and the value is on its standard
@@ -61,7 +62,7 @@ pub struct WatchArgs {
     /// Tell what each key had before
     #[arg(long)]
     pub previous: bool,
-    /// End after so many changes
+    /// End after so many lines, those of a reset included
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
     /// Run this for each change instead of printing it
@@ -96,7 +97,7 @@ impl OneShot for WatchArgs {
                     Some((program, arguments)) => run(program, arguments, &line)?,
                     None => print(session.out, format, &line, self.previous)?,
                 }
-                left -= u64::from(line.is_change());
+                left -= 1;
                 if left == 0 {
                     return session.done();
                 }

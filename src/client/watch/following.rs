@@ -31,7 +31,8 @@ pub enum WatchEvent {
         version: Timestamp,
         /// In order of keys.
         rows: Vec<Row>,
-        /// Whether these are the first rows: none that came before count.
+        /// Whether these are the first rows: none that came before count, those of a reset included
+        /// that was not whole, because it was read so slowly that it had to begin anew.
         begins: bool,
         /// Whether the next event has more of them.
         continues: bool,
