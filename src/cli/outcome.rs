@@ -1,11 +1,12 @@
 //! What a command comes to, and the exit status that says so.
 
 use std::io;
+use std::time::Duration;
 
 use super::at::AtError;
 use super::input::InputError;
 use super::txn::TxnInputError;
-use crate::client::{ClientError, Timestamp};
+use crate::client::{ClientError, LeaseId, Timestamp};
 use crate::process::exit_status;
 
 /// The outcome of a command that did not fail.
@@ -56,6 +57,11 @@ pub enum CommandError {
     /// The command that is to be run cannot be.
     #[error("the command cannot be run: {0}")]
     NotRun(io::Error),
+    /// No server has answered for as long as the lease lives without being kept alive.
+    #[error(
+        "lease {lease} was not kept alive for its whole TTL of {ttl:?}, and may have ended: {error}"
+    )]
+    NotKeptAlive { lease: LeaseId, ttl: Duration, error: ClientError },
     /// The answer could not be printed.
     #[error("the answer could not be printed: {0}")]
     Output(io::Error),
@@ -87,9 +93,10 @@ impl CommandError {
             }
             CommandError::Client(ClientError::ContenderGone(_)) => exit_status::LOST,
             CommandError::Client(error) if error.is_of_the_request() => exit_status::USAGE,
-            CommandError::Client(_) | CommandError::NotConfirmed(_) | CommandError::NoRoom(_) => {
-                exit_status::UNAVAILABLE
-            }
+            CommandError::Client(_)
+            | CommandError::NotConfirmed(_)
+            | CommandError::NotKeptAlive { .. }
+            | CommandError::NoRoom(_) => exit_status::UNAVAILABLE,
             CommandError::Input(_)
             | CommandError::Txn(_)
             | CommandError::At(_)

@@ -1,12 +1,16 @@
 //! Leases as commands and programs meet them, against real servers: some are stopped and killed.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use acervo::client::LeaseId;
+use acervo::model::{LeaseAnswer, LeaseQuestion};
+use acervo::wire::message::{Reply, Request};
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::fake_server::FakeServer;
 use crate::one_shot::run;
 use crate::support::{Group, eventually};
 
@@ -69,6 +73,43 @@ fn a_time_or_an_id_that_no_lease_can_have_is_refused() {
         let refused = run(nobody, &["lease", "grant", ttl, "--id", id]);
         assert_eq!((refused.status, refused.text()), (2, ""), "{arguments:?}");
     }
+}
+
+/// A server that is silent for a while, and then knows no such lease any more.
+#[test]
+fn keep_alive_goes_on_over_failures_until_the_lease_is_gone() {
+    let asked = AtomicUsize::new(0);
+    let server = FakeServer::start(move |id, request, link| {
+        assert!(matches!(request, Request::Leases(LeaseQuestion::KeepAlive(_))), "{request:?}");
+        let left = match asked.fetch_add(1, Ordering::Relaxed) {
+            0 | 4 => Some(3_000),
+            1..=3 => return,
+            _ => None,
+        };
+        link.reply(id, Reply::LeasesOk(LeaseAnswer::KeptAlive(vec![left])));
+    });
+    let servers = server.address.to_string();
+    let ran = run(&servers, &["lease", "keep-alive", "7", "--timeout", "200ms"]);
+    assert_eq!((ran.status, ran.text()), (1, "7\t3s\n7\t3s\n"), "{}", ran.err);
+    let said: Vec<&str> = ran.err.lines().collect();
+    assert!(said[0].starts_with("acervo: lease 7 was not kept alive: "), "{}", ran.err);
+    assert_eq!(said[1..], ["acervo: there is no lease 7"], "one remark for all failures");
+}
+
+#[test]
+fn keep_alive_ends_when_nobody_has_answered_for_the_whole_time_of_the_lease() {
+    let asked = AtomicUsize::new(0);
+    let server = FakeServer::start(move |id, _, link| {
+        if asked.fetch_add(1, Ordering::Relaxed) == 0 {
+            link.reply(id, Reply::LeasesOk(LeaseAnswer::KeptAlive(vec![Some(1_000)])));
+        }
+    });
+    let servers = server.address.to_string();
+    let ran = run(&servers, &["lease", "keep-alive", "7", "--timeout", "200ms"]);
+    assert_eq!((ran.status, ran.text()), (3, "7\t1s\n"), "{}", ran.err);
+    let last = ran.err.lines().last().unwrap();
+    let said = "acervo: lease 7 was not kept alive for its whole TTL of 1s, and may have ended: ";
+    assert!(last.starts_with(said), "{}", ran.err);
 }
 
 /// Servers that die and servers that are stopped for a while take nothing from a lease that is kept

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -18,6 +18,14 @@ use crate::text::escape;
 /// Between two times that `keep-alive` asks: a third of what the lease has left, and no longer than
 /// this, so that a person sees that it goes on.
 const KEEP_ALIVE_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// And no shorter, whatever a server says: it is less than a sixth of the shortest TTL.
+const KEEP_ALIVE_PAUSE_MIN: Duration = Duration::from_millis(150);
+/// After a failure `keep-alive` asks again when this part of the TTL has passed …
+const RETRY_PART: u32 = 20;
+/// … and within these bounds: a group that is away is not asked more often, and one that is back
+/// not noticed later.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// The commands on leases.
 #[derive(Debug, Subcommand)]
@@ -62,8 +70,9 @@ Examples:
   acervo lease keep-alive 7
   acervo lease keep-alive 7 --once
 
-Prints a line each time that the lease was kept alive. Exit status 1 when there is no such lease
-(any more).")]
+Prints a line each time that the lease was kept alive. When no server answers it goes on asking
+until the lease may have ended, because its time has passed since it was kept alive last. Exit
+status 1 when there is no such lease (any more), 3 when that is not known.")]
 pub struct KeepAliveArgs {
     /// Keep it alive once and end
     #[arg(long)]
@@ -139,9 +148,31 @@ fn grant(args: &GrantArgs, out: &mut dyn Write) -> Result<CommandOutcome, Comman
 fn keep_alive(args: &KeepAliveArgs, out: &mut dyn Write) -> Result<CommandOutcome, CommandError> {
     let KeepAliveArgs { once, shared: LeaseArgs { id, request } } = args;
     let client = client(request)?;
+    // Its TTL, and until when it lives for certain: known from the first answer on.
+    let mut alive: Option<(Duration, Instant)> = None;
+    let mut is_failing = false;
     loop {
-        let left = client.keep_alive([*id])?;
-        let Some(left) = left.into_iter().next().flatten() else { return Ok(no_lease(*id)) };
+        let asked = Instant::now();
+        let client = alive.map_or_else(|| client.clone(), |(_, until)| client.until(until));
+        let left = match (client.keep_alive([*id]), alive) {
+            (Ok(left), _) => left.into_iter().next().flatten(),
+            (Err(error), Some((ttl, until))) if !error.is_of_the_request() => {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(CommandError::NotKeptAlive { lease: *id, ttl, error });
+                }
+                if !std::mem::replace(&mut is_failing, true) {
+                    remark(&format_args!(
+                        "lease {id} was not kept alive: {error}; it has {left:.0?} left, in which \
+                         that is tried again"
+                    ));
+                }
+                thread::sleep((ttl / RETRY_PART).clamp(RETRY_MIN, RETRY_MAX).min(left));
+                continue;
+            }
+            (Err(error), _) => return Err(error.into()),
+        };
+        let Some(left) = left else { return Ok(no_lease(*id)) };
         let object = Object::default().with("lease", json!(id.0));
         let object = object.with("left_ms", json!(left.as_millis() as u64));
         print(out, request, Some(&format_args!("{id}\t{left:?}")), &object)?;
@@ -149,7 +180,8 @@ fn keep_alive(args: &KeepAliveArgs, out: &mut dyn Write) -> Result<CommandOutcom
             return Ok(CommandOutcome::Done);
         }
         out.flush().map_err(CommandError::Output)?;
-        thread::sleep((left / 3).min(KEEP_ALIVE_PAUSE_MAX));
+        (alive, is_failing) = (Some((left, asked + left)), false);
+        thread::sleep((left / 3).clamp(KEEP_ALIVE_PAUSE_MIN, KEEP_ALIVE_PAUSE_MAX));
     }
 }
 
