@@ -99,7 +99,8 @@ const _: () = assert!(HISTORY_COMPACTION_LATE.as_micros() > HISTORY_COMPACTION_P
 /// memory, and a new leader looks at all of them at once, in some tens of milliseconds.
 pub const LEASES_MAX: usize = 256 * 1024;
 /// Keys that a lease may have; a put of one more with it is refused. All of them go in one entry of
-/// the log, in a tenth of a second's work, as much as of long writes may be under way at once.
+/// the log, in a tenth of a second's work, as much as of long writes may be under way at once. Long
+/// keys count as several (`storage::leases`), so that they take some 25 MiB of memory, too.
 pub const LEASE_KEYS_MAX: usize = 16 * 1024;
 const _: () = assert!(LEASE_KEYS_MAX <= LONG_WRITE_ROWS_MAX);
 /// Servers in a group; the default group has three.

@@ -34,7 +34,7 @@
 //! How far both have come is recorded ([`Horizon`]), so that a later page of a read that is too old
 //! is refused, and does not show less than there was.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
@@ -44,10 +44,11 @@ use super::apply::{ApplyError, decode_fact, encode_fact};
 use super::changes::{Changes, HashedRow};
 use super::engine::{Direction, WriteBatch};
 use super::keys;
+use super::leases;
 use super::removals::{RangeRemoval, Removal};
 use super::rows::Rows;
 use super::version_row::StoredVersion;
-use crate::model::{History, ReadView, Timestamp};
+use crate::model::{History, LeaseId, ReadView, Timestamp};
 
 /// The name of the fact up to which time the versions that removals reach are deleted from disk.
 pub(super) const META_REMOVED_UP_TO: &str = "purged";
@@ -227,6 +228,26 @@ fn first_row(
     Ok(found)
 }
 
+/// Versions of a key that are to be deleted.
+#[derive(Default)]
+struct GoneVersions {
+    rows: Vec<HashedRow>,
+    /// The leases that they name.
+    leases: BTreeSet<LeaseId>,
+}
+
+impl GoneVersions {
+    fn add(&mut self, row: &[u8], stored: &[u8]) {
+        // What cannot be read names none, and is reported by whoever deletes it.
+        if let Ok(at) = keys::version_timestamp(row)
+            && let Ok(StoredVersion::Value { facts, .. }) = StoredVersion::decode(stored, at)
+        {
+            self.leases.extend(facts.lease);
+        }
+        self.rows.push(HashedRow::new(row, stored));
+    }
+}
+
 /// Removes these versions of a key, as many as the budget allows. Returns false if there are more.
 fn remove_versions(
     changes: &mut Changes<'_>,
@@ -234,7 +255,7 @@ fn remove_versions(
     versions: &keys::RowRange,
     budget: &mut Budget,
 ) -> Result<bool, ApplyError> {
-    let mut gone: Vec<HashedRow> = Vec::new();
+    let mut gone = GoneVersions::default();
     let mut complete = true;
     changes.rows().visit(versions, &mut |row, stored| {
         complete = budget.allows_more();
@@ -242,23 +263,30 @@ fn remove_versions(
             return ControlFlow::Break(());
         }
         budget.remove(stored.len());
-        gone.push(HashedRow::new(row, stored));
+        gone.add(row, stored);
         ControlFlow::Continue(())
     })?;
-    delete_versions(changes, key, gone)?;
+    delete_versions(changes, key, gone, budget)?;
     Ok(complete)
 }
 
-/// Deletes versions of a key with their change rows.
+/// Deletes versions of a key with their change rows, and has it leave leases that it went out of
+/// with a long range.
 fn delete_versions(
     changes: &mut Changes<'_>,
     key: &[u8],
-    versions: Vec<HashedRow>,
+    versions: GoneVersions,
+    budget: &mut Budget,
 ) -> Result<(), ApplyError> {
-    for hashed in versions {
+    for hashed in versions.rows {
         let at =
             keys::version_timestamp(&hashed.row).map_err(|_| ApplyError::Damaged("a version"))?;
         changes.delete_version(at, key, hashed);
+    }
+    for lease in versions.leases {
+        // Its row and the key's newest version are looked at.
+        budget.take(key.len());
+        leases::version_gone(changes, lease, key)?;
     }
     Ok(())
 }
@@ -607,7 +635,7 @@ fn compact_key(
             return Ok(complete);
         }
     }
-    let mut gone: Vec<HashedRow> = Vec::new();
+    let mut gone = GoneVersions::default();
     changes.rows().scan(&within.older(), Direction::Reverse, &mut |row, stored| {
         // A tombstone goes in the same piece as what it hides: the next piece may never come to
         // it, because another history is set.
@@ -616,11 +644,11 @@ fn compact_key(
             return ControlFlow::Break(());
         }
         budget.take(stored.len());
-        gone.push(HashedRow::new(row, stored));
+        gone.add(row, stored);
         ControlFlow::Continue(())
     })?;
-    let mut is_less = !gone.is_empty();
-    delete_versions(changes, &within.key, gone)?;
+    let mut is_less = !gone.rows.is_empty();
+    delete_versions(changes, &within.key, gone, budget)?;
     if complete {
         is_less |= delete_tombstone(changes, &within.key, within.before, budget)?;
     }

@@ -6,7 +6,10 @@
 //! - one *by lease and key* for each key that was put with the lease. Rule: there is one for every
 //!   key whose newest version names the lease in its facts. There may be more, of keys that went
 //!   with a long range, which nobody looks through; so the facts decide, and the rows only
-//!   find.
+//!   find. Such a row goes when garbage collection deletes the version that named the lease.
+//!
+//! All keys of a lease go at once, so what they may take is bounded: a long key counts as several
+//! ([`weight`]).
 //!
 //! When a lease ends, all its keys get a tombstone at the version of the entry that ended it, which
 //! keeps their history, and its rows go, in one version.
@@ -25,13 +28,26 @@ use super::rows::Rows;
 use super::versions::{PageLimits, Reader, shown_version};
 use crate::model::{LeaseId, LeaseName, LeaseState, Row, StateLimits, Timestamp};
 
+/// Bytes of a key that count as one of the keys that a lease may have. When a lease ends, each key
+/// is in memory three times before it is in the store's: in the row that is deleted, in that of the
+/// tombstone, and in that of the change. So [`LEASE_KEYS_MAX`](crate::limits::LEASE_KEYS_MAX) of
+/// them take some 25 MiB. It is a part of what entries mean, like [`StateLimits`].
+const BYTES_PER_KEY: usize = 512;
+
+/// What a key counts for among the keys of a lease.
+fn weight(key: &[u8]) -> u32 {
+    // A key has 1 byte to 4 KiB.
+    key.len().div_ceil(BYTES_PER_KEY).max(1) as u32
+}
+
 const DAMAGED: ApplyError = ApplyError::Damaged("a lease");
+const DAMAGED_KEYS: ApplyError = ApplyError::Damaged("the keys of a lease");
 
 /// A lease as its row holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StoredLease {
     pub state: LeaseState,
-    /// The number of its rows by key.
+    /// The sum of the weights of its rows by key.
     pub keys: u32,
 }
 
@@ -118,7 +134,7 @@ pub(super) enum LeaseRoom {
     Enough,
     /// There is no such lease.
     NoLease,
-    /// The lease would have more keys than it may have.
+    /// The lease would have more keys than it may have, or longer ones.
     Full,
 }
 
@@ -132,7 +148,9 @@ pub(super) fn room_for<'k>(
     let Some(lease) = find(rows, id)? else { return Ok(LeaseRoom::NoLease) };
     let mut count = lease.keys;
     for key in keys {
-        count += u32::from(rows.get(&keys::lease_key(id, key))?.is_none());
+        if rows.get(&keys::lease_key(id, key))?.is_none() {
+            count = count.saturating_add(weight(key));
+        }
     }
     Ok(if count <= limits.lease_keys_max { LeaseRoom::Enough } else { LeaseRoom::Full })
 }
@@ -147,7 +165,7 @@ pub(super) fn attach(changes: &mut Changes<'_>, id: LeaseId, key: &[u8]) -> Resu
         panic!("a key is put with lease {id}, which was not looked for");
     };
     changes.put(row, Bytes::new());
-    replace(changes, &lease, &StoredLease { keys: lease.keys + 1, ..lease });
+    replace(changes, &lease, &StoredLease { keys: lease.keys + weight(key), ..lease });
     Ok(())
 }
 
@@ -159,10 +177,27 @@ pub(super) fn detach(changes: &mut Changes<'_>, id: LeaseId, key: &[u8]) -> Resu
     if changes.rows().get(&row)?.is_none() {
         return Err(DAMAGED);
     }
-    let keys = lease.keys.checked_sub(1).ok_or(DAMAGED)?;
+    let keys = lease.keys.checked_sub(weight(key)).ok_or(DAMAGED)?;
     changes.delete(row, b"");
     replace(changes, &lease, &StoredLease { keys, ..lease });
     Ok(())
+}
+
+/// Notes that a version of a key which named the lease is gone for good. If it went with a long
+/// range, nobody has told the lease yet.
+pub(super) fn version_gone(
+    changes: &mut Changes<'_>,
+    id: LeaseId,
+    key: &[u8],
+) -> Result<(), ApplyError> {
+    if changes.rows().get(&keys::lease_key(id, key))?.is_none() {
+        return Ok(());
+    }
+    let newest = Reader::newest(&changes.rows(), changes.ranges()).state(key)?;
+    match newest.is_some_and(|newest| newest.facts.lease == Some(id)) {
+        true => Ok(()),
+        false => detach(changes, id, key),
+    }
 }
 
 /// A page of the keys of a lease, from `from` on, as the reader shows them; and where the next one
@@ -211,22 +246,24 @@ pub(super) fn end(
     lease: &StoredLease,
 ) -> Result<(), ApplyError> {
     let id = lease.state.name.id;
-    let mut found = Vec::with_capacity(lease.keys as usize);
+    let mut found: Vec<Bytes> = Vec::new();
     changes.rows().visit(&keys::lease_keys(id), &mut |row, _| {
         found.push(Bytes::copy_from_slice(row));
         ControlFlow::Continue(())
     })?;
-    if found.len() != lease.keys as usize {
-        return Err(ApplyError::Damaged("the keys of a lease"));
-    }
+    let mut left = lease.keys;
     for row in found {
         let (_, key) = keys::decode_lease_key(&row).map_err(|_| DAMAGED)?;
+        left = left.checked_sub(weight(key)).ok_or(DAMAGED_KEYS)?;
         let newest = Reader::newest(&changes.rows(), changes.ranges()).state(key)?;
         // One that went with a long range may have come back without the lease.
         if newest.is_some_and(|newest| newest.facts.lease == Some(id)) {
             removals::delete_present(changes, now, key);
         }
-        changes.delete(row.clone(), b"");
+        changes.delete(row, b"");
+    }
+    if left > 0 {
+        return Err(DAMAGED_KEYS);
     }
     changes.delete(keys::lease(id), &lease.encode());
     Ok(())

@@ -8,9 +8,9 @@ use super::super::memory::MemoryEngine;
 use super::super::rows::ViewRows;
 use super::*;
 use crate::model::{
-    Action, AppliedWrite, ClientId, Command, Del, DelRange, LeaseEvent, LeaseGrant, LeaseRecord,
-    LeaseRevoke, LogEntry, OpResult, PageNext, PageOf, Put, ReadView, RequestId, Txn, TxnOp,
-    WriteFate, WriteOp,
+    Action, AppliedWrite, ClientId, Command, Del, DelRange, GarbageCollection, History, LeaseEvent,
+    LeaseGrant, LeaseRecord, LeaseRevoke, LogEntry, OpResult, PageNext, PageOf, Put, ReadView,
+    RequestId, SetHistory, Txn, TxnOp, WriteFate, WriteOp,
 };
 
 /// A log under construction.
@@ -225,6 +225,11 @@ impl Keys {
         assert_eq!(self.write(Put { key, value, tells_previous: false }), OpResult::Done);
     }
 
+    fn collect(&mut self, piece: GarbageCollection) {
+        self.script.act(Action::GarbageCollection(piece));
+        self.apply();
+    }
+
     fn end(&mut self, id: u64) {
         assert_eq!(self.write(LeaseRevoke { id: LeaseId(id) }), OpResult::Done);
     }
@@ -435,4 +440,65 @@ fn ends_of_leases_with_many_keys_are_left_to_other_entries() {
     assert_eq!(end(&mut keys), [2]);
     assert_eq!(end(&mut keys), Vec::<u64>::new());
     assert!(keys.shown(&["a", "b", "c", "d", "e", "f"]).is_empty());
+}
+
+/// They were counted as long as the lease lived, so that it took no keys any more.
+#[test]
+fn keys_that_went_with_a_long_range_leave_the_lease_when_their_versions_are_collected() {
+    // By collection of removals alone, and by compaction that comes to some versions first.
+    for compacts in [false, true] {
+        let mut keys =
+            Keys::within(StateLimits { removal_scan_rows_max: 1, removal_grace_us: 0, ..LIMITS });
+        keys.grant(7);
+        for key in ["a", "b", "c", "d"] {
+            keys.put(key, Some(7));
+        }
+        let (from, to) = (Bytes::from("a"), Bytes::from("d"));
+        keys.write(DelRange { from, to, keeps_history: false });
+        assert_eq!(keys.put_all(&["e"], Some(7)), OpResult::LeaseFull);
+        // One comes back with the lease, and two without, of which one is deleted once more.
+        keys.put("b", Some(7));
+        keys.plain_put("c");
+        keys.plain_put("d");
+        let del = Del { key: Bytes::from("d"), tells_previous: false, keeps_history: false };
+        assert_eq!(keys.write(del), OpResult::Done);
+        assert_eq!(keys.counted(7), (4, 4));
+        let (rows_max, bytes_max) = (1, 1 << 20);
+        if compacts {
+            let history = History::Versions { count: 1 };
+            keys.write(SetHistory { history });
+            for _ in 0..20 {
+                let as_of_us = keys.machine.applied().timestamp.0 as u64;
+                keys.collect(GarbageCollection::History { history, as_of_us, rows_max, bytes_max });
+            }
+        }
+        for _ in 0..60 {
+            let before_us = u64::MAX / 2;
+            keys.collect(GarbageCollection::Removed { before_us, rows_max, bytes_max });
+        }
+        assert_eq!(keys.counted(7), (1, 1), "compacts: {compacts}");
+        assert_eq!(keys.put_all(&["e", "f", "g"], Some(7)), OpResult::Txn { branches: 1 });
+        assert_eq!(keys.put_all(&["h"], Some(7)), OpResult::LeaseFull);
+        keys.end(7);
+        assert_eq!(keys.shown(&["a", "b", "c", "d", "e", "f", "g"]), ["c:0"]);
+        assert_eq!(keys.counted(7), (0, 0));
+    }
+}
+
+/// All keys of a lease go at once, and are in memory together.
+#[test]
+fn long_keys_count_as_several_of_those_that_a_lease_may_have() {
+    let mut keys = Keys::new();
+    keys.grant(7);
+    let [long, other] = ["l", "m"].map(|key| &*key.repeat(1025).leak());
+    assert_eq!(keys.put_all(&[long], Some(7)), OpResult::Txn { branches: 1 });
+    assert_eq!(keys.counted(7), (3, 1));
+    assert_eq!(keys.put_all(&[other], Some(7)), OpResult::LeaseFull);
+    assert_eq!(keys.put_all(&[long, "a"], Some(7)), OpResult::Txn { branches: 1 });
+    assert_eq!(keys.put_all(&["b"], Some(7)), OpResult::LeaseFull);
+    keys.plain_put(long);
+    assert_eq!(keys.counted(7), (1, 1));
+    assert_eq!(keys.put_all(&[other], Some(7)), OpResult::Txn { branches: 1 });
+    keys.end(7);
+    assert_eq!(keys.shown(&["a", "b", long, other]), [format!("{long}:0")]);
 }
