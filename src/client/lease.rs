@@ -32,6 +32,10 @@ pub struct LeaseGranted {
     pub timestamp: Timestamp,
 }
 
+/// Keys that a lease is expected to have at most when it is revoked: so few that 256 revokes may
+/// wait to be applied.
+const FEW_KEYS: u32 = 64;
+
 /// The TTL as servers count it.
 fn ttl_ms(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)
@@ -198,7 +202,12 @@ impl Client {
 
     /// Ends a lease, as [`Client::revoke_lease`].
     pub(super) async fn revoked(&self, id: LeaseId) -> Result<Option<Timestamp>, ClientError> {
-        let (answer, ..) = self.write_in_time(LeaseRevoke { id }).await?;
+        // Whoever has a lock has one key. A revoke of few keys need not wait for long writes.
+        let few = LeaseRevoke { id, keys_max: Some(FEW_KEYS) };
+        let (mut answer, ..) = self.write_in_time(few).await?;
+        if answer.result == OpResult::TooLong {
+            (answer, ..) = self.write_in_time(LeaseRevoke { id, keys_max: None }).await?;
+        }
         Ok((answer.result == OpResult::Done).then_some(answer.timestamp))
     }
 }

@@ -251,7 +251,8 @@ fn the_commands_in_the_log_are_those_of_its_format() {
         WriteOp::PutSequential(PutSequential { prefix: key(), value: Bytes::from("v") }),
         WriteOp::Txn(every_part()),
         LeaseGrant { id: Some(LeaseId(7)), ttl_ms: 1_000 }.into(),
-        LeaseRevoke { id: LeaseId(7) }.into(),
+        LeaseRevoke { id: LeaseId(7), keys_max: None }.into(),
+        LeaseRevoke { id: LeaseId(7), keys_max: Some(64) }.into(),
     ];
     let lease = LeaseName { id: LeaseId(7), granted: Timestamp(8) };
     let (rows_max, bytes_max) = (5, 6);

@@ -24,6 +24,8 @@ use crate::world::{Event, MILLISECOND, SECOND, World};
 
 /// Names the holders' questions at servers; clients' connections are smaller numbers.
 pub const HOLDERS_CONNECTION: u64 = u64::MAX - 1;
+/// Ids that holders choose, so that they are granted again and again.
+const CHOSEN_IDS: u64 = 4;
 /// How much longer than its TTL a lease may live in peace: an election, and what has piled up.
 const END_SLACK_US: u64 = 25 * SECOND;
 
@@ -54,6 +56,13 @@ enum Stage {
     /// This operation ends it.
     Revoking {
         operation: usize,
+    },
+    /// Just when its time is over, it is revoked and its id is granted again, more than once and
+    /// without a pause: an end that the leader has ordered meanwhile is about a lease before.
+    Regranting {
+        id: LeaseId,
+        from_us: u64,
+        times: u32,
     },
 }
 
@@ -140,6 +149,11 @@ impl LeaseBook {
     /// When an end can have been ordered at the earliest that is in the history.
     pub fn over_us(&self, name: LeaseName) -> u64 {
         self.over_us.get(&name).copied().unwrap_or(0)
+    }
+
+    /// When the time of a lease is over, if nobody keeps it alive any more.
+    fn over_at_us(&self, name: LeaseName) -> Option<u64> {
+        self.alive.get(&name).map(|alive| alive.since_us + alive.ttl_us)
     }
 
     /// Whether all have ended.
@@ -249,7 +263,7 @@ impl World {
             Stage::Idle if wishes == 0 => return,
             Stage::Idle => {
                 self.holders[holder].wishes -= 1;
-                let id = self.rng.chance(300).then(|| LeaseId(1 + self.rng.below(4)));
+                let id = self.rng.chance(300).then(|| LeaseId(1 + self.rng.below(CHOSEN_IDS)));
                 let ttl_ms = self.rng.pick(&[1_000, 1_300, 2_000, 4_000]);
                 let operation = self.write(client, None, LeaseGrant { id, ttl_ms }.into());
                 Stage::Granting { operation, id, ttl_us: ttl_ms * 1_000 }
@@ -267,10 +281,31 @@ impl World {
                     _ => Stage::Idle,
                 }
             }
+            Stage::Holding { until_us, name, .. }
+                if until_us <= self.now_us
+                    && wishes > 0
+                    && name.id.0 <= CHOSEN_IDS
+                    && self.rng.chance(700) =>
+            {
+                let over_us = self.checker.leases.over_at_us(name).unwrap_or(self.now_us);
+                let from_us = over_us.saturating_sub(self.rng.range(0..=40 * MILLISECOND));
+                Stage::Regranting { id: name.id, from_us, times: 8 }
+            }
+            Stage::Regranting { times: 0, .. } => Stage::Idle,
+            Stage::Regranting { from_us, .. } if self.now_us < from_us => stage,
+            Stage::Regranting { id, from_us, times } => {
+                // Through one server, which orders them as they come.
+                let server = self.leader();
+                self.write(client, server, LeaseRevoke { id, keys_max: Some(64) }.into());
+                let ttl_ms = self.rng.pick(&[1_000, 2_000]);
+                self.write(client, server, LeaseGrant { id: Some(id), ttl_ms }.into());
+                Stage::Regranting { id, from_us, times: times - 1 }
+            }
             Stage::Holding { until_us, name, .. } if until_us <= self.now_us => {
                 match self.rng.chance(300) && wishes > 0 {
                     true => {
-                        let revoke = LeaseRevoke { id: name.id };
+                        let keys_max = self.rng.pick(&[None, Some(64)]);
+                        let revoke = LeaseRevoke { id: name.id, keys_max };
                         let operation = self.write(client, None, revoke.into());
                         Stage::Revoking { operation }
                     }
@@ -287,6 +322,8 @@ impl World {
         self.holders[holder].stage = next;
         let pause_us = match next {
             Stage::Holding { ttl_us, .. } => self.rng.range(ttl_us / 8..=ttl_us / 2),
+            Stage::Regranting { from_us, .. } if self.now_us < from_us => from_us - self.now_us,
+            Stage::Regranting { .. } => self.rng.range(MILLISECOND..=20 * MILLISECOND),
             _ => self.rng.range(MILLISECOND..=200 * MILLISECOND),
         };
         self.after(pause_us, Event::Hold { holder });

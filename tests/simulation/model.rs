@@ -433,7 +433,7 @@ impl Model {
             WriteOp::LeaseGrant(grant) if result == OpResult::Done => {
                 self.leases.add(LeaseName { id: grant.id_at(now), granted: now });
             }
-            WriteOp::LeaseRevoke(LeaseRevoke { id }) if result == OpResult::Done => {
+            WriteOp::LeaseRevoke(LeaseRevoke { id, .. }) if result == OpResult::Done => {
                 self.leases.remove(*id);
                 keys = self.end_lease(moment, *id);
             }
@@ -504,7 +504,7 @@ impl Model {
                 let most = self.sessions.limits.leases_max;
                 return (self.leases.grant(grant, moment.timestamp, most), None);
             }
-            WriteOp::LeaseRevoke(LeaseRevoke { id }) if !self.leases.has(*id) => {
+            WriteOp::LeaseRevoke(LeaseRevoke { id, .. }) if !self.leases.has(*id) => {
                 return (OpResult::NoLease, None);
             }
             _ => {}

@@ -198,7 +198,11 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
         txn().prop_map(WriteOp::Txn),
         (option::of(lease_id()), any::<u64>())
             .prop_map(|(id, ttl_ms)| LeaseGrant { id, ttl_ms }.into()),
-        lease_id().prop_map(|id| LeaseRevoke { id }.into()),
+        (lease_id(), prop::option::of(any::<u32>())).prop_map(|(id, keys_max)| LeaseRevoke {
+            id,
+            keys_max
+        }
+        .into()),
     ];
     (any::<[u64; 3]>(), timestamp(), op).prop_map(
         |([client, sequence, answered_below], begun, op)| WriteRequest {

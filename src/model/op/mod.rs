@@ -124,8 +124,9 @@ pub trait StoreChanges {
     /// Begins a lease; what the write comes to.
     fn grant_lease(&mut self, grant: &LeaseGrant) -> Result<OpResult, Self::Error>;
 
-    /// Ends a lease, and deletes its keys. `false`: there is no such lease.
-    fn end_lease(&mut self, id: LeaseId) -> Result<bool, Self::Error>;
+    /// Ends a lease, and deletes its keys, unless they are more than `keys_max`; what the write
+    /// comes to.
+    fn end_lease(&mut self, id: LeaseId, keys_max: Option<u32>) -> Result<OpResult, Self::Error>;
 }
 
 /// What deleting a range comes to. Unless it is done, nothing was.

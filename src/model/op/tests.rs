@@ -5,6 +5,7 @@ use std::convert::Infallible;
 
 use super::txn::TxnWrite;
 use super::*;
+use crate::limits;
 use crate::model::Facts;
 
 /// Leases that the store in memory takes.
@@ -103,8 +104,12 @@ impl StoreChanges for MapStore {
         Ok(OpResult::Done)
     }
 
-    fn end_lease(&mut self, id: LeaseId) -> Result<bool, Infallible> {
-        Ok(self.leases.remove(&id).is_some())
+    /// None has a key here.
+    fn end_lease(&mut self, id: LeaseId, _keys_max: Option<u32>) -> Result<OpResult, Infallible> {
+        Ok(match self.leases.remove(&id) {
+            Some(_) => OpResult::Done,
+            None => OpResult::NoLease,
+        })
     }
 }
 
@@ -143,7 +148,7 @@ fn all() -> Vec<WriteOp> {
         Barrier {}.into(),
         SetHistory { history: History::Versions { count: 2 } }.into(),
         LeaseGrant { id: None, ttl_ms: 1_000 }.into(),
-        LeaseRevoke { id: LeaseId(7) }.into(),
+        LeaseRevoke { id: LeaseId(7), keys_max: Some(3) }.into(),
     ];
     for tells_previous in [false, true] {
         all.push(Put { tells_previous, ..put("a", "4") }.into());
@@ -262,7 +267,7 @@ fn a_result_is_read_back_and_is_short() {
 fn a_lease_is_granted_once_until_it_is_revoked() {
     let mut store = MapStore::default();
     let grant = |id: Option<u64>| LeaseGrant { id: id.map(LeaseId), ttl_ms: 1_000 };
-    let revoke = |id| LeaseRevoke { id: LeaseId(id) };
+    let revoke = |id| LeaseRevoke { id: LeaseId(id), keys_max: None };
     assert_eq!(store.apply(grant(None)), OpApplied::Result(OpResult::Done));
     assert!(store.leases.contains_key(&LeaseId(10)), "its id is the version of the write");
     assert_eq!(store.apply(grant(Some(7))), OpApplied::Result(OpResult::Done));
@@ -275,6 +280,12 @@ fn a_lease_is_granted_once_until_it_is_revoked() {
     for result in [OpResult::LeaseExists, OpResult::TooManyLeases, OpResult::NoLease] {
         assert!(!result.has_taken_effect());
     }
+    // Only one that is to find few keys is short.
+    let few = LeaseRevoke { id: LeaseId(7), keys_max: Some(64) };
+    assert_eq!((few.scanned_rows_max(), few.may_come_to(OpResult::TooLong)), (64, true));
+    let all = revoke(7);
+    assert!(all.scanned_rows_max() > limits::SHORT_WRITE_ROWS_MAX);
+    assert!(!all.may_come_to(OpResult::TooLong));
 }
 
 #[test]

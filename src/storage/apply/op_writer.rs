@@ -162,12 +162,17 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
         Ok(OpResult::Done)
     }
 
-    fn end_lease(&mut self, id: LeaseId) -> Result<bool, ApplyError> {
-        let Some(lease) = leases::find(&self.changes.rows(), id)? else { return Ok(false) };
+    fn end_lease(&mut self, id: LeaseId, keys_max: Option<u32>) -> Result<OpResult, ApplyError> {
+        let Some(lease) = leases::find(&self.changes.rows(), id)? else {
+            return Ok(OpResult::NoLease);
+        };
+        if keys_max.is_some_and(|most| lease.keys > most) {
+            return Ok(OpResult::TooLong);
+        }
         self.removes = true;
         leases::end(self.changes, self.timestamp, &lease)?;
         self.machine.lease_ended(lease.state.name);
-        Ok(true)
+        Ok(OpResult::Done)
     }
 }
 

@@ -40,7 +40,7 @@ impl Script {
     }
 
     fn revoke(&mut self, id: u64) {
-        self.write(LeaseRevoke { id: LeaseId(id) });
+        self.write(LeaseRevoke { id: LeaseId(id), keys_max: None });
     }
 }
 
@@ -231,7 +231,7 @@ impl Keys {
     }
 
     fn end(&mut self, id: u64) {
-        assert_eq!(self.write(LeaseRevoke { id: LeaseId(id) }), OpResult::Done);
+        assert_eq!(self.write(LeaseRevoke { id: LeaseId(id), keys_max: None }), OpResult::Done);
     }
 
     /// The keys that have a value, each with its lease.
@@ -501,4 +501,20 @@ fn long_keys_count_as_several_of_those_that_a_lease_may_have() {
     assert_eq!(keys.put_all(&[other], Some(7)), OpResult::Txn { branches: 1 });
     keys.end(7);
     assert_eq!(keys.shown(&["a", "b", long, other]), [format!("{long}:0")]);
+}
+
+#[test]
+fn a_lease_with_more_keys_than_are_expected_does_not_end() {
+    let mut keys = Keys::new();
+    keys.grant(7);
+    assert_eq!(keys.put_all(&["a", "b"], Some(7)), OpResult::Txn { branches: 1 });
+    let revoke = |keys_max| LeaseRevoke { id: LeaseId(7), keys_max };
+    assert_eq!(keys.write(revoke(Some(1))), OpResult::TooLong);
+    assert_eq!(
+        (keys.counted(7), keys.shown(&["a", "b"])),
+        ((2, 2), vec!["a:7".into(), "b:7".into()])
+    );
+    assert_eq!(keys.write(revoke(Some(2))), OpResult::Done);
+    assert!(keys.shown(&["a", "b"]).is_empty());
+    assert_eq!(keys.write(revoke(Some(2))), OpResult::NoLease);
 }
