@@ -25,7 +25,7 @@ use acervo::model::{
     MachineSummary, NodeId, OpResult, PageOf, Put, Recovered, Release, RequestId, StateLimits,
     Timestamp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
 };
-use acervo::node::config::{AckPolicy, NodeConfig};
+use acervo::node::config::{AckPolicy, LeaseNotes, NodeConfig};
 use acervo::node::core::Node;
 use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::node::{Input, Now, Output, RequestToken};
@@ -156,6 +156,7 @@ impl Group {
                 state_hash_every: limits::STATE_HASH_EVERY,
                 release: Release::default(),
                 level_settled: limits::LEVEL_SETTLED,
+                lease_notes: LeaseNotes::DEFAULT,
                 cut_off_timeout: limits::CUT_OFF_TIMEOUT,
                 first_question: id.0,
             };

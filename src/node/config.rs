@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::eligibility::Ineligible;
 use super::garbage_collection::GarbageCollectionConfig;
+pub use super::leases::LeaseNotes;
 use crate::consensus::{ConsensusError, NoLeader};
 use crate::limits::NodeLimits;
 use crate::model::{AppliedPoint, History, LogIndex, NodeId, Release, Term};
@@ -61,6 +62,8 @@ pub struct NodeConfig {
     /// How long every server must have named a feature level before the group's rises to it;
     /// [`limits::LEVEL_SETTLED`](crate::limits) except in simulations.
     pub level_settled: Duration,
+    /// When the remaining time of leases is noted in the log.
+    pub lease_notes: LeaseNotes,
     /// The first number of this run's requests to other servers. Drawn at random at every start, so
     /// that an answer to a request of an earlier run is never taken for one of this run.
     pub first_question: u64,

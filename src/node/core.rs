@@ -170,7 +170,7 @@ impl Node {
             flushed_commit: 0,
             leadership: None,
             reads,
-            leases: Leases::new(&recovered.leases),
+            leases: Leases::new(&recovered.leases, config.lease_notes),
             lease_questions,
             reachability: Reachability::new(config.node, config.nodes.len()),
             disks: Disks::default(),

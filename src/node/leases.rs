@@ -26,6 +26,7 @@
 //!
 //! Leases end by an entry of the log, one at a time under way, which names as many as are due. A
 //! lease of which an end is under way is neither alive nor gone: who asks waits for the entry.
+//! While disks are full none ends, and one whose time is over may still be kept alive.
 //!
 //! It leaves out who asks (`node::lease_questions`) and what ending a lease does to its keys
 //! (`storage::leases`).
@@ -46,14 +47,32 @@ use crate::model::{
 /// more than that.
 const STEP_MAX: Duration = Duration::from_millis(250);
 
-/// Leases of a shorter TTL are never noted: elections do not go on for long enough to matter.
-const NOTED_TTL_MIN: Duration = Duration::from_secs(5 * 60);
+/// Which leases have their remaining time noted, and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseNotes {
+    /// Leases of a shorter TTL are never noted: elections do not go on for long enough to matter.
+    pub ttl_min: Duration,
+    /// The remaining time is noted when it is less by half a TTL than what is noted, so that a
+    /// lease which is kept alive is rarely noted; but by no less than this …
+    pub step_min: Duration,
+    /// … and by no more: a lease of a year does not begin anew with each leader.
+    pub step_max: Duration,
+}
 
-/// The remaining time of a lease is noted when it is less by this than what is noted: by half a
-/// TTL, so that a lease which is kept alive is rarely noted …
-const NOTE_STEP_MIN: Duration = Duration::from_secs(5 * 60);
-/// … but each hour, so that a lease of a year does not begin anew with each leader.
-const NOTE_STEP_MAX: Duration = Duration::from_secs(3600);
+impl LeaseNotes {
+    /// Those of servers; simulations note more, of which they see something.
+    pub const DEFAULT: LeaseNotes = LeaseNotes {
+        ttl_min: Duration::from_secs(5 * 60),
+        step_min: Duration::from_secs(5 * 60),
+        step_max: Duration::from_secs(3600),
+    };
+}
+
+impl Default for LeaseNotes {
+    fn default() -> LeaseNotes {
+        LeaseNotes::DEFAULT
+    }
+}
 
 /// Stale entries of the heap that are kept beside as many as there are leases.
 const STALE_WAKES_MAX: usize = 1024;
@@ -86,6 +105,8 @@ struct Lease {
     /// When the leader is to look at it next: its one entry of the heap that counts.
     wake_us: u64,
     stage: Stage,
+    /// It is among [`Leases::over`], though it may have been kept alive since.
+    is_listed: bool,
     /// A remaining time of less than the TTL is to be noted, or in the log and not applied.
     is_being_noted: bool,
     /// A note is to be taken back, or that is in the log and not applied.
@@ -102,30 +123,39 @@ impl Lease {
             deadline_us: 0,
             wake_us: 0,
             stage: Stage::Running,
+            is_listed: false,
             is_being_noted: false,
             is_being_renewed: false,
         }
     }
 
-    fn begin(&mut self, time_us: u64) {
+    fn begin(&mut self, time_us: u64, notes: LeaseNotes) {
         self.deadline_us = time_us.saturating_add(self.noted_us);
-        self.stage = Stage::Running;
+        (self.stage, self.is_listed) = (Stage::Running, false);
         (self.is_being_noted, self.is_being_renewed) = (false, false);
-        self.wake_us = self.next_wake_us(time_us);
+        self.wake_us = self.next_wake_us(time_us, notes);
     }
 
     /// When its remaining time is to be noted; `None` if not before something else happens.
-    fn note_due_us(&self) -> Option<u64> {
-        if self.ttl_us < micros(NOTED_TTL_MIN) || self.is_being_noted || self.is_being_renewed {
+    fn note_due_us(&self, notes: LeaseNotes) -> Option<u64> {
+        if self.ttl_us < micros(notes.ttl_min) || self.is_being_noted || self.is_being_renewed {
             return None;
         }
-        let step_us = (self.ttl_us / 2).clamp(micros(NOTE_STEP_MIN), micros(NOTE_STEP_MAX));
+        let step_us = (self.ttl_us / 2).clamp(micros(notes.step_min), micros(notes.step_max));
         Some(self.deadline_us.saturating_sub(self.noted_us).saturating_add(step_us))
     }
 
-    fn next_wake_us(&self, time_us: u64) -> u64 {
-        let look_again_us = time_us.saturating_add(micros(NOTE_STEP_MIN));
-        self.note_due_us().unwrap_or(look_again_us).min(self.deadline_us)
+    fn next_wake_us(&self, time_us: u64, notes: LeaseNotes) -> u64 {
+        let look_again_us = time_us.saturating_add(micros(notes.step_min));
+        self.note_due_us(notes).unwrap_or(look_again_us).min(self.deadline_us)
+    }
+
+    /// Notes that its time is over. It is listed once, however often that is while none may end.
+    fn is_over(&mut self, id: LeaseId, over: &mut Vec<LeaseId>) {
+        self.stage = Stage::Over;
+        if !std::mem::replace(&mut self.is_listed, true) {
+            over.push(id);
+        }
     }
 
     /// Whether the next leader may give it less than its whole TTL.
@@ -137,6 +167,7 @@ impl Lease {
 /// All leases of the group, and at a leader the time that each has left.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
+    notes: LeaseNotes,
     known: BTreeMap<LeaseId, Lease>,
     /// Monotonic time, of which no step counts for more than [`STEP_MAX`].
     time_us: u64,
@@ -146,7 +177,7 @@ pub(super) struct Leases {
     is_counting: bool,
     /// When to look at leases. Entries that are not a lease's `wake_us` are stale.
     wakes: BinaryHeap<Reverse<(u64, LeaseId)>>,
-    /// Leases that are [`Stage::Over`].
+    /// Leases that are [`Stage::Over`], or were.
     over: Vec<LeaseId>,
     /// Leases whose remaining time is to be noted.
     low: Vec<LeaseId>,
@@ -158,9 +189,9 @@ pub(super) struct Leases {
 
 impl Leases {
     /// Those that the state machine has.
-    pub fn new(states: &[LeaseState]) -> Leases {
+    pub fn new(states: &[LeaseState], notes: LeaseNotes) -> Leases {
         let known = states.iter().map(|state| (state.name.id, Lease::new(state))).collect();
-        Leases { known, ..Leases::default() }
+        Leases { notes, known, ..Leases::default() }
     }
 
     /// Notes the machine's monotonic time. To be called often, because a long step counts for
@@ -185,8 +216,8 @@ impl Leases {
     pub fn begin_counting(&mut self) {
         assert!(!self.is_counting && self.under_way.is_none(), "a leader counts already");
         self.is_counting = true;
-        let time_us = self.time_us;
-        self.known.values_mut().for_each(|lease| lease.begin(time_us));
+        let (time_us, notes) = (self.time_us, self.notes);
+        self.known.values_mut().for_each(|lease| lease.begin(time_us, notes));
         self.rebuild_wakes();
     }
 
@@ -227,13 +258,12 @@ impl Leases {
         };
         for name in record.ends {
             // It had too many keys to go with the others.
-            if let Some(lease) = self.named(name) {
-                lease.stage = Stage::Over;
-                self.over.push(name.id);
+            if let Some(lease) = named(&mut self.known, name) {
+                lease.is_over(name.id, &mut self.over);
             }
         }
         for (name, rest_ms) in record.rests {
-            if let Some(lease) = self.named(name) {
+            if let Some(lease) = named(&mut self.known, name) {
                 lease.is_being_noted = false;
                 // A keep-alive that came after a note was proposed still waits for its own entry.
                 lease.is_being_renewed &= rest_ms.saturating_mul(1_000) < lease.ttl_us;
@@ -242,18 +272,14 @@ impl Leases {
         true
     }
 
-    fn named(&mut self, name: LeaseName) -> Option<&mut Lease> {
-        self.known.get_mut(&name.id).filter(|lease| lease.granted == name.granted)
-    }
-
     fn set(&mut self, state: &LeaseState) {
-        if let Some(lease) = self.named(state.name) {
+        if let Some(lease) = named(&mut self.known, state.name) {
             lease.noted_us = Lease::new(state).noted_us;
             return;
         }
         let mut lease = Lease::new(state);
         if self.is_counting {
-            lease.begin(self.time_us);
+            lease.begin(self.time_us, self.notes);
             self.wakes.push(Reverse((lease.wake_us, state.name.id)));
         }
         self.known.insert(state.name.id, lease);
@@ -318,7 +344,7 @@ impl Leases {
             lease.deadline_us = self.time_us.saturating_add(lease.ttl_us);
             if lease.stage == Stage::Over {
                 lease.stage = Stage::Running;
-                lease.wake_us = lease.next_wake_us(self.time_us);
+                lease.wake_us = lease.next_wake_us(self.time_us, self.notes);
                 self.wakes.push(Reverse((lease.wake_us, *id)));
             }
             if lease.has_note() && !lease.is_being_renewed {
@@ -332,21 +358,26 @@ impl Leases {
     }
 
     /// The record to propose now, if one is due and none is under way. What is in it has to be
-    /// given back, to [`proposed`](Leases::proposed) or [`refused`](Leases::refused). `is_asked`
-    /// tells of which leases a request to keep them alive is held: they do not end now.
-    pub fn next_record(&mut self, is_asked: impl Fn(LeaseId) -> bool) -> Option<LeaseRecord> {
+    /// given back, to [`proposed`](Leases::proposed) or [`refused`](Leases::refused). Unless leases
+    /// `may_end` those that are over wait, and may still be kept alive. `is_asked` tells of which
+    /// leases a request to keep them alive is held: they do not end now.
+    pub fn next_record(
+        &mut self,
+        may_end: bool,
+        is_asked: impl Fn(LeaseId) -> bool,
+    ) -> Option<LeaseRecord> {
         if !self.is_counting || self.under_way.is_some() {
             return None;
         }
         self.look(&is_asked);
         let mut record = LeaseRecord::default();
         let known = &mut self.known;
-        let first = ..self.over.len().min(LEASES_PER_RECORD_MAX);
-        for id in self.over.extract_if(first, |id| !is_asked(*id)) {
+        let most = if may_end { self.over.len().min(LEASES_PER_RECORD_MAX) } else { 0 };
+        for id in self.over.extract_if(..most, |id| !is_asked(*id)) {
             // Some were kept alive meanwhile, or revoked.
-            if let Some(lease) = known.get_mut(&id)
-                && lease.stage == Stage::Over
-            {
+            let Some(lease) = known.get_mut(&id) else { continue };
+            lease.is_listed = false;
+            if lease.stage == Stage::Over {
                 lease.stage = Stage::Ending;
                 record.ends.push(LeaseName { id, granted: lease.granted });
             }
@@ -399,15 +430,14 @@ impl Leases {
                 continue;
             }
             if lease.deadline_us <= self.time_us {
-                lease.stage = Stage::Over;
-                self.over.push(id);
+                lease.is_over(id, &mut self.over);
                 continue;
             }
-            if lease.note_due_us().is_some_and(|due_us| due_us <= self.time_us) {
+            if lease.note_due_us(self.notes).is_some_and(|due_us| due_us <= self.time_us) {
                 lease.is_being_noted = true;
                 self.low.push(id);
             }
-            lease.wake_us = lease.next_wake_us(self.time_us);
+            lease.wake_us = lease.next_wake_us(self.time_us, self.notes);
             assert!(lease.wake_us > self.time_us, "{id} is looked at again at once: {lease:?}");
             self.wakes.push(Reverse((lease.wake_us, id)));
         }
@@ -422,19 +452,23 @@ impl Leases {
     /// The proposal was refused for want of room; it is repeated.
     pub fn refused(&mut self, record: LeaseRecord) {
         for name in record.ends {
-            if let Some(lease) = self.named(name) {
-                lease.stage = Stage::Over;
-                self.over.push(name.id);
+            if let Some(lease) = named(&mut self.known, name) {
+                lease.is_over(name.id, &mut self.over);
             }
         }
         for (name, _) in record.rests {
-            let Some(lease) = self.named(name) else { continue };
+            let Some(lease) = named(&mut self.known, name) else { continue };
             match lease.is_being_renewed {
                 true => self.renewed.push(name.id),
                 false => self.low.push(name.id),
             }
         }
     }
+}
+
+/// The very lease of this name, if it has not ended.
+fn named(known: &mut BTreeMap<LeaseId, Lease>, name: LeaseName) -> Option<&mut Lease> {
+    known.get_mut(&name.id).filter(|lease| lease.granted == name.granted)
 }
 
 #[cfg(test)]

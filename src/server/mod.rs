@@ -54,7 +54,7 @@ use crate::console::ConsoleThread;
 use crate::limits;
 use crate::model::{NodeId, Release};
 use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
-use crate::node::config::{NodeConfig, NodeError};
+use crate::node::config::{LeaseNotes, NodeConfig, NodeError};
 use crate::node::core::Node;
 use crate::node::garbage_collection::GarbageCollectionConfig;
 use crate::process::files::ConnectionRoom;
@@ -312,6 +312,7 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
         state_hash_every: limits::STATE_HASH_EVERY,
         release: Release::default(),
         level_settled: limits::LEVEL_SETTLED,
+        lease_notes: LeaseNotes::DEFAULT,
         cut_off_timeout: limits::CUT_OFF_TIMEOUT,
         first_question: rand::rng().next_u64() >> 1,
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use acervo::limits::{self, NodeLimits};
 use acervo::model::{History, KeyInterval, MachineSummary, StateLimits};
-use acervo::node::config::AckPolicy;
+use acervo::node::config::{AckPolicy, LeaseNotes};
 use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::server::snapshots::TransferLimits;
 use acervo::storage::keys;
@@ -130,6 +130,14 @@ fn setup(seed: u64) -> (Setup, Rng) {
         state_limits: state_limits(&mut rng, removal_grace_us, short_sessions),
         other_limits: state_limits(&mut rng, removal_grace_us, short_sessions),
         newest_level: rng.pick(&[1, 2, 3]),
+        lease_notes: match rng.chance(500) {
+            true => LeaseNotes::DEFAULT,
+            false => LeaseNotes {
+                ttl_min: Duration::from_secs(1),
+                step_min: Duration::from_millis(rng.pick(&[200, 600])),
+                step_max: Duration::from_millis(rng.pick(&[600, 1_000])),
+            },
+        },
         cut_off_us: rng.pick(&[40 * MILLISECOND, SECOND, 3 * SECOND]),
         level_settled_us: rng.pick(&[100 * MILLISECOND, SECOND, 4 * SECOND]),
         short_sessions,

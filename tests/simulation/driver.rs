@@ -674,6 +674,7 @@ impl World {
             release,
             cut_off_timeout: Duration::from_micros(self.setup.cut_off_us),
             level_settled: Duration::from_micros(self.setup.level_settled_us),
+            lease_notes: self.setup.lease_notes,
             first_question: self.rng.next_u64(),
         };
         let (first, key) = (self.rng.next_u64() >> 1, self.rng.next_u64());

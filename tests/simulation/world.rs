@@ -8,7 +8,7 @@ use acervo::limits::{self, NodeLimits};
 use acervo::model::{
     AppliedPoint, AppliedWrite, History, LeaseEvent, LogIndex, MachineSummary, NodeId, StateLimits,
 };
-use acervo::node::config::AckPolicy;
+use acervo::node::config::{AckPolicy, LeaseNotes};
 use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::node::{Input, Now, RequestToken};
 use acervo::server::snapshots::TransferLimits;
@@ -83,6 +83,8 @@ pub struct Setup {
     pub newest_level: u32,
     /// A server whose release is too old for its group.
     pub outdated: Option<usize>,
+    /// When the remaining time of leases is noted.
+    pub lease_notes: LeaseNotes,
     /// After how long without a leader a server ends the watches that have caught up.
     pub cut_off_us: u64,
     /// How long all servers are to have told that they know a level before the group's rises.
@@ -133,6 +135,7 @@ impl Setup {
             other_limits: StateLimits::default(),
             newest_level: 1,
             outdated: None,
+            lease_notes: LeaseNotes::DEFAULT,
             cut_off_us: 3 * SECOND,
             level_settled_us: SECOND,
             short_sessions: false,

@@ -24,8 +24,10 @@ pub struct LeaseRevoke {
 impl Operation for LeaseRevoke {
     fn visit(&self, _show: &mut dyn FnMut(&Bytes, Option<&Bytes>)) {}
 
+    /// Its keys keep their history, and each gets a tombstone: as for a deletion that keeps it,
+    /// there must be room.
     fn adds_data(&self) -> bool {
-        false
+        true
     }
 
     fn scanned_rows_max(&self) -> usize {

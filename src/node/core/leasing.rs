@@ -169,9 +169,12 @@ impl Node {
         {
             return;
         }
+        // Each key that goes with a lease gets a tombstone and nothing leaves the disk, so that the
+        // ends of many leases would use up what is reserved for removals. They wait for room.
+        let may_end = self.full_disks().is_empty();
         let questions = &self.lease_questions;
         let is_asked = |id| questions.asks_to_keep(id);
-        let Some(record) = self.leases.next_record(is_asked) else { return };
+        let Some(record) = self.leases.next_record(may_end, is_asked) else { return };
         match self.propose_own(Action::Leases(record.clone()), now) {
             Some(index) => self.leases.proposed(index, record),
             None => self.leases.refused(record),

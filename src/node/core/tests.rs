@@ -81,6 +81,7 @@ impl Group {
                 state_hash_every: 4,
                 release: Release::default(),
                 level_settled: limits::LEVEL_SETTLED,
+                lease_notes: leasing::NOTES,
                 first_question: id.0 * 1000,
             };
             Node::new(config, Recovered::default()).unwrap()

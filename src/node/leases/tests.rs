@@ -21,14 +21,16 @@ struct Leader {
     index: LogIndex,
     /// Records that were proposed, by this or an earlier leader, and are not applied.
     log: Vec<(LogIndex, LeaseRecord)>,
+    /// The disks have room for the ends of leases.
+    may_end: bool,
 }
 
 impl Leader {
     fn of(states: &[LeaseState]) -> Leader {
-        let mut leases = Leases::new(states);
+        let mut leases = Leases::new(states, LeaseNotes::DEFAULT);
         leases.advance(0);
         leases.begin_counting();
-        Leader { leases, now_us: 0, index: 1, log: Vec::new() }
+        Leader { leases, now_us: 0, index: 1, log: Vec::new(), may_end: true }
     }
 
     /// Ticks until this time, and proposes what is due.
@@ -41,7 +43,7 @@ impl Leader {
 
     fn tick(&mut self) {
         self.leases.advance(self.now_us);
-        if let Some(record) = self.leases.next_record(|_| false) {
+        if let Some(record) = self.leases.next_record(self.may_end, |_| false) {
             self.index += 1;
             self.leases.proposed(self.index, record.clone());
             self.log.push((self.index, record));
@@ -115,6 +117,24 @@ fn whoever_asks_about_a_lease_that_is_ending_waits_for_the_end() {
     assert_eq!(shown, Some(LeaseAnswer::Leases { leases: vec![], has_more: false }));
 }
 
+/// A lease that is over again and again meanwhile is listed once.
+#[test]
+fn while_none_may_end_leases_live_on_and_may_be_kept_alive() {
+    let mut leader = Leader::of(&[state(1, 10), state(2, 10)]);
+    leader.may_end = false;
+    for round in 1..=3 {
+        leader.run_to(round * 20 * SECOND);
+        assert!(leader.log.is_empty());
+        assert_eq!(leader.leases.over.len(), 2, "in round {round}");
+        assert_eq!(leader.keep_alive(&[1]), Some(vec![Some(10_000)]));
+    }
+    leader.may_end = true;
+    leader.tick();
+    assert_eq!(leader.apply(), [2]);
+    leader.run_to(70 * SECOND);
+    assert_eq!(leader.apply(), [1]);
+}
+
 /// One record ended a lease and noted how long it has left.
 #[test]
 fn of_a_lease_that_ends_nothing_is_noted() {
@@ -172,18 +192,18 @@ fn a_lease_whose_end_is_refused_or_put_off_ends_later() {
     leader.run_to(10 * SECOND - 1);
     leader.now_us += 1;
     leader.leases.advance(leader.now_us);
-    let record = leader.leases.next_record(|_| false).unwrap();
+    let record = leader.leases.next_record(true, |_| false).unwrap();
     assert_eq!(record.ends, [state(1, 10).name, state(2, 10).name]);
     leader.leases.refused(record);
     // One that is kept alive meanwhile is not in the next record.
     assert!(leader.keep_alive(&[2]).is_some());
-    let record = leader.leases.next_record(|_| false).unwrap();
+    let record = leader.leases.next_record(true, |_| false).unwrap();
     assert_eq!(record.ends, [state(1, 10).name]);
     leader.leases.proposed(5, record);
-    assert_eq!(leader.leases.next_record(|_| false), None, "one is under way");
+    assert_eq!(leader.leases.next_record(true, |_| false), None, "one is under way");
     assert!(!leader.leases.applied(4, &[]));
     assert!(leader.leases.applied(5, &[]), "it had too many keys to go with others");
-    let record = leader.leases.next_record(|_| false).unwrap();
+    let record = leader.leases.next_record(true, |_| false).unwrap();
     assert_eq!(record.ends, [state(1, 10).name]);
 }
 
@@ -194,9 +214,9 @@ fn a_lease_that_is_asked_to_be_kept_alive_does_not_end_until_that_is_answered_or
     for time_us in [10 * SECOND, 12 * SECOND] {
         leader.now_us = time_us;
         leader.leases.advance(time_us);
-        assert_eq!(leader.leases.next_record(|_| true), None);
+        assert_eq!(leader.leases.next_record(true, |_| true), None);
     }
-    let record = leader.leases.next_record(|id| id == LeaseId(1)).unwrap_or_default();
+    let record = leader.leases.next_record(true, |id| id == LeaseId(1)).unwrap_or_default();
     assert!(record.ends.iter().all(|name| name.id == LeaseId(2)), "{record:?}");
     leader.leases.refused(record);
     leader.run_to(13 * SECOND);

@@ -122,7 +122,8 @@ impl World {
             if code == ErrorCode::DiskFull {
                 let adds =
                     matches!(write.op, WriteOp::Put(_) | WriteOp::PutAll(_) | WriteOp::PutIf(_))
-                        || matches!(&write.op, WriteOp::PutSequential(_) | WriteOp::LeaseGrant(_))
+                        || matches!(&write.op, WriteOp::PutSequential(_))
+                        || matches!(&write.op, WriteOp::LeaseGrant(_) | WriteOp::LeaseRevoke(_))
                         || matches!(
                             &write.op,
                             WriteOp::Del(Del { keeps_history: true, .. })
