@@ -88,6 +88,10 @@ struct WatchState {
     queued_bytes: u32,
     /// Credit of events that were taken, which the server has not been given back.
     taken_bytes: u32,
+    /// Credit that the server has left on this connection. It may exceed it by one frame.
+    credit_left: i64,
+    /// Why the server that was asked last has not begun the watch.
+    last_failure: Option<String>,
     /// The connection in use.
     stream: Option<Arc<TcpStream>>,
     error: Option<ClientError>,
@@ -176,7 +180,8 @@ impl Watch {
             drop(state);
             time.as_mut().poll(context).map(|_| {
                 let timeout = self.client.inner.request_timeout;
-                let last = "no server has begun the watch".to_owned();
+                let last = lock(&self.shared.state).last_failure.take();
+                let last = last.unwrap_or_else(|| "no server has begun the watch".to_owned());
                 Err(ClientError::TimedOut { timeout, last, effect: None })
             })
         })
@@ -250,6 +255,7 @@ impl WatchState {
         }
         let Some(stream) = &self.stream else { return };
         let credit = Message::WatchCredit { watch: WATCH, bytes: self.taken_bytes };
+        self.credit_left += i64::from(self.taken_bytes);
         self.taken_bytes = 0;
         // Of a connection that is broken the thread learns by itself.
         let _ = send(stream, &credit);
@@ -324,11 +330,30 @@ impl Follower {
         }
     }
 
+    /// The server has not begun the watch, or goes on with it no more.
+    fn failed(&self, server: SocketAddr, reason: &str) -> ConnectionEnd {
+        lock(&self.shared.state).last_failure = Some(format!("{server}: {reason}"));
+        ConnectionEnd::Retry
+    }
+
     /// Follows at one server, as long as its connection lasts.
     fn connection(&mut self, server: SocketAddr) -> ConnectionEnd {
+        {
+            let state = lock(&self.shared.state);
+            if state.is_over {
+                return ConnectionEnd::NobodyWaits;
+            }
+            // A watch begins with some credit, and there is room for none until events are taken.
+            if state.queued_bytes >= WATCH_CREDIT_BYTES_MAX {
+                return ConnectionEnd::Retry;
+            }
+        }
         let deadline = Instant::now() + self.timing.connect_timeout;
         let dialled = dial::dial(server, HelloRole::CLIENT, deadline);
-        let Ok((stream, mut reader)) = dialled else { return ConnectionEnd::Retry };
+        let (stream, mut reader) = match dialled {
+            Ok(dialled) => dialled,
+            Err(failure) => return self.failed(server, &failure.reason),
+        };
         reader.set_frame_bytes_max(FRAME_BYTES_MAX.max(limits::SERVER_FRAME_BYTES_MAX));
         let stream = Arc::new(stream);
         let credit_bytes = {
@@ -336,9 +361,10 @@ impl Follower {
             if state.is_over {
                 return ConnectionEnd::NobodyWaits;
             }
-            state.taken_bytes = 0;
+            let credit_bytes = WATCH_CREDIT_BYTES_MAX - state.queued_bytes;
+            (state.taken_bytes, state.credit_left) = (0, credit_bytes.into());
             state.stream = Some(Arc::clone(&stream));
-            WATCH_CREDIT_BYTES_MAX.saturating_sub(state.queued_bytes).max(1)
+            credit_bytes
         };
         let request = WatchRequest {
             watch: WATCH,
@@ -350,12 +376,17 @@ impl Follower {
         let body = Request::Watch(request);
         let asked = send(&stream, &Message::Request { id: WATCH, body });
         if asked.is_err() || stream.set_read_timeout(Some(self.timing.ping_interval)).is_err() {
-            return ConnectionEnd::Retry;
+            return self.failed(server, "the connection has ended");
         }
-        self.listen(&stream, &mut reader)
+        self.listen(server, &stream, &mut reader)
     }
 
-    fn listen(&mut self, stream: &TcpStream, reader: &mut MessageReader) -> ConnectionEnd {
+    fn listen(
+        &mut self,
+        server: SocketAddr,
+        stream: &TcpStream,
+        reader: &mut MessageReader,
+    ) -> ConnectionEnd {
         let began = Instant::now();
         let (mut was_shown, mut heard) = (false, began);
         let end = |was_shown| match was_shown || began.elapsed() >= RETRY_MAX {
@@ -380,15 +411,22 @@ impl Follower {
                     Message::Reply { body: Reply::Error(error), .. } => {
                         if error.code == ErrorCode::Invalid {
                             let message = crate::text::sentence(&error.message);
-                            let server = stream.peer_addr();
-                            let server = server.unwrap_or_else(|_| self.servers[0]);
                             return ConnectionEnd::Over(ClientError::Invalid { server, message });
                         }
-                        return ConnectionEnd::Retry;
+                        return self.failed(server, &crate::text::sentence(&error.message));
                     }
                     Message::Watched { watch: WATCH, body } => {
+                        // More than was asked for, or something else.
+                        if !self.may_be_shown(&body) {
+                            return self.failed(server, "it does not keep to the protocol");
+                        }
                         was_shown = true;
                         self.shown(body);
+                    }
+                    Message::Refused { reason, .. } => {
+                        let ended = end(was_shown);
+                        self.failed(server, &crate::text::sentence(&reason));
+                        return ended;
                     }
                     Message::WatchProgress { up_to } => self.following.progress(up_to),
                     Message::Ping { nonce } => {
@@ -425,6 +463,21 @@ impl Follower {
         end(was_shown)
     }
 
+    /// Whether a frame keeps to the credit that the server has, and to what is watched. One may be
+    /// begun with any credit that is left.
+    fn may_be_shown(&self, frame: &WatchFrame) -> bool {
+        let is_watched = |key: &[u8], at: Timestamp| self.range.covers(key) && at > Timestamp::ZERO;
+        let is_asked_for = match frame {
+            WatchFrame::Events { changes, .. } => {
+                changes.iter().all(|change| is_watched(&change.key, change.at))
+            }
+            WatchFrame::Reset { rows, at, .. } => {
+                *at >= Timestamp::ZERO && rows.iter().all(|row| self.range.covers(&row.key))
+            }
+        };
+        is_asked_for && lock(&self.shared.state).credit_left > 0
+    }
+
     /// Gives out what is new in a frame.
     fn shown(&mut self, frame: WatchFrame) {
         let credit_bytes = frame.credit_bytes();
@@ -432,6 +485,7 @@ impl Follower {
         let count = events.len();
         let mut state = lock(&self.shared.state);
         state.queued_bytes += credit_bytes;
+        state.credit_left -= i64::from(credit_bytes);
         if count == 0 {
             // All of it was known.
             state.taken(credit_bytes);

@@ -66,12 +66,12 @@ impl Link {
         self.send(&Message::Reply { id, body });
     }
 
-    /// A client that has gone away is no failure of the script.
-    pub fn send(&self, message: &Message) {
+    /// Returns whether it was sent: a client that has gone away is no failure of the script.
+    pub fn send(&self, message: &Message) -> bool {
         let body = rmp_serde::to_vec(message).unwrap();
         let mut frame = (body.len() as u32).to_be_bytes().to_vec();
         frame.extend(body);
-        let _ = self.0.lock().unwrap().write_all(&frame);
+        self.0.lock().unwrap().write_all(&frame).is_ok()
     }
 }
 
