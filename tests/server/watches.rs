@@ -207,6 +207,7 @@ fn what_is_asked_wrongly_of_watches_is_one_error_each() {
         (WatchRequest { range: interval(&a, &long), ..good() }, "key"),
         (WatchRequest { range: interval(&b, &a), ..good() }, "ends before it begins"),
         (WatchRequest { credit_bytes: 0, ..good() }, "without credit"),
+        (WatchRequest { after: Some(Timestamp(-1)), ..good() }, "not negative"),
     ];
     for (request, why) in wrong {
         let (code, message) = refusal(&mut raw, Request::Watch(request));

@@ -568,11 +568,13 @@ fn hub_limits() -> impl Strategy<Value = WatchLimits> {
     let bytes = || prop_oneof![Just(2_000usize), Just(20_000), Just(1 << 20)];
     let few = || prop_oneof![1..4usize, Just(1_000)];
     let page = (few(), bytes(), few());
-    ((bytes(), bytes(), bytes()), 1..4usize, few(), few(), page).prop_map(
-        |((connection, origin, process), reads_max, looked_up_max, looks_max, page)| WatchLimits {
-            connection_bytes_max: connection,
-            origin_bytes_max: origin,
-            process_bytes_max: process,
+    let on_way = (bytes(), bytes(), bytes(), prop_oneof![Just(0), Just(500), Just(16 << 10)]);
+    (on_way, 1..4usize, few(), few(), page).prop_map(
+        |(on_way, reads_max, looked_up_max, looks_max, page)| WatchLimits {
+            connection_bytes_max: on_way.0,
+            origin_bytes_max: on_way.1,
+            process_bytes_max: on_way.2,
+            few_bytes_max: on_way.3,
             reads_max,
             looked_up_max,
             looks_max,

@@ -190,7 +190,6 @@ impl WatchHub {
         let mut looks = 0;
         // A watch that is served and has more to show has another turn, behind the others.
         while looks < self.limits.looks_max
-            && !self.ways.is_full()
             && let Some(watch) = self.next_in_turn()
         {
             self.serve(watch);
@@ -203,7 +202,7 @@ impl WatchHub {
     /// Whether another [`flush`](WatchHub::flush) would serve somebody.
     pub fn is_behind(&self) -> bool {
         let may_read = self.reads < self.limits.reads_max && !self.read_turns.is_empty();
-        !self.ways.is_full() && (may_read || !self.turns.is_empty())
+        may_read || !self.turns.is_empty()
     }
 
     fn next_in_turn(&mut self) -> Option<WatchKey> {
@@ -232,6 +231,10 @@ impl WatchHub {
         }
         if range.from > range.to {
             let why = "the range of a watch ends before it begins".to_owned();
+            return self.invalid(token, why);
+        }
+        if after.is_some_and(|after| after < Timestamp::ZERO) {
+            let why = "a watch begins after a version, and those are not negative".to_owned();
             return self.invalid(token, why);
         }
         if credit_bytes == 0 {
@@ -545,7 +548,6 @@ impl WatchHub {
         let (origin, connection) = (watch.origin, watch.connection);
         match self.ways.room(origin, connection) {
             Room::Free => {}
-            Room::ProcessFull => return self.turns.push(origin, connection, key),
             room => {
                 watch.state = WatchState::Stopped;
                 return self.ways.stop(origin, connection, key, room);
@@ -686,7 +688,10 @@ impl WatchHub {
         }
         let mut reached: Vec<_> = reached.into_iter().collect();
         reached.sort_unstable();
+        // A watch may begin in the future, and the next one of its connection need not.
+        let applied = self.store.applied().timestamp;
         for (connection, up_to) in reached {
+            let up_to = up_to.min(applied);
             let Some(known) = self.connections.get_mut(&connection) else { continue };
             let watch = known.watches.first_key_value().and_then(|(_, key)| self.watches.get(key));
             let Some(origin) = watch.map(|watch| watch.origin) else { continue };

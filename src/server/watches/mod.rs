@@ -75,6 +75,11 @@ pub struct WatchLimits {
     /// Bytes that may be on their way to all connections. Long values count for each that is shown
     /// them, though they are in memory once.
     pub process_bytes_max: usize,
+    /// A connection to which less is on its way may be shown more, however full the process is: so
+    /// those who take what they are shown go on beside any number of those who do not. That holds
+    /// for an origin up to [`FEW_CONNECTIONS`] times as much, and takes no more memory, for all
+    /// connections together, than the process may have besides.
+    pub few_bytes_max: usize,
     /// Pages that are read from the store at once. Each has at most
     /// [`limits::PAGE_BYTES_MAX`](crate::limits::PAGE_BYTES_MAX) and one value.
     pub reads_max: usize,
@@ -94,12 +99,21 @@ impl WatchLimits {
         connection_bytes_max: 1024 * 1024,
         origin_bytes_max: 32 * 1024 * 1024,
         process_bytes_max: 64 * 1024 * 1024,
+        few_bytes_max: 16 * 1024,
         reads_max: 4,
         looked_up_max: 64 * 1024,
         looks_max: 100_000,
         page: ChangesLimits::DEFAULT,
     };
 }
+
+const _: () = assert!(
+    WatchLimits::DEFAULT.few_bytes_max * limits::CONNECTIONS_MAX
+        <= WatchLimits::DEFAULT.process_bytes_max
+);
+
+/// Connections of an origin whose [`WatchLimits::few_bytes_max`] count, however many it has.
+const FEW_CONNECTIONS: usize = 32;
 
 /// What a piece of frames counts for at least, which has work and memory of its own.
 const SEND_BYTES_MIN: usize = 1024;

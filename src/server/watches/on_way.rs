@@ -1,14 +1,15 @@
 //! Bytes that are on their way to clients, in three scopes: a connection, an origin, the process.
 //!
 //! A watch of a connection or an origin that has too much on its way is stopped, and goes on when
-//! some of that has left. Clients of one address cannot take all of the process's room; where
-//! several fill it, the connection that has kept others waiting for longest gives way
-//! ([`BytesOnWay::heaviest`]).
+//! some of that has left. Clients of one address cannot take all of the process's room. Where
+//! several fill it, clients that take what they are shown go on
+//! ([`WatchLimits::few_bytes_max`]), and the connection that has kept others waiting for longest
+//! gives way ([`BytesOnWay::heaviest`]).
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use super::{WatchKey, WatchLimits};
+use super::{FEW_CONNECTIONS, WatchKey, WatchLimits};
 use crate::limits::origin_of;
 use crate::net::ConnectionId;
 
@@ -27,6 +28,8 @@ struct ConnectionWay {
     bytes: usize,
     /// Watches that are stopped because of them.
     stopped: BTreeSet<WatchKey>,
+    /// Watches that are stopped because the process is full, and these are not few.
+    stopped_by_process: BTreeSet<WatchKey>,
     /// The bytes at each second since there were none.
     byte_seconds: u64,
     is_closing: bool,
@@ -45,16 +48,18 @@ pub(super) struct BytesOnWay {
     connections: HashMap<ConnectionId, ConnectionWay>,
     origins: HashMap<IpAddr, OriginWay>,
     bytes: usize,
+    /// Watches that are stopped because the process is full.
+    stopped: BTreeSet<WatchKey>,
 }
 
 impl BytesOnWay {
     pub fn new(limits: WatchLimits) -> BytesOnWay {
         let (connections, origins) = (HashMap::new(), HashMap::new());
-        BytesOnWay { limits, connections, origins, bytes: 0 }
+        BytesOnWay { limits, connections, origins, bytes: 0, stopped: BTreeSet::new() }
     }
 
-    /// Whether nobody may be shown anything.
-    pub fn is_full(&self) -> bool {
+    /// Whether only those may be shown anything to whom little is on its way.
+    fn is_full(&self) -> bool {
         self.bytes >= self.limits.process_bytes_max
     }
 
@@ -66,11 +71,16 @@ impl BytesOnWay {
             Room::ConnectionFull
         } else if of_origin >= self.limits.origin_bytes_max {
             Room::OriginFull
-        } else if self.is_full() {
+        } else if self.is_full() && !self.is_few(of_connection, of_origin) {
             Room::ProcessFull
         } else {
             Room::Free
         }
+    }
+
+    fn is_few(&self, of_connection: usize, of_origin: usize) -> bool {
+        let few = self.limits.few_bytes_max;
+        of_connection < few && of_origin < few * FEW_CONNECTIONS
     }
 
     /// Whether nothing is on its way to a connection.
@@ -80,10 +90,17 @@ impl BytesOnWay {
 
     /// Notes that a watch waits until there is room again.
     pub fn stop(&mut self, ip: IpAddr, connection: ConnectionId, watch: WatchKey, room: Room) {
-        match (room, self.connections.get_mut(&connection)) {
+        let way = self.connections.get_mut(&connection);
+        match (room, way) {
             (Room::ConnectionFull, Some(way)) => _ = way.stopped.insert(watch),
             (Room::OriginFull, _) => {
                 self.origins.entry(origin_of(ip)).or_default().stopped.insert(watch);
+            }
+            (Room::ProcessFull, way) => {
+                self.stopped.insert(watch);
+                if let Some(way) = way {
+                    way.stopped_by_process.insert(watch);
+                }
             }
             (room, _) => panic!("{watch:?} of {connection:?} is stopped by {room:?}"),
         }
@@ -91,8 +108,10 @@ impl BytesOnWay {
 
     /// Notes that a watch waits no more.
     pub fn forget(&mut self, ip: IpAddr, connection: ConnectionId, watch: WatchKey) {
+        self.stopped.remove(&watch);
         if let Some(way) = self.connections.get_mut(&connection) {
             way.stopped.remove(&watch);
+            way.stopped_by_process.remove(&watch);
         }
         if let Some(way) = self.origins.get_mut(&origin_of(ip)) {
             way.stopped.remove(&watch);
@@ -106,6 +125,7 @@ impl BytesOnWay {
             origin,
             bytes: 0,
             stopped: BTreeSet::new(),
+            stopped_by_process: BTreeSet::new(),
             byte_seconds: 0,
             is_closing: false,
         });
@@ -124,6 +144,11 @@ impl BytesOnWay {
         let mut go_on = BTreeSet::new();
         if way.bytes < self.limits.connection_bytes_max {
             go_on.append(&mut way.stopped);
+        }
+        if way.bytes < self.limits.few_bytes_max || way.bytes == 0 {
+            let few = std::mem::take(&mut way.stopped_by_process);
+            few.iter().for_each(|watch| _ = self.stopped.remove(watch));
+            go_on.extend(few);
         }
         if way.bytes == 0 {
             self.connections.remove(&connection);
@@ -154,18 +179,23 @@ impl BytesOnWay {
         if way.bytes == 0 {
             self.origins.remove(&ip);
         }
+        // Not at once, or each few bytes that leave would have all of them looked at again.
+        if self.bytes * 8 <= self.limits.process_bytes_max * 7 {
+            go_on.append(&mut self.stopped);
+        }
     }
 
-    /// Called once a second: the connection that is to be closed, if the process has no room. It is
-    /// the one to which much was on its way for longest; a byte now and then does not help.
+    /// Called once a second: the connection that is to be closed, if others wait for room in the
+    /// process. It is the one to which much was on its way for longest; a byte now and then does
+    /// not help.
     pub fn heaviest(&mut self) -> Option<ConnectionId> {
-        let is_full = self.is_full();
+        let has_room = self.stopped.is_empty() && !self.is_full();
         for way in self.connections.values_mut() {
             way.byte_seconds += way.bytes as u64;
         }
         let open = self.connections.iter_mut().filter(|(_, way)| !way.is_closing);
         let (connection, way) = open.max_by_key(|(id, way)| (way.byte_seconds, **id))?;
-        if !is_full {
+        if has_room {
             return None;
         }
         way.is_closing = true;
@@ -183,6 +213,7 @@ mod tests {
         connection_bytes_max: 10,
         origin_bytes_max: 20,
         process_bytes_max: 30,
+        few_bytes_max: 2,
         ..WatchLimits::DEFAULT
     };
 
@@ -205,13 +236,40 @@ mod tests {
         assert_eq!(ways.sent(id(1), 1), []);
         assert_eq!(ways.sent(id(1), 2), [WatchKey(1), WatchKey(3)]);
         ways.add(ip(2), id(4), 12);
-        assert_eq!(ways.room(ip(3), id(5)), Room::ProcessFull);
         assert!(ways.is_full());
         ways.closed(id(4));
         assert!(!ways.is_full());
         ways.sent(id(1), 9);
         ways.sent(id(2), 9);
         assert!(ways.connections.is_empty() && ways.origins.is_empty() && ways.bytes == 0);
+    }
+
+    /// Two addresses whose clients took nothing stopped the watches of all others.
+    #[test]
+    fn who_takes_what_it_is_shown_goes_on_beside_those_who_fill_the_process() {
+        let mut ways = BytesOnWay::new(LIMITS);
+        let id = ConnectionId::from_u64;
+        for (address, connection) in [(1, 1), (1, 2), (2, 3), (2, 4)] {
+            ways.add(ip(address), id(connection), 9);
+        }
+        ways.add(ip(3), id(5), 3);
+        assert_eq!(ways.room(ip(3), id(5)), Room::ProcessFull, "it has not taken what it has");
+        assert_eq!(ways.room(ip(2), id(4)), Room::ProcessFull);
+        ways.stop(ip(3), id(5), WatchKey(5), Room::ProcessFull);
+        ways.stop(ip(2), id(4), WatchKey(4), Room::ProcessFull);
+        assert_eq!(ways.room(ip(4), id(6)), Room::Free, "another one");
+        assert_eq!(ways.sent(id(5), 1), []);
+        assert_eq!(ways.sent(id(5), 1), [WatchKey(5)]);
+        assert_eq!(ways.room(ip(3), id(5)), Room::Free);
+        for connection in 7..100 {
+            ways.add(ip(5), id(connection), 1);
+        }
+        assert_eq!(ways.room(ip(5), id(100)), Room::OriginFull);
+        for connection in 7..100 {
+            ways.closed(id(connection));
+        }
+        assert_eq!(ways.closed(id(1)), [], "there is little room");
+        assert_eq!(ways.closed(id(2)), [WatchKey(4)]);
     }
 
     #[test]
