@@ -302,7 +302,7 @@ impl LeaseQuestions {
     ) -> Vec<(Origin, LeaseAnswer)> {
         let (mut answered, mut looks, mut has_listed) = (Vec::new(), 0, false);
         while let Some(asked) = self.next_confirmed(looks, has_listed) {
-            looks += asked.question.looks();
+            looks += asked.looks();
             has_listed |= asked.is_list();
             match answer(&asked.question) {
                 Some(told) => {
