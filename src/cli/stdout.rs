@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, LineWriter, Write};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use signal_hook::consts::SIGPIPE;
 use signal_hook::low_level::emulate_default_handler;
@@ -31,6 +32,24 @@ pub(super) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
+/// Ends the process as a write would where standard output is a pipe whose reader has gone: for
+/// commands that write only when something happens.
+pub(super) fn end_without_reader() {
+    let output = io::stdout();
+    let mut polled = [PollFd::new(&output, PollFlags::empty())];
+    // An error is not about the reader, and is met again by the next write.
+    let is_ready = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok();
+    if is_ready && polled[0].revents().contains(PollFlags::ERR) {
+        end_by_broken_pipe();
+    }
+}
+
+/// It does not come back, unless the system refuses.
+fn end_by_broken_pipe() {
+    logging::finish();
+    let _ = emulate_default_handler(SIGPIPE);
+}
+
 impl Write for StandardOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(bytes)
@@ -45,10 +64,8 @@ impl Write for Raw {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         rustix::io::write(io::stdout(), bytes).map_err(|error| {
             if error == Errno::PIPE {
-                logging::finish();
-                // It does not come back, unless the system refuses; then this is an error like
-                // others.
-                let _ = emulate_default_handler(SIGPIPE);
+                // If that comes back it is an error like others.
+                end_by_broken_pipe();
             }
             match error {
                 Errno::BADF => io::Error::other("standard output is closed"),

@@ -1,13 +1,17 @@
 //! `acervo watch` against a real server: what it prints, what it runs, and how it ends.
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 
 use acervo::client::{Row, Timestamp, Version};
+use acervo::model::KeyChange;
 use acervo::wire::message::{Message, Reply, Request, WatchFrame};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::fake_server::FakeServer;
-use crate::support::{ACERVO, Group};
+use crate::support::{ACERVO, Group, eventually};
 
 fn acervo(group: &Group, arguments: &[&str]) -> Command {
     let mut command = Command::new(ACERVO);
@@ -119,4 +123,47 @@ fn a_reset_that_begins_anew_is_printed_as_one_and_each_line_counts() {
     ];
     assert_eq!(watch("6"), all.concat());
     assert_eq!(watch("3"), all[..3].concat());
+}
+
+/// A server that shows one change, of a key that is watched.
+fn one_change(value: Vec<u8>) -> FakeServer {
+    FakeServer::start(move |id, request, link| {
+        let Request::Watch(request) = request else { panic!("{request:?}") };
+        link.reply(id, Reply::WatchOk { after: request.after.unwrap() });
+        let (at, value) = (Timestamp(9), value.clone().into());
+        let written = Some(Version { timestamp: at, value, facts: None });
+        let changes = vec![KeyChange { at, key: "k".into(), written, previous: None }];
+        let body = WatchFrame::Events { changes, up_to: at, continues: false };
+        link.send(&Message::Watched { watch: 1, body });
+    })
+}
+
+fn watch_of(server: &FakeServer) -> Command {
+    let mut command = Command::new(ACERVO);
+    let servers = server.address.to_string();
+    command.args(["watch", "k", "--from", "1", "--servers", &servers]).stdin(Stdio::null());
+    command
+}
+
+/// Such a value took four times its bytes as text, the command could not be run, and a watch that
+/// was started again met it again.
+#[test]
+fn a_value_that_is_long_as_text_is_on_standard_input_alone() {
+    let server = one_change(vec![0; 60_000]);
+    let script = "echo \"${ACERVO_VALUE-none} $(wc -c)\"";
+    let mut watch = watch_of(&server);
+    let ran = watch.args(["--limit", "1", "--", "sh", "-c", script]).output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(String::from_utf8_lossy(&ran.stdout).trim_end(), "none 60000");
+}
+
+#[test]
+fn a_watch_whose_reader_has_gone_ends_before_the_next_change() {
+    let server = one_change(b"v".to_vec());
+    let mut watch = watch_of(&server).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(watch.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "9\tput\tk\tv\n");
+    let ended = eventually("the watch ends", || watch.try_wait().unwrap());
+    assert_eq!(ended.signal(), Some(Signal::PIPE.as_raw()), "{ended}");
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -11,6 +12,7 @@ use super::super::args::Format;
 use super::super::at::At;
 use super::super::outcome::{CommandError, CommandOutcome};
 use super::super::output::{Object, print_json};
+use super::super::stdout;
 use super::flags::{KeyArgs, RangeArgs};
 use super::session::{OneShot, Session, Streams, remark};
 use crate::client::{KeyRange, Row, Timestamp, Version, WatchEvent, WatchOptions};
@@ -20,6 +22,9 @@ use crate::text::escape;
 /// Bytes of a value that a command finds in its environment: half of what Linux allows for one
 /// string there. A longer one is on its standard input alone.
 const ENVIRONMENT_BYTES_MAX: usize = 64 * 1024;
+
+/// How often it is looked, while nothing changes, whether anybody still reads what is printed.
+const READER_LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// The flags and arguments of `acervo watch`.
 #[derive(Debug, Args)]
@@ -44,7 +49,7 @@ A second 'reset' before that begins anew: the rows before it do not count.
 
 A COMMAND is run for each line, one after the other. Its environment has ACERVO_KIND,
 ACERVO_VERSION, ACERVO_KEY and ACERVO_VALUE, written as in lines, and the value is on its standard
-input. Values of more than 64 KiB are only there."
+input. Values that are more than 64 KiB as text are only there."
 )]
 pub struct WatchArgs {
     /// The key, or the first of a range; '..' is the first there is
@@ -90,9 +95,13 @@ impl OneShot for WatchArgs {
         let options = WatchOptions { after, previous: self.previous };
         let mut left = self.limit.unwrap_or(u64::MAX);
         let format = session.format();
-        for event in session.client.watch(range, options)? {
-            let lines = lines(event?);
-            for line in lines {
+        let mut watch = session.client.watch(range, options)?;
+        loop {
+            let Some(event) = watch.next_within(READER_LOOK_PAUSE) else {
+                stdout::end_without_reader();
+                continue;
+            };
+            for line in lines(event?) {
                 match self.command.split_first() {
                     Some((program, arguments)) => run(program, arguments, &line)?,
                     None => print(session.out, format, &line, self.previous)?,
@@ -104,7 +113,6 @@ impl OneShot for WatchArgs {
             }
             session.out.flush().map_err(CommandError::Output)?;
         }
-        session.done()
     }
 }
 
@@ -209,8 +217,10 @@ fn run(program: &OsString, arguments: &[OsString], line: &Line) -> Result<(), Co
         .env("ACERVO_KEY", escape(line.key.as_deref().unwrap_or_default()).to_string())
         .env_remove("ACERVO_VALUE")
         .stdin(Stdio::piped());
-    if value.len() <= ENVIRONMENT_BYTES_MAX {
-        command.env("ACERVO_VALUE", escape(value).to_string());
+    // Bytes that are no text take four times their number.
+    let shown = escape(&value[..value.len().min(ENVIRONMENT_BYTES_MAX)]).to_string();
+    if value.len() <= ENVIRONMENT_BYTES_MAX && shown.len() <= ENVIRONMENT_BYTES_MAX {
+        command.env("ACERVO_VALUE", shown);
     }
     let mut child = command.spawn().map_err(CommandError::NotRun)?;
     if let Some(mut stdin) = child.stdin.take() {
