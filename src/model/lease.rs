@@ -20,7 +20,7 @@ use super::{LeaseId, Timestamp, bounded};
 /// meanwhile should find its lease alive.
 const LEASE_TTL_MIN: Duration = Duration::from_secs(1);
 /// The longest TTL: a year. Whoever means for ever puts keys without a lease.
-const LEASE_TTL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+pub const LEASE_TTL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Leases that an entry of the log ends or whose remaining time it notes: some tens of KiB.
 pub const LEASES_PER_RECORD_MAX: usize = 1024;
 /// Leases that one request keeps alive. It is a frame of at most 40 KiB, which the event loop

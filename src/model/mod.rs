@@ -40,8 +40,8 @@ pub use history::History;
 pub use ids::{ClientId, ClusterId, LeaseId, NodeId, RequestId};
 pub use key::{InvalidKey, check_key};
 pub use lease::{
-    LEASES_PER_PAGE_MAX, LEASES_PER_RECORD_MAX, LEASES_PER_REQUEST_MAX, LeaseAnswer, LeaseEvent,
-    LeaseName, LeaseQuestion, LeaseRecord, LeaseShown, LeaseState, check_lease_ttl,
+    LEASE_TTL_MAX, LEASES_PER_PAGE_MAX, LEASES_PER_RECORD_MAX, LEASES_PER_REQUEST_MAX, LeaseAnswer,
+    LeaseEvent, LeaseName, LeaseQuestion, LeaseRecord, LeaseShown, LeaseState, check_lease_ttl,
 };
 pub use log::{HardState, LogBatch, LogEntry, LogIndex, Term};
 pub use op::*;

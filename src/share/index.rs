@@ -32,7 +32,7 @@ use crate::wire::share::{FileSummary, PeerSummary, Source};
 /// address alone takes a registry from all others.
 const REGISTRY_INDEX_BYTES_PER_ORIGIN_MAX: usize = limits::REGISTRY_INDEX_BYTES_MAX / 4;
 /// Contents that a peer may announce as being fetched at once. A further one is refused.
-const FETCHING_PER_PEER_MAX: usize = 64;
+pub const FETCHING_PER_PEER_MAX: usize = 64;
 
 /// Upper bounds of an index. [`Default`] takes them from [`limits`].
 #[derive(Clone, Copy, Debug)]

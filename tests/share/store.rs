@@ -148,6 +148,95 @@ fn a_registry_that_was_stopped_takes_no_peer_back_when_it_goes_on() {
     assert_eq!(peer.err().matches("joined at").count(), 2, "{}", peer.err());
 }
 
+fn peers(registry: SocketAddr) -> Vec<serde_json::Value> {
+    let listed = run(&["peers", "--format", "json", "--registry", &registry.to_string()]).json();
+    listed["peers"].as_array().unwrap().clone()
+}
+
+/// Its connections end with it, so that its own peers know; nobody else need find it out.
+#[test]
+fn of_a_registry_that_was_killed_nothing_is_offered_after_the_timeout_and_no_row_is_left() {
+    let group = Group::start(3, &["--console", "off"]);
+    let servers = group.list();
+    let flags = ["--servers", &servers, "--silence-timeout", "7s", "--console", "off"];
+    let mut first = Registry::start(&flags);
+    let second = Registry::start(&flags);
+    let folders = [first.folder("a"), second.folder("b")];
+    folders.iter().for_each(|folder| write(folder, "film.mkv", b"film"));
+    write(&folders[0], "mine.txt", b"mine");
+    let _lost = share(first.dir.path(), &folders[0], &first.address());
+    let _stays = share(second.dir.path(), &folders[1], &second.address());
+    assert_eq!(names(second.address), ["film.mkv", "mine.txt"]);
+    let client = group.client();
+    let then = everything(&client).iter().filter_map(Row::timestamp).max().unwrap();
+    assert_eq!(everything(&client).len(), 2 + 3 * 3);
+
+    first.kill();
+    eventually("its peer is not offered any more", || {
+        (names(second.address) == ["film.mkv"]).then_some(())
+    });
+    assert_eq!(peers(second.address).len(), 1);
+    assert_eq!(everything(&client).len(), 1 + 3, "the rows of the other peer");
+    let leases = client.leases().unwrap();
+    assert_eq!(leases.len(), 1, "{leases:?}");
+    eventually("what has ended is not stepped over for ever", || {
+        let past = client.range("share/", "share/\u{10ffff}", ReadOptions::at(then)).unwrap();
+        (past.count() == 1 + 3).then_some(())
+    });
+    assert_eq!(names(second.address), ["film.mkv"]);
+}
+
+#[test]
+fn peers_of_a_registry_that_was_stopped_past_their_leases_join_again_and_none_is_shown_twice() {
+    let group = Group::start(3, &["--console", "off"]);
+    let servers = group.list();
+    let flags = ["--servers", &servers, "--silence-timeout", "7s", "--console", "off"];
+    let mut first = Registry::start(&flags);
+    let second = Registry::start(&flags);
+    let folders = [first.folder("a"), first.folder("b")];
+    folders.iter().for_each(|folder| write(folder, "film.mkv", b"film"));
+    // One of them knows no other registry, and moves nowhere.
+    let both = format!("{},{}", first.address, second.address);
+    let sharing = [
+        share(first.dir.path(), &folders[0], &first.address()),
+        share(first.dir.path(), &folders[1], &both),
+    ];
+    let shown = || {
+        let listed = peers(second.address);
+        let files = files(second.address);
+        let film = files["files"].as_array().unwrap().iter().find(|row| row["name"] == "film.mkv");
+        let holders = film.map_or(0, |row| row["peers"].as_u64().unwrap() as usize);
+        let mut ids: Vec<&str> = listed.iter().map(|of| of["peer"].as_str().unwrap()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), listed.len(), "shown twice: {listed:?}");
+        assert!(listed.len() <= 2 && holders <= 2, "{listed:?} {files}");
+        (listed.len(), holders)
+    };
+    assert_eq!(shown(), (2, 2));
+    first.process().signal(Signal::STOP);
+    eventually("one has moved and the other's leases have ended", || {
+        let has_moved = sharing[1].err().contains(&format!("joined at {}", second.address));
+        (has_moved && shown() == (1, 1)).then_some(())
+    });
+    assert_eq!(everything(&group.client()).len(), 1 + 3);
+    first.process().signal(Signal::CONT);
+    eventually("the other has joined again", || {
+        (shown() == (2, 2) && sharing[0].err().matches("joined at").count() > 1).then_some(())
+    });
+    // What its registry does about them when it goes on ends nothing that is another's.
+    write(&folders[0], "new.txt", b"new");
+    write(&folders[1], "more.txt", b"more");
+    for registry in [first.address, second.address] {
+        eventually("both offer what is new", || {
+            (names(registry) == ["film.mkv", "more.txt", "new.txt"]).then_some(())
+        });
+    }
+    assert_eq!(shown(), (2, 2));
+    assert_eq!(everything(&group.client()).len(), 2 + 3 * 4);
+    assert_eq!(sharing[1].err().matches("joined at").count(), 2, "{}", sharing[1].err());
+}
+
 #[test]
 fn without_its_store_a_registry_says_so_and_goes_on_when_it_is_back() {
     let mut group = Group::start(1, &["--console", "off"]);
@@ -221,7 +310,7 @@ fn everything(client: &Client) -> Vec<Row> {
     rows.map(Result::unwrap).collect()
 }
 
-/// The peers that are found to be silent, or orphaned, and are removed.
+/// The peers that are found to be silent, or gone, of which something is removed.
 fn expired(directory: &StoreDirectory) -> Vec<(PeerId, SocketAddr)> {
     let silent = directory.expire().unwrap();
     silent.iter().for_each(|(peer, _)| directory.remove_silent(*peer).unwrap());
@@ -375,15 +464,14 @@ fn play(room: IndexLimits, registries: usize) {
     for (_, (at, member)) in connected {
         stores[at].leave(member).unwrap();
     }
-    let left: Vec<Row> = everything(&client)
-        .into_iter()
-        .filter(|row| !row.key.starts_with(b"share/registry/"))
-        .collect();
-    assert_eq!(left, [], "nobody is left, and nothing");
+    assert_eq!(everything(&client), [], "nobody is left, and nothing");
+    assert_eq!(client.leases().unwrap(), []);
 }
 
+/// One of its peers comes back elsewhere, as a process that does not know the secret of the one
+/// before, and is let in when that one's time is over.
 #[test]
-fn what_a_dead_registry_leaves_half_done_goes_to_the_last_row() {
+fn all_rows_of_a_dead_registry_end_and_leave_no_past_behind() {
     let group = Group::start(1, &["--console", "off"]);
     let client = group.client();
     let room = IndexLimits::default();
@@ -394,39 +482,32 @@ fn what_a_dead_registry_leaves_half_done_goes_to_the_last_row() {
         left_behind.join(member(peer), place(peer), vec![entry((0, 1)), entry((1, 2))]).unwrap();
         left_behind.fetching(member(peer), ContentId([3; 32]), 30).unwrap();
     }
-    // It was killed while it removed one of them: some files are gone already.
-    let text = |row: &Row| String::from_utf8_lossy(&row.key).into_owned();
-    let of_file = |key: &str| key.contains("file-0.bin") && key.contains(&PeerId(1).to_string());
-    let file: Vec<String> = everything(&client).iter().map(text).filter(|k| of_file(k)).collect();
-    assert_eq!(file.len(), 3, "{file:?}");
-    client.del_all(file).unwrap();
     drop(left_behind);
 
     let other = StoreDirectory::new(group.client(), room, alive);
-    assert_eq!(other.search(&name(1)).unwrap().len(), 2, "it is not known to be dead yet");
-    // One of its peers comes back by itself, at another registry.
+    assert_eq!(expired(&other), []);
+    assert_eq!(other.search(&name(1)).unwrap().len(), 2, "their time is not over yet");
+    let then = everything(&client).iter().filter_map(Row::timestamp).max().unwrap();
+    // One of its peers comes back at another registry, as a process that does not know the secret.
     let back = Member { peer: PeerId(2), session: 2 };
     eventually("its registry is not waited for any more", || {
-        expired(&other);
         other.join(back, place(2), vec![entry((0, 1))]).ok()
     });
-    let gone = eventually("the dead registry's peer is forgotten", || {
+    eventually("nothing of the other is left, nor of what it had", || {
         // The live one sends heartbeats all the time.
         assert!(other.heartbeat(back).unwrap());
-        expired(&other).pop()
+        expired(&other);
+        let past = client.range("share/", "share/\u{10ffff}", ReadOptions::at(then)).unwrap();
+        let key = PeerId(1).to_string();
+        let of_dead = |row: &Row| String::from_utf8_lossy(&row.key).contains(&key);
+        (!past.map(Result::unwrap).any(|row| of_dead(&row))).then_some(())
     });
-    assert_eq!(gone, (PeerId(1), address(1)));
     let sources = other.search(&name(0)).unwrap();
     assert_eq!(sources.iter().map(|source| source.peer).collect::<Vec<_>>(), [PeerId(2)]);
     assert_eq!(other.search(&name(1)).unwrap(), []);
     assert_eq!(other.sources_of(ContentId([3; 32])).unwrap(), []);
     other.leave(back).unwrap();
-    eventually("the dead registry's own row is gone", || {
-        expired(&other);
-        let rows = everything(&client);
-        assert!(rows.iter().all(|row| row.key.starts_with(b"share/registry/")), "{rows:?}");
-        (rows.len() == 1).then_some(())
-    });
+    assert_eq!(everything(&client), []);
 }
 
 /// A peer knows that its connection is dead; other registries learn it only from its silence.
@@ -461,19 +542,15 @@ fn a_registry_from_which_a_peer_was_taken_is_told_so_at_its_next_change() {
         &|member| first.fetching(member, ContentId([5; 32]), 50).unwrap(),
         &|member| first.fetched(member, ContentId([3; 32])).unwrap(),
     ];
-    let rows_of_peers = || {
-        let rows = everything(&client).into_iter();
-        rows.filter(|row| !row.key.starts_with(b"share/registry/")).collect::<Vec<_>>()
-    };
     for (session, act) in acts.into_iter().enumerate() {
         let member = Member { peer: PeerId(1), session: session as u64 };
         first.join(member, at, vec![entry((0, 1)), entry((1, 2))]).unwrap();
         assert!(first.fetching(member, ContentId([3; 32]), 30).unwrap());
         second.join(other, at, vec![entry((0, 1))]).unwrap();
-        let rows = rows_of_peers();
+        let rows = everything(&client);
         assert!(!act(member) && !first.heartbeat(member).unwrap(), "change {session}");
         first.leave(member).unwrap();
-        assert_eq!(rows_of_peers(), rows, "change {session}");
+        assert_eq!(everything(&client), rows, "change {session}");
         assert!(second.heartbeat(other).unwrap());
     }
 }
@@ -488,7 +565,7 @@ fn a_peer_whose_rows_somebody_took_away_is_told_to_join_anew() {
     directory.join(member, place(7), vec![entry((0, 1))]).unwrap();
     expired(&directory);
     assert!(directory.heartbeat(member).unwrap());
-    // As another registry does that believes this one dead.
+    // As somebody does who may write to the store.
     let row = everything(&client).into_iter().find(|row| row.key.starts_with(b"share/peer/"));
     client.del(row.unwrap().key).unwrap();
     assert_eq!(directory.search(&name(0)).unwrap(), [], "a peer without a row is not found");
@@ -533,6 +610,10 @@ fn a_peer_of_as_many_files_as_there_may_be_joins_comes_back_and_goes() {
     });
     assert_eq!(other.search(&last.name).unwrap().len(), 1);
     assert_eq!(other.peers(None).unwrap().0[0].files, files.len() as u64);
+    let leases = group.client().leases().unwrap();
+    // And more keys than one lease may have, without half of them empty.
+    assert!(leases.len() > 3 * files.len() / limits::LEASE_KEYS_MAX, "{leases:?}");
+    assert!(leases.len() < 2 * 3 * files.len() / limits::LEASE_KEYS_MAX, "{leases:?}");
 
     // It comes back over another connection with one file changed: nothing else is written again.
     let version = |name: &FileName| {
@@ -544,11 +625,12 @@ fn a_peer_of_as_many_files_as_there_may_be_joins_comes_back_and_goes() {
     let mut files = files;
     files[0].size += 1;
     directory.join(member(2), place(1), files).unwrap();
+    assert_eq!(group.client().leases().unwrap().len(), leases.len());
     assert_eq!(version(&last.name), before);
     assert!(version(&changed) > first);
     assert_eq!(other.search(&changed).unwrap()[0].size, 1);
 
     directory.leave(member(2)).unwrap();
-    let left = everything(&group.client());
-    assert!(left.iter().all(|row| row.key.starts_with(b"share/registry/")), "{}", left.len());
+    assert_eq!(everything(&group.client()).len(), 0);
+    assert_eq!(group.client().leases().unwrap(), []);
 }

@@ -29,6 +29,9 @@ pub enum DirectoryError {
         "this peer has joined at another registry, which is alive: that connection has to end first"
     )]
     JoinedElsewhere,
+    /// The group has as many leases as it may have.
+    #[error("the store behind this registry has no room for another lease: try again later")]
+    TooManyLeases,
     /// The store has not answered in time.
     #[error("the store behind this registry does not answer: {0}")]
     Store(#[from] ClientError),
@@ -41,7 +44,8 @@ impl DirectoryError {
         match self {
             DirectoryError::Full(
                 IndexError::Peers(_) | IndexError::Files | IndexError::PeersOfOrigin(_),
-            ) => Some(REGISTRY_FULL_RETRY_AFTER_MS),
+            )
+            | DirectoryError::TooManyLeases => Some(REGISTRY_FULL_RETRY_AFTER_MS),
             DirectoryError::Full(
                 IndexError::FilesOfPeer(_)
                 | IndexError::FilesOfOrigin(_)

@@ -1,8 +1,8 @@
-//! What one registry alone knows: its connected peers, the silence of other registries, and the
-//! totals. It decides what follows from the rows that a scan has read.
+//! What one registry alone knows: its connected peers with their leases, what its last scan has
+//! found, and the totals. It decides what follows from the rows that a scan has read.
 //!
-//! Rule: only rows are durable. This state is lost when the registry ends, after which its peers
-//! are orphaned until they join again.
+//! Rule: only rows are durable. This state is lost when the registry ends, and then the leases of
+//! its peers end, too, unless another registry takes the peers over.
 //!
 //! The module is pure: the caller passes the time and the rows.
 
@@ -10,9 +10,10 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::rows::{PeerRow, RegistryId, StoredCleanup, StoredPeer};
-use super::silence::{RegistryHeartbeat, SilenceTracker};
-use crate::model::{ContentId, PeerId};
+use super::peer_leases::PeerLeases;
+use super::rows::{PeerRow, RegistryId, StoredPeer};
+use crate::limits;
+use crate::model::{ContentId, LeaseId, PeerId, Timestamp};
 use crate::share::index::{IndexError, IndexLimits, Member};
 
 /// A peer that is connected to this registry.
@@ -25,8 +26,20 @@ pub(super) struct LocalPeer {
     pub origin: IpAddr,
     /// Its row as this registry has written it last; `None` while it is joining.
     pub stored: Option<StoredPeer>,
+    /// The leases of its rows, which are kept alive from their grant on.
+    pub leases: PeerLeases,
     pub fetching: HashSet<ContentId>,
 }
+
+impl LocalPeer {
+    fn is_silent(&self, silence_timeout: Duration, now: Instant) -> bool {
+        self.joined.is_some() && now.saturating_duration_since(self.last_seen) > silence_timeout
+    }
+}
+
+/// Peers that were found gone and whose past waits to be removed; of more than may join, what they
+/// leave stays.
+const GONE_PEERS_MAX: usize = limits::REGISTRY_PEERS_MAX;
 
 /// The number of peers and files in the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,53 +77,22 @@ impl Totals {
     }
 }
 
-/// The rows that a scan has read.
-#[derive(Debug, Default)]
-pub(super) struct ScannedRows {
-    /// Read before `peers`: so that one whose peer is not among those is of a removed peer.
-    pub cleanups: Vec<(PeerId, StoredCleanup)>,
-    /// Read before `registries`, so that every live registry that a peer names is among those.
+/// The peers that a scan has found, and the version of the state in which it did.
+#[derive(Debug)]
+pub(super) struct ScannedPeers {
     pub peers: Vec<(PeerId, StoredPeer)>,
-    pub registries: Vec<RegistryHeartbeat>,
-}
-
-/// What there is to be removed of a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Orphan {
-    /// All of its rows.
-    Peer(StoredPeer),
-    /// What an unfinished removal has left.
-    Rest(StoredCleanup),
-}
-
-impl Orphan {
-    /// The address at which the peer has served.
-    pub(super) fn address(&self) -> SocketAddr {
-        match self {
-            Orphan::Peer(stored) => stored.row.address,
-            Orphan::Rest(cleanup) => cleanup.row.address,
-        }
-    }
-
-    fn registry(&self) -> RegistryId {
-        match self {
-            Orphan::Peer(stored) => stored.row.registry,
-            Orphan::Rest(cleanup) => cleanup.row.registry,
-        }
-    }
+    pub at: Timestamp,
 }
 
 /// What follows from a scan.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ScanVerdict {
-    /// Registries whose rows are to be removed, unless they have written them again.
-    pub dead: Vec<RegistryHeartbeat>,
-    /// Peers to be removed, unless somebody has written their rows since: their registry is dead,
-    /// or is this one and does not have their connection.
-    pub orphaned: Vec<(PeerId, Orphan)>,
-    /// Local peers whose rows another registry has taken over. They have been forgotten, and are to
+    /// Local peers that have been silent for too long, and peers of any registry that were there at
+    /// the last scan and have gone since: for each there is something to remove.
+    pub removable: Vec<(PeerId, SocketAddr)>,
+    /// Local peers whose rows are gone, or another registry's. They have been forgotten, and are to
     /// join again.
-    pub taken_over: Vec<PeerId>,
+    pub lost: Vec<PeerId>,
 }
 
 /// The state of one registry.
@@ -120,17 +102,15 @@ pub(super) struct LocalPeers {
     silence_timeout: Duration,
     /// A peer is here before its row is in the store.
     peers: HashMap<PeerId, LocalPeer>,
-    silence_tracker: SilenceTracker,
     /// When the last scan began, whether it succeeded or not.
     scanned_at: Option<Instant>,
-    has_heartbeat_row: bool,
+    /// The peers that the last scan has found, and the version of their state.
+    found: Option<(HashMap<PeerId, SocketAddr>, Timestamp)>,
+    /// Peers that scans have found gone, until their past is removed: a version in which they were
+    /// there.
+    gone: HashMap<PeerId, (SocketAddr, Timestamp)>,
     /// `None` until they have been counted.
     totals: Option<Totals>,
-    /// The peers that the last scan has found to be removed, until their removal begins.
-    orphans: HashMap<PeerId, Orphan>,
-    /// The number of removals under way of each peer. There are two if it has joined and left again
-    /// during the first: each removes what had the versions that it knows.
-    removals: HashMap<PeerId, usize>,
     is_store_lost: bool,
 }
 
@@ -140,12 +120,10 @@ impl LocalPeers {
             id,
             silence_timeout,
             peers: HashMap::new(),
-            silence_tracker: SilenceTracker::default(),
             scanned_at: None,
-            has_heartbeat_row: false,
+            found: None,
+            gone: HashMap::new(),
             totals: None,
-            orphans: HashMap::new(),
-            removals: HashMap::new(),
             is_store_lost: false,
         }
     }
@@ -153,10 +131,16 @@ impl LocalPeers {
     // ---- this registry's peers --------------------------------------------------------------
 
     /// A peer has begun to join over a connection of this registry.
-    pub(super) fn begin_join(&mut self, member: Member, origin: IpAddr, now: Instant) {
+    pub(super) fn begin_join(
+        &mut self,
+        member: Member,
+        origin: IpAddr,
+        leases: PeerLeases,
+        now: Instant,
+    ) {
         let (session, fetching) = (member.session, HashSet::new());
-        let peer =
-            LocalPeer { session, last_seen: now, joined: None, origin, stored: None, fetching };
+        let (last_seen, joined, stored) = (now, None, None);
+        let peer = LocalPeer { session, last_seen, joined, origin, stored, leases, fetching };
         self.peers.insert(member.peer, peer);
     }
 
@@ -192,39 +176,45 @@ impl LocalPeers {
         self.peers.get_mut(&member.peer).filter(|peer| peer.session == member.session)
     }
 
-    /// Removes a local peer, if `member` is one, and returns its row if it has one.
-    pub(super) fn forget(&mut self, member: Member) -> Option<StoredPeer> {
+    /// Removes a local peer, if `member` is one. Returns its row, if it has one, and its leases.
+    pub(super) fn forget(&mut self, member: Member) -> Option<(StoredPeer, PeerLeases)> {
         self.get_mut(member)?;
-        self.peers.remove(&member.peer)?.stored
+        let LocalPeer { stored, leases, .. } = self.peers.remove(&member.peer)?;
+        stored.zip(Some(leases))
     }
 
-    /// A peer that the last scan has found to be removed, unless it has joined here since.
-    pub(super) fn take_orphan(&mut self, peer: PeerId) -> Option<Orphan> {
-        self.orphans.remove(&peer).filter(|_| !self.peers.contains_key(&peer))
+    /// Removes a local peer that has been silent for too long.
+    pub(super) fn forget_silent(
+        &mut self,
+        peer: PeerId,
+        now: Instant,
+    ) -> Option<(StoredPeer, PeerLeases)> {
+        let local = self.peers.get(&peer).filter(|of| of.is_silent(self.silence_timeout, now))?;
+        self.forget(Member { peer, session: local.session })
     }
 
-    /// A removal of a peer begins, which scans leave alone until it ends.
-    pub(super) fn begin_removal(&mut self, peer: PeerId) {
-        *self.removals.entry(peer).or_default() += 1;
+    /// A version in which a peer was there that is gone, unless it has joined here since.
+    pub(super) fn take_gone(&mut self, peer: PeerId) -> Option<Timestamp> {
+        let (_, at) = self.gone.remove(&peer).filter(|_| !self.peers.contains_key(&peer))?;
+        Some(at)
     }
 
-    pub(super) fn end_removal(&mut self, peer: PeerId) {
-        let under_way = self.removals.get_mut(&peer);
-        let under_way = under_way.unwrap_or_else(|| panic!("no removal of {peer} has begun"));
-        *under_way -= 1;
-        if *under_way == 0 {
-            self.removals.remove(&peer);
-        }
+    /// The leases of the peers from which this registry hears.
+    pub(super) fn leases(&self, now: Instant) -> Vec<(Member, Vec<LeaseId>)> {
+        let heard = self.peers.iter().filter(|(_, of)| !of.is_silent(self.silence_timeout, now));
+        heard
+            .map(|(peer, local)| {
+                let member = Member { peer: *peer, session: local.session };
+                (member, local.leases.ids().collect())
+            })
+            .collect()
     }
 
-    /// How long a peer with this row has been silent. Of another registry's peer only the silence
-    /// of its registry is known.
+    /// How long a peer with this row has been silent. Of another registry's peer nothing more is
+    /// known than that its lease is alive, and so that it is not silent for too long.
     pub(super) fn silence(&self, peer: PeerId, row: &PeerRow, now: Instant) -> Duration {
         let local = self.peers.get(&peer).filter(|local| local.session == row.session);
-        local.map_or_else(
-            || self.silence_tracker.silence(row.registry, now),
-            |local| now.saturating_duration_since(local.last_seen),
-        )
+        local.map_or(Duration::ZERO, |local| now.saturating_duration_since(local.last_seen))
     }
 
     /// Checks that a peer may have `files` files beside the other peers of its origin. Each
@@ -273,16 +263,7 @@ impl LocalPeers {
         }
     }
 
-    // ---- heartbeats and scans ---------------------------------------------------------------
-
-    pub(super) fn has_heartbeat_row(&self) -> bool {
-        self.has_heartbeat_row
-    }
-
-    /// The heartbeat was written. Returns whether it has overwritten an earlier one.
-    pub(super) fn wrote_heartbeat(&mut self) -> bool {
-        std::mem::replace(&mut self.has_heartbeat_row, true)
-    }
+    // ---- scans --------------------------------------------------------------------------------
 
     /// Whether a scan is due. If so, it counts as begun.
     pub(super) fn begin_scan(&mut self, interval: Duration, now: Instant) -> bool {
@@ -298,67 +279,43 @@ impl LocalPeers {
         std::mem::replace(&mut self.is_store_lost, !answers) == answers
     }
 
-    /// Whether another registry still speaks for its peers; `None` if no scan has seen it. It does
-    /// not if its heartbeat has been missing for half of the silence time-out, which is twice its
-    /// interval: then its peers may join here before they are removed.
-    pub(super) fn speaks(&self, registry: RegistryId, now: Instant) -> Option<bool> {
-        let silence = self.silence_tracker.seen_silence(registry, now)?;
-        Some(silence < self.silence_timeout / 2)
-    }
-
     /// Decides what follows from the rows that a scan has read since `began`, and forgets local
-    /// peers that are silent or were taken over.
+    /// peers that are lost.
     pub(super) fn scanned(
         &mut self,
-        rows: &ScannedRows,
+        scanned: &ScannedPeers,
         began: Instant,
         now: Instant,
     ) -> ScanVerdict {
+        let ScannedPeers { peers, at } = scanned;
+        self.totals = Some(Totals::count(peers));
+        let rows: HashMap<PeerId, &PeerRow> =
+            peers.iter().map(|(peer, stored)| (*peer, &stored.row)).collect();
+        let mut lost = Vec::new();
         let own = self.id;
-        self.totals = Some(Totals::count(&rows.peers));
-        let gap_max = self.silence_timeout / 2;
-        let mut dead = self.silence_tracker.update(&rows.registries, gap_max, now);
-        // This registry runs, whatever has kept its heartbeat from the store.
-        dead.retain(|heartbeat| heartbeat.registry != own);
-        let alive: HashSet<RegistryId> = rows
-            .registries
-            .iter()
-            .map(|heartbeat| heartbeat.registry)
-            .filter(|registry| !dead.iter().any(|heartbeat| heartbeat.registry == *registry))
-            .chain([own])
-            .collect();
-        let silence_timeout = self.silence_timeout;
-        self.peers.retain(|_, local| {
-            let silence = now.saturating_duration_since(local.last_seen);
-            local.joined.is_none() || silence <= silence_timeout
-        });
-        let by_peer: HashMap<PeerId, &PeerRow> =
-            rows.peers.iter().map(|(peer, stored)| (*peer, &stored.row)).collect();
-        let left = rows.cleanups.iter().filter(|(peer, _)| !by_peer.contains_key(peer));
-        let left = left.map(|(peer, cleanup)| (*peer, Orphan::Rest(*cleanup)));
-        let peers = rows.peers.iter().map(|(peer, stored)| (*peer, Orphan::Peer(*stored)));
-        let is_orphaned = |(peer, orphan): &(PeerId, Orphan)| match orphan.registry() == own {
-            true => !self.peers.contains_key(peer),
-            false => !alive.contains(&orphan.registry()),
-        };
-        let is_under_way = |(peer, _): &(PeerId, Orphan)| self.removals.contains_key(peer);
-        let orphaned: Vec<_> = peers
-            .chain(left)
-            .filter(|orphan| is_orphaned(orphan) && !is_under_way(orphan))
-            .collect();
-        self.orphans = orphaned.iter().copied().collect();
-        let mut taken_over = Vec::new();
         self.peers.retain(|peer, local| {
             // The row of one that has joined since the scan began may be newer than the scan.
             let is_due = local.joined.is_some_and(|joined| joined < began);
             let is_ours = |row: &&PeerRow| (row.registry, row.session) == (own, local.session);
-            let stays = !is_due || by_peer.get(peer).is_some_and(is_ours);
+            let stays = !is_due || rows.get(peer).is_some_and(is_ours);
             if !stays {
-                taken_over.push(*peer);
+                lost.push(*peer);
             }
             stays
         });
-        ScanVerdict { dead, orphaned, taken_over }
+        let found = peers.iter().map(|(peer, stored)| (*peer, stored.row.address)).collect();
+        if let Some((before, before_at)) = self.found.replace((found, *at)) {
+            let gone = before.into_iter().filter(|(peer, _)| !rows.contains_key(peer));
+            let room = GONE_PEERS_MAX.saturating_sub(self.gone.len());
+            self.gone.extend(gone.take(room).map(|(peer, address)| (peer, (address, before_at))));
+        }
+        self.gone.retain(|peer, _| !rows.contains_key(peer));
+        let is_silent = |local: &LocalPeer| local.is_silent(self.silence_timeout, now);
+        let silent = self.peers.iter().filter(|(_, local)| is_silent(local));
+        let silent = silent.filter_map(|(peer, of)| Some((*peer, of.stored?.row.address)));
+        let gone = self.gone.iter().filter(|(peer, _)| !self.peers.contains_key(peer));
+        let gone = gone.map(|(peer, (address, _))| (*peer, *address));
+        ScanVerdict { removable: silent.chain(gone).collect(), lost }
     }
 }
 
@@ -366,9 +323,7 @@ impl LocalPeers {
 mod tests {
     use std::net::SocketAddr;
 
-    use super::super::rows::CleanupRow;
     use super::*;
-    use crate::model::Timestamp;
 
     const OWN: RegistryId = RegistryId(1);
     const OTHER: RegistryId = RegistryId(2);
@@ -382,6 +337,10 @@ mod tests {
         SocketAddr::from(([10, 0, 0, peer as u8], 1000))
     }
 
+    fn leases(peer: u64) -> PeerLeases {
+        PeerLeases::new(LeaseId(peer))
+    }
+
     fn row(number: u64, registry: RegistryId) -> (PeerId, StoredPeer) {
         let Member { peer, session } = member(number);
         let (address, key) = (address(number), number);
@@ -389,18 +348,8 @@ mod tests {
         (peer, StoredPeer { row, version: Timestamp(5) })
     }
 
-    fn orphan(number: u64, registry: RegistryId) -> (PeerId, Orphan) {
-        let (peer, stored) = row(number, registry);
-        (peer, Orphan::Peer(stored))
-    }
-
-    fn cleanup(number: u64, registry: RegistryId) -> (PeerId, StoredCleanup) {
-        let row = CleanupRow { registry, address: address(number) };
-        (PeerId(number), StoredCleanup { row, version: Timestamp(5) })
-    }
-
-    fn heartbeat(registry: RegistryId, version: i64) -> RegistryHeartbeat {
-        RegistryHeartbeat { registry, version: Timestamp(version), timeout: SILENCE }
+    fn scanned(peers: Vec<(PeerId, StoredPeer)>, at: i64) -> ScannedPeers {
+        ScannedPeers { peers, at: Timestamp(at) }
     }
 
     /// A registry to which a peer is connected, and a clock in seconds.
@@ -408,119 +357,82 @@ mod tests {
         let start = Instant::now();
         let at = move |second: u64| start + Duration::from_secs(second);
         let mut state = LocalPeers::new(OWN, SILENCE);
-        state.begin_join(member(peer), address(peer).ip(), at(0));
+        state.begin_join(member(peer), address(peer).ip(), leases(peer), at(0));
         state.end_join(member(peer), row(peer, OWN).1, at(0), at(0));
         (state, at)
     }
 
     #[test]
-    fn a_registry_whose_heartbeat_stops_is_dead_and_its_peers_are_orphaned() {
+    fn a_silent_peer_is_to_be_removed_unless_it_is_heard_from_first() {
         let (mut state, at) = state_with_peer(7);
-        let rows = |version| ScannedRows {
-            peers: vec![row(7, OWN), row(8, OTHER)],
-            registries: vec![heartbeat(OWN, version), heartbeat(OTHER, 1)],
-            ..ScannedRows::default()
-        };
-        for second in 1..=11 {
-            state.with_peer(member(7), at(second), |_| ());
-            let verdict = state.scanned(&rows(second as i64), at(second), at(second));
-            assert_eq!(verdict, ScanVerdict::default(), "second {second}");
-            let speaks = state.speaks(OTHER, at(second));
-            assert_eq!(speaks, Some(second < 6), "half of its time, from the first scan on");
-        }
-        let verdict = state.scanned(&rows(12), at(12), at(12));
-        let (dead, orphaned) = (vec![heartbeat(OTHER, 1)], vec![orphan(8, OTHER)]);
-        assert_eq!(verdict, ScanVerdict { dead, orphaned, taken_over: vec![] });
-        assert_eq!(state.totals(), Some(Totals { peers: 2, files: 4 }));
+        let rows = scanned(vec![row(7, OWN)], 1);
+        assert_eq!(state.scanned(&rows, at(10), at(10)), ScanVerdict::default());
+        assert_eq!(state.leases(at(10)), [(member(7), vec![LeaseId(7)])]);
+        let silent = ScanVerdict { removable: vec![(PeerId(7), address(7))], lost: vec![] };
+        assert_eq!(state.scanned(&rows, at(11), at(11)), silent);
+        assert_eq!(state.leases(at(11)), [], "nothing keeps it alive");
+        state.with_peer(member(7), at(12), |_| ());
+        assert_eq!(state.forget_silent(PeerId(7), at(12)), None);
+        assert_eq!(state.scanned(&rows, at(12), at(12)), ScanVerdict::default());
+        assert_eq!(state.scanned(&rows, at(23), at(23)), silent);
+        let removed = state.forget_silent(PeerId(7), at(23));
+        assert_eq!(removed, Some((row(7, OWN).1, leases(7))));
+        assert_eq!(state.with_peer(member(7), at(23), |_| ()), None);
     }
 
     #[test]
-    fn a_row_of_a_registry_without_a_heartbeat_is_orphaned_at_once() {
-        let (mut state, at) = state_with_peer(7);
-        let peers = vec![row(7, OWN), row(8, OTHER)];
-        let registries = vec![heartbeat(OWN, 1)];
-        let rows = ScannedRows { peers, registries, ..ScannedRows::default() };
-        let verdict = state.scanned(&rows, at(1), at(1));
-        assert_eq!(verdict.orphaned, [orphan(8, OTHER)]);
-    }
-
-    #[test]
-    fn a_silent_peer_is_forgotten_and_its_row_orphaned() {
-        let (mut state, at) = state_with_peer(7);
-        let rows = || ScannedRows { peers: vec![row(7, OWN)], ..ScannedRows::default() };
-        assert_eq!(state.scanned(&rows(), at(10), at(10)), ScanVerdict::default());
-        let verdict = state.scanned(&rows(), at(11), at(11));
-        assert_eq!(verdict.orphaned, [orphan(7, OWN)]);
-        assert_eq!(state.forget(member(7)), None, "it is forgotten already");
-    }
-
-    #[test]
-    fn a_peer_whose_row_another_registry_has_written_is_to_join_again() {
+    fn a_peer_whose_row_is_gone_or_another_registrys_is_to_join_again() {
         for there in [Some(OTHER), None] {
             let (mut state, at) = state_with_peer(7);
-            let peers = there.map(|registry| row(7, registry)).into_iter().collect();
-            let registries = vec![heartbeat(OTHER, 1)];
-            let rows = ScannedRows { peers, registries, ..ScannedRows::default() };
+            let peers: Vec<_> = there.map(|registry| row(7, registry)).into_iter().collect();
             // Its own row may be newer than what a scan has read that began before.
-            assert_eq!(state.scanned(&rows, at(0), at(1)), ScanVerdict::default(), "{there:?}");
-            let verdict = state.scanned(&rows, at(1), at(2));
-            assert_eq!(verdict.taken_over, [PeerId(7)], "{there:?}");
+            let verdict = state.scanned(&scanned(peers.clone(), 1), at(0), at(1));
+            assert_eq!(verdict, ScanVerdict::default(), "{there:?}");
+            let verdict = state.scanned(&scanned(peers, 2), at(1), at(2));
+            assert_eq!(verdict.lost, [PeerId(7)], "{there:?}");
             assert_eq!(state.with_peer(member(7), at(2), |_| ()), None);
         }
     }
 
-    /// Another registry that believed this one dead has begun to remove the peer, and got no
-    /// further.
     #[test]
-    fn a_peer_of_which_a_rest_is_left_is_to_join_again_and_the_rest_is_removed() {
+    fn what_a_peer_of_any_registry_leaves_is_removed_when_a_scan_misses_it() {
         let (mut state, at) = state_with_peer(7);
-        let rows = ScannedRows { cleanups: vec![cleanup(7, OWN)], ..ScannedRows::default() };
-        let verdict = state.scanned(&rows, at(1), at(1));
-        assert_eq!((verdict.taken_over, verdict.orphaned), (vec![PeerId(7)], vec![]));
-        let (peer, rest) = cleanup(7, OWN);
-        assert_eq!(state.scanned(&rows, at(2), at(2)).orphaned, [(peer, Orphan::Rest(rest))]);
-    }
-
-    /// Its registry is removing it at this moment.
-    #[test]
-    fn what_is_left_of_a_peer_is_its_registrys_to_remove_unless_that_is_dead() {
-        let start = Instant::now();
-        let mut state = LocalPeers::new(OWN, SILENCE);
-        let cleanups = vec![cleanup(7, OTHER), cleanup(8, OTHER)];
-        let peers = vec![row(8, OTHER)];
-        let mut rows = ScannedRows { cleanups, peers, registries: vec![heartbeat(OTHER, 1)] };
-        assert_eq!(state.scanned(&rows, start, start).orphaned, []);
-        rows.registries.clear();
-        let (whole, rest) = (Orphan::Peer(row(8, OTHER).1), Orphan::Rest(cleanup(7, OTHER).1));
-        let orphaned = [(PeerId(8), whole), (PeerId(7), rest)];
-        assert_eq!(state.scanned(&rows, start, start).orphaned, orphaned);
-    }
-
-    /// Once its removal was taken for that of the peer of the same id that had left before.
-    #[test]
-    fn scans_leave_a_peer_alone_until_all_its_removals_have_ended() {
-        let start = Instant::now();
-        let mut state = LocalPeers::new(OWN, SILENCE);
-        let rows = ScannedRows { peers: vec![row(7, OWN)], ..ScannedRows::default() };
-        let (first, second) = (PeerId(7), PeerId(7));
-        state.begin_removal(first);
-        state.begin_removal(second);
-        assert_eq!(state.scanned(&rows, start, start).orphaned, []);
-        state.end_removal(second);
-        assert_eq!(state.scanned(&rows, start, start).orphaned, []);
-        state.end_removal(first);
-        assert_eq!(state.scanned(&rows, start, start).orphaned.len(), 1);
+        let both = vec![row(7, OWN), row(8, OTHER)];
+        assert_eq!(state.scanned(&scanned(both, 3), at(1), at(1)), ScanVerdict::default());
+        assert_eq!(state.totals(), Some(Totals { peers: 2, files: 4 }));
+        let gone = ScanVerdict { removable: vec![(PeerId(8), address(8))], lost: vec![] };
+        for version in 4..6 {
+            let verdict = state.scanned(&scanned(vec![row(7, OWN)], version), at(1), at(1));
+            assert_eq!(verdict, gone, "until it has been removed");
+        }
+        assert_eq!(state.take_gone(PeerId(8)), Some(Timestamp(3)), "it was there then");
+        assert_eq!(state.take_gone(PeerId(8)), None);
+        let verdict = state.scanned(&scanned(vec![row(7, OWN)], 6), at(1), at(1));
+        assert_eq!(verdict, ScanVerdict::default());
     }
 
     #[test]
-    fn a_peer_that_is_joining_is_neither_silent_nor_taken_over() {
+    fn a_peer_that_was_missed_and_is_back_is_left_alone() {
+        let (mut state, at) = state_with_peer(7);
+        let both = || vec![row(7, OWN), row(8, OTHER)];
+        state.scanned(&scanned(both(), 3), at(1), at(1));
+        state.scanned(&scanned(vec![row(7, OWN)], 4), at(1), at(1));
+        assert_eq!(state.scanned(&scanned(both(), 5), at(1), at(1)), ScanVerdict::default());
+        assert_eq!(state.take_gone(PeerId(8)), None);
+        state.scanned(&scanned(vec![row(7, OWN)], 6), at(1), at(1));
+        state.begin_join(member(8), address(8).ip(), leases(8), at(1));
+        assert_eq!(state.take_gone(PeerId(8)), None, "it is joining here");
+    }
+
+    #[test]
+    fn a_peer_that_is_joining_is_neither_silent_nor_lost_and_is_kept_alive() {
         let start = Instant::now();
         let mut state = LocalPeers::new(OWN, SILENCE);
-        state.begin_join(member(7), address(7).ip(), start);
+        state.begin_join(member(7), address(7).ip(), leases(7), start);
         let later = start + 5 * SILENCE;
-        let rows = ScannedRows { peers: vec![row(7, OTHER)], ..ScannedRows::default() };
-        let verdict = state.scanned(&rows, later, later);
-        assert_eq!(verdict.taken_over, []);
+        let verdict = state.scanned(&scanned(vec![row(7, OTHER)], 1), later, later);
+        assert_eq!(verdict, ScanVerdict::default());
+        assert_eq!(state.leases(later), [(member(7), vec![LeaseId(7)])]);
         let (_, stored) = row(7, OWN);
         state.end_join(member(7), stored, later, later);
         assert_eq!(state.with_peer(member(7), later, |peer| peer.stored), Some(Some(stored)));
@@ -532,7 +444,7 @@ mod tests {
         let earlier = Member { session: 1, ..member(7) };
         assert_eq!(state.with_peer(earlier, at(1), |_| ()), None);
         assert_eq!(state.forget(earlier), None);
-        assert_eq!(state.forget(member(7)), Some(row(7, OWN).1));
+        assert_eq!(state.forget(member(7)), Some((row(7, OWN).1, leases(7))));
     }
 
     #[test]

@@ -2,9 +2,7 @@
 //!
 //! | key | value |
 //! | --- | --- |
-//! | `share/registry/ID` | silence time-out of the registry; rewritten as its heartbeat |
 //! | `share/peer/ID` | the peer's address, session, registry, number of files and bytes |
-//! | `share/cleanup/ID` | the peer's address and registry; there as long as any other row of it |
 //! | `share/file/ID/NAME` | size and content |
 //! | `share/name/NAME\0ID` | size and content |
 //! | `share/content/HASH/ID/NAME` | size; NAME is empty while the peer is downloading it |
@@ -12,7 +10,7 @@
 //!
 //! Ids and hashes are in hexadecimal. No name has a control character, so `\0` ends a name and
 //! sorts before anything that could follow. Every question is one range, and one lookup of the
-//! peers that it names.
+//! peers that it names. All rows of a peer are put with its leases (`peer_leases`).
 //!
 //! Rule: a row of another form was written by someone else, and is ignored.
 
@@ -21,18 +19,13 @@ use std::net::SocketAddr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ContentId, FileName, PeerId, Row, Timestamp};
+use super::row_store::LeasedRow;
+use crate::model::{ContentId, FileName, LeaseId, PeerId, Row, Timestamp};
 
 /// Identifies a registry from its start to its end. Drawn at random.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct RegistryId(pub u64);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct RegistryRow {
-    /// After this time without a new heartbeat, the registry counts as dead.
-    pub silence_timeout_ms: u64,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PeerRow {
@@ -46,21 +39,6 @@ pub(super) struct PeerRow {
     pub offered: bool,
     pub files: u64,
     pub bytes: u64,
-}
-
-/// Says that a peer has rows, or had some that may not all be removed yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct CleanupRow {
-    /// The registry that removes what is left of the peer, unless that registry is dead.
-    pub registry: RegistryId,
-    pub address: SocketAddr,
-}
-
-/// A cleanup row and its version, under which what is left of the peer may be removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct StoredCleanup {
-    pub row: CleanupRow,
-    pub version: Timestamp,
 }
 
 /// A peer's row and its version, under which whoever has read or written it may change it.
@@ -77,15 +55,21 @@ pub(super) struct FileRow {
     pub content: ContentId,
 }
 
+/// A file as it is found, with the lease that its rows were put with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FoundFile {
+    pub file: FileRow,
+    /// `None` if somebody else has written the row.
+    pub lease: Option<LeaseId>,
+}
+
 /// The value of a content's row at a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ContentRow {
     pub size: u64,
 }
 
-pub(super) const REGISTRIES: &str = "share/registry/";
 pub(super) const PEERS: &str = "share/peer/";
-pub(super) const CLEANUPS: &str = "share/cleanup/";
 pub(super) const NAMES: &str = "share/name/";
 
 /// The end of the range of keys with a prefix: the byte 0xff occurs in no UTF-8 text.
@@ -93,16 +77,8 @@ pub(super) fn end(prefix: &str) -> Vec<u8> {
     [prefix.as_bytes(), &[0xff]].concat()
 }
 
-pub(super) fn registry_key(registry: RegistryId) -> String {
-    format!("{REGISTRIES}{:016x}", registry.0)
-}
-
 pub(super) fn peer_key(peer: PeerId) -> String {
     format!("{PEERS}{peer}")
-}
-
-pub(super) fn cleanup_key(peer: PeerId) -> String {
-    format!("{CLEANUPS}{peer}")
 }
 
 pub(super) fn files_prefix(peer: PeerId) -> String {
@@ -144,10 +120,16 @@ pub(super) fn keys_of_file(peer: PeerId, name: &FileName, content: ContentId) ->
     [file_key(peer, name), name_key(name, peer), content_key(content, peer, Some(name))]
 }
 
-pub(super) fn rows_of_file(peer: PeerId, name: &FileName, file: FileRow) -> [(String, Vec<u8>); 3] {
+pub(super) fn rows_of_file(
+    peer: PeerId,
+    name: &FileName,
+    file: FileRow,
+    lease: LeaseId,
+) -> [LeasedRow; 3] {
     let [by_peer, by_name, by_content] = keys_of_file(peer, name, file.content);
     let content = encode(&ContentRow { size: file.size });
-    [(by_peer, encode(&file)), (by_name, encode(&file)), (by_content, content)]
+    let rows = [(by_peer, encode(&file)), (by_name, encode(&file)), (by_content, content)];
+    rows.map(|(key, value)| LeasedRow { key, value, lease })
 }
 
 /// The part of a key behind `prefix`; `None` for a key of another form.
@@ -155,18 +137,11 @@ pub(super) fn rest<'a>(row: &'a Row, prefix: &str) -> Option<&'a str> {
     std::str::from_utf8(&row.key).ok()?.strip_prefix(prefix)
 }
 
+/// The peer whose id a key has; `None` for one that is written otherwise, of which no row would be
+/// found.
 pub(super) fn peer_of(hex: &str) -> Option<PeerId> {
-    id_of(hex).map(PeerId)
-}
-
-pub(super) fn registry_of(hex: &str) -> Option<RegistryId> {
-    id_of(hex).map(RegistryId)
-}
-
-/// The number of an id as keys have it: of one that is written otherwise, no row would be found.
-fn id_of(hex: &str) -> Option<u64> {
-    let number = u64::from_str_radix(hex, 16).ok()?;
-    (format!("{number:016x}") == hex).then_some(number)
+    let peer = PeerId(u64::from_str_radix(hex, 16).ok()?);
+    (peer.to_string() == hex).then_some(peer)
 }
 
 /// The content that a key names; `None` for text that no registry writes so.

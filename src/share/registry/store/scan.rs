@@ -1,68 +1,72 @@
-//! Reads all rows of peers and registries now and then, and removes what dead registries have left.
+//! What a registry does by its own timer: it keeps the leases of its peers alive, and reads all
+//! rows of peers.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::StoreDirectory;
-use super::local::ScannedRows;
+use super::local::ScannedPeers;
 use super::row_store::{Result, RowStore};
 use super::rows::*;
-use super::silence::RegistryHeartbeat;
-use crate::client::{Condition, ReadOptions};
-use crate::model::PeerId;
+use super::{StoreDirectory, stored_peers};
+use crate::client::ReadOptions;
+use crate::model::{LEASES_PER_REQUEST_MAX, PeerId};
+use crate::share::index::Member;
 
 impl<S: RowStore> StoreDirectory<S> {
-    /// Writes this registry's heartbeat.
-    pub(super) fn write_heartbeat(&self) -> Result<()> {
-        let key = registry_key(self.id);
-        let silence_timeout_ms = self.silence_timeout.as_millis() as u64;
-        self.store.put(&key, encode(&RegistryRow { silence_timeout_ms }))?;
-        if self.state().wrote_heartbeat() {
-            self.store.trim(&key)?;
+    /// Keeps leases alive and reads the peers' rows. Returns the peers of which something is to be
+    /// removed, which may take long, and the leases are due again soon.
+    pub(super) fn scan(&self) -> Result<Vec<(PeerId, SocketAddr)>> {
+        self.keep_leases_alive()?;
+        let began = Instant::now();
+        let scanned = self.scanned_peers(ReadOptions::default())?;
+        let now = self.now();
+        let verdict = self.state().scanned(&scanned, began, now);
+        for peer in verdict.lost {
+            log::info!("peer {peer} has joined at another registry, or its rows are gone");
+        }
+        Ok(verdict.removable)
+    }
+
+    /// Forgets the peers of which a lease has ended: they join again.
+    fn keep_leases_alive(&self) -> Result<()> {
+        let now = self.now();
+        let mut peers = self.state().leases(now).into_iter().peekable();
+        while peers.peek().is_some() {
+            // All leases of a peer in one request, so that its first one ends first.
+            let (mut batch, mut ids) = (Vec::new(), Vec::new());
+            while let Some((member, leases)) =
+                peers.next_if(|(_, of)| ids.len() + of.len() <= LEASES_PER_REQUEST_MAX)
+            {
+                batch.push((member, leases.len()));
+                ids.extend(leases);
+            }
+            assert!(!batch.is_empty(), "a peer has more leases than a request: {:?}", peers.peek());
+            let alive = self.store.keep_alive(&ids)?;
+            let mut alive = alive.as_slice();
+            for (member, leases) in batch {
+                let (of_peer, others) = alive.split_at(leases);
+                alive = others;
+                if of_peer.contains(&false) {
+                    self.lost_lease(member, of_peer[0])?;
+                }
+            }
         }
         Ok(())
     }
 
-    /// Writes the heartbeat, reads all rows, and removes the registries that are dead. Returns the
-    /// peers that are orphaned: removing them may take long, and the next heartbeat is due soon.
-    pub(super) fn scan(&self) -> Result<Vec<(PeerId, SocketAddr)>> {
-        self.write_heartbeat()?;
-        let began = Instant::now();
-        let rows = self.read_rows()?;
-        let now = self.now();
-        let verdict = self.state().scanned(&rows, began, now);
-        for peer in verdict.taken_over {
-            log::info!("peer {peer} has joined at another registry, or was removed by one");
+    fn lost_lease(&self, member: Member, is_first_alive: bool) -> Result<()> {
+        let forgotten = self.state().forget(member);
+        let Some((stored, leases)) = forgotten else { return Ok(()) };
+        log::info!("a lease of peer {} has ended: it is to join again", member.peer);
+        // Somebody has revoked a lease of its files, and nobody is to be shown the others alone.
+        if is_first_alive {
+            self.remove_peer(member.peer, stored, &leases)?;
         }
-        for RegistryHeartbeat { registry, version, .. } in verdict.dead {
-            log::warn!("a registry on this store is silent: its peers are removed");
-            // One that goes on meanwhile has a newer row, and keeps it.
-            let key = registry_key(registry);
-            self.store.write_if(&key, Condition::Version(version), vec![], vec![key.clone()])?;
-        }
-        let orphaned = verdict.orphaned.into_iter();
-        Ok(orphaned.map(|(peer, orphan)| (peer, orphan.address())).collect())
+        Ok(())
     }
 
-    fn read_rows(&self) -> Result<ScannedRows> {
-        // Cleanup rows before peers: one whose peer has no row by then is of a removed peer.
-        let cleanups = self.rows_of_peers(CLEANUPS, CLEANUPS, ReadOptions::default())?;
-        let stored = |(peer, row, version)| (peer, StoredCleanup { row, version });
-        let cleanups = cleanups.into_iter().map(stored).collect();
-        // Peers before registries: a registry that a peer's row names has its own row by then.
-        let peers = self.peer_rows(PEERS, ReadOptions::default())?;
-        let mut registries = Vec::new();
-        for row in self.store.range(REGISTRIES, &end(REGISTRIES), ReadOptions::default())? {
-            let row = row?;
-            let registry = rest(&row, REGISTRIES).and_then(registry_of);
-            let value: Option<RegistryRow> = value(row.value());
-            let heartbeat = registry.zip(row.timestamp()).zip(value);
-            registries.extend(heartbeat.map(|((registry, version), value)| RegistryHeartbeat {
-                registry,
-                version,
-                timeout: Duration::from_millis(value.silence_timeout_ms),
-            }));
-        }
-        Ok(ScannedRows { cleanups, peers, registries })
+    pub(super) fn scanned_peers(&self, options: ReadOptions) -> Result<ScannedPeers> {
+        let (rows, at) = self.store.rows(PEERS, &end(PEERS), options)?;
+        Ok(ScannedPeers { peers: stored_peers(&rows), at })
     }
 }

@@ -1,18 +1,18 @@
 //! Two registries over one store in memory, of which one is held up before any of its calls to the
-//! store while the other does something about the same peer.
+//! store while the other does something about the same peer, or while leases end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
 use super::*;
-use crate::client::ClientError;
+use crate::client::{ClientError, Facts};
 use crate::model::{Row, Timestamp, Version};
 
-/// The versions of each key, oldest first.
-type Versions = BTreeMap<String, Vec<(Timestamp, Bytes)>>;
+/// A version of a key: a value with its lease, or a tombstone.
+type Stored = (Timestamp, Option<(Bytes, Option<LeaseId>)>);
 type Interruption = (usize, Box<dyn FnOnce() + Send>);
 
 /// When a write takes effect whose answer is lost.
@@ -24,114 +24,162 @@ enum Effect {
     Later(usize),
 }
 
+/// What the group has.
+#[derive(Clone, Debug, Default)]
+struct State {
+    /// The versions of each key, oldest first.
+    versions: BTreeMap<String, Vec<Stored>>,
+    leases: BTreeSet<LeaseId>,
+    last: i64,
+}
+
+impl State {
+    fn next(&mut self) -> Timestamp {
+        self.last += 1;
+        Timestamp(self.last)
+    }
+
+    fn row(&self, key: &str, at: Option<Timestamp>) -> Row {
+        let found = self.versions.get(key).and_then(|versions| {
+            let known = versions.iter().rfind(|(version, _)| at.is_none_or(|at| *version <= at));
+            let (timestamp, stored) = known?;
+            let (value, lease) = stored.clone()?;
+            let facts = Some(Facts { created: *timestamp, count: 1, lease });
+            Some(Version { timestamp: *timestamp, value, facts })
+        });
+        Row { key: key.to_owned().into(), found }
+    }
+
+    fn rows(&self, from: &[u8], to: &[u8], at: Option<Timestamp>) -> Vec<Row> {
+        let keys = self.versions.keys().filter(|key| (from..=to).contains(&key.as_bytes()));
+        keys.map(|key| self.row(key, at)).filter(|row| row.found.is_some()).collect()
+    }
+
+    fn put(&mut self, key: String, value: Vec<u8>, lease: Option<LeaseId>) {
+        let at = Timestamp(self.last);
+        self.versions.entry(key).or_default().push((at, Some((value.into(), lease))));
+    }
+
+    fn write_if(
+        &mut self,
+        key: &str,
+        condition: Condition,
+        puts: Vec<LeasedRow>,
+        removes: Vec<String>,
+    ) -> Option<Timestamp> {
+        let newest = self.row(key, None).timestamp();
+        let holds = match condition {
+            Condition::Absent => newest.is_none(),
+            Condition::Version(version) => newest == Some(version),
+        };
+        if !holds || !puts.iter().all(|row| self.leases.contains(&row.lease)) {
+            return None;
+        }
+        let at = self.next();
+        removes.iter().for_each(|key| drop(self.versions.remove(key)));
+        puts.into_iter().for_each(|row| self.put(row.key, row.value, Some(row.lease)));
+        Some(at)
+    }
+
+    fn end(&mut self, lease: LeaseId) {
+        if self.leases.remove(&lease) {
+            let at = self.next();
+            for versions in self.versions.values_mut() {
+                let newest = versions.last().and_then(|(_, stored)| stored.as_ref());
+                if newest.is_some_and(|(_, of)| *of == Some(lease)) {
+                    versions.push((at, None));
+                }
+            }
+        }
+    }
+}
+
 /// One registry's way to the store.
 #[derive(Default)]
 struct MapStore {
-    versions: Arc<Mutex<Versions>>,
+    group: Arc<Mutex<State>>,
     calls: AtomicUsize,
     /// What happens before the call of this number.
     interruption: Mutex<Option<Interruption>>,
     /// The number of the write whose answer is lost.
     lost: Mutex<Option<(usize, Effect)>>,
+    /// The number of the last call that kept leases alive.
+    kept_alive_at: AtomicUsize,
     /// Whether the disk has no room, so that nothing can be stored.
     is_full: AtomicBool,
 }
 
 impl MapStore {
-    fn called(&self) -> MutexGuard<'_, Versions> {
+    fn called(&self) -> MutexGuard<'_, State> {
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
         let due = self.interruption.lock().unwrap().take_if(|(at, _)| *at == call);
         if let Some((_, interrupt)) = due {
             interrupt();
         }
-        self.versions.lock().unwrap()
+        self.group.lock().unwrap()
+    }
+
+    fn refused<T>(message: String) -> Result<T> {
+        let server = "127.0.0.1:1".parse().unwrap();
+        Err(DirectoryError::Store(ClientError::Invalid { server, message }))
     }
 
     /// Refuses what a server with a full disk refuses, or would take for a faulty request.
-    fn check(&self, puts: &[(String, Vec<u8>)], removes: &[String]) -> Result<()> {
-        let server = "127.0.0.1:1".parse().unwrap();
-        let error =
-            |message: String| Err(DirectoryError::Store(ClientError::Invalid { server, message }));
+    fn check(&self, puts: usize, removes: &[String]) -> Result<()> {
         if let Some(key) = removes.iter().find(|key| key.len() > limits::KEY_BYTES_MAX) {
-            return error(format!("a key of {} bytes is too long", key.len()));
+            return MapStore::refused(format!("a key of {} bytes is too long", key.len()));
         }
-        if puts.len() + removes.len() > 3 * limits::STORE_FILES_PER_WRITE + 1 {
-            return error(format!("{} keys are too many", puts.len() + removes.len()));
+        if puts + removes.len() > 3 * limits::STORE_FILES_PER_WRITE + 1 {
+            return MapStore::refused(format!("{} keys are too many", puts + removes.len()));
         }
-        if self.is_full.load(Ordering::Relaxed) && !puts.is_empty() {
-            return error("the disk is full".to_owned());
+        if self.is_full.load(Ordering::Relaxed) && puts > 0 {
+            return MapStore::refused("the disk is full".to_owned());
         }
         Ok(())
     }
 
-    fn rows(versions: &Versions, from: &[u8], to: &[u8]) -> Vec<Row> {
-        let rows = versions.iter().filter(|(key, _)| (from..=to).contains(&key.as_bytes()));
-        rows.map(|(key, versions)| row(key.clone(), versions.last())).collect()
+    fn written<T>(&self, write: impl FnOnce(&mut State) -> T + Send + 'static) -> Result<T> {
+        let mut group = self.called();
+        let call = self.calls.load(Ordering::Relaxed) - 1;
+        let mut lost = self.lost.lock().unwrap();
+        let Some((_, effect)) = lost.take_if(|(at, _)| *at == call) else {
+            return Ok(write(&mut group));
+        };
+        match effect {
+            Effect::Never => {}
+            Effect::AtOnce => drop(write(&mut group)),
+            Effect::Later(calls) => {
+                let group = Arc::clone(&self.group);
+                let apply = move || drop(write(&mut group.lock().unwrap()));
+                *self.interruption.lock().unwrap() = Some((call + calls, Box::new(apply)));
+            }
+        }
+        Err(DirectoryError::Store(ClientError::Ended))
     }
-}
-
-fn version((timestamp, value): &(Timestamp, Bytes)) -> Version {
-    Version { timestamp: *timestamp, value: value.clone(), facts: None }
-}
-
-fn row(key: String, newest: Option<&(Timestamp, Bytes)>) -> Row {
-    Row { key: key.into(), found: newest.map(version) }
-}
-
-fn write_if(
-    versions: &mut Versions,
-    key: &str,
-    condition: Condition,
-    puts: Vec<(String, Vec<u8>)>,
-    removes: Vec<String>,
-) -> Option<Timestamp> {
-    let newest = versions.get(key).and_then(|versions| versions.last()).map(|(at, _)| *at);
-    let holds = match condition {
-        Condition::Absent => newest.is_none(),
-        Condition::Version(version) => newest == Some(version),
-    };
-    holds.then(|| write(versions, puts, removes))
-}
-
-fn write(versions: &mut Versions, puts: Vec<(String, Vec<u8>)>, removes: Vec<String>) -> Timestamp {
-    let last = versions.values().flatten().map(|(at, _)| at.0).max();
-    let now = Timestamp(last.unwrap_or_default() + 1);
-    removes.iter().for_each(|key| drop(versions.remove(key)));
-    for (key, value) in puts {
-        versions.entry(key).or_default().push((now, value.into()));
-    }
-    now
 }
 
 impl RowStore for MapStore {
-    fn get(&self, key: &str) -> Result<Option<Version>> {
-        Ok(self.called().get(key).and_then(|versions| versions.last()).map(version))
-    }
-
     fn get_all(&self, keys: impl Iterator<Item = String>) -> Result<Vec<Row>> {
-        let versions = self.called();
-        let newest = |key: &String| versions.get(key).and_then(|versions| versions.last()).cloned();
-        Ok(keys.map(|key| row(key.clone(), newest(&key).as_ref())).collect())
+        let group = self.called();
+        Ok(keys.map(|key| group.row(&key, None)).collect())
     }
 
     fn range(
         &self,
         from: &str,
         to: &[u8],
-        _: ReadOptions,
+        options: ReadOptions,
     ) -> Result<impl Iterator<Item = Result<Row>>> {
-        Ok(MapStore::rows(&self.called(), from.as_bytes(), to).into_iter().map(Ok))
+        Ok(self.called().rows(from.as_bytes(), to, options.at).into_iter().map(Ok))
     }
 
-    fn put(&self, key: &str, value: Vec<u8>) -> Result<()> {
-        let puts = vec![(key.to_owned(), value)];
-        self.check(&puts, &[])?;
-        write(&mut self.called(), puts, vec![]);
-        Ok(())
+    fn rows(&self, from: &str, to: &[u8], options: ReadOptions) -> Result<(Vec<Row>, Timestamp)> {
+        let group = self.called();
+        Ok((group.rows(from.as_bytes(), to, options.at), Timestamp(group.last)))
     }
 
     fn trim(&self, key: &str) -> Result<()> {
-        if let Some(versions) = self.called().get_mut(key) {
+        if let Some(versions) = self.called().versions.get_mut(key) {
             versions.drain(..versions.len() - 1);
         }
         Ok(())
@@ -141,28 +189,32 @@ impl RowStore for MapStore {
         &self,
         key: &str,
         condition: Condition,
-        puts: Vec<(String, Vec<u8>)>,
+        puts: Vec<LeasedRow>,
         removes: Vec<String>,
     ) -> Result<Option<Timestamp>> {
-        self.check(&puts, &removes)?;
-        let mut versions = self.called();
+        self.check(puts.len(), &removes)?;
+        let key = key.to_owned();
+        self.written(move |group| group.write_if(&key, condition, puts, removes))
+    }
+
+    fn grant(&self, _: Duration) -> Result<LeaseId> {
+        self.check(1, &[])?;
+        self.written(|group| {
+            let lease = LeaseId(group.next().0 as u64);
+            group.leases.insert(lease);
+            lease
+        })
+    }
+
+    fn keep_alive(&self, leases: &[LeaseId]) -> Result<Vec<bool>> {
+        let group = self.called();
         let call = self.calls.load(Ordering::Relaxed) - 1;
-        let mut lost = self.lost.lock().unwrap();
-        let Some((_, effect)) = lost.take_if(|(at, _)| *at == call) else {
-            return Ok(write_if(&mut versions, key, condition, puts, removes));
-        };
-        match effect {
-            Effect::Never => {}
-            Effect::AtOnce => drop(write_if(&mut versions, key, condition, puts, removes)),
-            Effect::Later(calls) => {
-                let (versions, key) = (Arc::clone(&self.versions), key.to_owned());
-                let apply = move || {
-                    write_if(&mut versions.lock().unwrap(), &key, condition, puts, removes);
-                };
-                *self.interruption.lock().unwrap() = Some((call + calls, Box::new(apply)));
-            }
-        }
-        Err(DirectoryError::Store(ClientError::Ended))
+        self.kept_alive_at.store(call, Ordering::Relaxed);
+        Ok(leases.iter().map(|lease| group.leases.contains(lease)).collect())
+    }
+
+    fn revoke(&self, lease: LeaseId) -> Result<()> {
+        self.written(move |group| group.end(lease))
     }
 }
 
@@ -171,11 +223,9 @@ type Registry = Arc<StoreDirectory<MapStore>>;
 const PEER: PeerId = PeerId(7);
 const SILENCE: Duration = Duration::from_secs(600);
 
-fn registry(versions: &Arc<Mutex<Versions>>) -> Registry {
-    let store = MapStore { versions: Arc::clone(versions), ..MapStore::default() };
-    let registry = StoreDirectory::new(store, IndexLimits::default(), SILENCE);
-    registry.write_heartbeat().unwrap();
-    Arc::new(registry)
+fn registry(group: &Arc<Mutex<State>>) -> Registry {
+    let store = MapStore { group: Arc::clone(group), ..MapStore::default() };
+    Arc::new(StoreDirectory::new(store, IndexLimits::default(), SILENCE))
 }
 
 fn member(session: u64) -> Member {
@@ -195,36 +245,52 @@ fn files(numbers: &[u8]) -> Vec<FileEntry> {
     numbers.iter().map(file).collect()
 }
 
-/// Joins from one of two addresses with the secret that all connections of the peer have.
-fn join(registry: &Registry, session: u64, numbers: &[u8]) -> Result<()> {
+/// The address, and the secret that all connections of the peer have.
+fn place() -> PeerEndpoint {
     let address = SocketAddr::from(([10, 0, 0, 1], 5000));
-    let place = PeerEndpoint { address, origin: address.ip(), key: 3 };
-    registry.join(member(session), place, files(numbers))
+    PeerEndpoint { address, origin: address.ip(), key: 3 }
 }
 
-/// Scans, and removes what is orphaned.
+fn join(registry: &Registry, session: u64, numbers: &[u8]) -> Result<()> {
+    registry.join(member(session), place(), files(numbers))
+}
+
+/// Scans, and removes what is to be removed.
 fn scan(registry: &Registry) -> Result<()> {
     registry.scan()?.into_iter().try_for_each(|(peer, _)| registry.remove_silent(peer))
 }
 
-/// The numbers of the peer's files, once everything that belongs together is there; `None` without
-/// the peer's row.
-fn settled(versions: &Versions) -> Option<Vec<u8>> {
-    let rows = |prefix: &str| MapStore::rows(versions, prefix.as_bytes(), &end(prefix));
+/// The leases end that none of these registries keeps alive.
+fn time_passes(registries: &[&Registry]) {
+    let kept = |of: &&Registry| of.state().leases(Instant::now());
+    let kept: Vec<LeaseId> = registries.iter().flat_map(kept).flat_map(|(_, of)| of).collect();
+    let mut group = registries[0].store.group.lock().unwrap();
+    let leases = group.leases.clone();
+    leases.into_iter().filter(|lease| !kept.contains(lease)).for_each(|lease| group.end(lease));
+}
+
+fn all_leases_end(registry: &Registry) {
+    let mut group = registry.store.group.lock().unwrap();
+    let leases = group.leases.clone();
+    leases.into_iter().for_each(|lease| group.end(lease));
+}
+
+/// The numbers of the peer's files, once everything that belongs together is there, and with leases
+/// that there are; `None` without the peer's row.
+fn settled(group: &State) -> Option<Vec<u8>> {
+    let rows = |prefix: &str| group.rows(prefix.as_bytes(), &end(prefix), None);
     let decoded = |row: &Row| value::<FileRow>(row.value()).unwrap();
     let by_peer: Vec<FileRow> = rows("share/file/").iter().map(decoded).collect();
     let by_name: Vec<FileRow> = rows(NAMES).iter().map(decoded).collect();
     let parts = rows("share/part/").len();
-    assert_eq!(by_peer, by_name, "{versions:?}");
-    assert_eq!(rows("share/content/").len(), by_peer.len() + parts, "{versions:?}");
-    for (key, versions) in versions {
-        assert_eq!(versions.len(), 1, "{key} keeps versions that were overwritten");
+    assert_eq!(by_peer, by_name, "{group:?}");
+    assert_eq!(rows("share/content/").len(), by_peer.len() + parts, "{group:?}");
+    for row in rows("share/") {
+        let lease = row.found.unwrap().facts.unwrap().lease.unwrap();
+        assert!(group.leases.contains(&lease), "{:?}: {group:?}", row.key);
     }
-    let peer = rows(PEERS).pop();
-    let cleanup = rows(CLEANUPS).pop();
-    assert_eq!(peer.is_some(), cleanup.is_some(), "{versions:?}");
-    let Some(peer) = peer else {
-        assert!(by_peer.is_empty() && parts == 0, "rows of no peer: {versions:?}");
+    let Some(peer) = rows(PEERS).pop() else {
+        assert!(by_peer.is_empty() && parts == 0, "rows of no peer: {group:?}");
         return None;
     };
     let peer: PeerRow = value(peer.value()).unwrap();
@@ -232,6 +298,15 @@ fn settled(versions: &Versions) -> Option<Vec<u8>> {
     assert_eq!(peer.bytes, by_peer.iter().map(|file| file.size).sum::<u64>(), "{peer:?}");
     assert!(peer.offered, "{peer:?}");
     Some(by_peer.iter().map(|file| file.size as u8).collect())
+}
+
+/// Like [`settled`], and there are neither tombstones nor versions that were overwritten.
+fn settled_without_past(group: &State) -> Option<Vec<u8>> {
+    for (key, versions) in &group.versions {
+        let stays = versions.len() == 1 && versions[0].1.is_some();
+        assert!(stays, "{key} has a past: {versions:?}");
+    }
+    settled(group)
 }
 
 /// What one of the registries does about the peer; what it answers, as text.
@@ -250,12 +325,8 @@ const OWNER: [(&str, Act); 6] = [
 /// What another registry does about the same peer.
 const OTHER: [(&str, Act); 3] = [
     ("takes the peer over", |of| shown(join(of, 11, &[6, 7]))),
-    ("believes its registry dead", |of| {
-        of.store
-            .versions
-            .lock()
-            .unwrap()
-            .retain(|key, _| !key.starts_with(REGISTRIES) || *key == registry_key(of.id));
+    ("finds that all leases have ended", |of| {
+        all_leases_end(of);
         shown(scan(of))
     }),
     ("takes it over and loses it", |of| {
@@ -270,13 +341,14 @@ fn shown<T: std::fmt::Debug>(result: Result<T>) -> String {
 }
 
 /// A registry at which the peer has joined, another one, and their store.
-fn joined() -> (Arc<Mutex<Versions>>, Registry, Registry) {
-    let versions = Arc::new(Mutex::new(Versions::new()));
-    let [owner, other] = [0, 1].map(|_| registry(&versions));
+fn joined() -> (Arc<Mutex<State>>, Registry, Registry) {
+    let group = Arc::new(Mutex::new(State::default()));
+    let [owner, other] = [0, 1].map(|_| registry(&group));
     join(&owner, 1, &[1, 2, 3]).unwrap();
     assert!(owner.fetching(member(1), content(8), 8).unwrap());
+    [&owner, &other].into_iter().for_each(|registry| scan(registry).unwrap());
     owner.store.calls.store(0, Ordering::Relaxed);
-    (versions, owner, other)
+    (group, owner, other)
 }
 
 /// Whichever call to the store a registry is held up before (as if it was stopped there), and
@@ -287,7 +359,7 @@ fn of_two_registries_that_interfere_one_has_the_peer_and_all_of_its_rows() {
     for (owns, act) in OWNER {
         for (interferes, interfere) in OTHER {
             for call in 0.. {
-                let (versions, owner, other) = joined();
+                let (group, owner, other) = joined();
                 let meanwhile = Arc::clone(&other);
                 let interrupt = Box::new(move || drop(interfere(&meanwhile)));
                 *owner.store.interruption.lock().unwrap() = Some((call, interrupt));
@@ -302,12 +374,13 @@ fn of_two_registries_that_interfere_one_has_the_peer_and_all_of_its_rows() {
                     sessions.iter().any(|of| registry.heartbeat(member(*of)).unwrap())
                 };
                 let held = [has(&owner, &[1, 2]), has(&other, &[11])];
-                let left = settled(&versions.lock().unwrap());
+                time_passes(&[&owner, &other]);
+                let left = settled(&group.lock().unwrap());
                 assert_eq!(left.is_some(), held != [false; 2], "{case}: {held:?}");
                 assert_ne!(held, [true; 2], "{case}");
                 let registry = [&owner, &other][usize::from(held[1])];
                 if let Some(left) = left {
-                    let row = registry.peer_rows(PEERS, NEWEST).unwrap()[0].1;
+                    let row = registry.scanned_peers(NEWEST).unwrap().peers[0].1;
                     assert_eq!(row.row.registry, registry.id, "{case}");
                     let member = member(row.row.session);
                     assert!(registry.fetching(member, content(4), 4).unwrap(), "{case}: {left:?}");
@@ -328,7 +401,7 @@ fn a_write_whose_answer_is_lost_leaves_nothing_behind() {
     for (does, act) in OWNER {
         let effects = (1..12).map(Effect::Later).chain([Effect::Never, Effect::AtOnce]);
         for (call, effect) in (0..12).flat_map(|call| effects.clone().map(move |of| (call, of))) {
-            let (versions, owner, _) = joined();
+            let (group, owner, _) = joined();
             *owner.store.lost.lock().unwrap() = Some((call, effect));
             let case = format!("it {does}, call {call}, takes effect: {effect:?}");
             let answer = act(&owner);
@@ -341,35 +414,26 @@ fn a_write_whose_answer_is_lost_leaves_nothing_behind() {
             scan(&owner).unwrap();
             join(&owner, 3, &[2, 5]).unwrap();
             scan(&owner).unwrap();
-            assert_eq!(settled(&versions.lock().unwrap()), Some(vec![2, 5]), "{case}");
+            time_passes(&[&owner]);
+            assert_eq!(settled(&group.lock().unwrap()), Some(vec![2, 5]), "{case}");
             assert!(owner.heartbeat(member(3)).unwrap(), "{case}");
             owner.leave(member(3)).unwrap();
             (0..12).for_each(|_| scan(&owner).unwrap());
-            assert_eq!(settled(&versions.lock().unwrap()), None, "{case}");
+            time_passes(&[&owner]);
+            assert_eq!(settled(&group.lock().unwrap()), None, "{case}");
         }
     }
-}
-
-#[test]
-fn a_registry_that_goes_on_keeps_its_row_from_those_who_believed_it_dead() {
-    let (versions, owner, other) = joined();
-    let key = registry_key(owner.id);
-    let dead = other.store.get(&key).unwrap().unwrap().timestamp;
-    owner.write_heartbeat().unwrap();
-    let remove = other.store.write_if(&key, Condition::Version(dead), vec![], vec![key.clone()]);
-    assert_eq!(remove.unwrap(), None);
-    assert!(versions.lock().unwrap().contains_key(&key));
 }
 
 /// Once it first marked the peer's row as one that is not offered, for which there was no room.
 #[test]
 fn a_peer_leaves_also_when_the_disk_is_full() {
-    let (versions, owner, other) = joined();
+    let (group, owner, other) = joined();
     for registry in [&owner, &other] {
         registry.store.is_full.store(true, Ordering::Relaxed);
     }
     owner.leave(member(1)).unwrap();
-    assert_eq!(settled(&versions.lock().unwrap()), None);
+    assert_eq!(settled_without_past(&group.lock().unwrap()), None);
 }
 
 /// Once such rows were taken for contents that the peer downloads, and keys that are too long, or
@@ -377,27 +441,31 @@ fn a_peer_leaves_also_when_the_disk_is_full() {
 /// each time anew.
 #[test]
 fn rows_of_others_among_a_peers_downloads_are_left_alone() {
-    let (versions, owner, _) = joined();
+    let (group, owner, _) = joined();
     let prefix = parts_prefix(PEER);
     let long = "x".repeat(limits::KEY_BYTES_MAX - prefix.len());
     let mut foreign: Vec<String> = [&long, "", "file", &content(0xab).to_string().to_uppercase()]
         .map(|rest| format!("{prefix}{rest}"))
         .into();
     foreign.push(format!("{}/x", keys_of_part(PEER, content(1))[1]));
-    let puts = foreign.iter().map(|key| (key.clone(), b"?".to_vec())).collect();
-    write(&mut versions.lock().unwrap(), puts, vec![]);
+    let put = |key: String, value: Vec<u8>| {
+        let mut group = group.lock().unwrap();
+        group.next();
+        group.put(key, value, None);
+    };
+    foreign.iter().for_each(|key| put(key.clone(), b"?".to_vec()));
     // And more downloads than any registry accepts, which could be this one's.
     let hash = |number: u32| ContentId(*blake3::hash(&number.to_le_bytes()).as_bytes());
     let parts = 0..2 * limits::STORE_FILES_PER_WRITE as u32;
-    let puts = parts.flat_map(|number| keys_of_part(PEER, hash(number)));
-    let puts = puts.map(|key| (key, encode(&ContentRow { size: 1 }))).collect();
-    write(&mut versions.lock().unwrap(), puts, vec![]);
+    let keys = parts.flat_map(|number| keys_of_part(PEER, hash(number)));
+    keys.for_each(|key| put(key, encode(&ContentRow { size: 1 })));
 
     join(&owner, 2, &[1, 2]).unwrap();
     owner.leave(member(2)).unwrap();
-    let mut left = versions.lock().unwrap();
-    foreign.iter().for_each(|key| assert!(left.remove(key).is_some(), "{key} is not ours"));
-    assert_eq!(settled(&left), None);
+    let mut left = group.lock().unwrap();
+    let mut is_left = |key: &String| left.versions.remove(key).is_some();
+    foreign.iter().for_each(|key| assert!(is_left(key), "{key} is not ours"));
+    assert_eq!(settled_without_past(&left), None);
 }
 
 /// Once the second removal was taken for the first, and left the peer's row where it was.
@@ -408,7 +476,7 @@ fn a_peer_that_joins_and_leaves_again_while_its_first_removal_is_under_way_is_go
             join(registry, 2, &[2, 3]).unwrap();
             registry.leave(member(2)).unwrap();
         },
-        |versions, _| assert_eq!(settled(versions), None),
+        |group, _| assert_eq!(settled_without_past(group), None),
     );
 }
 
@@ -416,19 +484,42 @@ fn a_peer_that_joins_and_leaves_again_while_its_first_removal_is_under_way_is_go
 fn a_peer_that_joins_anew_while_it_is_removed_keeps_its_rows() {
     during_each_call_of_a_leave(
         |registry| join(registry, 2, &[2, 3]).unwrap(),
-        |versions, registry| {
-            assert_eq!(settled(versions), Some(vec![2, 3]));
+        |group, registry| {
+            assert_eq!(settled(group), Some(vec![2, 3]));
             assert!(registry.heartbeat(member(2)).unwrap());
         },
     );
 }
 
+/// Once such a JOIN went on with the leases of the files that it found, which were being ended.
+#[test]
+fn a_join_that_was_broken_off_while_the_peer_is_removed_takes_no_leases_along() {
+    for lost in 0..10 {
+        during_each_call_of_a_leave(
+            move |registry| {
+                let calls = registry.store.calls.load(Ordering::Relaxed);
+                *registry.store.lost.lock().unwrap() = Some((calls + lost, Effect::AtOnce));
+                let _ = join(registry, 2, &[2, 3]);
+                *registry.store.lost.lock().unwrap() = None;
+                join(registry, 3, &[2, 3]).unwrap();
+            },
+            |group, registry| {
+                assert_eq!(settled(group), Some(vec![2, 3]));
+                assert!(registry.heartbeat(member(3)).unwrap());
+            },
+        );
+    }
+}
+
 /// Has a peer leave, and does something at its registry before each call that this makes to the
 /// store. What is to hold after that holds also when scans have had their turn.
-fn during_each_call_of_a_leave(act: fn(&Registry), holds: fn(&Versions, &Registry)) {
+fn during_each_call_of_a_leave(
+    act: impl Fn(&Registry) + Clone + Send + 'static,
+    holds: fn(&State, &Registry),
+) {
     for call in 0.. {
-        let (versions, owner, _) = joined();
-        let meanwhile = Arc::clone(&owner);
+        let (group, owner, _) = joined();
+        let (meanwhile, act) = (Arc::clone(&owner), act.clone());
         let interrupt = Box::new(move || act(&meanwhile));
         *owner.store.interruption.lock().unwrap() = Some((call, interrupt));
         owner.leave(member(1)).unwrap();
@@ -437,34 +528,123 @@ fn during_each_call_of_a_leave(act: fn(&Registry), holds: fn(&Versions, &Registr
             return;
         }
         for _ in 0..3 {
-            let versions = versions.lock().unwrap().clone();
-            holds(&versions, &owner);
+            let left = group.lock().unwrap().clone();
+            holds(&left, &owner);
             scan(&owner).unwrap();
         }
     }
 }
 
-/// Whatever a removal that was broken off has left, the next scan removes it: of its own registry,
-/// or of any if that is dead.
+/// Whatever a removal that was broken off has left, the leases' end removes it, and the next scan
+/// its past: of its own registry, or of any other.
 #[test]
-fn a_removal_that_fails_is_ended_by_the_next_scan() {
+fn a_removal_that_fails_is_ended_by_the_leases() {
     for call in 0..8 {
         for is_dead in [false, true] {
-            let (versions, owner, other) = joined();
+            let (group, owner, other) = joined();
             *owner.store.lost.lock().unwrap() = Some((call, Effect::Never));
             let _ = owner.leave(member(1));
             // Unless that call was no write.
             *owner.store.lost.lock().unwrap() = None;
-            scan(&other).unwrap();
-            let sweeper = match is_dead {
-                true => {
-                    versions.lock().unwrap().remove(&registry_key(owner.id));
-                    &other
-                }
-                false => &owner,
-            };
-            scan(sweeper).unwrap();
-            assert_eq!(settled(&versions.lock().unwrap()), None, "call {call}, dead: {is_dead}");
+            time_passes(&[&owner, &other]);
+            scan(if is_dead { &other } else { &owner }).unwrap();
+            let left = settled_without_past(&group.lock().unwrap());
+            assert_eq!(left, None, "call {call}, dead: {is_dead}");
         }
     }
+}
+
+#[test]
+fn of_a_registry_that_is_dead_nothing_is_left_and_nobody_finds_its_peers() {
+    let (group, _dead, other) = joined();
+    let name = files(&[1])[0].name.clone();
+    assert_eq!(other.search(&name).unwrap().len(), 1);
+    time_passes(&[&other]);
+    assert_eq!(other.search(&name).unwrap(), []);
+    scan(&other).unwrap();
+    assert_eq!(settled_without_past(&group.lock().unwrap()), None);
+    assert!(group.lock().unwrap().versions.is_empty());
+}
+
+/// So many that one lease has no room for them.
+const MANY: usize = 5200;
+
+fn many() -> Vec<FileEntry> {
+    let file =
+        |number| FileEntry { name: of_many(number), size: 1, content: content(number as u8) };
+    (0..MANY).map(file).collect()
+}
+
+fn of_many(number: usize) -> FileName {
+    FileName::new(&format!("many-{number}")).unwrap()
+}
+
+/// The number of files of [`many`] that a search finds, the first and the last of which are with
+/// different leases.
+fn found_of_many(registry: &Registry) -> usize {
+    let is_found = |number: &usize| !registry.search(&of_many(*number)).unwrap().is_empty();
+    [0, MANY - 1].iter().filter(|number| is_found(number)).count()
+}
+
+/// As an operator does, or a client that guesses ids.
+#[test]
+fn a_peer_of_which_one_of_several_leases_is_revoked_is_not_shown_in_part() {
+    for revoked in 0..2 {
+        let (group, owner, _) = joined();
+        assert!(owner.update(member(1), many(), &[]).unwrap());
+        assert_eq!(found_of_many(&owner), 2);
+        let leases = group.lock().unwrap().leases.clone();
+        assert_eq!(leases.len(), 2, "one has no room for so many files");
+        owner.store.revoke(*leases.iter().nth(revoked).unwrap()).unwrap();
+        scan(&owner).unwrap();
+        assert!(!owner.heartbeat(member(1)).unwrap(), "it is to join again");
+        assert_eq!(found_of_many(&owner), 0);
+        join(&owner, 2, &[1, 2]).unwrap();
+        time_passes(&[&owner]);
+        assert_eq!(settled(&group.lock().unwrap()), Some(vec![1, 2]), "lease {revoked}");
+    }
+}
+
+/// Its registry is dead, and its time is over at just this moment.
+#[test]
+fn a_lease_that_ends_while_its_peer_is_taken_over_is_not_counted_on() {
+    for ended in 0..2 {
+        for call in 0.. {
+            let (group, owner, other) = joined();
+            assert!(owner.update(member(1), many(), &[]).unwrap());
+            let lease = *group.lock().unwrap().leases.iter().nth(ended).unwrap();
+            other.store.calls.store(0, Ordering::Relaxed);
+            other.store.kept_alive_at.store(usize::MAX, Ordering::Relaxed);
+            let ends = Arc::clone(&group);
+            let interrupt = Box::new(move || ends.lock().unwrap().end(lease));
+            *other.store.interruption.lock().unwrap() = Some((call, interrupt));
+            let joined = other.join(member(11), place(), many());
+            if call > other.store.kept_alive_at.load(Ordering::Relaxed) {
+                assert!(call > 2, "it reads what there is first");
+                break;
+            }
+            // If it was refused it comes again.
+            let joined = joined.or_else(|_| other.join(member(11), place(), many()));
+            joined.unwrap();
+            assert_eq!(found_of_many(&other), 2, "lease {ended}, call {call}");
+            scan(&other).unwrap();
+            assert!(other.heartbeat(member(11)).unwrap(), "lease {ended}, call {call}");
+            time_passes(&[&other]);
+            assert_eq!(settled(&group.lock().unwrap()).unwrap().len(), MANY);
+        }
+    }
+}
+
+/// Its leases were its registry's to end once, and are the other's now.
+#[test]
+fn a_peer_that_changes_its_registry_takes_its_leases_along() {
+    let (group, owner, other) = joined();
+    let leases = group.lock().unwrap().leases.clone();
+    join(&other, 11, &[1, 2, 3]).unwrap();
+    assert_eq!(group.lock().unwrap().leases, leases);
+    owner.leave(member(1)).unwrap();
+    scan(&owner).unwrap();
+    time_passes(&[&owner, &other]);
+    assert_eq!(settled_without_past(&group.lock().unwrap()), Some(vec![1, 2, 3]));
+    assert!(other.heartbeat(member(11)).unwrap() && !owner.heartbeat(member(1)).unwrap());
 }
