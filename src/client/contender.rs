@@ -52,7 +52,7 @@ pub struct ContestName {
 }
 
 impl ContestName {
-    /// Checks a name.
+    /// A name that leaves room in its keys for the id of a lease.
     ///
     /// # Errors
     /// [`ClientError::NameEmpty`] and [`ClientError::NameTooLong`].

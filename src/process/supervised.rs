@@ -27,7 +27,7 @@ pub struct Supervised {
 }
 
 impl Supervised {
-    /// Starts it.
+    /// Starts the command, in a process group of its own unless standard input is a terminal.
     ///
     /// # Errors
     /// Those of [`Command::spawn`].

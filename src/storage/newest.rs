@@ -84,7 +84,7 @@ struct Entry {
     created: Timestamp,
     /// The lease's number, 0 for none, as in the rows of versions.
     lease: u64,
-    /// Its length is in the place before it.
+    /// `None` until somebody has read it, and for one that is too long to be kept.
     value: Option<Box<[u8]>>,
     count: u32,
     /// Looked for since the shard was last swept.
