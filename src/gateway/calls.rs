@@ -64,8 +64,14 @@ impl Calls {
         call: &CallLimits,
         request: impl Future<Output = Result<T, ClientError>>,
     ) -> Result<T, Status> {
+        self.in_turn(call, request).await.map_err(|error| call.failed(&error))
+    }
+
+    /// Does work that is one request to the group at a time when the call's turn has come.
+    #[allow(dead_code)]
+    pub(super) async fn in_turn<T>(&self, call: &CallLimits, work: impl Future<Output = T>) -> T {
         let _place = self.requests.take(call.usage()).await;
-        request.await.map_err(|error| call.failed(&error))
+        work.await
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! It is made from `proto/project.proto` when the crate is built, which a test compares with the
 //! tables of SPEC B1, and from `proto/acervo.proto`, which has what that interface has no place for
-//! ([`conditional`]).
+//! ([`conditional`]). What is in `proto/etcd` is etcd's v3 interface ([`etcd`]).
 
 #![allow(missing_docs, reason = "generated; the interface file is its documentation")]
 
@@ -18,6 +18,37 @@ pub mod conditional {
 
     /// This part's description for reflection.
     pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("acervo");
+}
+
+/// etcd's v3 interface, a module a package, as the packages name each other.
+pub mod etcd {
+    /// Keys with their values, and events.
+    pub mod mvccpb {
+        tonic::include_proto!("mvccpb");
+    }
+
+    /// Users, roles and permissions.
+    pub mod authpb {
+        tonic::include_proto!("authpb");
+    }
+
+    /// Most services, and their messages.
+    pub mod etcdserverpb {
+        tonic::include_proto!("etcdserverpb");
+    }
+
+    /// The service of locks.
+    pub mod v3lockpb {
+        tonic::include_proto!("v3lockpb");
+    }
+
+    /// The service of elections.
+    pub mod v3electionpb {
+        tonic::include_proto!("v3electionpb");
+    }
+
+    /// This part's description for reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("etcd");
 }
 
 /// A field of an answer's, or a status's, metadata: the write is done, but what there was before

@@ -1,4 +1,5 @@
-//! The gateway: the store's operations for any gRPC client (SPEC B1).
+//! The gateway: the store's operations for any gRPC client (SPEC B1), and for those of etcd (SPEC
+//! E).
 //!
 //! A gateway keeps nothing. It translates calls into requests of the [client
 //! library](crate::client) and answers back, so that any number of gateways can stand beside one
@@ -11,7 +12,7 @@
 //! to the group; `rows` turns long reads into streams; `gather` takes request streams in; `policy`
 //! is what holds for every call (deadlines, limits); `incoming` is what holds for every connection;
 //! `accounting` is what all of them share; `health` tells load balancers whether to send anyone
-//! here.
+//! here. [`etcd`] is etcd's interface, on top of the same.
 //!
 //! Invariants:
 //! - Nothing grows with what a client asks for: a stream holds one chunk of rows, whoever reads
@@ -31,6 +32,7 @@
 
 mod accounting;
 mod calls;
+mod etcd;
 mod gather;
 mod health;
 mod incoming;
@@ -49,10 +51,12 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tonic::service::Routes;
 use tonic::transport::Server;
 
 use self::accounting::AccountLimits;
 use self::calls::Calls;
+use self::etcd::EtcdServices;
 use self::interface::conditional::{self, conditional_store_server::ConditionalStoreServer};
 use self::interface::key_value_store_server::KeyValueStoreServer;
 use self::policy::CallPolicy;
@@ -143,11 +147,13 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
     let address = listener.local_addr().map_err(listen_failed)?;
 
     let (reporter, health) = tonic_health::server::health_reporter();
-    let watch = tokio::spawn(health::watch(reporter.clone(), clients));
+    let etcd = EtcdServices::new(calls.clone());
+    let watch = tokio::spawn(health::watch(reporter.clone(), clients, etcd.clone()));
     let describe = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(interface::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(conditional::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(interface::etcd::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let gateway = Arc::new(Gateway::new(calls));
@@ -157,6 +163,11 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
 
     let auxiliary_max = GATEWAY_AUXILIARY_MESSAGE_BYTES_MAX;
     let account_limits = AccountLimits::new(connections_max);
+    let routes = Routes::new(store.max_decoding_message_size(message_max))
+        .add_service(conditional.max_decoding_message_size(message_max))
+        .add_service(health.max_decoding_message_size(auxiliary_max))
+        .add_service(describe().build_v1()?.max_decoding_message_size(auxiliary_max))
+        .add_service(describe().build_v1alpha()?.max_decoding_message_size(auxiliary_max));
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = Server::builder()
         .max_concurrent_streams(limits::GATEWAY_CALLS_PER_CONNECTION_MAX)
@@ -167,11 +178,7 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
         .http2_keepalive_interval(Some(GATEWAY_PING_INTERVAL))
         .http2_keepalive_timeout(Some(incoming::GATEWAY_PING_TIMEOUT))
         .layer(CallPolicy)
-        .add_service(store.max_decoding_message_size(message_max))
-        .add_service(conditional.max_decoding_message_size(message_max))
-        .add_service(health.max_decoding_message_size(auxiliary_max))
-        .add_service(describe().build_v1()?.max_decoding_message_size(auxiliary_max))
-        .add_service(describe().build_v1alpha()?.max_decoding_message_size(auxiliary_max))
+        .add_routes(etcd.add_to(routes))
         .serve_with_incoming_shutdown(incoming::connections(listener, account_limits), async {
             // The sender lives until it sends.
             let _ = stopped.await;

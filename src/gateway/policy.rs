@@ -25,6 +25,7 @@ use tonic::codegen::http::{HeaderMap, Request, Response};
 use tower::{Layer, Service};
 
 use super::accounting::{Account, Call, Pool, Turn};
+use super::etcd::{EtcdError, overlong};
 use super::translate::{no_room, status};
 use super::turns::Usage;
 use crate::client::ClientError;
@@ -86,10 +87,12 @@ impl CallLimits {
     /// What the call is told whose request to the group has failed. Requests end at the call's
     /// deadline, too, and then it is that what the call has missed.
     pub(super) fn failed(&self, error: &ClientError) -> Status {
-        match self.deadline {
-            Some(deadline) if deadline <= Instant::now() => self.late(),
-            _ => status(error),
-        }
+        self.late_by_now().unwrap_or_else(|| status(error))
+    }
+
+    /// What the call is told if its deadline has passed.
+    pub(super) fn late_by_now(&self) -> Option<Status> {
+        self.deadline.filter(|deadline| *deadline <= Instant::now()).map(|_| self.late())
     }
 
     /// What the call is told that is not over by its deadline.
@@ -331,11 +334,34 @@ struct Kind {
     pool: Pool,
     timing: RequestTiming,
     is_write: bool,
+    /// It is one of etcd's interface, which has texts of its own.
+    is_etcd: bool,
 }
+
+/// etcd's services, and which of their operations write.
+const ETCD_SERVICES: [(&str, &[&str]); 8] = [
+    ("/etcdserverpb.KV", &["Put", "DeleteRange", "Txn", "Compact"]),
+    ("/etcdserverpb.Watch", &[]),
+    ("/etcdserverpb.Lease", &["LeaseGrant", "LeaseRevoke"]),
+    ("/etcdserverpb.Cluster", &[]),
+    ("/etcdserverpb.Maintenance", &[]),
+    ("/etcdserverpb.Auth", &[]),
+    ("/v3lockpb.Lock", &["Lock", "Unlock"]),
+    ("/v3electionpb.Election", &["Campaign", "Proclaim", "Resign"]),
+];
 
 impl Kind {
     fn of(path: &str) -> Kind {
         let (service, operation) = path.rsplit_once('/').unwrap_or_default();
+        if let Some((_, writes)) = ETCD_SERVICES.iter().find(|(name, _)| *name == service) {
+            // Clients of etcd keep these open for as long as they run.
+            let timing = match operation {
+                "Watch" | "LeaseKeepAlive" => RequestTiming::Endless,
+                _ => RequestTiming::Whole,
+            };
+            let is_write = writes.contains(&operation);
+            return Kind { pool: Pool::Store, timing, is_write, is_etcd: true };
+        }
         let is_reflection = service.starts_with("/grpc.reflection.");
         let is_auxiliary = is_reflection || service == "/grpc.health.v1.Health";
         let timing = match operation {
@@ -348,6 +374,7 @@ impl Kind {
             pool: if is_auxiliary { Pool::Auxiliary } else { Pool::Store },
             timing,
             is_write: !is_auxiliary && !operation.starts_with("Get"),
+            is_etcd: false,
         }
     }
 }
@@ -385,12 +412,16 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let Kind { pool, timing, is_write } = Kind::of(request.uri().path());
+        let Kind { pool, timing, is_write, is_etcd } = Kind::of(request.uri().path());
         let account = request.extensions().get::<Account>();
         let Some(call) = account.and_then(|account| account.begin(pool)) else {
-            let busy = Status::resource_exhausted(
-                "this gateway, or this connection, has too many calls under way: try again later",
-            );
+            let busy = match is_etcd {
+                true => EtcdError::TooManyRequests.into(),
+                false => Status::resource_exhausted(
+                    "this gateway, or this connection, has too many calls under way: try again \
+                     later",
+                ),
+            };
             return Box::pin(async move { Ok(busy.into_http()) });
         };
         let deadline =
@@ -406,6 +437,7 @@ where
         Box::pin(async move {
             let answering = async { Ok(answering.await) };
             let answer = match call.within(answering).await {
+                Ok(answer) if is_etcd => answer.map(rename_overlong_of_etcd)?,
                 Ok(answer) => answer.map(rename_overlong)?,
                 Err(missed) => missed.into_http(),
             };
@@ -426,6 +458,13 @@ fn rename_overlong(mut answer: Response<Body>) -> Response<Body> {
         *status = i32::from(tonic::Code::InvalidArgument).into();
     }
     answer
+}
+
+fn rename_overlong_of_etcd(answer: Response<Body>) -> Response<Body> {
+    match Status::from_header_map(answer.headers()) {
+        Some(status) if status.code() == tonic::Code::OutOfRange => overlong(status).into_http(),
+        _ => answer,
+    }
 }
 
 /// How long the client waits, if it said so in a form that the protocol knows: up to eight digits

@@ -1,0 +1,104 @@
+//! etcd's v3 interface, on the gateway's port, beside the course's.
+//!
+//! A revision is a version of the store: its timestamp, so that revisions rise and are not dense.
+//! The services are one plain struct, [`EtcdServices`], whose methods take a message and the limits
+//! of their call; what makes gRPC of them stands below each, so that another way in can call the
+//! same.
+//!
+//! How it is cut: `header` is what every answer begins with; `errors` has etcd's codes and texts,
+//! and what the client library's errors become; `kv`, `range` and `txn` are the store; `lease`,
+//! `watch`, `lock` and `election` are coordination; `cluster`, `maintenance` and `auth` are what is
+//! asked of an etcd beside that. docs/ETCD.md lists every departure from etcd.
+//!
+//! Invariants:
+//! - It is made of calls of the client library and keeps nothing of the store. Alarms, which are a
+//!   note of one operator to another, live in the process.
+//! - An answer's revision is one at which the answer is true, and a call never tells a lower one
+//!   than was told, by any call, before it began.
+//! - UNAVAILABLE is never said of what does not pass by itself: etcd's clients ask again a hundred
+//!   times.
+
+mod auth;
+mod cluster;
+mod election;
+#[allow(dead_code, reason = "the services that use all of it come next")]
+mod errors;
+#[allow(dead_code, reason = "the services that use all of it come next")]
+mod header;
+mod kv;
+mod lease;
+mod lock;
+mod maintenance;
+mod watch;
+
+use std::sync::Arc;
+
+use tonic::service::Routes;
+use tonic::{Response, Status};
+
+pub(super) use self::errors::{EtcdError, overlong};
+use self::header::Headers;
+use super::calls::Calls;
+use super::interface::etcd::etcdserverpb::auth_server::AuthServer;
+use super::interface::etcd::etcdserverpb::cluster_server::ClusterServer;
+use super::interface::etcd::etcdserverpb::kv_server::KvServer;
+use super::interface::etcd::etcdserverpb::lease_server::LeaseServer;
+use super::interface::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
+use super::interface::etcd::etcdserverpb::watch_server::WatchServer;
+use super::interface::etcd::v3electionpb::election_server::ElectionServer;
+use super::interface::etcd::v3lockpb::lock_server::LockServer;
+use crate::client::ServerStatus;
+
+/// A longer message is refused, as etcd's servers do by default: 1.5 MiB of a request, and half a
+/// mebibyte for what gRPC puts around it.
+const ETCD_MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// etcd's services. Clones share everything.
+#[derive(Clone)]
+pub(super) struct EtcdServices(Arc<EtcdState>);
+
+struct EtcdState {
+    calls: Calls,
+    headers: Headers,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[allow(dead_code, reason = "the services that use all of it come next")]
+impl EtcdServices {
+    pub(super) fn new(calls: Calls) -> EtcdServices {
+        EtcdServices(Arc::new(EtcdState { calls, headers: Headers::default() }))
+    }
+
+    fn calls(&self) -> &Calls {
+        &self.0.calls
+    }
+
+    fn headers(&self) -> &Headers {
+        &self.0.headers
+    }
+
+    /// Takes note of what a server has told of its group.
+    pub(super) fn learn(&self, status: &ServerStatus) {
+        self.headers().learn(status);
+    }
+
+    /// Serves everything as gRPC, too.
+    pub(super) fn add_to(&self, routes: Routes) -> Routes {
+        let max = ETCD_MESSAGE_BYTES_MAX;
+        routes
+            .add_service(KvServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(WatchServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(LeaseServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(LockServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(ElectionServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(ClusterServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(MaintenanceServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(AuthServer::new(self.clone()).max_decoding_message_size(max))
+    }
+}
+
+/// What is not there, and a sentence that says so.
+fn not_yet(what: &str) -> Status {
+    Status::unimplemented(format!("this server of etcd's interface has no {what}"))
+}
