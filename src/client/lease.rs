@@ -178,7 +178,7 @@ impl Client {
     ) -> Result<LeaseGranted, ClientError> {
         let grant = LeaseGrant { id, ttl_ms: ttl_ms(ttl) };
         grant.check().map_err(ClientError::InvalidLease)?;
-        let (answer, ..) = self.write_in_time(grant.clone()).await?;
+        let (answer, ..) = self.write_in_time(grant).await?;
         let id = grant.id_at(answer.timestamp);
         match answer.result {
             OpResult::Done => {

@@ -9,7 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::command::{PutOp, TIME_BYTES, lend_put};
-use super::{Action, Command, OpShape, Operation, Put, RequestId, Timestamp, WriteOp};
+use super::{Action, Command, LeaseChange, OpShape, Operation, Put, RequestId, Timestamp, WriteOp};
 use crate::limits;
 
 /// A write with what has to be known of it until it is applied.
@@ -21,6 +21,8 @@ pub struct EncodedWrite {
     pub shape: OpShape,
     /// Why the operation can never be carried out, a sentence.
     fault: Option<String>,
+    /// Of few writes, and so in few words.
+    lease_change: Option<Box<LeaseChange>>,
     data: Bytes,
 }
 
@@ -28,9 +30,10 @@ impl EncodedWrite {
     /// Encodes a write. Takes as long as the write is.
     pub fn new(request: RequestId, op: WriteOp) -> EncodedWrite {
         let (shape, fault) = (OpShape::of(&op), op.check().err());
+        let lease_change = LeaseChange::of(&op).map(Box::new);
         let action = Action::Write { request, op };
         let data = Command { timestamp: Timestamp::ZERO, clock_us: 0, action }.encode();
-        EncodedWrite { request, shape, fault, data }
+        EncodedWrite { request, shape, fault, lease_change, data }
     }
 
     /// Takes a client's PUT as it was encoded for the wire, which is how the log has it: it is
@@ -48,7 +51,7 @@ impl EncodedWrite {
         let (key, value) = (Bytes::new(), Bytes::new());
         let put = WriteOp::Put(Put { key, value, tells_previous });
         let (shape, fault) = (OpShape::of_put(&put, key_bytes, value_bytes), put.check().err());
-        Some(EncodedWrite { request, shape, fault, data: data.into() })
+        Some(EncodedWrite { request, shape, fault, lease_change: None, data: data.into() })
     }
 
     /// Takes what another server has encoded, if it is a write. Takes as long as the write is.
@@ -59,7 +62,8 @@ impl EncodedWrite {
         match Command::decode(&data) {
             Ok(Some(Command { action: Action::Write { request, op }, .. })) => {
                 let (shape, fault) = (OpShape::of(&op), op.check().err());
-                Ok(EncodedWrite { request, shape, fault, data })
+                let lease_change = LeaseChange::of(&op).map(Box::new);
+                Ok(EncodedWrite { request, shape, fault, lease_change, data })
             }
             Ok(_) => Err("a write is expected, and this is another command".to_owned()),
             Err(error) => Err(error.to_string()),
@@ -114,6 +118,11 @@ impl EncodedWrite {
         rest[..TIME_BYTES].copy_from_slice(&clock_us.to_be_bytes());
         self.data = data.freeze();
         self.data.clone()
+    }
+
+    /// What it is to do to a lease, if that is what it is for.
+    pub fn lease_change(&self) -> Option<&LeaseChange> {
+        self.lease_change.as_deref()
     }
 
     /// Bytes of memory that it takes, about.

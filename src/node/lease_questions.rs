@@ -8,6 +8,11 @@
 //! flushes, however many leases they name. Rule: a request belongs to the confirmation that was
 //! asked for after it had come, and to no earlier one. Otherwise a leader that was deposed without
 //! knowing would keep a lease alive that its successor ends.
+//!
+//! A request to keep leases alive of which the leader knows that all of them are running is
+//! answered then, whatever waits to be applied: applying one long write takes seconds, in which the
+//! holder of a short lease gives it up (`node::leases` says why that is safe). All others wait
+//! until everything is applied that was committed before the confirmation.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
@@ -188,8 +193,11 @@ pub(super) struct LeaseQuestions {
     waiting: Vec<PendingQuestion>,
     /// At a server that does not lead, by the number under which each was passed on.
     passed_on: BTreeMap<u64, PassedOn>,
-    /// At a leader, until it is confirmed as leader.
+    /// At a leader, until it is confirmed as leader and has applied what was committed before.
     unconfirmed: BTreeMap<ReadIndexBatch, Vec<PendingQuestion>>,
+    /// At a leader that is confirmed and has not applied all of that: requests to keep leases alive
+    /// that it has not yet tried to answer without. Their batches rise.
+    early: VecDeque<(ReadIndexBatch, PendingQuestion)>,
     /// At a leader, which may answer them.
     confirmed: VecDeque<PendingQuestion>,
     /// The same of lists, whose turn comes after all others.
@@ -277,9 +285,23 @@ impl LeaseQuestions {
         Some(batch)
     }
 
-    /// This node led after the batch had begun, and has applied everything of earlier terms. A
-    /// batch of an earlier leadership is not known any more.
+    /// This node led after the batch had begun, and counts leases. What was committed before may
+    /// not be applied, so that only some can be answered. A batch of an earlier leadership is not
+    /// known any more.
+    pub fn confirmed_early(&mut self, batch: ReadIndexBatch) {
+        let Some(asked) = self.unconfirmed.get_mut(&batch) else { return };
+        let newest = self.early.back().map(|(newest, _)| *newest);
+        assert!(newest < Some(batch), "{batch:?} is confirmed after {newest:?}");
+        let keeps_alive = |asked: &mut PendingQuestion| !asked.question.kept_alive().is_empty();
+        self.early.extend(asked.extract_if(.., keeps_alive).map(|asked| (batch, asked)));
+    }
+
+    /// This node led after the batch had begun, and has applied everything of earlier terms and
+    /// what was committed by then. A batch of an earlier leadership is not known any more.
     pub fn confirmed(&mut self, batch: ReadIndexBatch) {
+        while let Some((_, asked)) = self.early.pop_front_if(|(early, _)| *early <= batch) {
+            self.confirmed.push_back(asked);
+        }
         for asked in self.unconfirmed.remove(&batch).into_iter().flatten() {
             match asked.is_list() {
                 true => self.confirmed_lists.push_back(asked),
@@ -293,34 +315,49 @@ impl LeaseQuestions {
         self.confirmed.extend(self.held.drain(..));
     }
 
-    /// Answers some of those that were confirmed, as far as `answer` can; returns who asked, and
-    /// the answers. The others have their turn at the next call. A list has its turn behind all
-    /// others, and in each call one has, whatever the others take.
+    /// Answers some of those that were confirmed, as far as `answer` can, which is told whether
+    /// everything is applied that the answer may depend on; returns who asked, and the answers. The
+    /// others have their turn at the next call. A list has its turn behind all others, and in each
+    /// call one has, whatever the others take.
     pub fn answer(
         &mut self,
-        mut answer: impl FnMut(&LeaseQuestion) -> Option<LeaseAnswer>,
+        mut answer: impl FnMut(&LeaseQuestion, bool) -> Option<LeaseAnswer>,
     ) -> Vec<(Origin, LeaseAnswer)> {
         let (mut answered, mut looks, mut has_listed) = (Vec::new(), 0, false);
-        while let Some(asked) = self.next_confirmed(looks, has_listed) {
+        while let Some((unapplied, asked)) = self.next_confirmed(looks, has_listed) {
             looks += asked.looks();
             has_listed |= asked.is_list();
-            match answer(&asked.question) {
-                Some(told) => {
+            match (answer(&asked.question, unapplied.is_none()), unapplied) {
+                (Some(told), _) => {
                     self.forget(&asked);
                     answered.push((asked.asker.origin(), told));
                 }
-                None => self.held.push(asked),
+                (None, None) => self.held.push(asked),
+                (None, Some(batch)) => self.unconfirmed.entry(batch).or_default().push(asked),
             }
         }
         answered
     }
 
-    /// Takes the request that is to be answered next, after so much was looked at.
-    fn next_confirmed(&mut self, looks: usize, has_listed: bool) -> Option<PendingQuestion> {
+    /// Takes the request that is to be answered next, after so much was looked at; with its batch
+    /// if not everything is applied that was committed before it was confirmed.
+    fn next_confirmed(
+        &mut self,
+        looks: usize,
+        has_listed: bool,
+    ) -> Option<(Option<ReadIndexBatch>, PendingQuestion)> {
         let may_look = looks < LOOKS_PER_FLUSH;
-        let next = if may_look { self.confirmed.pop_front() } else { None };
-        let lists = &mut self.confirmed_lists;
-        next.or_else(|| if may_look || !has_listed { lists.pop_front() } else { None })
+        if may_look {
+            if let Some(asked) = self.confirmed.pop_front() {
+                return Some((None, asked));
+            }
+            if let Some((batch, asked)) = self.early.pop_front() {
+                return Some((Some(batch), asked));
+            }
+        }
+        let may_list = may_look || !has_listed;
+        let list = if may_list { self.confirmed_lists.pop_front() } else { None };
+        list.map(|asked| (None, asked))
     }
 
     /// Whether there is something to pass on.
@@ -384,6 +421,7 @@ impl LeaseQuestions {
     pub fn lost_leadership(&mut self) {
         let mut asked = std::mem::take(&mut self.waiting);
         asked.extend(std::mem::take(&mut self.unconfirmed).into_values().flatten());
+        asked.extend(std::mem::take(&mut self.early).into_iter().map(|(_, asked)| asked));
         asked.extend(std::mem::take(&mut self.confirmed));
         asked.extend(std::mem::take(&mut self.confirmed_lists));
         asked.append(&mut self.held);
@@ -405,6 +443,10 @@ impl LeaseQuestions {
             *confirmed = left;
             expired.extend::<VecDeque<_>>(over);
         }
+        let (over, left): (VecDeque<_>, _) =
+            std::mem::take(&mut self.early).into_iter().partition(|(_, asked)| is_over(asked));
+        self.early = left;
+        expired.extend(over.into_iter().map(|(_, asked)| asked));
         for batch in self.unconfirmed.values_mut() {
             expired.extend(batch.extract_if(.., |asked| is_over(asked)));
         }
@@ -449,7 +491,7 @@ mod tests {
     }
 
     fn answered(questions: &mut LeaseQuestions) -> Vec<Origin> {
-        questions.answer(|_| Some(answer(2))).into_iter().map(|(origin, _)| origin).collect()
+        questions.answer(|_, _| Some(answer(2))).into_iter().map(|(origin, _)| origin).collect()
     }
 
     fn is_clear(questions: &LeaseQuestions) -> bool {
@@ -472,10 +514,52 @@ mod tests {
         questions.confirmed(first);
         assert!(answered(&mut questions).is_empty());
         questions.confirmed(second);
-        assert!(questions.answer(|_| None).is_empty(), "a record of the leader is awaited");
+        assert!(questions.answer(|_, _| None).is_empty(), "a record of the leader is awaited");
         assert!(answered(&mut questions).is_empty(), "it has not come");
         questions.record_applied();
         assert_eq!(answered(&mut questions), origins([client(3)]));
+        assert!(is_clear(&questions));
+    }
+
+    /// What a leader has not applied is awaited by those it cannot answer without, and by lists.
+    #[test]
+    fn some_are_answered_by_a_leader_that_is_confirmed_and_others_when_it_has_applied() {
+        let mut questions = LeaseQuestions::default();
+        for asked in [client(1), server(2), list(asker(5, 6)), client(3)] {
+            assert!(questions.add(asked));
+        }
+        let batch = questions.begin_batch().unwrap();
+        let knows = |question: &LeaseQuestion, is_applied: bool| {
+            let is_known = question.kept_alive().contains(&LeaseId(2));
+            (is_applied || is_known).then(|| answer(2))
+        };
+        let answered = |questions: &mut LeaseQuestions| -> Vec<Origin> {
+            questions.answer(knows).into_iter().map(|(origin, _)| origin).collect()
+        };
+        assert!(answered(&mut questions).is_empty(), "the leader is not confirmed");
+        questions.confirmed_early(batch);
+        assert_eq!(answered(&mut questions), origins([server(2)]));
+        assert!(answered(&mut questions).is_empty());
+        assert!(questions.add(client(4)));
+        let later = questions.begin_batch().unwrap();
+        questions.confirmed_early(later);
+        questions.confirmed(batch);
+        assert_eq!(
+            answered(&mut questions),
+            origins([client(1), client(3), list(asker(5, 6))]),
+            "one that came later waits for more"
+        );
+        questions.confirmed_early(later);
+        questions.confirmed(later);
+        assert_eq!(answered(&mut questions), origins([client(4)]));
+        assert!(is_clear(&questions));
+        assert!(questions.add(client(5)) && questions.add(server(6)));
+        let batch = questions.begin_batch().unwrap();
+        questions.confirmed_early(batch);
+        questions.lost_leadership();
+        questions.confirmed(batch);
+        assert!(answered(&mut questions).is_empty());
+        assert_eq!(origins(questions.take_expired(105)), origins([client(5)]));
         assert!(is_clear(&questions));
     }
 
@@ -602,7 +686,7 @@ mod tests {
         let batch = questions.begin_batch().unwrap();
         questions.confirmed(batch);
         let keeping = |answered: Vec<(Origin, LeaseAnswer)>| answered.len();
-        let told = |question: &LeaseQuestion| Some(answer(question.names()));
+        let told = |question: &LeaseQuestion, _: bool| Some(answer(question.names()));
         assert_eq!(keeping(questions.answer(told)), 2, "one, and a list in each call");
         assert_eq!(questions.confirmed.len(), 1);
         assert_eq!(keeping(questions.answer(told)), 2);

@@ -12,13 +12,19 @@
 //!   request came (`node::lease_questions`). So the next leader, if there is one, was elected
 //!   later, and begins to count later still. Ends that an earlier leader has ordered are either
 //!   applied before that, or in no log that can win.
+//! - *What is not applied.* A leader that is confirmed and counts may answer before it has applied
+//!   what is committed. Everything of earlier terms is applied, and all other entries are its own:
+//!   so it knows of each lease whether an end or a revoke of it is on the way, from when it has
+//!   proposed it. If one of the leases that are named has such an entry before it, is unknown (it
+//!   may be granted by an entry to come) or is noted to have less left, the request waits until
+//!   everything is applied that was committed before it was confirmed.
 //! - *Clocks.* Time is the driver's monotonic time, of which no step counts for more than
 //!   [`STEP_MAX`]. A leader that was stopped for a minute, with the keep-alives of that minute in
 //!   its sockets, finds its leases with as much time left as before, but for one step. Timestamps
 //!   and the log's clock leap and are not used.
-//! - *Stalls.* A keep-alive waits until its leader is confirmed, and has applied what was committed
-//!   before it came: seconds, where a long write is applied. So no lease is ended while a request
-//!   to keep it alive is held, and each of these is answered or given up in bounded time.
+//! - *Stalls.* A keep-alive waits until its leader is confirmed, and some until it has applied what
+//!   was committed before: seconds, where a long write is applied. So no lease is ended while a
+//!   request to keep it alive is held, and each of these is answered or given up in bounded time.
 //! - *Notes.* The remaining time of a long lease that nobody keeps alive is noted in the log now
 //!   and then, or it would live for ever through a series of elections. What is noted holds for the
 //!   next leader. So a keep-alive of such a lease is answered when the note has been taken back in
@@ -32,7 +38,7 @@
 //! (`storage::leases`).
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -185,6 +191,10 @@ pub(super) struct Leases {
     renewed: Vec<LeaseId>,
     /// The record that this leader has proposed and that is not applied.
     under_way: Option<(LogIndex, LeaseRecord)>,
+    /// The entries of this leader that are not applied and may revoke a lease, in their order; and
+    /// of each such lease the last one.
+    revokes: VecDeque<(LogIndex, LeaseId)>,
+    last_revokes: HashMap<LeaseId, LogIndex>,
 }
 
 impl Leases {
@@ -233,6 +243,15 @@ impl Leases {
         self.low.clear();
         self.renewed.clear();
         self.under_way = None;
+        self.revokes.clear();
+        self.last_revokes.clear();
+    }
+
+    /// This leader has proposed to revoke a lease, in the entry at `index`, later than all before.
+    /// There may be no lease of that id, now or then.
+    pub fn revoke_proposed(&mut self, id: LeaseId, index: LogIndex) {
+        self.revokes.push_back((index, id));
+        self.last_revokes.insert(id, index);
     }
 
     /// Notes what the entries up to `index` have changed. Returns whether a record of this leader
@@ -251,6 +270,11 @@ impl Leases {
                         self.known.remove(&name.id);
                     }
                 }
+            }
+        }
+        while let Some((revoke, id)) = self.revokes.pop_front_if(|(revoke, _)| *revoke <= index) {
+            if self.last_revokes.get(&id) == Some(&revoke) {
+                self.last_revokes.remove(&id);
             }
         }
         let Some((_, record)) = self.under_way.take_if(|(proposed, _)| *proposed <= index) else {
@@ -295,12 +319,18 @@ impl Leases {
         self.wakes = running.map(|(id, lease)| Reverse((lease.wake_us, *id))).collect();
     }
 
-    /// Answers a question that was confirmed. Without an answer the question waits until a record
-    /// of this leader is applied.
-    pub fn answer(&mut self, question: &LeaseQuestion) -> Option<LeaseAnswer> {
+    /// Answers a question that was confirmed. `is_applied` says whether everything is applied that
+    /// was committed before that. Without an answer the question waits until that is so, and if it
+    /// is, until a record of this leader is applied.
+    pub fn answer(&mut self, question: &LeaseQuestion, is_applied: bool) -> Option<LeaseAnswer> {
         assert!(self.is_counting, "a node that does not count answers {question:?}");
         match question {
-            LeaseQuestion::KeepAlive(ids) => self.keep_alive(ids).map(LeaseAnswer::KeptAlive),
+            LeaseQuestion::KeepAlive(ids) => {
+                let may_answer = is_applied || ids.iter().all(|id| self.is_running(*id));
+                let left = if may_answer { self.keep_alive(ids) } else { None };
+                left.map(LeaseAnswer::KeptAlive)
+            }
+            _ if !is_applied => None,
             LeaseQuestion::Show(id) => {
                 let leases = self.shown((Bound::Included(*id), Bound::Included(*id)));
                 Some(LeaseAnswer::Leases { leases, has_more: false })
@@ -325,6 +355,13 @@ impl Leases {
                 left_ms: lease.deadline_us.saturating_sub(self.time_us) / 1_000,
             })
             .collect()
+    }
+
+    /// Whether there is this lease, and no entry of the log ends it.
+    fn is_running(&self, id: LeaseId) -> bool {
+        let is_ending = |lease: &Lease| lease.stage == Stage::Ending;
+        self.known.get(&id).is_some_and(|lease| !is_ending(lease))
+            && !self.last_revokes.contains_key(&id)
     }
 
     /// Gives leases their whole time again; how long each has left, in milliseconds, and `None` for

@@ -109,6 +109,15 @@ impl ReadBatch {
     }
 }
 
+/// What the answer to a read-index request confirms at once.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct ConfirmedAtOnce {
+    /// Requests of other servers, which wait for what they have applied themselves.
+    pub servers: Vec<(NodeId, u64)>,
+    /// Requests about leases, some of which need nothing to be applied.
+    pub leases: Vec<ReadIndexBatch>,
+}
+
 /// All reads of this server's clients that wait, and the read-index requests of other servers,
 /// until they are answered.
 #[derive(Debug, Default)]
@@ -185,29 +194,34 @@ impl PendingReads {
         self.before_first.wrapping_add(self.requests)
     }
 
-    /// Notes the answer to a request. Returns the other servers' requests that it answers.
-    pub fn confirm(&mut self, number: u64, index: LogIndex) -> Vec<(NodeId, u64)> {
+    /// Notes the answer to a request. Returns what it confirms beside reads, which wait until
+    /// everything up to `index` is applied.
+    pub fn confirm(&mut self, number: u64, index: LogIndex) -> ConfirmedAtOnce {
         let request = number.wrapping_sub(self.before_first);
-        let mut servers = Vec::new();
+        let mut at_once = ConfirmedAtOnce::default();
         if request > self.requests {
-            return servers;
+            return at_once;
         }
         while let Some(first) = self.requested.first_entry()
             && *first.key() <= request
         {
             let batch = first.remove();
+            at_once.leases.extend(batch.reads.iter().filter_map(|read| match read.reader {
+                ReadOrigin::Leases(asked) => Some(asked),
+                ReadOrigin::Client(_) => None,
+            }));
             if !batch.reads.is_empty() {
                 self.applied.by_index.entry(index).or_default().extend(batch.reads);
             }
-            servers.extend(batch.servers);
+            at_once.servers.extend(batch.servers);
         }
-        for (server, _) in &servers {
+        for (server, _) in &at_once.servers {
             if let Some(unanswered) = self.unanswered.get_mut(server) {
                 assert!(*unanswered > 0, "a request of {server} was answered twice");
                 *unanswered -= 1;
             }
         }
-        servers
+        at_once
     }
 
     /// Whether a read waits for the state machine.
@@ -329,7 +343,8 @@ mod tests {
         assert!(reads.is_request_due());
         reads.add(read(3));
         let third = reads.begin_request(6);
-        assert!(reads.confirm(third.wrapping_add(1), 9).is_empty(), "it was never asked");
+        let unasked = reads.confirm(third.wrapping_add(1), 9);
+        assert_eq!(unasked, ConfirmedAtOnce::default(), "it was never asked");
         assert!(ready(&mut reads, 9).is_empty());
         reads.confirm(first, 4);
         assert_eq!(ready(&mut reads, 4), [1]);
@@ -376,14 +391,14 @@ mod tests {
         reads.repeat_request(u64::MAX);
         reads.add_server(greedy, 8);
         let request = reads.begin_request(0);
-        let owed = reads.confirm(request, 5);
+        let owed = reads.confirm(request, 5).servers;
         let count = |server| owed.iter().filter(|(asker, _)| *asker == server).count();
         assert_eq!((count(greedy), count(honest)), (READ_INDEX_REQUESTS_MAX, 1));
 
         // Answered ones make room.
         reads.add_server(greedy, 9);
         let request = reads.begin_request(0);
-        assert_eq!(reads.confirm(request, 5), [(greedy, 9)]);
+        assert_eq!(reads.confirm(request, 5).servers, [(greedy, 9)]);
     }
 
     #[test]
@@ -394,9 +409,9 @@ mod tests {
         }
         let before = reads.begin_request(0);
         reads.forget_servers();
-        assert!(reads.confirm(before, 5).is_empty());
+        assert!(reads.confirm(before, 5).servers.is_empty());
         reads.add_server(NodeId(2), 1);
         let request = reads.begin_request(0);
-        assert_eq!(reads.confirm(request, 5), [(NodeId(2), 1)]);
+        assert_eq!(reads.confirm(request, 5).servers, [(NodeId(2), 1)]);
     }
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use acervo::client::LeaseId;
+use acervo::client::{LeaseId, Txn, TxnOp};
 use acervo::model::{LeaseAnswer, LeaseQuestion};
 use acervo::wire::message::{Reply, Request};
 use rustix::process::Signal;
@@ -165,4 +165,20 @@ fn whoever_has_lost_a_lease_is_told() {
     (0..3).for_each(|at| group.signal(at, Signal::STOP));
     assert!(lease.wait_lost(Duration::from_secs(60)));
     (0..3).for_each(|at| group.signal(at, Signal::CONT));
+}
+
+/// Nothing was answered before the transaction was applied, and programs gave their leases up.
+#[test]
+fn a_short_lease_is_kept_alive_beside_a_transaction_that_takes_longer_to_apply() {
+    let group = Group::start(3, &["--console", "off"]);
+    let client = group.client();
+    let long = |_| client.grant_lease(Duration::from_secs(3_600), None).unwrap().id;
+    let long: Vec<LeaseId> = (0..8).map(long).collect();
+    let puts = (0..8 * 10_000).map(|number: usize| {
+        TxnOp::put_with_lease(format!("key-{number}"), b"v", long[number % 8])
+    });
+    let short = client.lease(Duration::from_secs(2)).unwrap();
+    client.txn(puts.fold(Txn::default(), Txn::then)).unwrap();
+    assert!(!short.is_lost());
+    assert!(short.revoke().unwrap().is_some(), "it has ended");
 }

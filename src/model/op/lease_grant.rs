@@ -8,7 +8,7 @@ use crate::model::{LeaseId, Timestamp, WriteAnswer, check_lease_ttl};
 
 /// Grants a lease. Its TTL begins when the leader has applied the grant, and so after the client
 /// has sent it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseGrant {
     /// The id that the client wishes; without one it is the version of this write. An id that a
     /// lease has is refused.

@@ -482,6 +482,26 @@ pub struct OpShape {
     pub depends_on_state: bool,
 }
 
+/// What an operation is to do to a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseChange {
+    /// A lease begins, unless there is one of its id.
+    Begin(LeaseGrant),
+    /// The lease of this id ends, if there is one.
+    End(LeaseId),
+}
+
+impl LeaseChange {
+    /// The change that an operation is for, if it is for one.
+    pub fn of(op: &WriteOp) -> Option<LeaseChange> {
+        match op {
+            WriteOp::LeaseGrant(grant) => Some(LeaseChange::Begin(*grant)),
+            WriteOp::LeaseRevoke(revoke) => Some(LeaseChange::End(revoke.id)),
+            _ => None,
+        }
+    }
+}
+
 impl OpShape {
     /// Looks at every key and value once.
     pub fn of(op: &WriteOp) -> OpShape {

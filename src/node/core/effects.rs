@@ -3,6 +3,7 @@
 //! Invariant: log batches and an installation are handed out in the order of their numbers, and
 //! committed entries in the order of their indices, in which the driver must carry them out.
 
+use super::super::reads::ConfirmedAtOnce;
 use super::super::{Notice, Output, compares_states};
 use super::Node;
 use crate::consensus::InstallRequest;
@@ -76,10 +77,12 @@ impl Node {
             }
         }
         for (request, index) in std::mem::take(&mut self.effects.reads) {
-            for (to, id) in self.reads.confirm(request, index) {
+            let ConfirmedAtOnce { servers, leases } = self.reads.confirm(request, index);
+            for (to, id) in servers {
                 let message = ServerMessage::ReadIndexOk { id, index };
                 out.push(Output::Send { to, message });
             }
+            self.lease_batches_confirmed_early(leases, out);
         }
     }
 }

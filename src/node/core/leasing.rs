@@ -96,6 +96,21 @@ impl Node {
         }
     }
 
+    /// This node led after these batches had begun; what was committed then may not be applied.
+    pub(super) fn lease_batches_confirmed_early(
+        &mut self,
+        batches: Vec<ReadIndexBatch>,
+        out: &mut Vec<Output>,
+    ) {
+        // One that has not applied everything of earlier terms cannot say what leases there are.
+        if !batches.is_empty() && self.leases.is_counting() {
+            for batch in batches {
+                self.lease_questions.confirmed_early(batch);
+            }
+            self.answer_lease_questions(out);
+        }
+    }
+
     /// This node led after the batch had begun, and has applied everything up to then.
     pub(super) fn lease_batch_confirmed(&mut self, batch: ReadIndexBatch, out: &mut Vec<Output>) {
         // What a server falsely says of an index must not end this one.
@@ -123,7 +138,8 @@ impl Node {
         // Questions that were confirmed are dropped with the leadership in which they were: so
         // this leader counts if there are any.
         let leases = &mut self.leases;
-        for (origin, answer) in self.lease_questions.answer(|question| leases.answer(question)) {
+        let answer = |question: &LeaseQuestion, is_applied| leases.answer(question, is_applied);
+        for (origin, answer) in self.lease_questions.answer(answer) {
             self.answer_leases(origin, answer, out);
         }
     }

@@ -18,8 +18,8 @@ use super::{Node, Stopping, micros};
 use crate::consensus::ProposeError;
 use crate::limits;
 use crate::model::{
-    Action, ClientId, Command, Effect, EncodedWrite, FeatureLevel, GroupRules, LogIndex, NodeId,
-    Timestamp, WriteAnswer, WriteOutcome,
+    Action, ClientId, Command, Effect, EncodedWrite, FeatureLevel, GroupRules, LeaseChange,
+    LogIndex, NodeId, Timestamp, WriteAnswer, WriteOutcome,
 };
 use crate::wire::message::{ErrorCode, Reply, ServerMessage};
 
@@ -175,6 +175,9 @@ impl Node {
                         let (rows, length) =
                             (write.shape.work_rows, self.writes.length(&write.shape));
                         self.long_writes.proposed(index, rows, length);
+                        if let Some(LeaseChange::End(id)) = write.lease_change() {
+                            self.leases.revoke_proposed(*id, index);
+                        }
                         let is_new = self.leadership.as_mut().is_some_and(|leadership| {
                             leadership.write_proposed(&write.request, index, clock_us)
                         });

@@ -72,7 +72,7 @@ impl Leader {
 
     fn keep_alive(&mut self, ids: &[u64]) -> Option<Vec<Option<u64>>> {
         let ids = ids.iter().map(|id| LeaseId(*id)).collect();
-        match self.leases.answer(&LeaseQuestion::KeepAlive(ids))? {
+        match self.leases.answer(&LeaseQuestion::KeepAlive(ids), true)? {
             LeaseAnswer::KeptAlive(left) => Some(left),
             other => panic!("{other:?}"),
         }
@@ -107,14 +107,50 @@ fn whoever_asks_about_a_lease_that_is_ending_waits_for_the_end() {
     leader.run_to(10 * SECOND);
     assert_eq!(leader.keep_alive(&[2]), Some(vec![Some(20_000)]));
     assert_eq!(leader.keep_alive(&[1, 2]), None, "neither alive nor gone");
-    let shown = leader.leases.answer(&LeaseQuestion::List { after: None });
+    let shown = leader.leases.answer(&LeaseQuestion::List { after: None }, true);
     let shows = |id, ttl_ms, left_ms| LeaseShown { name: state(id, 0).name, ttl_ms, left_ms };
     let leases = vec![shows(1, 10_000, 0), shows(2, 20_000, 20_000)];
     assert_eq!(shown, Some(LeaseAnswer::Leases { leases, has_more: false }));
     assert_eq!(leader.apply(), [1]);
     assert_eq!(leader.keep_alive(&[1, 2]), Some(vec![None, Some(20_000)]));
-    let shown = leader.leases.answer(&LeaseQuestion::Show(LeaseId(1)));
+    let shown = leader.leases.answer(&LeaseQuestion::Show(LeaseId(1)), true);
     assert_eq!(shown, Some(LeaseAnswer::Leases { leases: vec![], has_more: false }));
+}
+
+/// Whoever waits for a long write to be applied may not get an answer before his time is over.
+#[test]
+fn before_everything_is_applied_only_leases_that_run_for_certain_are_kept_alive() {
+    let mut leader = Leader::of(&[state(1, 10), state(2, 20), state(3, 1_000)]);
+    let early = |leader: &mut Leader, ids: &[u64]| {
+        let ids = ids.iter().map(|id| LeaseId(*id)).collect();
+        match leader.leases.answer(&LeaseQuestion::KeepAlive(ids), false)? {
+            LeaseAnswer::KeptAlive(left) => Some(left),
+            other => panic!("{other:?}"),
+        }
+    };
+    leader.run_to(9 * SECOND);
+    assert_eq!(early(&mut leader, &[1, 2]), Some(vec![Some(10_000), Some(20_000)]));
+    leader.run_to(18 * SECOND);
+    assert!(leader.log.is_empty(), "the first one was kept alive");
+    assert_eq!(early(&mut leader, &[1, 4]), None, "the last one may be granted and not applied");
+    assert_eq!(leader.leases.answer(&LeaseQuestion::List { after: None }, false), None);
+    leader.run_to(19 * SECOND);
+    assert_eq!(early(&mut leader, &[2, 1]), None, "the end of the first is ordered");
+    assert_eq!(leader.apply(), [1]);
+    // A revoke that is ordered and not applied ends a lease that is still known.
+    leader.leases.revoke_proposed(LeaseId(2), 20);
+    leader.leases.revoke_proposed(LeaseId(2), 21);
+    assert_eq!(early(&mut leader, &[2]), None);
+    leader.leases.applied(20, &[]);
+    assert_eq!(early(&mut leader, &[2]), None);
+    assert_eq!(early(&mut leader, &[3]), Some(vec![Some(1_000_000)]));
+    leader.leases.applied(21, &[]);
+    assert_eq!(early(&mut leader, &[2]), Some(vec![Some(20_000)]), "they came to nothing");
+    leader.run_to(40 * SECOND);
+    assert_eq!(leader.apply(), [2]);
+    leader.run_to(600 * SECOND);
+    assert!(leader.apply().is_empty());
+    assert_eq!(early(&mut leader, &[3]), None, "it is noted to have less left");
 }
 
 /// A lease that is over again and again meanwhile is listed once.
@@ -298,7 +334,7 @@ fn a_list_goes_on_where_the_page_before_ended() {
     let mut ids = Vec::new();
     loop {
         let question = LeaseQuestion::List { after };
-        let answer = leader.leases.answer(&question).unwrap();
+        let answer = leader.leases.answer(&question, true).unwrap();
         assert!(answer.answers(&question));
         let LeaseAnswer::Leases { leases, has_more } = answer else { panic!("{answer:?}") };
         assert!(leases.len() <= LEASES_PER_PAGE_MAX);

@@ -98,19 +98,47 @@ fn a_lease_is_kept_alive_through_any_server_and_ends_when_nobody_does() {
 }
 
 /// Applying a transaction of a hundred thousand puts takes seconds, in which a short lease ended
-/// that its holder had asked to be kept alive in time.
+/// that its holder had asked to be kept alive in time, or whose holder gave it up without an
+/// answer.
 #[test]
-fn a_lease_does_not_end_while_a_request_to_keep_it_alive_waits_for_a_long_write() {
+fn a_lease_that_runs_is_kept_alive_while_a_long_write_is_applied() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.tick();
+    let id = group.grant(2_000);
+    group.withheld = Some(Vec::new());
+    group.put(LEADER, 2);
+    group.settle();
+    for (request, at) in [(3, LEADER), (4, 0), (5, 1), (6, LEADER)] {
+        group.run(SECOND);
+        let token = group.keep_alive(at, request, id);
+        assert_eq!(group.left_ms(token), Some(2_000));
+    }
+    let listed = group.ask(LEADER, 7, LeaseQuestion::List { after: None });
+    let unknown = group.keep_alive(0, 8, LeaseId(99));
+    let waits = |group: &Group, token| !group.replies.contains_key(&token);
+    assert!(waits(&group, listed) && waits(&group, unknown), "one may be granted there");
+    let withheld = group.withheld.take().unwrap();
+    group.inbox.extend(withheld);
+    group.settle();
+    group.tick();
+    assert!(!waits(&group, listed));
+    assert_eq!(group.left_ms(unknown), None);
+}
+
+/// A revoke that is ordered, and not applied, may end the lease.
+#[test]
+fn a_lease_does_not_end_while_a_request_to_keep_it_alive_waits() {
     let mut group = Group::new(3, AckPolicy::All);
     group.tick();
     let id = group.grant(2_000);
     group.run(SECOND);
     group.withheld = Some(Vec::new());
-    group.put(LEADER, 2);
+    // In this group it comes to nothing.
+    group.write(LEADER, 2, 2, LeaseRevoke { id, keys_max: None }.into());
     group.settle();
     let token = group.keep_alive(LEADER, 3, id);
     group.run(3 * SECOND);
-    assert!(!group.replies.contains_key(&token), "the write before it is not applied");
+    assert!(!group.replies.contains_key(&token), "the revoke is not applied");
     let withheld = group.withheld.take().unwrap();
     group.inbox.extend(withheld);
     group.settle();
@@ -119,6 +147,30 @@ fn a_lease_does_not_end_while_a_request_to_keep_it_alive_waits_for_a_long_write(
     group.run(2 * SECOND + SECOND / 4);
     let token = group.keep_alive(LEADER, 4, id);
     assert_eq!(group.left_ms(token), None, "nobody has kept it alive since");
+}
+
+/// An earlier leader may have ordered the lease's end in what it has not applied.
+#[test]
+fn a_leader_that_has_not_applied_the_first_entry_of_its_term_keeps_nothing_alive() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.tick();
+    let id = group.grant(10_000);
+    group.withheld = Some(Vec::new());
+    group.deaf = Some(LEADER);
+    let leads = |node: &Node| node.status().role == Role::Leader;
+    while group.nodes[LEADER].status().role == Role::Leader || !group.nodes.iter().any(leads) {
+        group.tick();
+    }
+    group.deaf = None;
+    let leader = group.nodes.iter().position(leads).unwrap();
+    let token = group.keep_alive(leader, 1, id);
+    group.run(SECOND);
+    assert!(leads(&group.nodes[leader]) && !group.replies.contains_key(&token));
+    let withheld = group.withheld.take().unwrap();
+    group.inbox.extend(withheld);
+    group.settle();
+    group.tick();
+    assert_eq!(group.left_ms(token), Some(10_000));
 }
 
 #[test]
