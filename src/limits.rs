@@ -68,6 +68,8 @@ pub const PAGE_VISITS_MAX: usize = 4 * PAGE_ROWS_MAX;
 /// How much a watch may be shown before its client says that it has taken it: with as many as are
 /// under way at a line of a gigabit in a round trip of two milliseconds.
 pub const WATCH_CREDIT_BYTES_MAX: u32 = 256 * 1024;
+/// Watches of one connection. A client with more has more connections.
+pub const WATCHES_PER_CONNECTION_MAX: usize = 16 * 1024;
 /// Bytes of the store looked at for one page: keys, and values that it shows. A page whose rows do
 /// not fit together still ends.
 pub const PAGE_SCAN_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -549,6 +551,16 @@ pub const CLIENT_PROBE_BACKOFF_MAX: Duration = Duration::from_secs(2);
 pub const CLIENT_PROVOKED_TIMEOUT: Duration = Duration::from_millis(100);
 /// The longest time a client request may be given.
 pub const CLIENT_REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Watches of one client instance; one more is refused. Four connections full of them, and half of
+/// what a server gives one address.
+pub const CLIENT_WATCHES_MAX: usize = 64 * 1024;
+/// Connections that carry the watches of a client: one is enough for most. With as many as this,
+/// each server may refuse some of the watches and all others still find a place.
+pub const CLIENT_WATCH_CONNECTIONS_MAX: usize = 16;
+/// Bytes of keys and values that all watches of a client instance may have been shown and not
+/// taken: about a hundred watches with all their credit, which a gateway has room for, too. Beyond,
+/// those that hold most are ended at the server, and begun again when their readers come back.
+pub const CLIENT_WATCH_BYTES_MAX: usize = 24 * 1024 * 1024;
 /// Requests handed to `Client::submit` and not yet answered; one more waits.
 pub const CLIENT_SUBMITS_MAX: usize = 64;
 
@@ -632,8 +644,8 @@ const _: () = {
     assert!(GATEWAY_BYTES_MAX / 2 > 2 * TRANSACTION_BYTES_MAX + 150 * TRANSACTION_KEYS_MAX);
     // All that a gateway can be made to hold: what is charged, what connections have of their own,
     // calls under way, calls that have not begun, the answers that its clients receive and the one
-    // that each takes apart, and what waits to be sent by them, also of calls that were given
-    // up.
+    // that each takes apart, what waits to be sent by them, also of calls that were given up, and
+    // what the watches of one of them have been shown and not taken.
     assert!(
         GATEWAY_BYTES_MAX
             + GATEWAY_CONNECTIONS_MAX
@@ -645,6 +657,7 @@ const _: () = {
                     + GATEWAY_READS_MAX * GATEWAY_CALLS_PER_CONNECTION_MAX as usize)
             + GATEWAY_CLIENTS * (SERVERS_MAX + 2) * (VALUE_BYTES_MAX_DEFAULT + PAGE_BYTES_MAX)
             + GATEWAY_CLIENTS * (CLIENT_QUEUED_BYTES_MAX + SERVERS_MAX * CLIENT_QUEUED_BYTES_PAUSE)
+            + CLIENT_WATCH_BYTES_MAX
             < 512 * 1024 * 1024
     );
     assert!(COMMIT_TIMEOUT.as_millis() < GATEWAY_REQUEST_TIMEOUT_DEFAULT.as_millis());

@@ -11,9 +11,17 @@
 //! Futures can be [spawned](Driver::spawn) on the thread, too: that is how a call is reported whose
 //! caller does not wait. They must not block: everybody's answers come by this thread.
 //!
-//! What waits to be sent is bounded by the core, which is told how much that is. What comes in is
-//! one frame of each server at most, and an answer for each call.
+//! The watches of the client have connections of their own on the same loop, and a state machine of
+//! their own ([`Multiplexer`]), which the core knows nothing of. They need no second thread: what
+//! the thread does for them is to take a frame apart and put it into a queue, whose bound is the
+//! watch's credit; it never waits for a reader. Frames of one connection are taken in turn with
+//! those of the others, so that a watch that is shown much does not hold up the answer to a call.
+//!
+//! What waits to be sent is bounded by the core, which is told how much that is, and by the number
+//! of requests about watches under way. What comes in is one frame of each connection at most, an
+//! answer for each call, and what watches have credit for.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -32,8 +40,10 @@ use super::greeting::{describe, is_end};
 use super::inbox::{Command, Inbox, Open};
 use super::sync::lock;
 use super::transport::{self, FRAME_BYTES_MAX};
+use super::watch::{LinkId, Multiplexer, MultiplexerOutput, WatchOrder, WatchTotals};
 use crate::limits::{
     CLIENT_QUEUED_BYTES_MAX, CLIENT_QUEUED_BYTES_PAUSE, CLIENT_REQUEST_TIMEOUT_MAX,
+    SERVER_FRAME_BYTES_MAX,
 };
 use crate::model::RequestId;
 use crate::net::{
@@ -49,6 +59,7 @@ pub(super) struct Driver {
     config: CoreConfig,
     clock: Clock,
     next_call: AtomicU64,
+    watch_totals: Arc<WatchTotals>,
     /// Who leads, as far as somebody has said, for a thread that is still to be started.
     leader: Mutex<Option<usize>>,
     way: OnceLock<Way>,
@@ -100,6 +111,7 @@ impl Driver {
             config,
             clock: Clock::Monotonic { started: Instant::now() },
             next_call: AtomicU64::new(1),
+            watch_totals: Arc::default(),
             leader: Mutex::default(),
             way: OnceLock::new(),
             starting: Mutex::new(()),
@@ -118,7 +130,9 @@ impl Driver {
         let (shared, process) = (None, process::id());
         let way = OnceLock::from(Way { inbox: Arc::clone(&inbox), shared, process });
         let (leader, starting) = (Mutex::default(), Mutex::new(()));
-        let driver = Driver { servers, config, clock, next_call, leader, way, starting };
+        let watch_totals = Arc::default();
+        let driver =
+            Driver { servers, config, clock, next_call, watch_totals, leader, way, starting };
         (driver, inbox)
     }
 
@@ -204,6 +218,20 @@ impl Driver {
         self.way()?.inbox.spawn(future)
     }
 
+    /// What all watches of the client have together.
+    pub(super) fn watch_totals(&self) -> &Arc<WatchTotals> {
+        &self.watch_totals
+    }
+
+    /// Has the client's thread do something for a watch.
+    ///
+    /// # Errors
+    /// There is no thread.
+    pub(super) fn order(&self, order: WatchOrder) -> Result<(), ClientError> {
+        let pushed = self.way()?.inbox.push(Command::Watch(order));
+        pushed.map_err(|_| ClientError::Ended)
+    }
+
     /// Says who leads, as far as somebody knows. A thread is not started for that.
     pub(super) fn hint_leader(&self, leader: Option<usize>) {
         *lock(&self.leader) = leader;
@@ -243,8 +271,13 @@ impl Driver {
             #[cfg(test)]
             Clock::Virtual { .. } => unreachable!("the simulation has no thread"),
         };
+        let totals = Arc::clone(&self.watch_totals);
+        let (timing, seed) = (self.config.timing, self.config.seed);
         let service = ClientService {
             core,
+            watches: Multiplexer::new(Arc::clone(&self.servers), timing, seed, totals),
+            watch_links: BTreeMap::new(),
+            watch_places: ConnectionMap::default(),
             inbox: Open(Arc::clone(&inbox)),
             servers: Arc::clone(&self.servers),
             started,
@@ -347,6 +380,10 @@ impl LinkState {
 /// What the event loop of a client works for.
 struct ClientService {
     core: Core,
+    watches: Multiplexer,
+    /// The connections that carry watches, with the bytes that had come when that was last told.
+    watch_links: BTreeMap<LinkId, (ConnectionId, u64)>,
+    watch_places: ConnectionMap<LinkId>,
     inbox: Open,
     servers: Arc<[SocketAddr]>,
     started: Instant,
@@ -375,6 +412,9 @@ impl ClientService {
         let now = self.now(net);
         if let Some(server) = self.forget(connection) {
             self.core.lost(now, server, loss);
+        } else if let Some(link) = self.watch_places.remove(&connection) {
+            self.watch_links.remove(&link);
+            self.watches.lost(now, link, loss);
         }
     }
 
@@ -383,7 +423,7 @@ impl ClientService {
         let is_free = self.inbox.0.is_free();
         if let Some(command) = command.take_if(|_| is_free) {
             let now = self.now(net);
-            command.perform(&mut self.core, now);
+            command.perform(&mut self.core, &mut self.watches, now);
             self.perform_all(net);
         }
     }
@@ -392,22 +432,72 @@ impl ClientService {
     fn close(&mut self) {
         self.inbox.close();
         self.core.abandon();
+        self.watches.abandon();
     }
 
     fn take_commands(&mut self, net: &mut Net) {
         let now = self.now(net);
         let mut commands = std::mem::take(&mut self.commands);
         self.is_leaving = self.inbox.0.take(&mut commands);
-        commands.drain(..).for_each(|command| command.perform(&mut self.core, now));
+        let (core, watches) = (&mut self.core, &mut self.watches);
+        commands.drain(..).for_each(|command| command.perform(core, watches, now));
         self.commands = commands;
         self.perform_all(net);
     }
 
-    /// Does what the core wants. After every input, so that nothing more is told of a connection
-    /// that is to be closed.
+    /// Does what the core wants, and the watches. After every input, so that nothing more is told
+    /// of a connection that is to be closed.
     fn perform_all(&mut self, net: &mut Net) {
         while let Some(output) = self.core.take_output() {
             self.perform(net, output);
+        }
+        while let Some(output) = self.watches.take_output() {
+            self.perform_for_watches(net, output);
+        }
+    }
+
+    fn perform_for_watches(&mut self, net: &mut Net, output: MultiplexerOutput) {
+        let of = |link| self.watch_links.get(&link).map(|(connection, _)| *connection);
+        match output {
+            MultiplexerOutput::Dial { link, server } => {
+                let connection = net.dial(self.servers[server]);
+                net.set_deadline(connection, None);
+                self.watch_places.insert(connection, link);
+                self.watch_links.insert(link, (connection, 0));
+            }
+            MultiplexerOutput::Send { link, message } => {
+                let Some(connection) = of(link) else { return };
+                let mut encoded = Ok(());
+                net.send(connection, |out| encoded = transport::encode(&message, out));
+                encoded.unwrap_or_else(|error| panic!("{message:?} is short: {error}"));
+            }
+            MultiplexerOutput::Greeted(link) => {
+                if let Some(connection) = of(link) {
+                    net.set_frame_cap(connection, FRAME_BYTES_MAX.max(SERVER_FRAME_BYTES_MAX));
+                }
+            }
+            MultiplexerOutput::Provoke(link) => {
+                if let Some(connection) = of(link) {
+                    net.send_raw(connection, Bytes::from_static(LINE_END));
+                }
+            }
+            MultiplexerOutput::Close(link) => {
+                if let Some((connection, _)) = self.watch_links.remove(&link) {
+                    self.watch_places.remove(&connection);
+                    net.close(connection);
+                }
+            }
+        }
+    }
+
+    /// Tells the watches on which of their connections something has come.
+    fn tell_what_moves(&mut self, net: &Net, now: Duration) {
+        for (link, (connection, told)) in &mut self.watch_links {
+            let received = net.received_bytes(*connection);
+            if received > *told {
+                *told = received;
+                self.watches.heard(now, *link);
+            }
         }
     }
 
@@ -476,8 +566,10 @@ impl Service for ClientService {
     fn on_connected(&mut self, net: &mut Net, connection: ConnectionId) {
         if let Some(server) = self.places.get(&connection) {
             self.core.connected(*server);
-            self.perform_all(net);
+        } else if let Some(link) = self.watch_places.get(&connection) {
+            self.watches.connected(*link);
         }
+        self.perform_all(net);
     }
 
     fn on_dial_failed(&mut self, net: &mut Net, connection: ConnectionId, error: &io::Error) {
@@ -491,8 +583,10 @@ impl Service for ClientService {
         if let Some(server) = self.places.get(&connection) {
             self.core.queued(*server, net.queued_bytes(connection));
             self.core.frame(now, *server, frame);
-            self.perform_all(net);
+        } else if let Some(link) = self.watch_places.get(&connection) {
+            self.watches.frame(now, *link, frame);
         }
+        self.perform_all(net);
     }
 
     fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
@@ -528,6 +622,8 @@ impl Service for ClientService {
         }
         self.core.resume(now);
         self.core.poll(now);
+        self.tell_what_moves(net, now);
+        self.watches.poll(now);
         self.perform_all(net);
         for link in self.links.iter_mut().flatten() {
             has_queued |= link.queued_ever > link.told_ever;
@@ -540,7 +636,10 @@ impl Service for ClientService {
             // The sockets are about to take what was queued, and perhaps all of it: then nothing
             // else says that there is room.
             true => Some(net.now()),
-            false => self.core.next_at().map(|at| self.started + at),
+            false => {
+                let next = self.core.next_at().into_iter().chain(self.watches.next_at()).min();
+                next.map(|at| self.started + at)
+            }
         };
         let before = self.alarm.filter(|alarm| *alarm > net.now());
         self.alarm = before.into_iter().chain(next).min();

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::contender::NAME_BYTES_MAX;
 use crate::limits::{
-    KEY_BYTES_MAX, SERVERS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_COMPARED_BYTES_MAX,
-    TRANSACTION_KEYS_MAX, TRANSACTION_ROWS_MAX, VALUE_BYTES_MAX,
+    CLIENT_WATCHES_MAX, KEY_BYTES_MAX, SERVERS_MAX, TRANSACTION_BYTES_MAX,
+    TRANSACTION_COMPARED_BYTES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_ROWS_MAX, VALUE_BYTES_MAX,
 };
 use crate::model::{Effect, Timestamp};
 
@@ -229,6 +229,9 @@ pub enum ClientError {
     /// The system refused the client's thread, or what it needs.
     #[error("a thread could not be started: {0}")]
     Thread(String),
+    /// The client watches as many ranges as a client may.
+    #[error("a client may have {CLIENT_WATCHES_MAX} watches: end one, or watch a longer range")]
+    TooManyWatches,
     /// The client's thread has ended, which it does only when the system fails it or it panics. A
     /// client never gets another one: build a new client.
     #[error("the client's thread has ended")]

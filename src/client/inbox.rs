@@ -1,8 +1,9 @@
 //! The way to a client's thread: what is left there for it to do.
 //!
 //! Commands are taken together, in their order. What is left is bounded by those who leave it: each
-//! call is here or in the core, each report belongs to a call, and a future that was spawned is
-//! here at most as often as something wakes it.
+//! call is here or in the core, each report belongs to a call, a future that was spawned is here at
+//! most as often as something wakes it, and of each watch its beginning, its end, and that
+//! somebody is to look at it.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,6 +16,7 @@ use super::call::Promise;
 use super::core::{CallId, CallSpec, Core, Exchange, Report};
 use super::error::{ClientError, ServerFailure};
 use super::sync::lock;
+use super::watch::{Multiplexer, WatchOrder};
 use crate::net::WakeHandle;
 
 /// What is left for a client's thread. It holds no more than those who have left something: a
@@ -40,18 +42,20 @@ pub(super) enum Command {
     HintLeader(Option<usize>),
     Pause { longest: Duration, promise: Promise<()> },
     Poll(Arc<Task>),
+    Watch(WatchOrder),
     PassedOver { report: Report, failure: ServerFailure },
 }
 
 impl Command {
     /// Does on the client's thread what was left for it.
-    pub(super) fn perform(self, core: &mut Core, now: Duration) {
+    pub(super) fn perform(self, core: &mut Core, watches: &mut Multiplexer, now: Duration) {
         match self {
             Command::Begin { id, spec, exchange } => core.begin(now, id, spec, exchange),
             Command::Cancel(id) => core.cancel(now, id),
             Command::HintLeader(leader) => core.hint_leader(leader),
             Command::Pause { longest, promise } => core.pause(now, longest, promise),
             Command::Poll(task) => task.poll(),
+            Command::Watch(order) => watches.order(now, order),
             Command::PassedOver { report, failure } => {
                 foreign(|| report(failure));
             }

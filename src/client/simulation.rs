@@ -36,6 +36,7 @@ use super::core::{Core, CoreConfig, Loss, Output};
 use super::driver::Driver;
 use super::inbox::{Command, Inbox};
 use super::submit::Gate;
+use super::watch::Multiplexer;
 use super::*;
 use crate::model::{ClientId, RequestId, Timestamp, WriteOp};
 use crate::wire::codec;
@@ -138,6 +139,8 @@ struct World {
     now: Duration,
     now_us: Arc<AtomicU64>,
     core: Core,
+    /// Nobody watches here: `watch::multiplexer` has a simulation of its own.
+    watches: Multiplexer,
     inbox: Arc<Inbox>,
     client: Client,
     group: Group,
@@ -179,12 +182,13 @@ impl World {
         let config = CoreConfig { timing: Timing::default(), client: ClientId(seed), seed };
         let core = Core::new(Arc::clone(&servers), config);
         let (driver, inbox) = Driver::simulated(Arc::clone(&servers), config, now_us.clone());
+        let totals = Arc::clone(driver.watch_totals());
+        let watches = Multiplexer::new(Arc::clone(&servers), config.timing, seed, totals);
         let inner = Inner {
             leases: LeaseKeeper::default(),
             driver,
             servers,
             request_timeout: load.timeout,
-            timing: config.timing,
             submits: Arc::new(Gate::new(1)),
             // Few keys, so that they are forgotten.
             seen: Arc::new(Mutex::new(Seen::new(causality, 4, None))),
@@ -195,6 +199,7 @@ impl World {
             now: Duration::ZERO,
             now_us,
             core,
+            watches,
             inbox,
             client: Client { inner: Arc::new(inner), until: None, room: None },
             group: Group::new(moods),
@@ -323,7 +328,7 @@ impl World {
             let mut commands: Vec<Command> = Vec::new();
             self.inbox.take(&mut commands);
             for command in commands {
-                command.perform(&mut self.core, self.now);
+                command.perform(&mut self.core, &mut self.watches, self.now);
             }
             for server in 0..self.group.len() {
                 // What is sent is taken at once.

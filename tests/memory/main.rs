@@ -1,4 +1,4 @@
-//! What floods and large stores cost a process in memory.
+//! What floods and large stores cost a process in memory, and what watches cost it in threads.
 //!
 //! A binary of its own, because two tests of `floods` measure the memory of this process, in which
 //! they run one end of the share. So one test runs at a time here.
@@ -9,6 +9,7 @@ mod floods;
 mod snapshot;
 #[path = "../support/mod.rs"]
 mod support;
+mod watches;
 
 /// Has the test run alone until it drops this: what another one allocates meanwhile would count as
 /// its own.

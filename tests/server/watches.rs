@@ -298,3 +298,87 @@ fn a_server_without_a_leader_sends_the_clients_of_its_watches_away() {
     client.put("w/end", "").unwrap();
     assert_eq!(changes_until(&mut watch, is_end).len(), 1);
 }
+
+/// All of them are on one connection, wherever that leads.
+#[test]
+fn the_watches_of_a_client_go_on_together_when_their_server_is_killed() {
+    let mut group = Group::start(3, &[]);
+    let client = group.client();
+    let writer = patient_client(group.addresses());
+    let keys: Vec<String> = (0..300).map(|number| format!("w/{number:03}")).collect();
+    let mut watches: Vec<_> = keys
+        .iter()
+        .map(|key| client.watch(of_one(key), WatchOptions::default()).unwrap())
+        .collect();
+    for round in 0..3 {
+        // Each server once, so that the one is among them that they are at.
+        group.kill(round);
+        let value = round.to_string();
+        writer.put_all(keys.iter().map(|key| (key, &value))).unwrap();
+        for (watch, key) in watches.iter_mut().zip(&keys) {
+            let seen = changes_until(watch, |_| true);
+            let written = seen[0].written.as_ref().expect("it was written");
+            assert_eq!((&seen[0].key[..], &written.value[..]), (key.as_bytes(), value.as_bytes()));
+        }
+        group.start_server(round);
+        group.wait_until_listening(round);
+    }
+}
+
+#[test]
+fn a_reader_that_takes_nothing_delays_no_other_watch_and_no_call_of_its_client() {
+    let (_group, address, witness) = one_server();
+    let client = patient_client([address]);
+    let options = WatchOptions { after: Some(Timestamp::ZERO), ..WatchOptions::default() };
+    let mut idle = client.watch(KeyRange::prefix("w/").unwrap(), options).unwrap();
+    let mut taken = client.watch(KeyRange::prefix("w/").unwrap(), options).unwrap();
+    let value = vec![b'v'; 100_000];
+    for number in 0..40 {
+        client.put(format!("w/{number:02}"), &value[..]).unwrap();
+    }
+    client.put("w/end", "").unwrap();
+    assert_eq!(changes_until(&mut taken, is_end).len(), 41);
+    assert_eq!(client.get("w/39").unwrap().value(), Some(&value[..]));
+    // What it did not take is still there for it.
+    assert_eq!(changes_until(&mut idle, is_end).len(), 41);
+    witness.finish();
+}
+
+#[test]
+fn watches_that_begin_and_end_under_load_disturb_no_other() {
+    let (_group, address, witness) = one_server();
+    let client = patient_client([address]);
+    let options = WatchOptions { after: Some(Timestamp::ZERO), ..WatchOptions::default() };
+    let mut steady = client.watch(KeyRange::prefix("w/").unwrap(), options).unwrap();
+    let stop = AtomicBool::new(false);
+    let written = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut written = 0;
+            while !stop.load(Ordering::Relaxed) {
+                client.put(format!("w/{}", written % 7), vec![b'v'; 1_000]).unwrap();
+                written += 1;
+            }
+            written
+        });
+        let others: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    for number in 0..200 {
+                        let range = KeyRange::prefix("w/").unwrap();
+                        let mut watch = client.watch(range, options).unwrap();
+                        // Some end before they have begun, some with events that nobody took.
+                        if number % 3 > 0 {
+                            watch.next_within(PATIENCE).expect("an event in time").unwrap();
+                        }
+                    }
+                })
+            })
+            .collect();
+        others.into_iter().for_each(|other| other.join().unwrap());
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap()
+    });
+    client.put("w/end", "").unwrap();
+    assert_eq!(changes_until(&mut steady, is_end).len(), written + 1);
+    witness.finish();
+}

@@ -73,6 +73,16 @@ impl Following {
         if self.resetting { Some(Timestamp::ZERO) } else { self.up_to }
     }
 
+    /// Everything up to here was given out; `None` before that is known, and within a reset.
+    pub fn up_to(&self) -> Option<Timestamp> {
+        self.up_to.filter(|_| !self.resetting)
+    }
+
+    /// Rows of a reset were given out, and more are to come.
+    pub fn is_resetting(&self) -> bool {
+        self.resetting
+    }
+
     /// A server has begun the watch after this version, or the one that was asked for. Nothing up
     /// to `seen` is given out where no version was asked for: one that lags begins in the past.
     pub fn begun(&mut self, after: Timestamp, seen: Option<Timestamp>) {

@@ -5,11 +5,9 @@ use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::net::IpAddr;
 
+use crate::limits::WATCHES_PER_CONNECTION_MAX;
 use crate::net::ConnectionId;
 
-/// Watches of one connection. A program that watches more than this has more connections, or
-/// watches ranges.
-const CONNECTION_WATCHES_MAX: usize = 16 * 1024;
 /// Watches of one origin: what one machine of a large installation may need.
 const ORIGIN_WATCHES_MAX: usize = 128 * 1024;
 /// Watches of all clients. With [`WATCH_BYTES`] each, they take 128 MiB.
@@ -68,9 +66,9 @@ impl WatchQuota {
         };
         let of = |taken: Option<&Taken>| taken.copied().unwrap_or_default();
         let mine = of(self.connections.get(&connection))
-            .with(bytes, CONNECTION_WATCHES_MAX, CONNECTION_BYTES_MAX)
+            .with(bytes, WATCHES_PER_CONNECTION_MAX, CONNECTION_BYTES_MAX)
             .ok_or_else(|| {
-                too_many("a connection", CONNECTION_WATCHES_MAX, CONNECTION_BYTES_MAX)
+                too_many("a connection", WATCHES_PER_CONNECTION_MAX, CONNECTION_BYTES_MAX)
             })?;
         let origins = of(self.origins.get(&origin))
             .with(bytes, ORIGIN_WATCHES_MAX, ORIGIN_BYTES_MAX)
@@ -123,13 +121,13 @@ mod tests {
         while quota.add(connection(1), origin(1), 2).is_ok() {
             of_one += 1;
         }
-        assert_eq!(of_one, CONNECTION_WATCHES_MAX);
+        assert_eq!(of_one, WATCHES_PER_CONNECTION_MAX);
         quota.remove(connection(1), origin(1), 2);
         quota.add(connection(1), origin(1), 2).unwrap();
         let long = 8 * 1024;
         let mut of_origin = of_one;
         'connections: for number in 2.. {
-            for _ in 0..CONNECTION_WATCHES_MAX {
+            for _ in 0..WATCHES_PER_CONNECTION_MAX {
                 match quota.add(connection(number), origin(1), 2) {
                     Ok(()) => of_origin += 1,
                     Err(why) => {
