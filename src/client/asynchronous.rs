@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use super::rows::{AsyncRows, KeyRange};
-use super::{Client, ClientError, ReadOptions};
+use super::{Client, ClientError, LeaseId, ReadOptions};
 
 /// A [`Client`] whose calls are futures. Clones share everything, as clones of a client do.
 ///
@@ -72,6 +72,11 @@ impl AsyncClient {
         options: ReadOptions,
     ) -> Result<AsyncRows, ClientError> {
         self.0.get_all(keys, options).map(AsyncRows::from)
+    }
+
+    /// The keys that go with a lease, as [`Client::lease_keys`].
+    pub fn lease_keys(&self, id: LeaseId, options: ReadOptions) -> AsyncRows {
+        self.0.lease_keys(id, options).into()
     }
 
     /// The versions of a key, newest first, as [`Client::versions`].

@@ -303,7 +303,7 @@ async fn unless<T, S>(
 
 /// The version with which the contender's key came into being, and the lease that it has: what the
 /// transaction has done, or what it has found.
-fn entered_with(done: &TxnDone, lease: LeaseId) -> (Timestamp, Option<LeaseId>) {
+pub(crate) fn entered_with(done: &TxnDone, lease: LeaseId) -> (Timestamp, Option<LeaseId>) {
     match done.results.first() {
         Some(TxnOutput::Get(Some(found))) if !done.succeeded => {
             let created = found.facts.map_or(found.timestamp, |facts| facts.created);

@@ -24,7 +24,7 @@
 mod asynchronous;
 mod call;
 #[cfg(not(feature = "internals"))]
-mod contender;
+pub(crate) mod contender;
 #[cfg(feature = "internals")]
 pub mod contender;
 mod core;
@@ -81,6 +81,8 @@ pub use self::error::{ClientError, ServerFailure};
 pub use self::lease::{Lease, LeaseGranted};
 #[cfg(feature = "async")]
 pub use self::locks::AsyncLock;
+#[cfg(feature = "grpc")]
+pub(crate) use self::locks::entered_with;
 pub use self::locks::{Lock, LockOptions};
 pub use self::reads::ReadOptions;
 #[cfg(feature = "async")]

@@ -343,6 +343,11 @@ impl AsyncRows {
         AsyncRows(self.0.limit(rows))
     }
 
+    /// The version as of which rows are shown, as by [`Rows::at`].
+    pub fn at(&self) -> Option<Timestamp> {
+        self.0.at()
+    }
+
     /// Rows without their values, as by [`Rows::keys_only`].
     pub fn keys_only(self) -> AsyncRows {
         AsyncRows(self.0.keys_only())

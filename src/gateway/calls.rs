@@ -7,6 +7,7 @@
 //! request, which cancels it and frees its place.
 
 use std::future::Future;
+use std::net::SocketAddr;
 
 use tonic::Status;
 
@@ -50,12 +51,32 @@ impl Calls {
     /// The client of a call's write of so many keys, whose answer is a stream; of a range nobody
     /// knows how many it has.
     pub(super) fn writer(&self, call: &CallLimits, keys: Option<usize>) -> AsyncClient {
-        let client = match keys {
+        within(self.session(keys), call).with_room(call.room(Call::hold_page))
+    }
+
+    /// The client of a call that writes so many keys, or reads, and has one answer made of all that
+    /// it reads.
+    pub(super) fn gatherer(&self, call: &CallLimits, keys: Option<usize>) -> AsyncClient {
+        within(self.session(keys), call).with_room(call.room_for_all())
+    }
+
+    /// The servers of the group.
+    pub(super) fn servers(&self) -> Vec<SocketAddr> {
+        self.client.blocking().servers()
+    }
+
+    /// The client of what is to be done though its call is over.
+    pub(super) fn afterwards(&self) -> &AsyncClient {
+        &self.client
+    }
+
+    /// In which session so many keys are written.
+    fn session(&self, keys: Option<usize>) -> &AsyncClient {
+        match keys {
             Some(..=1) => &self.client,
             Some(..=limits::SHORT_WRITE_ROWS_MAX) => &self.several_keys,
             Some(_) | None => &self.long_writes,
-        };
-        within(client, call).with_room(call.room(Call::hold_page))
+        }
     }
 
     /// Waits for a request of the client library when the call's turn has come.

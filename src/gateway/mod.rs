@@ -147,7 +147,7 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
     let address = listener.local_addr().map_err(listen_failed)?;
 
     let (reporter, health) = tonic_health::server::health_reporter();
-    let etcd = EtcdServices::new(calls.clone());
+    let etcd = EtcdServices::new(calls.clone(), address);
     let watch = tokio::spawn(health::watch(reporter.clone(), clients, etcd.clone()));
     let describe = || {
         tonic_reflection::server::Builder::configure()

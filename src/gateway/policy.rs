@@ -13,6 +13,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -118,6 +119,15 @@ impl CallLimits {
     ) -> impl Fn(usize) -> bool + Send + Sync + 'static {
         let call = Arc::downgrade(&self.call);
         move |bytes| call.upgrade().is_some_and(|call| hold(&call, bytes))
+    }
+
+    /// As [`CallLimits::room`], for a call that holds all that it reads until it has read the
+    /// last of it.
+    pub(super) fn room_for_all(&self) -> impl Fn(usize) -> bool + Send + Sync + 'static {
+        let read = AtomicUsize::new(0);
+        self.room(move |call, bytes| {
+            call.hold(read.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes))
+        })
     }
 
     /// Counts bytes that the call makes the gateway hold until it ends.

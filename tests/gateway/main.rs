@@ -5,6 +5,13 @@
 
 mod abuse;
 mod commands;
+mod etcd_contest;
+mod etcd_ctl;
+mod etcd_kv;
+mod etcd_lease;
+mod etcd_operators;
+mod etcd_site;
+mod etcd_txn;
 #[path = "../support/fake_server.rs"]
 mod fake_server;
 mod faults;

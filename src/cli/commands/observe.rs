@@ -44,7 +44,7 @@ impl OneShot for ObserveArgs {
         for leader in leaders.take(most) {
             let out = &mut *streams.out;
             match leader? {
-                Some(Leader { key, value, fence, timestamp }) => {
+                Some(Leader { key, value, fence, timestamp, .. }) => {
                     let object = Object::default().with("found", json!(true));
                     let object = object.timestamp("fence", fence).bytes("key", &key);
                     let object = object.timestamp("timestamp", timestamp).bytes("value", &value);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::client::contender::ContestName;
 use crate::client::{ClientError, WatchEvent};
-use crate::model::{Row, Timestamp, Version};
+use crate::model::{Facts, Row, Timestamp, Version};
 
 /// Bytes of the keys and values of all contenders for a name that are held in memory. Values are to
 /// be addresses and names, of which this is some hundred thousand.
@@ -27,6 +27,8 @@ pub struct Leader {
     pub fence: Timestamp,
     /// The version of the value.
     pub timestamp: Timestamp,
+    /// What that version says of the key: its lease among others.
+    pub facts: Option<Facts>,
 }
 
 /// All contenders for a name.
@@ -113,8 +115,8 @@ impl LeaderBook {
     /// Who leads, says all that has come.
     pub fn leader(&self) -> Option<Leader> {
         let ((fence, key), version) = self.contenders.first_key_value()?;
-        let Version { timestamp, value, .. } = version.clone();
-        Some(Leader { key: key.clone(), value, fence: *fence, timestamp })
+        let Version { timestamp, value, facts } = version.clone();
+        Some(Leader { key: key.clone(), value, fence: *fence, timestamp, facts })
     }
 
     /// Who leads, if that is another than was told last, or tells another value.
@@ -131,7 +133,7 @@ impl LeaderBook {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Facts, KeyChange};
+    use crate::model::KeyChange;
 
     fn version(created: i64, at: i64, value: &'static str) -> Version {
         let facts = Facts { created: Timestamp(created), count: 1, lease: None };

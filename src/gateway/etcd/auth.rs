@@ -1,6 +1,9 @@
-//! The service Auth of etcd's interface.
+//! The service Auth of etcd's interface: there are no users and no roles, and authentication is
+//! off.
+//!
+//! What etcd answers where there are none is answered; what would make some says that it cannot.
 
-use tonic::Request;
+use tonic::{Request, Response, Status};
 
 use super::super::interface::etcd::etcdserverpb::auth_server::Auth;
 use super::super::interface::etcd::etcdserverpb::{
@@ -15,96 +18,116 @@ use super::super::interface::etcd::etcdserverpb::{
     AuthUserListRequest, AuthUserListResponse, AuthUserRevokeRoleRequest,
     AuthUserRevokeRoleResponse, AuthenticateRequest, AuthenticateResponse,
 };
+use super::errors::EtcdError;
 use super::{Answer, EtcdServices, not_yet};
+
+/// What is said of everything that would make a user or a role.
+fn no_users() -> Status {
+    not_yet("users and roles: keep its port private")
+}
+
+/// Refuses a name that is none.
+fn check_name(name: &str, empty: EtcdError) -> Result<(), Status> {
+    if name.is_empty() { Err(empty.into()) } else { Ok(()) }
+}
 
 #[tonic::async_trait]
 impl Auth for EtcdServices {
     async fn auth_enable(&self, _: Request<AuthEnableRequest>) -> Answer<AuthEnableResponse> {
-        Err(not_yet("users and roles"))
+        Err(EtcdError::RootUserMissing.into())
     }
 
     async fn auth_disable(&self, _: Request<AuthDisableRequest>) -> Answer<AuthDisableResponse> {
-        Err(not_yet("users and roles"))
+        Ok(Response::new(AuthDisableResponse { header: Some(self.headers().now()) }))
     }
 
     async fn auth_status(&self, _: Request<AuthStatusRequest>) -> Answer<AuthStatusResponse> {
-        Err(not_yet("users and roles"))
+        let header = Some(self.headers().now());
+        Ok(Response::new(AuthStatusResponse { header, enabled: false, auth_revision: 1 }))
     }
 
     async fn authenticate(&self, _: Request<AuthenticateRequest>) -> Answer<AuthenticateResponse> {
-        Err(not_yet("users and roles"))
+        Err(EtcdError::AuthNotEnabled.into())
     }
 
-    async fn user_add(&self, _: Request<AuthUserAddRequest>) -> Answer<AuthUserAddResponse> {
-        Err(not_yet("users and roles"))
+    async fn user_add(&self, request: Request<AuthUserAddRequest>) -> Answer<AuthUserAddResponse> {
+        check_name(&request.get_ref().name, EtcdError::UserEmpty)?;
+        Err(no_users())
     }
 
     async fn user_get(&self, _: Request<AuthUserGetRequest>) -> Answer<AuthUserGetResponse> {
-        Err(not_yet("users and roles"))
+        Err(EtcdError::UserNotFound.into())
     }
 
     async fn user_list(&self, _: Request<AuthUserListRequest>) -> Answer<AuthUserListResponse> {
-        Err(not_yet("users and roles"))
+        Ok(Response::new(AuthUserListResponse {
+            header: Some(self.headers().now()),
+            users: Vec::new(),
+        }))
     }
 
     async fn user_delete(
         &self,
         _: Request<AuthUserDeleteRequest>,
     ) -> Answer<AuthUserDeleteResponse> {
-        Err(not_yet("users and roles"))
+        Err(EtcdError::UserNotFound.into())
     }
 
     async fn user_change_password(
         &self,
         _: Request<AuthUserChangePasswordRequest>,
     ) -> Answer<AuthUserChangePasswordResponse> {
-        Err(not_yet("users and roles"))
+        Err(EtcdError::UserNotFound.into())
     }
 
     async fn user_grant_role(
         &self,
         _: Request<AuthUserGrantRoleRequest>,
     ) -> Answer<AuthUserGrantRoleResponse> {
-        Err(not_yet("users and roles"))
+        Err(EtcdError::UserNotFound.into())
     }
 
     async fn user_revoke_role(
         &self,
         _: Request<AuthUserRevokeRoleRequest>,
     ) -> Answer<AuthUserRevokeRoleResponse> {
-        Err(not_yet("users and roles"))
+        Err(EtcdError::UserNotFound.into())
     }
 
-    async fn role_add(&self, _: Request<AuthRoleAddRequest>) -> Answer<AuthRoleAddResponse> {
-        Err(not_yet("users and roles"))
+    async fn role_add(&self, request: Request<AuthRoleAddRequest>) -> Answer<AuthRoleAddResponse> {
+        check_name(&request.get_ref().name, EtcdError::RoleEmpty)?;
+        Err(no_users())
     }
 
     async fn role_get(&self, _: Request<AuthRoleGetRequest>) -> Answer<AuthRoleGetResponse> {
-        Err(not_yet("users and roles"))
+        Err(EtcdError::RoleNotFound.into())
     }
 
     async fn role_list(&self, _: Request<AuthRoleListRequest>) -> Answer<AuthRoleListResponse> {
-        Err(not_yet("users and roles"))
+        Ok(Response::new(AuthRoleListResponse {
+            header: Some(self.headers().now()),
+            roles: Vec::new(),
+        }))
     }
 
     async fn role_delete(
         &self,
         _: Request<AuthRoleDeleteRequest>,
     ) -> Answer<AuthRoleDeleteResponse> {
-        Err(not_yet("users and roles"))
+        Err(EtcdError::RoleNotFound.into())
     }
 
     async fn role_grant_permission(
         &self,
         _: Request<AuthRoleGrantPermissionRequest>,
     ) -> Answer<AuthRoleGrantPermissionResponse> {
-        Err(not_yet("users and roles"))
+        Err(EtcdError::RoleNotFound.into())
     }
 
     async fn role_revoke_permission(
         &self,
         _: Request<AuthRoleRevokePermissionRequest>,
     ) -> Answer<AuthRoleRevokePermissionResponse> {
-        Err(not_yet("users and roles"))
+        Err(EtcdError::RoleNotFound.into())
     }
 }

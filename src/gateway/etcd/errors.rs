@@ -24,7 +24,6 @@ pub(in crate::gateway) enum EtcdError {
     LeaseNotFound,
     LeaseExists,
     LeaseTtlTooLarge,
-    MemberNotFound,
     Compacted,
     FutureRevision,
     NoSpace,
@@ -33,6 +32,8 @@ pub(in crate::gateway) enum EtcdError {
     TimedOut,
     BadLeaderTransferee,
     RootUserMissing,
+    UserNotFound,
+    RoleNotFound,
     AuthNotEnabled,
 }
 
@@ -60,7 +61,6 @@ impl EtcdError {
             EtcdError::LeaseNotFound => (NotFound, "etcdserver: requested lease not found"),
             EtcdError::LeaseExists => (FailedPrecondition, "etcdserver: lease already exists"),
             EtcdError::LeaseTtlTooLarge => (OutOfRange, "etcdserver: too large lease TTL"),
-            EtcdError::MemberNotFound => (NotFound, "etcdserver: member not found"),
             EtcdError::Compacted => {
                 (OutOfRange, "etcdserver: mvcc: required revision has been compacted")
             }
@@ -77,6 +77,8 @@ impl EtcdError {
             EtcdError::RootUserMissing => {
                 (FailedPrecondition, "etcdserver: root user does not exist")
             }
+            EtcdError::UserNotFound => (FailedPrecondition, "etcdserver: user name not found"),
+            EtcdError::RoleNotFound => (FailedPrecondition, "etcdserver: role name not found"),
             EtcdError::AuthNotEnabled => {
                 (FailedPrecondition, "etcdserver: authentication is not enabled")
             }
@@ -133,6 +135,7 @@ fn told(error: &ClientError) -> Status {
         | ClientError::Unconfirmed { .. } => EtcdError::TimedOut.into(),
         ClientError::DiskFull { .. } => EtcdError::NoSpace.into(),
         ClientError::NoRoom(_) => no_room(),
+        ClientError::TooManyWatches => EtcdError::TooManyRequests.into(),
         ClientError::LeaseFull | ClientError::TooManyLeases | ClientError::Thread(_) => {
             Status::resource_exhausted(message)
         }
@@ -148,4 +151,72 @@ pub(super) fn no_room() -> Status {
         "the answer is longer than this gateway has room for now: ask for less with a limit, or \
          for keys only",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn errors_of_the_group_have_etcds_words_and_only_what_passes_is_unavailable() {
+        let server = ([127, 0, 0, 1], 1).into();
+        let message = || "a sentence".to_owned();
+        let timed_out = |effect| ClientError::TimedOut {
+            timeout: Duration::from_secs(1),
+            last: message(),
+            effect,
+        };
+        let unreachable = |effect| ClientError::Unreachable { servers: Vec::new(), effect };
+        let too_long = "the value has 2 bytes, or start the servers with a greater --max-value";
+        let maybe = Effect::MayBeDone;
+        let table = [
+            (ClientError::NoMajority { server, message: message() }, "etcdserver: no leader"),
+            (unreachable(None), "etcdserver: no leader"),
+            (unreachable(Some(maybe)), "etcdserver: request timed out"),
+            (timed_out(None), "etcdserver: request timed out"),
+            (
+                ClientError::Unconfirmed { server, message: message(), effect: maybe },
+                "etcdserver: request timed out",
+            ),
+            (
+                ClientError::DiskFull { server, message: message() },
+                "etcdserver: mvcc: database space exceeded",
+            ),
+            (ClientError::NoLease, "etcdserver: requested lease not found"),
+            (ClientError::LeaseExists(7), "etcdserver: lease already exists"),
+            (ClientError::KeyEmpty, "etcdserver: key is not provided"),
+            (ClientError::ValueTooLong(9), "etcdserver: request is too large"),
+            (
+                ClientError::Invalid { server, message: too_long.to_owned() },
+                "etcdserver: request is too large",
+            ),
+        ];
+        for (error, text) in table {
+            assert_eq!(told(&error).message(), text, "{error:?}");
+        }
+        let lasting = [
+            ClientError::KeyTooLong(9),
+            ClientError::TxnTooLong,
+            ClientError::InvalidTxn(message()),
+            ClientError::LeaseFull,
+            ClientError::TooManyLeases,
+            ClientError::NoRoom(9),
+            ClientError::DiskFull { server, message: message() },
+            ClientError::Ended,
+            timed_out(Some(Effect::Done)),
+        ];
+        for error in lasting {
+            assert_ne!(told(&error).code(), Code::Unavailable, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_transport_is_out_of_range_without_etcds_prefix() {
+        let long = overlong(Status::out_of_range("message length too large"));
+        assert_eq!(long.code(), Code::InvalidArgument);
+        assert_eq!(long.message(), "etcdserver: request is too large");
+        let future = overlong(EtcdError::FutureRevision.into());
+        assert_eq!(future.code(), Code::OutOfRange);
+    }
 }

@@ -90,3 +90,26 @@ pub(super) fn member_id(cluster: ClusterId, address: &str) -> u64 {
     hasher.finalize_xof().fill(&mut id);
     u64::from_be_bytes(id).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_and_a_read_tell_their_own_revision_and_the_rest_the_greatest() {
+        let headers = Headers::default();
+        assert_eq!(headers.now().revision, 1, "a store without a write");
+        assert_eq!(headers.at(Timestamp(7)).revision, 7);
+        // A read that began before and was made as of an earlier state.
+        assert_eq!(headers.at(Timestamp(5)).revision, 5);
+        assert_eq!((headers.now().revision, headers.told()), (7, Timestamp(7)));
+    }
+
+    #[test]
+    fn a_server_has_the_same_id_whoever_asks_and_another_in_another_group() {
+        let id = |cluster, address| member_id(ClusterId(cluster), address);
+        assert_eq!(id(1, "127.0.0.1:10097"), id(1, "127.0.0.1:10097"));
+        assert_ne!(id(1, "127.0.0.1:10097"), id(1, "127.0.0.1:10098"));
+        assert_ne!(id(1, "127.0.0.1:10097"), id(2, "127.0.0.1:10097"));
+    }
+}

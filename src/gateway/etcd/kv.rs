@@ -1,33 +1,148 @@
-//! The service KV but for its reads and transactions: puts, deletions, compaction.
+//! The service KV: puts, deletions and compaction; reads and transactions are in `range` and `txn`.
+//!
+//! A plain put is a write of the store. Everything else that a put or a deletion can ask for (a
+//! lease, what was there before, how many keys there were) is what a transaction tells, so that it
+//! is one.
 
-use tonic::Request;
+use prost::Message;
+use tonic::{Request, Response, Status};
 
 use super::super::interface::etcd::etcdserverpb::kv_server::Kv;
 use super::super::interface::etcd::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
     PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
 };
+use super::super::interface::etcd::mvccpb::KeyValue;
+use super::super::policy::CallLimits;
+use super::errors::{EtcdError, failed};
+use super::range::{KeptRows, KeySpan, key_value};
+use super::txn::check_put;
 use super::{Answer, EtcdServices, not_yet};
+use crate::client::{ReadOptions, Timestamp};
+
+/// Bytes of a request at most, as etcd's servers have it by default.
+const ETCD_REQUEST_BYTES_MAX: usize = 3 * 512 * 1024;
+
+/// Refuses a request that etcd would refuse for its length.
+fn check_length(request: &impl Message) -> Result<(), Status> {
+    match request.encoded_len() > ETCD_REQUEST_BYTES_MAX {
+        true => Err(EtcdError::TooLarge.into()),
+        false => Ok(()),
+    }
+}
+
+impl EtcdServices {
+    /// Writes a key.
+    ///
+    /// # Errors
+    /// What a client of etcd is told.
+    pub(in crate::gateway) async fn put_key(
+        &self,
+        call: &CallLimits,
+        request: PutRequest,
+    ) -> Result<PutResponse, Status> {
+        check_length(&request)?;
+        check_put(&request)?;
+        let PutRequest { lease, prev_kv, ignore_value, ignore_lease, .. } = request;
+        if lease != 0 || prev_kv || ignore_value || ignore_lease {
+            return self.put_by_txn(call, request).await;
+        }
+        let client = self.calls().client(call);
+        let put = self.calls().in_turn(call, client.put(&request.key, &request.value)).await;
+        let put = put.map_err(|error| failed(call, &error))?;
+        let header = Some(self.headers().at(put.timestamp));
+        Ok(PutResponse { header, prev_kv: None })
+    }
+
+    /// Deletes the keys of a range, whose past can still be read.
+    ///
+    /// # Errors
+    /// What a client of etcd is told.
+    pub(in crate::gateway) async fn delete_keys(
+        &self,
+        call: &CallLimits,
+        request: DeleteRangeRequest,
+    ) -> Result<DeleteRangeResponse, Status> {
+        check_length(&request)?;
+        let nothing = |header| DeleteRangeResponse { header: Some(header), ..Default::default() };
+        let Some(span) = KeySpan::of(&request.key, &request.range_end)? else {
+            return Ok(nothing(self.headers().now()));
+        };
+        // Where there is nothing to delete no revision is made.
+        let options = ReadOptions { linearizable: true, ..ReadOptions::default() };
+        let first = self.calls().reader(call).scan(span.range()?, options).keys_only().limit(1);
+        let mut is_empty = true;
+        let at = self.each_row(call, first, |_| {
+            is_empty = false;
+            Ok(())
+        });
+        let at = at.await?;
+        if is_empty {
+            return Ok(nothing(self.headers().at(at)));
+        }
+        let (timestamp, deleted) = self.delete_by_txn(call, &request).await?;
+        let header = self.headers().at(timestamp);
+        let mut prev_kvs = Vec::new();
+        if request.prev_kv && deleted > 0 {
+            prev_kvs = self.deleted_rows(call, &span, timestamp).await.map_err(|status| {
+                Status::unknown(format!(
+                    "{deleted} keys are deleted, at revision {timestamp}; what they had could not \
+                     be told: {}",
+                    status.message()
+                ))
+            })?;
+        }
+        Ok(DeleteRangeResponse { header: Some(header), deleted, prev_kvs })
+    }
+
+    /// What the keys of a range had just before they were deleted.
+    async fn deleted_rows(
+        &self,
+        call: &CallLimits,
+        span: &KeySpan,
+        timestamp: Timestamp,
+    ) -> Result<Vec<KeyValue>, Status> {
+        let before = ReadOptions { facts: true, ..ReadOptions::at(Timestamp(timestamp.0 - 1)) };
+        let rows = self.calls().reader(call).scan(span.range()?, before);
+        let mut held = 0;
+        let mut kept = KeptRows::of(call, &mut held);
+        self.each_row(call, rows, |row| match row.found {
+            Some(found) => kept.keep(key_value(row.key, found)),
+            None => Ok(()),
+        })
+        .await?;
+        Ok(kept.kvs)
+    }
+}
 
 #[tonic::async_trait]
 impl Kv for EtcdServices {
-    async fn range(&self, _: Request<RangeRequest>) -> Answer<RangeResponse> {
-        Err(not_yet("Range"))
+    async fn range(&self, request: Request<RangeRequest>) -> Answer<RangeResponse> {
+        let call = CallLimits::of(&request)?;
+        self.read_range(&call, request.into_inner(), &mut 0).await.map(Response::new)
     }
 
-    async fn put(&self, _: Request<PutRequest>) -> Answer<PutResponse> {
-        Err(not_yet("Put"))
+    async fn put(&self, request: Request<PutRequest>) -> Answer<PutResponse> {
+        let call = CallLimits::of(&request)?;
+        self.put_key(&call, request.into_inner()).await.map(Response::new)
     }
 
-    async fn delete_range(&self, _: Request<DeleteRangeRequest>) -> Answer<DeleteRangeResponse> {
-        Err(not_yet("DeleteRange"))
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Answer<DeleteRangeResponse> {
+        let call = CallLimits::of(&request)?;
+        self.delete_keys(&call, request.into_inner()).await.map(Response::new)
     }
 
-    async fn txn(&self, _: Request<TxnRequest>) -> Answer<TxnResponse> {
-        Err(not_yet("Txn"))
+    async fn txn(&self, request: Request<TxnRequest>) -> Answer<TxnResponse> {
+        let call = CallLimits::of(&request)?;
+        let request = request.into_inner();
+        check_length(&request)?;
+        self.run_txn(&call, request).await.map(Response::new)
     }
 
     async fn compact(&self, _: Request<CompactionRequest>) -> Answer<CompactionResponse> {
-        Err(not_yet("compaction"))
+        Err(not_yet("compaction: 'acervo set-history' says how much of the past is kept"))
     }
 }

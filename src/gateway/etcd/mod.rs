@@ -20,24 +20,28 @@
 
 mod auth;
 mod cluster;
+mod contest;
 mod election;
-#[allow(dead_code, reason = "the services that use all of it come next")]
 mod errors;
-#[allow(dead_code, reason = "the services that use all of it come next")]
 mod header;
 mod kv;
 mod lease;
 mod lock;
 mod maintenance;
+mod range;
+mod txn;
 mod watch;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::service::Routes;
 use tonic::{Response, Status};
 
 pub(super) use self::errors::{EtcdError, overlong};
 use self::header::Headers;
+use self::maintenance::Alarms;
 use super::calls::Calls;
 use super::interface::etcd::etcdserverpb::auth_server::AuthServer;
 use super::interface::etcd::etcdserverpb::cluster_server::ClusterServer;
@@ -52,6 +56,12 @@ use crate::client::ServerStatus;
 /// A longer message is refused, as etcd's servers do by default: 1.5 MiB of a request, and half a
 /// mebibyte for what gRPC puts around it.
 const ETCD_MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// The same for services whose messages have keys and ids and no values: two keys and what is
+/// around them. Of streams that stay open it is what each may make the gateway hold uncharged.
+const ETCD_SHORT_MESSAGE_BYTES_MAX: usize = 16 * 1024;
+/// Locks and campaigns that wait, and elections that are observed, at once: each watches keys. One
+/// more is refused. As many as a site has processes that take turns.
+const ETCD_WAITING_MAX: usize = 512;
 
 /// etcd's services. Clones share everything.
 #[derive(Clone)]
@@ -60,14 +70,22 @@ pub(super) struct EtcdServices(Arc<EtcdState>);
 struct EtcdState {
     calls: Calls,
     headers: Headers,
+    alarms: Alarms,
+    /// Places of those that wait for others: [`ETCD_WAITING_MAX`].
+    waiting: Arc<Semaphore>,
+    /// Where clients reach the gateway.
+    client_url: String,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
-#[allow(dead_code, reason = "the services that use all of it come next")]
 impl EtcdServices {
-    pub(super) fn new(calls: Calls) -> EtcdServices {
-        EtcdServices(Arc::new(EtcdState { calls, headers: Headers::default() }))
+    /// Those of a gateway that listens on this address.
+    pub(super) fn new(calls: Calls, address: SocketAddr) -> EtcdServices {
+        let (headers, alarms) = (Headers::default(), Alarms::default());
+        let client_url = format!("http://{address}");
+        let waiting = Arc::new(Semaphore::new(ETCD_WAITING_MAX));
+        EtcdServices(Arc::new(EtcdState { calls, headers, alarms, waiting, client_url }))
     }
 
     fn calls(&self) -> &Calls {
@@ -78,6 +96,23 @@ impl EtcdServices {
         &self.0.headers
     }
 
+    fn alarms(&self) -> &Alarms {
+        &self.0.alarms
+    }
+
+    /// A place among those that wait for others.
+    ///
+    /// # Errors
+    /// There is none.
+    fn place_to_wait(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let place = Arc::clone(&self.0.waiting).try_acquire_owned();
+        place.map_err(|_| EtcdError::TooManyRequests.into())
+    }
+
+    fn client_url(&self) -> &str {
+        &self.0.client_url
+    }
+
     /// Takes note of what a server has told of its group.
     pub(super) fn learn(&self, status: &ServerStatus) {
         self.headers().learn(status);
@@ -85,16 +120,16 @@ impl EtcdServices {
 
     /// Serves everything as gRPC, too.
     pub(super) fn add_to(&self, routes: Routes) -> Routes {
-        let max = ETCD_MESSAGE_BYTES_MAX;
+        let (max, short_max) = (ETCD_MESSAGE_BYTES_MAX, ETCD_SHORT_MESSAGE_BYTES_MAX);
         routes
             .add_service(KvServer::new(self.clone()).max_decoding_message_size(max))
-            .add_service(WatchServer::new(self.clone()).max_decoding_message_size(max))
-            .add_service(LeaseServer::new(self.clone()).max_decoding_message_size(max))
-            .add_service(LockServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(WatchServer::new(self.clone()).max_decoding_message_size(short_max))
+            .add_service(LeaseServer::new(self.clone()).max_decoding_message_size(short_max))
+            .add_service(LockServer::new(self.clone()).max_decoding_message_size(short_max))
             .add_service(ElectionServer::new(self.clone()).max_decoding_message_size(max))
-            .add_service(ClusterServer::new(self.clone()).max_decoding_message_size(max))
-            .add_service(MaintenanceServer::new(self.clone()).max_decoding_message_size(max))
-            .add_service(AuthServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(ClusterServer::new(self.clone()).max_decoding_message_size(short_max))
+            .add_service(MaintenanceServer::new(self.clone()).max_decoding_message_size(short_max))
+            .add_service(AuthServer::new(self.clone()).max_decoding_message_size(short_max))
     }
 }
 
