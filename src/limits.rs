@@ -8,6 +8,20 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
+/// What is few of something that is kept for as long as its owner likes: an origin may have as many
+/// whatever others have, as long as there are any.
+pub const HELD_FEW: usize = 16;
+
+/// Whether an origin that has `own` of something that is kept for as long as its owner likes, and
+/// more than few ([`HELD_FEW`]), may have more, where all origins have `all` and may have `most`.
+///
+/// A sixteenth is for origins with few. Of the rest an origin may have as much as it leaves to
+/// others: the first one up to half, the next one half of what is left, and so on, so that however
+/// much some have taken, something is left for one more.
+pub fn is_within_share(own: usize, all: usize, most: usize) -> bool {
+    own < (most - most / 16).saturating_sub(all)
+}
+
 /// The origin of an address, which is what quotas count: an IPv4 address in either notation as
 /// itself, and of an IPv6 address the first 64 bits.
 pub fn origin_of(ip: IpAddr) -> IpAddr {
@@ -98,7 +112,9 @@ pub const HISTORY_COMPACTION_PAUSE: Duration = Duration::from_secs(10);
 pub const HISTORY_COMPACTION_LATE: Duration = Duration::from_secs(20);
 const _: () = assert!(HISTORY_COMPACTION_LATE.as_micros() > HISTORY_COMPACTION_PAUSE.as_micros());
 /// Leases that a group may have; one more is refused. Every server holds about 100 bytes of each in
-/// memory, and a new leader looks at all of them at once, in some tens of milliseconds.
+/// memory, a leader as much again of those that it has granted, and a new leader looks at all of
+/// them at once, in some tens of milliseconds. An origin has its share of them
+/// ([`is_within_share`]).
 pub const LEASES_MAX: usize = 256 * 1024;
 /// Keys that a lease may have; a put of one more with it is refused. All of them go in one entry of
 /// the log, in a tenth of a second's work, as much as of long writes may be under way at once. Long
@@ -1006,6 +1022,24 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_origin_leaves_to_others_as_much_as_it_has_and_a_few_to_anybody() {
+        let (most, mut all) = (1_600, 0);
+        let mut has = Vec::new();
+        for _ in 0..100 {
+            let may_have = |own: usize| {
+                let all = all + own;
+                all < most && (own < HELD_FEW || is_within_share(own, all, most))
+            };
+            let own = (0..).find(|own| !may_have(*own)).unwrap();
+            all += own;
+            has.push(own);
+        }
+        assert_eq!(has[..4], [750, 375, 188, 94]);
+        assert!(has[..12].iter().all(|own| *own >= HELD_FEW), "{has:?}");
+        assert!(all <= most && has[99] == 0, "in the end nothing is left");
+    }
 
     #[test]
     fn a_network_of_ipv6_is_one_origin_and_mapped_addresses_are_what_they_map() {

@@ -39,10 +39,13 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::ops::Bound;
 use std::time::Duration;
 
 use super::clock::micros;
+use super::lease_shares::LeaseShares;
+use crate::limits::origin_of;
 use crate::model::{
     LEASES_PER_PAGE_MAX, LEASES_PER_RECORD_MAX, LeaseAnswer, LeaseEvent, LeaseId, LeaseName,
     LeaseQuestion, LeaseRecord, LeaseShown, LeaseState, LogIndex, Timestamp,
@@ -195,6 +198,8 @@ pub(super) struct Leases {
     /// of each such lease the last one.
     revokes: VecDeque<(LogIndex, LeaseId)>,
     last_revokes: HashMap<LeaseId, LogIndex>,
+    /// What this leader has granted to each origin.
+    shares: LeaseShares,
 }
 
 impl Leases {
@@ -245,6 +250,19 @@ impl Leases {
         self.under_way = None;
         self.revokes.clear();
         self.last_revokes.clear();
+        self.shares = LeaseShares::default();
+    }
+
+    /// Whether this leader grants another lease to whoever has this address, where there may be
+    /// `most`.
+    pub fn may_grant(&self, address: IpAddr, most: usize) -> bool {
+        self.shares.may_grant(origin_of(address), self.known.len(), most)
+    }
+
+    /// This leader has proposed to grant a lease to whoever has this address, in the entry at
+    /// `index`, later than all before.
+    pub fn grant_proposed(&mut self, name: LeaseName, address: IpAddr, index: LogIndex) {
+        self.shares.proposed(index, name, origin_of(address));
     }
 
     /// This leader has proposed to revoke a lease, in the entry at `index`, later than all before.
@@ -268,10 +286,14 @@ impl Leases {
                     let is_it = |lease: &Lease| lease.granted == name.granted;
                     if self.known.get(&name.id).is_some_and(is_it) {
                         self.known.remove(&name.id);
+                        self.shares.ended(*name);
                     }
                 }
             }
         }
+        let known = &self.known;
+        let granted = |name: LeaseName| known.get(&name.id).map(|lease| lease.granted);
+        self.shares.applied(index, |name| granted(name) == Some(name.granted));
         while let Some((revoke, id)) = self.revokes.pop_front_if(|(revoke, _)| *revoke <= index) {
             if self.last_revokes.get(&id) == Some(&revoke) {
                 self.last_revokes.remove(&id);

@@ -26,6 +26,7 @@ pub mod garbage_collection;
 mod in_sync;
 mod leadership;
 mod lease_questions;
+mod lease_shares;
 mod leases;
 mod long_writes;
 mod notice;

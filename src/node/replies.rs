@@ -8,6 +8,10 @@ use crate::model::{Effect, Timestamp};
 use crate::text::counted;
 use crate::wire::message::{ErrorCode, ErrorReply, Reply};
 
+/// When a client may ask again for a lease that was refused because its address has its share: they
+/// end when others let them, and not because a queue empties.
+const LEASES_RETRY_AFTER_MS: u32 = 1_000;
+
 /// What a node knows of the group when a request was not confirmed in time.
 pub(super) struct GroupState {
     /// The number of servers that answer, this one included.
@@ -97,6 +101,14 @@ pub(super) fn error(code: ErrorCode, message: &str) -> Reply {
 pub(super) fn busy(message: &str) -> Reply {
     let code = ErrorCode::Busy { retry_after_ms: limits::BUSY_RETRY_AFTER_MS };
     error(code, &format!("{message}: try again in a moment"))
+}
+
+/// The reply to a grant of a lease whose origin has its share of them.
+pub(super) fn over_share_of_leases() -> Reply {
+    let code = ErrorCode::Busy { retry_after_ms: LEASES_RETRY_AFTER_MS };
+    let message = "so many of the group's leases are of this address that the rest is left to \
+                   others: revoke some, or let some end";
+    error(code, message)
 }
 
 pub(super) fn shutting_down() -> Reply {

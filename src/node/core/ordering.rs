@@ -11,7 +11,7 @@ use super::super::config::AckPolicy;
 use super::super::disk_space::disk_full;
 use super::super::in_sync::ServerProgress;
 use super::super::origins::{Origin, Origins};
-use super::super::replies::{busy, error, result_in_doubt, shutting_down};
+use super::super::replies::{busy, error, over_share_of_leases, result_in_doubt, shutting_down};
 use super::super::writes::{Joined, PendingWrite};
 use super::super::{ConsoleEvent, Now, Output, RequestToken};
 use super::{Node, Stopping, micros};
@@ -19,7 +19,7 @@ use crate::consensus::ProposeError;
 use crate::limits;
 use crate::model::{
     Action, ClientId, Command, Effect, EncodedWrite, FeatureLevel, GroupRules, LeaseChange,
-    LogIndex, NodeId, Timestamp, WriteAnswer, WriteOutcome,
+    LeaseName, LogIndex, NodeId, Timestamp, WriteAnswer, WriteOutcome,
 };
 use crate::wire::message::{ErrorCode, Reply, ServerMessage};
 
@@ -111,6 +111,8 @@ impl Node {
             held.iter().for_each(|key| self.writes.get_mut(*key).wait_for_turn());
         }
         let full = self.full_disks();
+        // Where the rules of the group are not applied yet, there are no leases.
+        let leases_max = self.group_limits().map_or(usize::MAX, |most| most.leases_max as usize);
         let mut proposed = (0, 0);
         while !next.is_empty() || self.writes.has_waiting() {
             if self.consensus.unapplied_bytes() >= limits.unapplied_bytes_max {
@@ -136,9 +138,19 @@ impl Node {
             let (mut batch, mut data) = (Vec::with_capacity(count), Vec::with_capacity(count));
             let mut bytes = 0;
             while let Some(key) = next.pop_front().or_else(|| self.writes.take_next_waiting()) {
-                let PendingWrite { effect, write, .. } = self.writes.get_mut(key);
-                if *effect == Effect::NotDone && write.shape.adds_data && !full.is_empty() {
+                let PendingWrite { effect, write, client, .. } = self.writes.get_mut(key);
+                let is_new = *effect == Effect::NotDone;
+                if is_new && write.shape.adds_data && !full.is_empty() {
                     let refusal = disk_full(&full);
+                    let pending = self.writes.remove(key);
+                    self.answer(&pending, refusal, out);
+                    continue;
+                }
+                if is_new
+                    && let Some(LeaseChange::Begin(_)) = write.lease_change()
+                    && !self.leases.may_grant(client.ip(), leases_max)
+                {
+                    let refusal = over_share_of_leases();
                     let pending = self.writes.remove(key);
                     self.answer(&pending, refusal, out);
                     continue;
@@ -171,12 +183,20 @@ impl Node {
                     let lags = unapplied > limits.apply_lag_entries_max
                         || self.consensus.bytes_in_memory() > limits.apply_lag_bytes_max;
                     for ((key, timestamp), index) in batch.into_iter().zip(first..) {
-                        let write = &self.writes.get(key).write;
+                        let PendingWrite { write, client, .. } = self.writes.get(key);
                         let (rows, length) =
                             (write.shape.work_rows, self.writes.length(&write.shape));
                         self.long_writes.proposed(index, rows, length);
-                        if let Some(LeaseChange::End(id)) = write.lease_change() {
-                            self.leases.revoke_proposed(*id, index);
+                        match write.lease_change() {
+                            Some(LeaseChange::Begin(grant)) => {
+                                let (id, granted) = (grant.id_at(timestamp), timestamp);
+                                let name = LeaseName { id, granted };
+                                self.leases.grant_proposed(name, client.ip(), index);
+                            }
+                            Some(LeaseChange::End(id)) => {
+                                self.leases.revoke_proposed(*id, index);
+                            }
+                            None => {}
                         }
                         let is_new = self.leadership.as_mut().is_some_and(|leadership| {
                             leadership.write_proposed(&write.request, index, clock_us)

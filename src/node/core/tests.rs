@@ -21,8 +21,8 @@ use crate::model::{
 use crate::wire::message::{ErrorCode, ErrorReply, Role};
 
 /// What a state machine has to say that has applied its group's rules.
-fn summary() -> MachineSummary {
-    let rules = Some(GroupRules { limits: StateLimits::default(), history: History::All });
+fn summary(limits: StateLimits) -> MachineSummary {
+    let rules = Some(GroupRules { limits, history: History::All });
     MachineSummary { rules, ..MachineSummary::default() }
 }
 
@@ -34,6 +34,8 @@ struct Group {
     applied: Vec<AppliedPoint>,
     /// Where news of what is applied goes instead of the inbox, when set.
     withheld: Option<Vec<(usize, Input)>>,
+    /// What the state machines say of the group's limits.
+    state_limits: StateLimits,
     /// What servers send to each other is lost.
     cut: bool,
     /// What is sent to this server is lost.
@@ -93,6 +95,7 @@ impl Group {
             ready_reads: Vec::new(),
             applied: vec![AppliedPoint::default(); ids.len()],
             withheld: None,
+            state_limits: StateLimits::default(),
             cut: false,
             deaf: None,
             result: OpResult::Done,
@@ -176,7 +179,7 @@ impl Group {
                         }
                     }
                     let point = *point;
-                    let summary = summary();
+                    let summary = summary(self.state_limits);
                     let news = (at, Input::Applied { outcomes, point, summary, leases });
                     match &mut self.withheld {
                         Some(withheld) => withheld.push(news),

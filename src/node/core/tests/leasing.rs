@@ -311,3 +311,35 @@ fn while_disks_are_full_no_lease_ends_and_those_that_are_over_may_be_kept_alive(
     let token = group.keep_alive(1, 5, id);
     assert_eq!(group.left_ms(token), None);
 }
+
+/// One address took all leases of the group, for up to a year, and nobody else was granted any.
+#[test]
+fn an_address_is_granted_no_more_leases_than_it_leaves_to_others() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.state_limits = StateLimits { leases_max: 100, ..StateLimits::default() };
+    group.tick();
+    let mut number = 0;
+    let mut grant = |group: &mut Group, ip: [u8; 4]| {
+        number += 1;
+        let grant = LeaseGrant { id: None, ttl_ms: 10_000 };
+        let token = group.write_from(ip, 7, 0, (number, number), grant.into());
+        group.settle();
+        match &group.replies[&token] {
+            Reply::WriteOk(_) => true,
+            Reply::Error(error) => {
+                assert!(matches!(error.code, ErrorCode::Busy { .. }), "{error:?}");
+                assert_eq!(error.effect, Effect::NotDone);
+                false
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut granted = 0;
+    while grant(&mut group, [10, 0, 0, 1]) {
+        granted += 1;
+    }
+    assert_eq!(granted, (100 - 100 / 16) / 2);
+    assert!(grant(&mut group, [10, 0, 0, 2]) && !grant(&mut group, [10, 0, 0, 1]));
+    group.run(11 * SECOND);
+    assert!(grant(&mut group, [10, 0, 0, 1]), "all of them have ended");
+}
