@@ -324,6 +324,17 @@ impl Net {
         }
     }
 
+    /// Bounds what the system buffers for sending to a connection, which it chooses by itself
+    /// otherwise. A system that refuses leaves it at that.
+    pub fn set_socket_send_buffer(&mut self, id: ConnectionId, bytes: usize) {
+        if let Some(connection) = self.connections.get(id)
+            && let Err(error) =
+                rustix::net::sockopt::set_socket_send_buffer_size(&connection.stream, bytes)
+        {
+            log::debug!("bounding the buffer for sending to {}: {error}", connection.peer);
+        }
+    }
+
     /// Changes how much may wait to be written to a connection.
     pub fn set_send_limits(&mut self, id: ConnectionId, limits: SendLimits) {
         if let Some(connection) = self.connections.get_mut(id) {

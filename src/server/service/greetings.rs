@@ -66,6 +66,7 @@ impl StoreService {
                 let cap = limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX);
                 net.set_frame_cap(connection, cap);
                 net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
+                net.set_socket_send_buffer(connection, limits::CLIENT_SOCKET_SEND_BYTES);
             }
             HelloRole::Server { node, incarnation, channel, .. } => {
                 let Some(link) = self.link_mut(node) else {
