@@ -540,8 +540,8 @@ impl StateMachine {
             let fronts = (changes.front, self.left.changes_front);
             self.left = Left::read(&changes.rows(), ranges, fronts, point.timestamp)?;
         }
-        point.hash = changes.hash.0;
-        let batch = changes.into_batch();
+        let (batch, hash) = changes.into_batch();
+        point.hash = hash.0;
         drop(view);
         self.buffer = buffer;
         let after = self.left.pending.clone();
@@ -636,7 +636,7 @@ impl StateMachine {
         let most = self.shared.limits().lease_keys_max;
         let (mut ended, mut keys) = (false, 0);
         for name in record.ends {
-            let found = leases::find(&changes.rows(), name.id)?;
+            let found = leases::find(changes, name.id)?;
             let Some(lease) = found.filter(|lease| lease.state.name == name) else { continue };
             // The leader sees that this one has not ended, and orders its end anew.
             if keys > 0 && keys + lease.keys > most {

@@ -13,6 +13,7 @@ use super::apply::ApplyError;
 use super::engine::{EngineView, Steps, WriteBatch};
 use super::hash::{StateHash, row_hash};
 use super::keys;
+use super::leases::{self, ChangedLeases};
 use super::newest::NewestVersions;
 use super::queue_front::QueueFront;
 use super::removals::RangeRemoval;
@@ -45,6 +46,8 @@ pub(super) struct Changes<'a> {
     ranges: Arc<Vec<RangeRemoval>>,
     /// Where the queued removals begin, with the changes so far.
     pub front: QueueFront,
+    /// Leases, but for their keys, are changed here, and in their rows when the batch is whole.
+    pub leases: ChangedLeases,
     /// The keys of versions and of their change rows are made here.
     buffer: &'a mut RowBuffer,
     steps: Steps,
@@ -63,7 +66,8 @@ impl<'a> Changes<'a> {
         steps: Steps,
     ) -> Changes<'a> {
         let batch = WriteBatch::counted(steps.clone());
-        Changes { view, batch, hash, ranges, front, buffer, steps }
+        let leases = ChangedLeases::default();
+        Changes { view, batch, hash, ranges, front, leases, buffer, steps }
     }
 
     /// The rows as they would be with the changes so far.
@@ -196,8 +200,10 @@ impl<'a> Changes<'a> {
         self.batch.put(row, value);
     }
 
-    pub fn into_batch(self) -> WriteBatch {
-        self.batch
+    /// The whole batch, and the hash of the state with it.
+    pub fn into_batch(mut self) -> (WriteBatch, StateHash) {
+        leases::write_changed(&mut self);
+        (self.batch, self.hash)
     }
 }
 

@@ -16,6 +16,7 @@
 //!
 //! It leaves out when a lease ends, which the leader decides (`node::leases`).
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use bytes::{Buf, BufMut, Bytes};
@@ -74,10 +75,59 @@ impl StoredLease {
     }
 }
 
+/// The leases that a batch has changed, whose own rows are written when the batch is whole: a
+/// hundred thousand keys that are put with one lease change its row once.
+#[derive(Debug, Default)]
+pub(super) struct ChangedLeases {
+    by_id: BTreeMap<LeaseId, ChangedLease>,
+}
+
+/// What an id stands for.
+#[derive(Debug)]
+struct ChangedLease {
+    /// In the rows, as long as the batch is not whole.
+    before: Option<StoredLease>,
+    now: Option<StoredLease>,
+}
+
 /// The lease of an id, if there is one.
-pub(super) fn find(rows: &dyn Rows, id: LeaseId) -> Result<Option<StoredLease>, ApplyError> {
-    let Some(value) = rows.get(&keys::lease(id))? else { return Ok(None) };
+pub(super) fn find(changes: &Changes<'_>, id: LeaseId) -> Result<Option<StoredLease>, ApplyError> {
+    match changes.leases.by_id.get(&id) {
+        Some(changed) => Ok(changed.now),
+        None => stored(changes, id),
+    }
+}
+
+/// The lease that an id has in the rows.
+fn stored(changes: &Changes<'_>, id: LeaseId) -> Result<Option<StoredLease>, ApplyError> {
+    let Some(value) = changes.rows().get(&keys::lease(id))? else { return Ok(None) };
     StoredLease::decode(id, &value).map(Some).ok_or(DAMAGED)
+}
+
+/// Notes what an id stands for from now on.
+fn set(changes: &mut Changes<'_>, id: LeaseId, now: Option<StoredLease>) -> Result<(), ApplyError> {
+    if let Some(changed) = changes.leases.by_id.get_mut(&id) {
+        changed.now = now;
+        return Ok(());
+    }
+    let before = stored(changes, id)?;
+    changes.leases.by_id.insert(id, ChangedLease { before, now });
+    Ok(())
+}
+
+/// Writes the rows of the leases that the batch has changed, which is whole.
+pub(super) fn write_changed(changes: &mut Changes<'_>) {
+    for (id, ChangedLease { before, now }) in std::mem::take(&mut changes.leases.by_id) {
+        if before == now {
+            continue;
+        }
+        if let Some(before) = before {
+            changes.delete(keys::lease(id), &before.encode());
+        }
+        if let Some(now) = now {
+            changes.put(keys::lease(id), now.encode());
+        }
+    }
 }
 
 /// All leases, by their ids.
@@ -100,16 +150,8 @@ pub(super) fn read_all(rows: &dyn Rows) -> Result<Vec<LeaseState>, ApplyError> {
 }
 
 /// Adds a lease of an id that no lease has.
-pub(super) fn add(changes: &mut Changes<'_>, state: LeaseState) {
-    changes.put(keys::lease(state.name.id), StoredLease { state, keys: 0 }.encode());
-}
-
-fn replace(changes: &mut Changes<'_>, before: &StoredLease, after: &StoredLease) {
-    if before != after {
-        let row = keys::lease(before.state.name.id);
-        changes.delete(row.clone(), &before.encode());
-        changes.put(row, after.encode());
-    }
+pub(super) fn add(changes: &mut Changes<'_>, state: LeaseState) -> Result<(), ApplyError> {
+    set(changes, state.name.id, Some(StoredLease { state, keys: 0 }))
 }
 
 /// Notes how long a lease has left; the lease as it is then. `None` if it has ended.
@@ -118,14 +160,12 @@ pub(super) fn note_rest(
     name: LeaseName,
     rest_ms: u64,
 ) -> Result<Option<LeaseState>, ApplyError> {
-    let Some(before) = find(&changes.rows(), name.id)?.filter(|lease| lease.state.name == name)
-    else {
+    let Some(lease) = find(changes, name.id)?.filter(|lease| lease.state.name == name) else {
         return Ok(None);
     };
-    let rest_ms = rest_ms.min(before.state.ttl_ms);
-    let after = StoredLease { state: LeaseState { rest_ms, ..before.state }, ..before };
-    replace(changes, &before, &after);
-    Ok(Some(after.state))
+    let state = LeaseState { rest_ms: rest_ms.min(lease.state.ttl_ms), ..lease.state };
+    set(changes, name.id, Some(StoredLease { state, ..lease }))?;
+    Ok(Some(state))
 }
 
 /// Whether keys can be put with a lease.
@@ -140,12 +180,13 @@ pub(super) enum LeaseRoom {
 
 /// Whether all these keys, which differ, can be put with a lease.
 pub(super) fn room_for<'k>(
-    rows: &dyn Rows,
+    changes: &Changes<'_>,
     id: LeaseId,
     keys: impl IntoIterator<Item = &'k [u8]>,
     limits: &StateLimits,
 ) -> Result<LeaseRoom, ApplyError> {
-    let Some(lease) = find(rows, id)? else { return Ok(LeaseRoom::NoLease) };
+    let Some(lease) = find(changes, id)? else { return Ok(LeaseRoom::NoLease) };
+    let rows = changes.rows();
     let mut count = lease.keys;
     for key in keys {
         if rows.get(&keys::lease_key(id, key))?.is_none() {
@@ -161,26 +202,24 @@ pub(super) fn attach(changes: &mut Changes<'_>, id: LeaseId, key: &[u8]) -> Resu
     if changes.rows().get(&row)?.is_some() {
         return Ok(());
     }
-    let Some(lease) = find(&changes.rows(), id)? else {
+    let Some(lease) = find(changes, id)? else {
         panic!("a key is put with lease {id}, which was not looked for");
     };
     changes.put(row, Bytes::new());
-    replace(changes, &lease, &StoredLease { keys: lease.keys + weight(key), ..lease });
-    Ok(())
+    set(changes, id, Some(StoredLease { keys: lease.keys + weight(key), ..lease }))
 }
 
 /// Notes that the newest version of a key, which named the lease, is followed by one that does not.
 pub(super) fn detach(changes: &mut Changes<'_>, id: LeaseId, key: &[u8]) -> Result<(), ApplyError> {
     // A key that names a lease which has ended went with it.
-    let lease = find(&changes.rows(), id)?.ok_or(DAMAGED)?;
+    let lease = find(changes, id)?.ok_or(DAMAGED)?;
     let row = keys::lease_key(id, key);
     if changes.rows().get(&row)?.is_none() {
         return Err(DAMAGED);
     }
     let keys = lease.keys.checked_sub(weight(key)).ok_or(DAMAGED)?;
     changes.delete(row, b"");
-    replace(changes, &lease, &StoredLease { keys, ..lease });
-    Ok(())
+    set(changes, id, Some(StoredLease { keys, ..lease }))
 }
 
 /// Notes that a version of a key which named the lease is gone for good. If it went with a long
@@ -265,8 +304,7 @@ pub(super) fn end(
     if left > 0 {
         return Err(DAMAGED_KEYS);
     }
-    changes.delete(keys::lease(id), &lease.encode());
-    Ok(())
+    set(changes, id, None)
 }
 
 #[cfg(test)]

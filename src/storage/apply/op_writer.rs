@@ -93,9 +93,9 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
         lease: LeaseId,
         keys: &[&Bytes],
     ) -> Result<Option<OpResult>, ApplyError> {
-        let (rows, limits) = (self.changes.rows(), self.machine.shared.limits());
+        let limits = self.machine.shared.limits();
         let keys = keys.iter().map(|key| &key[..]);
-        Ok(match leases::room_for(&rows, lease, keys, &limits)? {
+        Ok(match leases::room_for(self.changes, lease, keys, &limits)? {
             LeaseRoom::Enough => None,
             LeaseRoom::NoLease => Some(OpResult::NoLease),
             LeaseRoom::Full => Some(OpResult::LeaseFull),
@@ -149,21 +149,21 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
 
     fn grant_lease(&mut self, grant: &LeaseGrant) -> Result<OpResult, ApplyError> {
         let name = LeaseName { id: grant.id_at(self.timestamp), granted: self.timestamp };
-        if leases::find(&self.changes.rows(), name.id)?.is_some() {
+        if leases::find(self.changes, name.id)?.is_some() {
             return Ok(OpResult::LeaseExists);
         }
         if self.machine.leases >= self.machine.shared.limits().leases_max as usize {
             return Ok(OpResult::TooManyLeases);
         }
         let state = LeaseState { name, ttl_ms: grant.ttl_ms, rest_ms: grant.ttl_ms };
-        leases::add(self.changes, state);
+        leases::add(self.changes, state)?;
         self.machine.leases += 1;
         self.machine.lease_events.push(LeaseEvent::Is(state));
         Ok(OpResult::Done)
     }
 
     fn end_lease(&mut self, id: LeaseId, keys_max: Option<u32>) -> Result<OpResult, ApplyError> {
-        let Some(lease) = leases::find(&self.changes.rows(), id)? else {
+        let Some(lease) = leases::find(self.changes, id)? else {
             return Ok(OpResult::NoLease);
         };
         if keys_max.is_some_and(|most| lease.keys > most) {

@@ -254,7 +254,10 @@ impl Keys {
             ControlFlow::Continue(())
         };
         rows.visit(&keys::lease_keys(LeaseId(id)), &mut each).unwrap();
-        (find(&rows, LeaseId(id)).unwrap().map_or(0, |lease| lease.keys), count)
+        let id = LeaseId(id);
+        let row = rows.get(&keys::lease(id)).unwrap();
+        let keys = row.map_or(0, |row| StoredLease::decode(id, &row).unwrap().keys);
+        (keys, count)
     }
 }
 
