@@ -760,6 +760,30 @@ fn clients_that_resume_at_once_are_served_in_pieces() {
     assert_eq!(served, 100);
 }
 
+/// A thousand watches tell what was before, each of a range of its own: a write had a page of the
+/// store read for each.
+#[test]
+fn what_was_before_a_change_is_read_once_for_all_watches() {
+    let of_hub = WatchLimits { reads_max: 1, ..WatchLimits::DEFAULT };
+    let mut world = World::new(StateLimits::default(), 1 << 20, of_hub);
+    world.write(put("k", 5));
+    world.apply(1);
+    for number in 0..200 {
+        let from = Bytes::from(format!("a{number}"));
+        world.watch(number % 10, KeyInterval { from, to: last_key() }, None, true);
+    }
+    world.settle();
+    for bytes in [7, 3_000] {
+        world.write(put("k", bytes));
+        world.apply(1);
+        world.handle(WatchInput::Applied);
+        world.read(0);
+        assert!(world.reads.is_empty(), "another page is read");
+        assert!(world.watches.iter().all(|watch| watch.shown.0 == world.last));
+        world.settle();
+    }
+}
+
 /// The clients of one address read nothing, and have as much on their way as an address may have.
 /// Those of another one are shown everything.
 #[test]

@@ -608,6 +608,9 @@ impl WatchHub {
     fn read(&mut self, key: WatchKey, page: WatchPage) {
         assert!(self.reads > 0, "a page that was not asked for");
         self.reads -= 1;
+        if let (Some(recent), WatchPage::Changes(Ok(page))) = (&mut self.recent, &page) {
+            recent.learn(&page.changes);
+        }
         let Some(watch) = self.watches.get_mut(&key) else { return };
         match page {
             WatchPage::Changes(Ok(page)) => self.show_changes(key, page.changes, page.next),

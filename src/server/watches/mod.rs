@@ -17,6 +17,9 @@
 //!   reaches back to its position, and read from the store by another thread otherwise, a page at a
 //!   time and one at once. Origins take turns, within an origin its clients, and within a client
 //!   its watches. A slow disk holds up none that memory can serve.
+//! - *A watch that tells what was before* is never shown anything while it waits: of each change
+//!   that it meets it has its turn, and what the key had before is read from the store for the
+//!   first such watch and lies beside the change for all others.
 //! - *A client that does not read* stops its watches and nothing else. A watch may be shown so much
 //!   as its client has given it credit for; a connection may have so many bytes on their way, an
 //!   origin, and the process ([`WatchLimits`]). Beyond, a watch keeps its position, and no memory.

@@ -5,13 +5,17 @@
 //! all wait, what is applied costs nothing here. Without it a watch of one key had to walk through
 //! all changes of the window, and when the clients of a server that has failed resume elsewhere, a
 //! hundred thousand do so at once.
+//!
+//! What a key had before a change is in the store alone. It is kept beside the change once it has
+//! been read for one watch, for the others that tell it: without it a write in the range of ten
+//! thousand watches was ten thousand pages of the store.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
 use crate::limits::PAGE_ROWS_MAX;
-use crate::model::{FeedPosition, KeyChange, KeyInterval, Timestamp};
+use crate::model::{FeedPosition, KeyChange, KeyInterval, Previous, Timestamp};
 use crate::storage::feed::ChangesLimits;
 use crate::storage::reads::Store;
 use crate::storage::recent::{RecentChange, RecentPart};
@@ -19,6 +23,10 @@ use crate::storage::recent::{RecentChange, RecentPart};
 /// Of a range with more changes than this in the window, they are looked at in order of time, of
 /// which so many are soon found.
 const SORTED_CHANGES_MAX: usize = 2 * PAGE_ROWS_MAX;
+
+/// Bytes of what keys had before recent changes that are kept. Of what is beyond, each watch reads
+/// the store by itself.
+const PREVIOUS_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What memory has for a watch that is behind.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,6 +50,8 @@ pub(super) struct RecentByKey {
     order: VecDeque<(Timestamp, Bytes)>,
     /// Long ranges that were removed, in order of time.
     removed: VecDeque<(Timestamp, KeyInterval)>,
+    /// Bytes of what is kept of values before the changes.
+    previous_bytes: usize,
     /// Changes that were looked at since somebody has asked.
     looks: usize,
 }
@@ -58,7 +68,8 @@ impl RecentByKey {
             && *at <= self.after
             && let Some((at, key)) = self.order.pop_front()
         {
-            self.changes.remove(&(key, at));
+            let gone = self.changes.remove(&(key, at));
+            self.previous_bytes -= gone.as_ref().map_or(0, previous_bytes);
         }
         while self.removed.front().is_some_and(|(at, _)| *at <= self.after) {
             self.removed.pop_front();
@@ -82,6 +93,20 @@ impl RecentByKey {
             }
         }
         self.up_to = last;
+    }
+
+    /// Keeps what the store has said that keys had before changes of the window.
+    pub fn learn(&mut self, changes: &[KeyChange]) {
+        for change in changes {
+            let bytes = previous_bytes(change);
+            if self.previous_bytes + bytes <= PREVIOUS_BYTES_MAX
+                && let Some(known) = self.changes.get_mut(&(change.key.clone(), change.at))
+                && known.previous.is_none()
+            {
+                known.previous = change.previous.clone();
+                self.previous_bytes += bytes;
+            }
+        }
     }
 
     /// The changes that were looked at since the last time.
@@ -109,7 +134,15 @@ impl RecentByKey {
         let removed = self.removed.iter().filter(|(at, _)| after.up_to < *at);
         let removed = removed.filter(|(_, removed)| removed.overlaps(range)).map(|(at, _)| *at);
         let until = removed.min();
-        let mut page = Page { most, until, changes: Vec::new(), bytes: 0, next: None };
+        let mut page = Page {
+            most,
+            until,
+            tells_previous,
+            lacks_previous: false,
+            changes: Vec::new(),
+            bytes: 0,
+            next: None,
+        };
         let mut looks = 0;
         match self.few_of(range, after) {
             Ok(mut few) => {
@@ -135,9 +168,9 @@ impl RecentByKey {
             }
         }
         self.looks += looks;
-        let Page { changes, next, .. } = page;
+        let Page { changes, next, lacks_previous, .. } = page;
         match (next, until) {
-            _ if tells_previous && !changes.is_empty() => Recent::ReadStore,
+            _ if lacks_previous => Recent::ReadStore,
             (Some(position), _) => Recent::Changes { changes, position, has_more: true },
             (None, Some(_)) if changes.is_empty() => Recent::ReadStore,
             (None, Some(at)) => {
@@ -180,6 +213,9 @@ struct Page {
     most: ChangesLimits,
     /// Changes from this time on are left to the store.
     until: Option<Timestamp>,
+    tells_previous: bool,
+    /// It tells what was before its changes, and of one that is not known.
+    lacks_previous: bool,
     changes: Vec<KeyChange>,
     bytes: usize,
     /// Where the next page begins, if this one is full.
@@ -192,15 +228,29 @@ impl Page {
         if self.until.is_some_and(|until| until <= change.at) {
             return Err(());
         }
-        self.bytes += change_bytes(change);
+        let previous = change.previous.as_ref().filter(|_| self.tells_previous);
+        self.bytes += change_bytes(change) + previous.map_or(0, |_| previous_bytes(change));
         let is_full = self.changes.len() >= self.most.changes || self.bytes > self.most.bytes;
         if is_full && !self.changes.is_empty() {
             self.next = Some(FeedPosition::before(change.at, change.key.clone()));
             return Err(());
         }
-        self.changes.push(change.clone());
+        if self.tells_previous && previous.is_none() {
+            self.lacks_previous = true;
+            return Err(());
+        }
+        self.changes.push(KeyChange { previous: previous.cloned(), ..change.clone() });
         Ok(())
     }
+}
+
+/// Bytes of what a key had before a change, as far as that is known.
+fn previous_bytes(change: &KeyChange) -> usize {
+    let value = match &change.previous {
+        Some(Previous::Value { value, .. }) => value.as_ref(),
+        Some(Previous::Absent) | None => None,
+    };
+    value.map_or(0, Bytes::len)
 }
 
 /// Bytes of a change's key and value.
