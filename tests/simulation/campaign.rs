@@ -245,6 +245,12 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
     for (from, to) in ranges.into_iter().take(1 + rng.index(3)) {
         world.add_watcher(KeyInterval { from: from.into(), to: to.into() }, rng.chance(500));
     }
+    let mut steady = Rng::new(seed ^ 0x7374_6561);
+    for _ in 0..steady.range(0..=2) {
+        let range = KeyInterval { from: "a".into(), to: "z".into() };
+        let server = steady.index(world.servers.len());
+        world.add_steady_watcher(range, server);
+    }
     for _ in 0..rng.range(0..=3) {
         world.add_holder(20);
     }

@@ -3,7 +3,8 @@
 //! Each does what the library's state machine says ([`acervo::client::contender`]), with questions
 //! and watches that are lost and late. It judges by its own clock whether its lease is valid, from
 //! when it sent what was answered; some hold for a while and leave, some write to their key
-//! meanwhile, and some are never heard of again. Rules, by the simulator's own time:
+//! meanwhile, some give up before it is their turn, and some are never heard of again. Rules, by
+//! the simulator's own time:
 //!
 //! - no two hold at once, as each judges for itself;
 //! - the fences of those who come to hold rise;
@@ -26,6 +27,9 @@ const NAME: &[u8] = b"~lock";
 /// How long the last one may have to wait in peace for each of those before him: their leases, an
 /// election, and what has piled up.
 const TURN_US: u64 = 30 * SECOND;
+
+/// In how many of a thousand moments one that waits gives up: about once in two seconds.
+const GIVES_UP: u64 = 10;
 
 /// A program that wants the lock.
 pub struct Rival {
@@ -270,6 +274,10 @@ impl World {
                     contending.ahead_watcher = Some(self.add_watcher_of(key, after));
                     None
                 }
+                // Whoever is behind it must not take that for its own turn.
+                Some(_) if self.rivals[rival].wishes > 0 && self.rng.chance(GIVES_UP) => {
+                    return Ok(self.leaves(client, &contending));
+                }
                 Some(watcher) => {
                     let events: Vec<WatchEvent> = self.take_told(watcher);
                     let mut steps =
@@ -292,16 +300,12 @@ impl World {
                     None
                 }
                 Some(until_us) if until_us <= self.now_us => {
-                    self.end_watchers(&contending);
                     // Some are never heard of again.
                     if self.rng.chance(300) {
+                        self.end_watchers(&contending);
                         return Ok(RivalStage::Idle);
                     }
-                    let key = contending.own.key().clone();
-                    let own = Comparison::created(&key).equals(fence);
-                    let del = TxnOp::Del { key, keeps_history: false, tells_previous: false };
-                    let operation = self.write(client, None, Txn::when(own).then(del).into());
-                    return Ok(RivalStage::Leaving { operation });
+                    return Ok(self.leaves(client, &contending));
                 }
                 Some(_) => {
                     let is_writing =
@@ -325,6 +329,16 @@ impl World {
             contending.step = step;
         }
         Ok(RivalStage::Contending(contending))
+    }
+
+    /// A contender removes its key.
+    fn leaves(&mut self, client: usize, contending: &Contending) -> RivalStage {
+        self.end_watchers(contending);
+        let key = contending.own.key().clone();
+        let own = Comparison::created(&key).equals(contending.fence);
+        let del = TxnOp::Del { key, keeps_history: false, tells_previous: false };
+        let operation = self.write(client, None, Txn::when(own).then(del).into());
+        RivalStage::Leaving { operation }
     }
 
     fn end_watchers(&mut self, contending: &Contending) {

@@ -239,7 +239,7 @@ impl World {
             self.checker.leads(node_id(server), status.term, undisturbed)?;
         }
         if begins_to_lead {
-            self.ask_deposed_leaders(server);
+            self.ask_changing_leaders(server);
         }
         let commit = status.commit;
         let disks: Vec<_> = self.servers.iter().map(|server| &server.disk).collect();

@@ -356,9 +356,20 @@ impl World {
         self.after(delay_us, Event::LeaseQuestion { server, token });
     }
 
-    /// A server begins to lead. Where another one has not noticed, some holders keep their leases
-    /// alive there a last time: the worst that they can do, and by chance they seldom do it.
-    pub fn ask_deposed_leaders(&mut self, leader: usize) {
+    /// A server begins to lead: some holders ask at the worst moment, which by chance they seldom
+    /// do. Where another server has not noticed, they keep their leases alive there a last time;
+    /// and those whose leases have just ended ask the new leader, which may not have applied that.
+    pub fn ask_changing_leaders(&mut self, leader: usize) {
+        let is_late = |ended_us: u64| ended_us + 3 * SECOND >= self.now_us;
+        let ended = self.checker.leases.ended.iter();
+        let ended: Vec<LeaseName> =
+            ended.filter(|(_, (at_us, _))| is_late(*at_us)).map(|(name, _)| *name).collect();
+        for name in ended {
+            for _ in 0..3 {
+                let pause_us = self.rng.range(0..=100 * MILLISECOND);
+                self.ask_lease_at(leader, name, pause_us, None);
+            }
+        }
         let is_deposed = |(server, status): &(usize, &NodeStatus)| {
             *server != leader && status.role == Role::Leader
         };

@@ -6,8 +6,9 @@
 //! the version that it has come to.
 //!
 //! Checked: each is shown exactly the changes of its range that the one history has, in order, each
-//! once; a reset only where something may be gone, and then the state that the history has; and
-//! nothing from a server whose state is in doubt.
+//! once; a reset only where something may be gone, and then the state that the history has; nothing
+//! from a server whose state is in doubt; and none is left without a word at a server that knows no
+//! leader.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
@@ -23,7 +24,11 @@ use acervo::wire::message::{Message, Reply, WatchFrame, WatchRequest};
 use bytes::Bytes;
 
 use crate::checker::{Verdict, Violation, ensure};
+use crate::server::{Server, node_id};
 use crate::world::{Event, MILLISECOND, World};
+
+/// How much later than it should be a watcher may be sent away: some ticks.
+const CUT_OFF_SLACK_US: u64 = 500 * MILLISECOND;
 
 /// A time and a key: where a change stands among all.
 pub type Place = (Timestamp, Bytes);
@@ -66,6 +71,8 @@ pub struct Watcher {
     pub resets: u64,
     /// How often a server has sent it away because that was cut off.
     pub sent_away: u64,
+    /// Since when it has been whole at a server that knows no leader.
+    waits_in_vain_since_us: Option<u64>,
 }
 
 /// Greater than every key that clients write.
@@ -109,6 +116,7 @@ impl World {
             changes: 0,
             resets: 0,
             sent_away: 0,
+            waits_in_vain_since_us: None,
         });
         self.after(0, Event::Watch { watcher });
         watcher
@@ -155,6 +163,7 @@ impl World {
             self.watchers[watcher].disconnect();
             return Ok(());
         }
+        self.is_not_left_alone(watcher, server)?;
         if !self.watchers[watcher].steady && self.rng.chance(20) {
             let connection = ConnectionId::from_u64(self.watchers[watcher].connection);
             self.watchers[watcher].disconnect();
@@ -184,6 +193,31 @@ impl World {
             let connection = ConnectionId::from_u64(self.watchers[watcher].connection);
             self.tell_hub(server, WatchInput::Credit { connection, watch: 1, bytes })?;
         }
+        Ok(())
+    }
+
+    /// Nobody stays for long at a server that knows no leader, and waits for what may have happened
+    /// elsewhere.
+    fn is_not_left_alone(&mut self, watcher: usize, server: usize) -> Verdict {
+        let (now_us, limit_us) = (self.now_us, self.setup.cut_off_us + CUT_OFF_SLACK_US);
+        let Server { process: Some(process), paused_until_us, .. } = &self.servers[server] else {
+            return Ok(());
+        };
+        let state = &mut self.watchers[watcher];
+        let is_idle = state.coming.is_empty() && state.untaken_credit == 0;
+        let waits = is_idle && state.has_begun && process.watch_reads.is_empty();
+        let runs = *paused_until_us <= now_us;
+        if !waits || !runs || process.status.leader.is_some() {
+            state.waits_in_vain_since_us = None;
+            return Ok(());
+        }
+        let since_us = *state.waits_in_vain_since_us.get_or_insert(now_us);
+        ensure!(
+            now_us - since_us <= limit_us,
+            "a watcher is left for {} µs at {}, which knows no leader",
+            now_us - since_us,
+            node_id(server)
+        );
         Ok(())
     }
 
@@ -422,7 +456,7 @@ impl World {
 impl Watcher {
     /// What was on its way is lost. A reset that was not whole has taken what was known before.
     fn disconnect(&mut self) {
-        (self.at, self.has_begun) = (None, false);
+        (self.at, self.has_begun, self.waits_in_vain_since_us) = (None, false, None);
         if self.rows.take().is_some() {
             self.after = Some(Timestamp::ZERO);
             self.shown = (Timestamp::ZERO, Bytes::new());
