@@ -342,6 +342,7 @@ fn code(code: ErrorCode) -> &'static str {
         ErrorCode::StaleRequest => "STALE_REQUEST",
         ErrorCode::UnknownSession { .. } => "UNKNOWN_SESSION",
         ErrorCode::Expired => "EXPIRED",
+        ErrorCode::Compacted { .. } => "COMPACTED",
         ErrorCode::DiskFull => "DISK_FULL",
         ErrorCode::Internal => "INTERNAL",
     }

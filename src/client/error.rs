@@ -81,6 +81,17 @@ pub enum ClientError {
         /// The server's sentence, escaped so that a terminal can show it.
         message: String,
     },
+    /// The read was one as of an earlier version than the one from which on reads are answered
+    /// ([`Client::compact`](super::Client::compact)). No server answers it any more.
+    #[error("{server}: {message}")]
+    Compacted {
+        /// The server whose answer this is.
+        server: SocketAddr,
+        /// The earliest version as of which reads go on.
+        version: Timestamp,
+        /// The server's sentence, escaped so that a terminal can show it.
+        message: String,
+    },
     /// A disk of the group is nearly full, so the write was refused. Removals and reads go on.
     #[error("{server}: {message}")]
     DiskFull {
@@ -279,6 +290,7 @@ impl ClientError {
         matches!(
             self,
             ClientError::Invalid { .. }
+                | ClientError::Compacted { .. }
                 | ClientError::KeyEmpty
                 | ClientError::KeyTooLong(_)
                 | ClientError::ValueTooLong(_)

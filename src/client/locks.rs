@@ -227,7 +227,8 @@ impl Client {
                     | ClientError::TimedOut { .. }
                     | ClientError::NoMajority { .. }
                     | ClientError::Unavailable { .. }
-                    | ClientError::Expired { .. },
+                    | ClientError::Expired { .. }
+                    | ClientError::Compacted { .. },
                 ) => {
                     contender.look(fence);
                     let again = self.inner.driver.now() + LOOK_PAUSE;

@@ -17,8 +17,9 @@ use super::sync::lock;
 use super::{Client, PutOk, check_key, check_keys, check_value};
 use crate::limits;
 use crate::model::{
-    Condition, Del, DelAll, DelRange, History, Learned, OpResult, OpShape, Operation, Previous,
-    Put, PutAll, PutIf, RequestId, SetHistory, Timestamp, Trim, Version, WriteAnswer, WriteOp,
+    Compact, Condition, Del, DelAll, DelRange, History, Learned, OpResult, OpShape, Operation,
+    Previous, Put, PutAll, PutIf, RequestId, SetHistory, Timestamp, Trim, Version, WriteAnswer,
+    WriteOp,
 };
 use crate::wire::message::{Reply, Request, WriteRequest};
 
@@ -249,6 +250,17 @@ calls! {
     /// As [`Client::put`].
     fn set_history(client, history: History) -> Timestamp {
         Ok(client.write_in_time(SetHistory { history }).await?.0.timestamp)
+    }
+
+    /// Ends reads as of versions below `version`, or below that of this write if it is less: from
+    /// now on they fail with [`ClientError::Compacted`], and what only they would show is removed
+    /// for good in the background. An older version than before changes nothing. The write's
+    /// timestamp.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    fn compact(client, version: Timestamp) -> Timestamp {
+        Ok(client.write_in_time(Compact { version }).await?.0.timestamp)
     }
 }
 

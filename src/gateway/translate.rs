@@ -179,6 +179,7 @@ pub(super) fn status(error: &ClientError) -> Status {
         ClientError::StaleRequest { .. } | ClientError::PreviousUnread { .. } => {
             Status::unknown(message)
         }
+        ClientError::Compacted { .. } => Status::out_of_range(message),
         _ if error.is_of_the_request() => Status::invalid_argument(message),
         ClientError::NoRoom(_) => no_room(false),
         ClientError::ConflictUnread { why, .. } if matches!(**why, ClientError::NoRoom(_)) => {

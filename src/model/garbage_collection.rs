@@ -34,4 +34,16 @@ pub enum GarbageCollection {
         /// Approximate number of bytes that this piece may read; one row may have more.
         bytes_max: u64,
     },
+    /// Remove versions that nobody can read any more since a `COMPACT`. The progress of earlier
+    /// pieces is in the store, apart from that of the history.
+    #[serde(rename = "COMPACT")]
+    Compacted {
+        /// The time of the log's clock as of which versions are judged, unless what was compacted
+        /// ends earlier: one that a read as of this time or later shows stays.
+        as_of_us: u64,
+        /// Approximate number of rows that this piece may read; at least one is read.
+        rows_max: u32,
+        /// Approximate number of bytes that this piece may read; one row may have more.
+        bytes_max: u64,
+    },
 }

@@ -59,6 +59,9 @@ pub struct MachineSummary {
     pub oldest_removal_us: Option<u64>,
     /// The earliest time, by the log's clock, as of which compacting the history removes a version.
     pub history_due_us: Option<u64>,
+    /// The earliest time, by the log's clock, as of which something is left to remove that a
+    /// `COMPACT` has ended the reads of.
+    pub compacted_due_us: Option<u64>,
     /// The group's feature level.
     pub level: u32,
     /// The rules of the group; `None` before they are in the log.

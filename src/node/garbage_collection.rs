@@ -1,11 +1,11 @@
 //! Decides when the leader proposes a piece of garbage collection: deleting removed versions from
-//! disk, and compacting the history.
+//! disk, and compacting, by the history and by what a `COMPACT` has ended the reads of.
 //!
 //! Rule: one piece is under way at a time, and at most one begins with every tick, because it is
-//! background work. Only if compaction of the history is late
-//! ([`limits::HISTORY_COMPACTION_LATE`]), the next piece follows without waiting for a tick. A
-//! piece that a leader has proposed and not applied when it loses its leadership is simply proposed
-//! again by the next one.
+//! background work. Only if compaction is late ([`limits::HISTORY_COMPACTION_LATE`]), the next
+//! piece follows without waiting for a tick. The two kinds of compaction take turns, so that
+//! neither waits for the other to come to an end. A piece that a leader has proposed and not
+//! applied when it loses its leadership is simply proposed again by the next one.
 
 use super::clock::micros;
 use crate::limits;
@@ -19,10 +19,10 @@ pub struct GarbageCollectionConfig {
     /// How long removed versions stay readable for reads that began before the removal;
     /// [`limits::REMOVAL_GRACE`] except in simulations.
     pub removal_grace_us: u64,
-    /// Time from the end of one compaction of the history to the beginning of the next;
+    /// Time from the end of one compaction to the beginning of the next of its kind;
     /// [`limits::HISTORY_COMPACTION_PAUSE`] except in simulations.
     pub history_pause_us: u64,
-    /// Compaction of the history is late if a version has been due for this long;
+    /// Compaction is late if a version has been due for this long;
     /// [`limits::HISTORY_COMPACTION_LATE`] except in simulations.
     pub history_late_us: u64,
     /// Rows in one piece; [`limits::COLLECTION_ROWS_MAX`] except in simulations.
@@ -50,14 +50,48 @@ impl GarbageCollectionConfig {
 pub(super) struct GarbageCollector {
     config: GarbageCollectionConfig,
     oldest_removal_us: Option<u64>,
-    history_due_us: Option<u64>,
-    /// The next compaction does not begin before this time, so that keys that are written again and
-    /// again are compacted once.
-    history_rests_until_us: u64,
+    history: Compaction,
+    compacted: Compaction,
+    /// The last piece of compaction was one of the history.
+    was_of_history: bool,
     /// The piece that was proposed and is not applied yet, with its index.
     under_way: Option<(LogIndex, GarbageCollection)>,
     /// A tick has passed since the last proposal, or the next one is not to wait for one.
     due: bool,
+}
+
+/// When compaction of one kind goes on.
+#[derive(Debug, Default)]
+struct Compaction {
+    /// The earliest time as of which it has something to do.
+    due_us: Option<u64>,
+    /// The next one does not begin before this time, so that keys that are written again and again
+    /// are compacted once.
+    rests_until_us: u64,
+}
+
+impl Compaction {
+    fn is_due(&self, as_of_us: u64) -> bool {
+        self.due_us.is_some_and(|due_us| due_us <= as_of_us)
+    }
+
+    /// Whether a piece is to be proposed that judges as of this time.
+    fn goes_on(&self, as_of_us: u64, now_us: u64) -> bool {
+        self.is_due(as_of_us) && now_us >= self.rests_until_us
+    }
+
+    /// A piece that judged as of a time has been applied. Returns whether the next is late.
+    fn applied(
+        &mut self,
+        as_of_us: u64,
+        now_us: u64,
+        GarbageCollectionConfig { history_pause_us, history_late_us, .. }: GarbageCollectionConfig,
+    ) -> bool {
+        if !self.is_due(as_of_us) {
+            self.rests_until_us = now_us + history_pause_us;
+        }
+        as_of_us.checked_sub(history_late_us).is_some_and(|late_us| self.is_due(late_us))
+    }
 }
 
 impl GarbageCollector {
@@ -65,8 +99,9 @@ impl GarbageCollector {
         GarbageCollector {
             config,
             oldest_removal_us: state.oldest_removal_us,
-            history_due_us: state.history_due_us,
-            history_rests_until_us: 0,
+            history: Compaction { due_us: state.history_due_us, rests_until_us: 0 },
+            compacted: Compaction { due_us: state.compacted_due_us, rests_until_us: 0 },
+            was_of_history: false,
             under_way: None,
             due: false,
         }
@@ -76,7 +111,7 @@ impl GarbageCollector {
     pub fn set_rules(&mut self, removal_grace_us: u64, history: History) {
         self.config.removal_grace_us = removal_grace_us;
         if std::mem::replace(&mut self.config.history, history) != history {
-            self.history_rests_until_us = 0;
+            self.history.rests_until_us = 0;
         }
     }
 
@@ -87,20 +122,21 @@ impl GarbageCollector {
     /// Notes the state machine's garbage as of `index`.
     pub fn applied(&mut self, index: LogIndex, state: MachineSummary, now_us: u64) {
         self.oldest_removal_us = state.oldest_removal_us;
-        self.history_due_us = state.history_due_us;
+        self.history.due_us = state.history_due_us;
+        self.compacted.due_us = state.compacted_due_us;
         let Some((_, piece)) = self.under_way.take_if(|(proposed, _)| *proposed <= index) else {
             return;
         };
-        let GarbageCollection::History { as_of_us, .. } = piece else { return };
-        if !self.is_history_due(as_of_us) {
-            self.history_rests_until_us = now_us + self.config.history_pause_us;
-        }
-        let late_us = as_of_us.checked_sub(self.config.history_late_us);
-        self.due |= late_us.is_some_and(|late_us| self.is_history_due(late_us));
-    }
-
-    fn is_history_due(&self, as_of_us: u64) -> bool {
-        self.history_due_us.is_some_and(|due_us| due_us <= as_of_us)
+        let is_late = match piece {
+            GarbageCollection::Removed { .. } => false,
+            GarbageCollection::History { as_of_us, .. } => {
+                self.history.applied(as_of_us, now_us, self.config)
+            }
+            GarbageCollection::Compacted { as_of_us, .. } => {
+                self.compacted.applied(as_of_us, now_us, self.config)
+            }
+        };
+        self.due |= is_late;
     }
 
     /// Forgets the piece under way, because this node does not lead any more.
@@ -120,15 +156,31 @@ impl GarbageCollector {
             return Some(GarbageCollection::Removed { before_us, rows_max, bytes_max });
         }
         let as_of_us = match history {
-            History::For { age_us } => clock_us.checked_sub(age_us.max(removal_grace_us))?,
+            History::For { age_us } => clock_us.checked_sub(age_us.max(removal_grace_us)),
             // If everything is kept, the rows that an earlier history has left for compaction are
             // only deleted.
-            History::Versions { .. } | History::All => before_us,
+            History::Versions { .. } | History::All => Some(before_us),
         };
-        if !self.is_history_due(as_of_us) || now_us < self.history_rests_until_us {
-            return None;
-        }
-        Some(GarbageCollection::History { history, as_of_us, rows_max, bytes_max })
+        let as_of_us = as_of_us.filter(|as_of_us| self.history.goes_on(*as_of_us, now_us));
+        let of_history = as_of_us.map(|as_of_us| GarbageCollection::History {
+            history,
+            as_of_us,
+            rows_max,
+            bytes_max,
+        });
+        // What writes have replaced in the last minute can still be told, as of removals.
+        let is_compacted = self.compacted.goes_on(before_us, now_us);
+        let of_compacted = is_compacted.then_some(GarbageCollection::Compacted {
+            as_of_us: before_us,
+            rows_max,
+            bytes_max,
+        });
+        let piece = match self.was_of_history {
+            true => of_compacted.or(of_history),
+            false => of_history.or(of_compacted),
+        }?;
+        self.was_of_history = matches!(piece, GarbageCollection::History { .. });
+        Some(piece)
     }
 
     /// The proposal was refused for want of room; it is repeated as soon as there is some.
@@ -273,6 +325,52 @@ mod tests {
         collector.set_rules(2 * GRACE, history);
         collector.tick();
         assert_eq!(collector.next(9 * GRACE, 0), compaction(history, 7 * GRACE));
+    }
+
+    fn compacted(as_of_us: u64) -> Option<GarbageCollection> {
+        let (rows_max, bytes_max) =
+            (limits::COLLECTION_ROWS_MAX as u32, limits::COLLECTION_BYTES_MAX);
+        Some(GarbageCollection::Compacted { as_of_us, rows_max, bytes_max })
+    }
+
+    #[test]
+    fn the_kinds_of_compaction_take_turns_and_each_rests_by_itself() {
+        let history = History::Versions { count: 3 };
+        let mut collector = collector(history, None);
+        let left = |history_due_us, compacted_due_us| MachineSummary {
+            history_due_us,
+            compacted_due_us,
+            ..MachineSummary::default()
+        };
+        let pause_us = micros(limits::HISTORY_COMPACTION_PAUSE);
+        collector.applied(1, left(Some(GRACE), Some(GRACE)), 0);
+        assert_eq!(collector.next(2 * GRACE - 1, 0), None, "neither is a minute old");
+        for (index, now_us, left, expected) in [
+            (2, 0, left(Some(GRACE), Some(GRACE)), compaction(history, GRACE)),
+            (3, 0, left(Some(GRACE), Some(GRACE)), compacted(GRACE)),
+            (4, 0, left(Some(GRACE), None), compaction(history, GRACE)),
+            (5, 0, left(None, Some(GRACE)), compaction(history, GRACE)),
+            (6, 0, left(Some(GRACE), None), compacted(GRACE)),
+            (7, pause_us, left(Some(GRACE), Some(GRACE)), compaction(history, GRACE)),
+            (8, pause_us, left(None, None), compacted(GRACE)),
+        ] {
+            collector.tick();
+            assert_eq!(collector.next(2 * GRACE, now_us), expected, "entry {index}");
+            collector.proposed(index, expected.unwrap());
+            collector.applied(index, left, now_us);
+        }
+        collector.tick();
+        assert_eq!(collector.next(9 * GRACE, 9 * pause_us), None, "nothing is left");
+    }
+
+    #[test]
+    fn what_was_compacted_goes_though_all_history_is_kept_or_is_younger_than_its_age() {
+        for history in [History::All, History::For { age_us: 100 * GRACE }] {
+            let mut collector = collector(history, None);
+            let state = MachineSummary { compacted_due_us: Some(1), ..MachineSummary::default() };
+            collector.applied(1, state, 0);
+            assert_eq!(collector.next(2 * GRACE, 0), compacted(GRACE), "{history:?}");
+        }
     }
 
     #[test]

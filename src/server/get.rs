@@ -14,7 +14,7 @@ use crate::model::{self, LogIndex, Operation, PageOf, ReadView, Timestamp, Versi
 use crate::node::core::Node;
 use crate::node::{ConsoleEvent, GetAnswer};
 use crate::storage::apply::ApplyError;
-use crate::storage::reads::{InMemory, Page, PageError, PageLimits, Store};
+use crate::storage::reads::{InMemory, Page, PageLimits, Store, StoreReadError};
 use crate::text::{counted, escape};
 use crate::wire::message::{
     ErrorCode, ErrorReply, GetRequest, PageRequest, PageView, ReadAt, Reply, TxnRequest,
@@ -213,9 +213,13 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> Re
     let rows = (*rows_max as usize).clamp(1, most.rows);
     let most = PageLimits { rows, keys_only: *keys_only, ..most };
     let (view, page) = match *view {
-        PageView::First { at, .. } => {
-            let view = ReadView { at: at.unwrap_or(low), removals_up_to: low };
-            (view, store.first_page(of, view, most).map_err(PageError::Store))
+        PageView::First { at: None, .. } => {
+            let newest = store.newest_page(of, low, most).map_err(StoreReadError::Store);
+            (ReadView::as_of(low), newest)
+        }
+        PageView::First { at: Some(at), .. } => {
+            let view = ReadView { at, removals_up_to: low };
+            (view, store.first_page(of, view, most))
         }
         PageView::Next(view) => (view, store.page(of, view, most)),
     };
@@ -223,13 +227,19 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> Re
         Ok(Page { rows, next }) => {
             ReadOutcome { reply: Reply::PageOk { rows, view, next }, shown: None, fault: None }
         }
-        Err(PageError::Store(error)) => unreadable(|| describe(of), &error),
-        Err(error @ PageError::Expired) => {
-            let (code, message) = (ErrorCode::Expired, error.to_string());
-            let reply = Reply::Error(ErrorReply::not_done(code, message));
-            ReadOutcome { reply, shown: None, fault: None }
-        }
+        Err(error) => unread(|| describe(of), &error),
     }
+}
+
+/// Says why a read is not answered.
+fn unread(what: impl FnOnce() -> String, error: &StoreReadError) -> ReadOutcome {
+    let code = match error {
+        StoreReadError::Store(error) => return unreadable(what, error),
+        StoreReadError::Expired => ErrorCode::Expired,
+        StoreReadError::Compacted { version } => ErrorCode::Compacted { version: *version },
+    };
+    let reply = Reply::Error(ErrorReply::not_done(code, error.to_string()));
+    ReadOutcome { reply, shown: None, fault: None }
 }
 
 /// Answers a transaction that only reads, and which is checked, from one state of the store. Values
@@ -257,7 +267,7 @@ pub fn answer_get(store: &Store, request: &GetRequest) -> ReadOutcome {
     let low = store.applied().timestamp;
     let found = match store.get_at(&request.key, as_of(request)) {
         Ok(found) => found,
-        Err(error) => return unreadable(|| format!("key {}", escape(&request.key)), &error),
+        Err(error) => return unread(|| format!("key {}", escape(&request.key)), &error),
     };
     let high = store.applying_timestamp().max(low);
     judge(request, low, found, high)

@@ -32,7 +32,8 @@ use self::op_writer::OpWriter;
 use super::changes::Changes;
 use super::engine::{Engine, EngineError, EngineView, Steps, WriteBatch};
 use super::garbage_collection::{
-    self, Budget, ChangesFront, META_COMPACTED_AS_OF, META_COMPACTION, META_REMOVED_UP_TO,
+    self, Budget, ChangesFront, META_COMPACTED, META_COMPACTED_AS_OF, META_COMPACTED_PROGRESS,
+    META_HISTORY_PROGRESS, META_REMOVED_UP_TO,
 };
 use super::hash::StateHash;
 use super::keys;
@@ -57,7 +58,7 @@ use crate::model::{
 
 /// The layout of the rows this build writes and reads. `storage::formats` holds the bytes of each
 /// version's rows.
-pub const STATE_FORMAT_VERSION: u32 = 13;
+pub const STATE_FORMAT_VERSION: u32 = 14;
 
 const META_FORMAT: &str = "format";
 const META_APPLIED: &str = "applied";
@@ -141,6 +142,10 @@ pub(super) struct Shared {
     opened: RwLock<OpenedEngine>,
     applied: RwLock<AppliedPoint>,
     applying_timestamp: AtomicI64,
+    /// The earliest version as of which reads go on. Set before a batch becomes visible that
+    /// compacts, so that whoever asks when it has taken a view refuses all that is compacted
+    /// there.
+    compacted: AtomicI64,
     /// Of what is being applied.
     steps: Steps,
     limits: RwLock<StateLimits>,
@@ -229,6 +234,15 @@ impl Shared {
         Timestamp(self.applying_timestamp.load(Ordering::SeqCst))
     }
 
+    /// The earliest version as of which reads go on, to be asked after a view was taken.
+    pub(super) fn compacted(&self) -> Timestamp {
+        Timestamp(self.compacted.load(Ordering::SeqCst))
+    }
+
+    fn set_compacted(&self, compacted: Timestamp) {
+        self.compacted.store(compacted.0, Ordering::SeqCst);
+    }
+
     pub(super) fn steps(&self) -> u64 {
         self.steps.count()
     }
@@ -264,6 +278,8 @@ pub struct StateMachine {
     /// When the driver was first seen with something applied since the last seal.
     unsealed_since_us: Option<u64>,
     left: Left,
+    /// The earliest version as of which reads go on.
+    compacted: Timestamp,
     buffer: RowBuffer,
     /// Bytes of memory of the answers to transactions of one call.
     told_bytes: usize,
@@ -297,11 +313,13 @@ impl StateMachine {
         let sessions = Sessions::load(&*engine, limits)?;
         let clock = stored_clock(&*engine, point.timestamp, limits)?;
         let left = Left::stored(&*engine, point)?;
+        let compacted = stored_compacted(&*engine)?;
         let leases = stored_leases(&*engine)?.len();
         let shared = Shared {
             opened: RwLock::new(OpenedEngine { engine: engine.clone(), index: point.index }),
             applied: RwLock::new(point),
             applying_timestamp: AtomicI64::new(point.timestamp.0),
+            compacted: AtomicI64::new(compacted.0),
             steps: Steps::default(),
             limits: RwLock::new(limits),
             samples: RwLock::new(Arc::new(clock.samples().clone())),
@@ -322,6 +340,7 @@ impl StateMachine {
             unsealed_bytes: 0,
             unsealed_since_us: None,
             left,
+            compacted,
             buffer: RowBuffer::default(),
             told_bytes: 0,
             leases,
@@ -370,6 +389,7 @@ impl StateMachine {
             clock_us: self.clock.now_us(),
             oldest_removal_us: self.left.oldest_removal.map(|oldest| self.clock.when(oldest)),
             history_due_us: self.left.history_due.map(|due| self.clock.when(due)),
+            compacted_due_us: self.left.compacted_due.map(|due| self.clock.when(due)),
             level: self.level.level,
             rules: self.rules,
         }
@@ -434,7 +454,7 @@ impl StateMachine {
         let ranges = self.left.pending.ranges.clone();
         let steps = self.shared.steps.clone();
         let steps_before = steps.count();
-        let front = self.left.front;
+        let front = self.left.fronts.queue;
         let hash = StateHash(point.hash);
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut changes = Changes::new(&*view, hash, ranges, front, &mut buffer, steps.clone());
@@ -501,6 +521,16 @@ impl StateMachine {
                     let budget = Budget::new(rows_max, bytes_max);
                     garbage_collection::compact_history(&mut changes, history, as_of, budget)?;
                 }
+                Action::GarbageCollection(GarbageCollection::Compacted {
+                    as_of_us,
+                    rows_max,
+                    bytes_max,
+                }) => {
+                    left_touched = true;
+                    let as_of = clock.reached(as_of_us);
+                    let budget = Budget::new(rows_max, bytes_max);
+                    garbage_collection::remove_compacted(&mut changes, as_of, budget)?;
+                }
                 Action::Rules(rules) => {
                     if self.rules.is_none() {
                         left_touched = true;
@@ -537,7 +567,7 @@ impl StateMachine {
         let before = self.left.pending.clone();
         if left_touched {
             let ranges = changes.ranges();
-            let fronts = (changes.front, self.left.changes_front);
+            let fronts = Fronts { queue: changes.front, ..self.left.fronts };
             self.left = Left::read(&changes.rows(), ranges, fronts, point.timestamp)?;
         }
         let (batch, hash) = changes.into_batch();
@@ -554,6 +584,7 @@ impl StateMachine {
             self.shared.set_samples(&clock);
         }
         self.shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
+        self.shared.set_compacted(self.compacted);
         // What is removed with a range may be anything that is known.
         let newest = self.shared.newest.begin(&batch, removes_range);
         self.engine.write(&batch)?;
@@ -751,6 +782,7 @@ impl StateMachine {
             machine.sessions = Sessions::load(&*engine, limits)?;
             machine.clock = stored_clock(&*engine, point.timestamp, limits)?;
             let left = Left::stored(&*engine, point)?;
+            machine.compacted = stored_compacted(&*engine)?;
             machine.leases = stored_leases(&*engine)?.len();
             let (before, after) = (machine.left.pending.clone(), left.pending.clone());
             machine.shared.set_removals(KnownRemovals::changing(before, after.clone()));
@@ -759,6 +791,7 @@ impl StateMachine {
             let newest = shared.newest.begin(&WriteBatch::default(), true);
             shared.set_samples(&machine.clock);
             shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
+            shared.set_compacted(machine.compacted);
             let opened = OpenedEngine { engine: engine.clone(), index: point.index };
             *shared.opened.write().unwrap_or_else(PoisonError::into_inner) = opened;
             *shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
@@ -810,8 +843,17 @@ struct Left {
     oldest_removal: Option<Timestamp>,
     /// The earliest time as of which compaction of the history has something to do.
     history_due: Option<Timestamp>,
-    front: QueueFront,
-    changes_front: ChangesFront,
+    /// The same of what was compacted.
+    compacted_due: Option<Timestamp>,
+    fronts: Fronts,
+}
+
+/// Where the rows begin of what is left to do.
+#[derive(Clone, Copy)]
+struct Fronts {
+    queue: QueueFront,
+    history: ChangesFront,
+    compacted: ChangesFront,
 }
 
 impl Left {
@@ -819,17 +861,17 @@ impl Left {
     fn read(
         rows: &dyn Rows,
         ranges: &Arc<Vec<RangeRemoval>>,
-        (mut front, mut changes_front): (QueueFront, ChangesFront),
+        mut fronts: Fronts,
         now: Timestamp,
     ) -> Result<Left, ApplyError> {
-        let queued = removals::oldest_queued(rows, &front)?;
-        front.set_oldest(queued, now);
+        let queued = removals::oldest_queued(rows, &fronts.queue)?;
+        fronts.queue.set_oldest(queued, now);
         Ok(Left {
             pending: PendingRemovals { keys: queued.is_some(), ranges: ranges.clone() },
             oldest_removal: queued.into_iter().chain(ranges.first().map(|range| range.at)).min(),
-            history_due: garbage_collection::history_due(rows, &mut changes_front, now)?,
-            front,
-            changes_front,
+            history_due: garbage_collection::history_due(rows, &mut fronts.history, now)?,
+            compacted_due: garbage_collection::compacted_due(rows, &mut fronts.compacted, now)?,
+            fronts,
         })
     }
 
@@ -838,7 +880,8 @@ impl Left {
         let view = engine.view()?;
         let rows = ViewRows(&*view);
         let ranges = removals::read_ranges(&rows, point.timestamp)?;
-        let fronts = (QueueFront::UNKNOWN, ChangesFront::UNKNOWN);
+        let (history, compacted) = (ChangesFront::UNKNOWN, ChangesFront::UNKNOWN);
+        let fronts = Fronts { queue: QueueFront::UNKNOWN, history, compacted };
         Left::read(&rows, &Arc::new(ranges), fronts, point.timestamp)
     }
 }
@@ -869,7 +912,7 @@ pub(super) enum MetaRow {
     Level(FeatureLevel),
     /// The group's rules, which the state's hash covers, too.
     Rules,
-    /// The progress of compaction, which the state's hash covers, too.
+    /// The progress of compaction, or what was compacted, which the state's hash covers, too.
     Compaction,
     /// Since when every client that writes has a session, which the state's hash covers, too.
     KnownSince(Timestamp),
@@ -888,8 +931,11 @@ pub(super) fn decode_meta(row: &[u8], value: &[u8]) -> Option<MetaRow> {
     if row == keys::meta(META_RULES) {
         return decode_fact::<GroupRules>(value).map(|_| MetaRow::Rules);
     }
-    if row == keys::meta(META_COMPACTION) {
+    if [META_HISTORY_PROGRESS, META_COMPACTED_PROGRESS].iter().any(|name| row == keys::meta(name)) {
         return garbage_collection::CompactionProgress::decode(value).map(|_| MetaRow::Compaction);
+    }
+    if row == keys::meta(META_COMPACTED) {
+        return garbage_collection::decode_time(value).map(|_| MetaRow::Compaction);
     }
     if row == keys::meta(META_KNOWN_SINCE) {
         return decode_known_since(value).map(MetaRow::KnownSince);
@@ -918,6 +964,11 @@ fn stored_rules(engine: &dyn Engine) -> Result<Option<GroupRules>, ApplyError> {
     let Some(stored) = engine.get(&keys::meta(META_RULES))? else { return Ok(None) };
     let rules = decode_fact(&stored).ok_or(ApplyError::Damaged("what the group goes by"))?;
     Ok(Some(rules))
+}
+
+fn stored_compacted(engine: &dyn Engine) -> Result<Timestamp, ApplyError> {
+    let view = engine.view()?;
+    garbage_collection::compacted(&ViewRows(&*view))
 }
 
 fn stored_leases(engine: &dyn Engine) -> Result<Vec<LeaseState>, ApplyError> {

@@ -16,10 +16,11 @@ use super::engine::{Direction, Engine};
 use super::memory::MemoryEngine;
 use super::{keys, log};
 use crate::model::{
-    Action, Barrier, ClientId, Command, Comparison, Condition, Del, DelAll, DelRange, FeatureLevel,
-    GarbageCollection, GroupRules, History, LeaseGrant, LeaseId, LeaseName, LeaseRecord,
-    LeaseRevoke, LogEntry, Put, PutAll, PutIf, PutSequential, Relation, Release, ReleaseVersion,
-    RequestId, SetHistory, StateLimits, Test, Timestamp, Trim, Txn, TxnKeys, TxnOp, WriteOp,
+    Action, Barrier, ClientId, Command, Compact, Comparison, Condition, Del, DelAll, DelRange,
+    FeatureLevel, GarbageCollection, GroupRules, History, LeaseGrant, LeaseId, LeaseName,
+    LeaseRecord, LeaseRevoke, LogEntry, Put, PutAll, PutIf, PutSequential, Relation, Release,
+    ReleaseVersion, RequestId, SetHistory, StateLimits, Test, Timestamp, Trim, Txn, TxnKeys, TxnOp,
+    WriteOp,
 };
 
 /// The limits of one group. Those that a release gives new groups may change, and no format with
@@ -178,6 +179,13 @@ fn the_rows_of_the_store_are_those_of_its_format() {
     let put = TxnOp::Put { key, value, tells_previous: false, lease };
     kept.write(WriteOp::Txn(Txn { then: vec![put], ..Txn::default() }));
     kept.list("a lease with a key");
+    let version = Timestamp(kept.last as i64 * 10);
+    kept.write(Compact { version }.into());
+    kept.list("what was compacted, and a pass that has not begun");
+    let as_of_us = kept.last * 10;
+    let piece = GarbageCollection::Compacted { as_of_us, rows_max: 1, bytes_max: 1_000 };
+    kept.apply(Action::GarbageCollection(piece));
+    kept.list("a pass over what was compacted");
     compare("state.txt", &kept.listing, "STATE_FORMAT_VERSION in src/storage/apply.rs");
 }
 
@@ -253,6 +261,7 @@ fn the_commands_in_the_log_are_those_of_its_format() {
         LeaseGrant { id: Some(LeaseId(7)), ttl_ms: 1_000 }.into(),
         LeaseRevoke { id: LeaseId(7), keys_max: None }.into(),
         LeaseRevoke { id: LeaseId(7), keys_max: Some(64) }.into(),
+        Compact { version: Timestamp(8) }.into(),
     ];
     let lease = LeaseName { id: LeaseId(7), granted: Timestamp(8) };
     let (rows_max, bytes_max) = (5, 6);
@@ -268,6 +277,11 @@ fn the_commands_in_the_log_are_those_of_its_format() {
             bytes_max,
         })])
         .chain(histories.map(|history| Action::GarbageCollection(compaction(history))))
+        .chain([Action::GarbageCollection(GarbageCollection::Compacted {
+            as_of_us: 4,
+            rows_max,
+            bytes_max,
+        })])
         .chain([
             Action::Rules(GroupRules { limits: LIMITS, history }),
             Action::Level(FeatureLevel { level: 2, release: ReleaseVersion(0, 1, 0) }),

@@ -13,6 +13,13 @@
 //! versions newer than that stay, and of the others as many of the newest as the rule keeps, at
 //! least one. So every read as of that time or a later one finds what it would have found.
 //!
+//! [`remove_compacted`] does the same for what a `COMPACT` has ended the reads of
+//! ([`compact`]): it keeps one version, and judges as of no later version than the one as of which
+//! reads go on. Its progress is one of its own, since it judges as of other times than the history
+//! does. The two may be at the same key: each removes a key's oldest versions first, and never the
+//! newest that a read may find, so what the other has found there stays or is older than what it
+//! still looks at.
+//!
 //! A tombstone is a version like any other, but that it goes, too, in the piece in which the last
 //! version older than it goes: it would say no more than that there is no row.
 //!
@@ -25,13 +32,13 @@
 //! of the history begins with a pass over everything that there is; it takes no room for itself, as
 //! a history may be changed to make room on a disk that is nearly full.
 //!
-//! Both must read the rows that they remove, because the state's hash is that of keys and values.
+//! All must read the rows that they remove, because the state's hash is that of keys and values.
 //! So a piece is bounded in rows and in bytes ([`Budget`]), counting everything that it reads:
 //! every replica reads as much at the same index, and writes wait meanwhile. A key may have more
 //! versions than one piece may read; the next piece then continues within the key. The progress of
 //! compaction is part of the state ([`CompactionProgress`]).
 //!
-//! How far both have come is recorded ([`Horizon`]), so that a later page of a read that is too old
+//! How far they have come is recorded ([`Horizon`]), so that a later page of a read that is too old
 //! is refused, and does not show less than there was.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -55,12 +62,17 @@ pub(super) const META_REMOVED_UP_TO: &str = "purged";
 /// The name of the fact as of which time the history was compacted.
 pub(super) const META_COMPACTED_AS_OF: &str = "swept";
 
-/// The name of the fact that holds the [`CompactionProgress`].
-pub(super) const META_COMPACTION: &str = "sweep";
+/// The name of the fact as of which version reads go on; every earlier one is refused.
+pub(super) const META_COMPACTED: &str = "compacted";
+
+/// The name of the fact that holds the [`CompactionProgress`] by the history.
+pub(super) const META_HISTORY_PROGRESS: &str = "sweep";
+/// The name of the fact that holds the [`CompactionProgress`] by what was compacted.
+pub(super) const META_COMPACTED_PROGRESS: &str = "compaction";
 
 /// How far garbage collection has come: the versions that removals up to `removed_up_to` reach are
 /// deleted or about to be, and of the versions before `compacted_as_of` only those are left that
-/// the history keeps.
+/// the history keeps, or that a read as of what was compacted, or later, may find.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Horizon {
     pub removed_up_to: Timestamp,
@@ -372,7 +384,8 @@ fn delete_removed_of_range(
     Ok(())
 }
 
-/// The progress of compaction. There is one as long as the group does not keep everything.
+/// The progress of compaction by one rule. There is one by the history as long as the group does
+/// not keep everything, and one by what was compacted from the first `COMPACT` on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct CompactionProgress {
     /// The passes before have judged the changes up to here.
@@ -422,22 +435,23 @@ impl CompactionProgress {
         decode_fact(stored)
     }
 
-    fn read(rows: &dyn Rows) -> Result<Option<CompactionProgress>, ApplyError> {
-        let Some(stored) = rows.get(&keys::meta(META_COMPACTION))? else { return Ok(None) };
+    fn read(rows: &dyn Rows, name: &str) -> Result<Option<CompactionProgress>, ApplyError> {
+        let Some(stored) = rows.get(&keys::meta(name))? else { return Ok(None) };
         let decoded = CompactionProgress::decode(&stored);
         Ok(Some(decoded.ok_or(ApplyError::Damaged("the progress of compaction"))?))
     }
 
     fn change(
         changes: &mut Changes<'_>,
+        name: &str,
         before: Option<CompactionProgress>,
         after: Option<CompactionProgress>,
     ) {
         if let Some(before) = before {
-            changes.delete(keys::meta(META_COMPACTION), &encode_fact(&before));
+            changes.delete(keys::meta(name), &encode_fact(&before));
         }
         if let Some(after) = after {
-            changes.put(keys::meta(META_COMPACTION), encode_fact(&after));
+            changes.put(keys::meta(name), encode_fact(&after));
         }
     }
 }
@@ -457,20 +471,44 @@ impl ChangesFront {
         ChangesFront { judged_up_to: Timestamp(i64::MAX), next: NOTHING_JUDGED };
 }
 
-/// The earliest time as of which compaction has something to do; `None` if it has nothing. No row
-/// is later than `now`.
+/// The earliest time as of which compaction by the history has something to do; `None` if it has
+/// nothing. No row is later than `now`.
 pub(super) fn history_due(
     rows: &dyn Rows,
     front: &mut ChangesFront,
     now: Timestamp,
 ) -> Result<Option<Timestamp>, ApplyError> {
+    compaction_due(rows, META_HISTORY_PROGRESS, Timestamp(i64::MAX), front, now)
+}
+
+/// The same by what was compacted.
+pub(super) fn compacted_due(
+    rows: &dyn Rows,
+    front: &mut ChangesFront,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, ApplyError> {
+    compaction_due(rows, META_COMPACTED_PROGRESS, compacted(rows)?, front, now)
+}
+
+/// The same for compaction that judges no change later than `last`, and whose progress has this
+/// name.
+fn compaction_due(
+    rows: &dyn Rows,
+    name: &str,
+    last: Timestamp,
+    front: &mut ChangesFront,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, ApplyError> {
     let known = std::mem::replace(front, ChangesFront::UNKNOWN);
-    let Some(progress) = CompactionProgress::read(rows)? else { return Ok(None) };
+    let Some(progress) = CompactionProgress::read(rows, name)? else { return Ok(None) };
     let CompactionProgress { judged_up_to, pass } = progress;
     if judged_up_to == NOTHING_JUDGED {
         return Ok(Some(Timestamp::ZERO));
     }
-    let mut rest = keys::changes(judged_up_to, Timestamp(i64::MAX));
+    if pass.is_none() && judged_up_to >= last {
+        return Ok(None);
+    }
+    let mut rest = keys::changes(judged_up_to, last);
     if let Some(pass) = &pass {
         rest.start = pass.next.clone();
     }
@@ -478,11 +516,12 @@ pub(super) fn history_due(
     if known.judged_up_to <= judged_up_to {
         rest.start = rest.start.max(keys::change(known.next, &[]));
     }
-    let next = match rows.first(&rest)? {
+    let first = if rest.start < rest.end { rows.first(&rest)? } else { None };
+    let next = match first {
         Some((row, _)) => Some(keys::decode_change(&row).map_err(|_| damaged_change())?.0),
         None => None,
     };
-    *front = ChangesFront { judged_up_to, next: next.unwrap_or(now) };
+    *front = ChangesFront { judged_up_to, next: next.unwrap_or(now.min(last)) };
     Ok(match pass {
         // It has to come to its end, also where it has come to the last change.
         Some(pass) => Some(next.map_or(pass.as_of, |next| next.min(pass.as_of))),
@@ -506,28 +545,79 @@ pub(super) fn change_history(
     if before == after {
         return Ok(());
     }
-    let progress = CompactionProgress::read(&changes.rows())?;
+    let progress = CompactionProgress::read(&changes.rows(), META_HISTORY_PROGRESS)?;
     let begun = CompactionProgress { judged_up_to: NOTHING_JUDGED, pass: None };
-    CompactionProgress::change(changes, progress, (after != History::All).then_some(begun));
+    let begun = (after != History::All).then_some(begun);
+    CompactionProgress::change(changes, META_HISTORY_PROGRESS, progress, begun);
     Ok(())
 }
 
-/// Does one piece of compaction: goes on with a pass, or begins one.
-///
-/// The oldest versions of a key are removed first: whenever a piece ends, the newest versions of
-/// the key are left without a gap, and a read as of any time finds the correct one or none.
+/// The earliest version as of which reads go on; zero where nothing was compacted.
+pub(super) fn compacted(rows: &dyn Rows) -> Result<Timestamp, ApplyError> {
+    let Some(stored) = rows.get(&keys::meta(META_COMPACTED))? else { return Ok(Timestamp::ZERO) };
+    decode_time(&stored).ok_or(ApplyError::Damaged("what was compacted"))
+}
+
+/// Ends reads as of versions below `version`. Returns the earliest version as of which they go on:
+/// that one, or a later one if that was compacted before.
+pub(super) fn compact(
+    changes: &mut Changes<'_>,
+    version: Timestamp,
+) -> Result<Timestamp, ApplyError> {
+    let before = compacted(&changes.rows())?;
+    if version <= before {
+        return Ok(before);
+    }
+    let row = keys::meta(META_COMPACTED);
+    if before > Timestamp::ZERO {
+        changes.delete(row.clone(), &before.0.to_le_bytes());
+    }
+    changes.put(row, version.0.to_le_bytes().to_vec().into());
+    if CompactionProgress::read(&changes.rows(), META_COMPACTED_PROGRESS)?.is_none() {
+        // Each change is later.
+        let begun = CompactionProgress { judged_up_to: Timestamp::ZERO, pass: None };
+        CompactionProgress::change(changes, META_COMPACTED_PROGRESS, None, Some(begun));
+    }
+    Ok(version)
+}
+
+/// Does one piece of compaction by the history.
 pub(super) fn compact_history(
     changes: &mut Changes<'_>,
     history: History,
     as_of: Timestamp,
-    mut budget: Budget,
+    budget: Budget,
 ) -> Result<(), ApplyError> {
     let kept = match history {
         History::All => return Ok(()),
         History::For { .. } => 1,
         History::Versions { count } => count.max(1),
     };
-    let Some(before) = CompactionProgress::read(&changes.rows())? else { return Ok(()) };
+    compaction_piece(changes, META_HISTORY_PROGRESS, kept, as_of, budget)
+}
+
+/// Does one piece of compaction by what was compacted.
+pub(super) fn remove_compacted(
+    changes: &mut Changes<'_>,
+    as_of: Timestamp,
+    budget: Budget,
+) -> Result<(), ApplyError> {
+    let as_of = as_of.min(compacted(&changes.rows())?);
+    compaction_piece(changes, META_COMPACTED_PROGRESS, 1, as_of, budget)
+}
+
+/// Does one piece of compaction: goes on with a pass, or begins one.
+///
+/// The oldest versions of a key are removed first: whenever a piece ends, the newest versions of
+/// the key are left without a gap, and a read as of any time finds the correct one or none.
+fn compaction_piece(
+    changes: &mut Changes<'_>,
+    name: &str,
+    kept: u32,
+    as_of: Timestamp,
+    mut budget: Budget,
+) -> Result<(), ApplyError> {
+    let Some(before) = CompactionProgress::read(&changes.rows(), name)? else { return Ok(()) };
     let judged_up_to = before.judged_up_to;
     let mut pass = match before.pass.clone() {
         Some(pass) => pass,
@@ -542,7 +632,7 @@ pub(super) fn compact_history(
         true => CompactionProgress { judged_up_to: pass.as_of, pass: None },
         false => CompactionProgress { judged_up_to, pass: Some(pass) },
     };
-    CompactionProgress::change(changes, Some(before), Some(after));
+    CompactionProgress::change(changes, name, Some(before), Some(after));
     Ok(())
 }
 

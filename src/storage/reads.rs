@@ -50,12 +50,21 @@ pub struct Page {
     pub next: Option<PageNext>,
 }
 
-/// Why a page cannot be read.
+/// Why a read is not answered.
 #[derive(Debug, thiserror::Error)]
-pub enum PageError {
+pub enum StoreReadError {
     /// Versions that it should show have been deleted.
     #[error("what was to be read has been removed for good meanwhile: begin the read again")]
     Expired,
+    /// It is one as of an earlier version than the one from which on reads are answered.
+    #[error(
+        "what there was before version {version} has been compacted: read as of that version or a \
+         later one"
+    )]
+    Compacted {
+        /// The earliest version as of which reads go on.
+        version: Timestamp,
+    },
     /// The store could not be read.
     #[error(transparent)]
     Store(#[from] ApplyError),
@@ -70,9 +79,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ApplyError::Engine`] and [`ApplyError::Damaged`].
+    /// As [`get_at`](Store::get_at), but for [`StoreReadError::Compacted`].
     #[cfg(any(test, feature = "internals"))]
-    pub fn get(&self, key: &[u8]) -> Result<Option<Version>, ApplyError> {
+    pub fn get(&self, key: &[u8]) -> Result<Option<Version>, StoreReadError> {
         self.get_at(key, Timestamp(i64::MAX))
     }
 
@@ -80,19 +89,26 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As [`get`](Store::get).
-    pub fn get_at(&self, key: &[u8], at: Timestamp) -> Result<Option<Version>, ApplyError> {
+    /// [`StoreReadError::Compacted`] and [`StoreReadError::Store`].
+    pub fn get_at(&self, key: &[u8], at: Timestamp) -> Result<Option<Version>, StoreReadError> {
         let permit = match self.known(key, at, usize::MAX) {
             Newest::Known(version) => return Ok(Some(version)),
             Newest::Unknown(permit) => permit,
         };
-        let (view, pending) = self.shared.view()?;
+        let (view, pending) = self.shared.view().map_err(ApplyError::from)?;
+        self.refuse_compacted(at)?;
         let read_view = ReadView { at, removals_up_to: Timestamp(i64::MAX) };
         let found = Reader::new(&ViewRows(&*view), read_view, pending).get(key)?;
         if let (Some(permit), Some(version)) = (permit, &found) {
             self.shared.newest.add(permit, key, version);
         }
         Ok(found)
+    }
+
+    /// Refuses a read as of a version that is compacted. To be asked when the view was taken.
+    fn refuse_compacted(&self, at: Timestamp) -> Result<(), StoreReadError> {
+        let version = self.shared.compacted();
+        if at < version { Err(StoreReadError::Compacted { version }) } else { Ok(()) }
     }
 
     /// What is known without the engine, if the newest version is asked for.
@@ -105,8 +121,8 @@ impl Store {
 
     /// What [`get_at`](Store::get_at) would find, for threads that must not wait: if memory alone
     /// tells it, in the time of a look-up, and the value has no more than `value_bytes_max` bytes.
-    /// Damage that is met is left to whoever reads then.
     pub fn try_get_in_memory(&self, key: &[u8], at: Timestamp, value_bytes_max: usize) -> InMemory {
+        // An error is met again, and told, by whoever reads then.
         self.look_in_memory(key, at, value_bytes_max).unwrap_or(InMemory::Unknown)
     }
 
@@ -115,12 +131,13 @@ impl Store {
         key: &[u8],
         at: Timestamp,
         value_bytes_max: usize,
-    ) -> Result<InMemory, ApplyError> {
+    ) -> Result<InMemory, StoreReadError> {
         let permit = match self.known(key, at, value_bytes_max) {
             Newest::Known(version) => return Ok(InMemory::Found(version)),
             Newest::Unknown(permit) => permit,
         };
-        let (view, pending) = self.shared.view_in_memory()?;
+        let (view, pending) = self.shared.view_in_memory().map_err(ApplyError::from)?;
+        self.refuse_compacted(at)?;
         let read_view = ReadView { at, removals_up_to: Timestamp(i64::MAX) };
         let rows = RowsInMemory(&*view);
         let reader = Reader::new(&rows, read_view, pending);
@@ -143,15 +160,33 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ApplyError::Engine`] and [`ApplyError::Damaged`].
+    /// [`StoreReadError::Compacted`], but for a list of versions, which shows those that are left,
+    /// and [`StoreReadError::Store`].
     pub fn first_page(
         &self,
         of: &PageOf,
         read_view: ReadView,
         most: PageLimits,
+    ) -> Result<Page, StoreReadError> {
+        let (view, pending) = self.shared.view().map_err(ApplyError::from)?;
+        self.refuse_compacted_page(of, read_view)?;
+        Ok(self.page_in(&ViewRows(&*view), pending, of, read_view, most)?)
+    }
+
+    /// The first page of a longer read of the newest state, which a moment ago was that as of `at`:
+    /// nothing that was compacted since is missing yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Engine`] and [`ApplyError::Damaged`].
+    pub fn newest_page(
+        &self,
+        of: &PageOf,
+        at: Timestamp,
+        most: PageLimits,
     ) -> Result<Page, ApplyError> {
         let (view, pending) = self.shared.view()?;
-        self.page_in(&ViewRows(&*view), pending, of, read_view, most)
+        self.page_in(&ViewRows(&*view), pending, of, ReadView::as_of(at), most)
     }
 
     /// What a transaction that only reads tells of the state that holds every write up to `at`,
@@ -174,19 +209,61 @@ impl Store {
         txn.read(&reader, TxnLimits { result_bytes, ..limits })
     }
 
-    /// A further page of a longer read, or one of the past. It is refused if versions that it
-    /// should show have been deleted.
+    /// A further page of a longer read, or one of the past. It is refused if it is one of what was
+    /// compacted, or if versions that it should show have been deleted.
     ///
     /// # Errors
     ///
-    /// Any [`PageError`].
+    /// Any [`StoreReadError`].
     pub fn page(
         &self,
         of: &PageOf,
         read_view: ReadView,
         most: PageLimits,
-    ) -> Result<Page, PageError> {
+    ) -> Result<Page, StoreReadError> {
+        self.page_if(of, read_view, most, || self.refuse_compacted_page(of, read_view))
+    }
+
+    /// A page of a range for a watch that is shown the state: refused only if versions that it
+    /// should show have been deleted, so that compacting holds up no watch.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreReadError::Expired`] and [`StoreReadError::Store`].
+    pub fn page_for_watch(
+        &self,
+        of: &PageOf,
+        read_view: ReadView,
+        most: PageLimits,
+    ) -> Result<Page, StoreReadError> {
+        self.page_if(of, read_view, most, || Ok(()))
+    }
+
+    fn refuse_compacted_page(
+        &self,
+        of: &PageOf,
+        read_view: ReadView,
+    ) -> Result<(), StoreReadError> {
+        match of {
+            // It shows the versions that are left.
+            PageOf::Versions { .. } => Ok(()),
+            PageOf::Range { .. }
+            | PageOf::RangeReverse { .. }
+            | PageOf::Keys { .. }
+            | PageOf::Lease { .. } => self.refuse_compacted(read_view.at),
+        }
+    }
+
+    /// A page of a view that was taken before `allowed` was asked.
+    fn page_if(
+        &self,
+        of: &PageOf,
+        read_view: ReadView,
+        most: PageLimits,
+        allowed: impl FnOnce() -> Result<(), StoreReadError>,
+    ) -> Result<Page, StoreReadError> {
         let (view, pending) = self.shared.view().map_err(ApplyError::from)?;
+        allowed()?;
         let rows = ViewRows(&*view);
         let shows = match of {
             // A list of a key's versions shows those that the history keeps, so compacted ones are
@@ -198,7 +275,7 @@ impl Store {
             | PageOf::Lease { .. } => read_view,
         };
         if Horizon::read(&rows)?.is_past(shows, self.shared.looks_far_back(shows)) {
-            return Err(PageError::Expired);
+            return Err(StoreReadError::Expired);
         }
         Ok(self.page_in(&rows, pending, of, read_view, most)?)
     }

@@ -582,6 +582,13 @@ pub enum ErrorCode {
     /// page, took too long. Begin it again.
     #[serde(rename = "EXPIRED")]
     Expired,
+    /// The read is one as of an earlier version than the one from which on reads are answered:
+    /// somebody has compacted what was before. No server answers it any more.
+    #[serde(rename = "COMPACTED")]
+    Compacted {
+        /// The earliest version as of which reads go on.
+        version: Timestamp,
+    },
     /// A disk of the group is nearly full; this request did nothing. Removals and reads go on.
     #[serde(rename = "DISK_FULL")]
     DiskFull,

@@ -441,7 +441,7 @@ fn a_session_is_handed_from_one_process_to_another() {
 #[test]
 fn what_is_used_wrongly_exits_2_and_what_is_not_there_exits_3() {
     let nobody = free_addresses(1)[0].to_string();
-    let usages: [&[&str]; 20] = [
+    let usages: [&[&str]; 22] = [
         &["put", "k"],
         &["get"],
         &["get", ""],
@@ -462,6 +462,8 @@ fn what_is_used_wrongly_exits_2_and_what_is_not_there_exits_3() {
         &["set-history"],
         &["set-history", "0"],
         &["set-history", "soon"],
+        &["compact"],
+        &["compact", "yesterday"],
     ];
     for arguments in usages {
         let ran = run(&nobody, arguments);
@@ -471,7 +473,7 @@ fn what_is_used_wrongly_exits_2_and_what_is_not_there_exits_3() {
     for servers in ["127.0.0.1", "127.0.0.1:0", &format!("{nobody},{nobody}")] {
         assert_eq!(run(servers, &["get", "k"]).status, 2, "{servers}");
     }
-    let commands: [&[&str]; 13] = [
+    let commands: [&[&str]; 14] = [
         &["put", "k", "v"],
         &["get", "k"],
         &["get", "k", "--at", "10m ago"],
@@ -485,6 +487,7 @@ fn what_is_used_wrongly_exits_2_and_what_is_not_there_exits_3() {
         &["trim", "k"],
         &["history", "k"],
         &["set-history", "24h"],
+        &["compact", "now"],
     ];
     for arguments in commands {
         let ran = run(&nobody, &[arguments, &["--timeout", "200ms"]].concat());
@@ -511,6 +514,49 @@ fn the_history_is_changed_for_the_whole_group() {
     assert!(told.contains("\nthe group keeps a history of 1d\n"), "{told}");
     let object = run(&servers, &["set-history", "all", "--format", "json"]).json();
     assert!(object["version"].as_i64().unwrap() > set);
+}
+
+#[test]
+fn reads_below_what_was_compacted_exit_2_and_all_others_go_on() {
+    let group = Group::start(3, &["--console", "off"]);
+    let servers = group.list();
+    let written: Vec<i64> =
+        ["u", "v", "w"].map(|value| run(&servers, &["put", "k", value]).version()).into();
+    let [first, second] = [0, 1].map(|which: usize| written[which].to_string());
+    assert_eq!(run(&servers, &["get", "k", "--at", &first]).text(), "u");
+    let done = run(&servers, &["compact", &second, "--format", "json"]).json();
+    assert!(done["version"].as_i64().unwrap() > written[2]);
+    for address in group.addresses() {
+        let server = address.to_string();
+        for arguments in [
+            &["get", "k", "--at", &first][..],
+            &["getrange", "a", "z", "--at", &first],
+            &["getall", "k", "--at", &first],
+            &["get", "k", "--at", &first, "--serializable"],
+        ] {
+            // One that lags answers until it has caught up.
+            let ran = eventually("every server refuses what is below", || {
+                let ran = run(&server, arguments);
+                (ran.status != 0).then_some(ran)
+            });
+            assert_eq!((ran.status, ran.text()), (2, ""), "{arguments:?}");
+            let told = format!("what there was before version {second} has been compacted");
+            assert!(ran.err.contains(&told), "{}", ran.err);
+        }
+        assert_eq!(run(&server, &["get", "k", "--at", &second]).text(), "v");
+        assert_eq!(run(&server, &["get", "k"]).text(), "w");
+    }
+    // An earlier one changes nothing.
+    assert_eq!(run(&servers, &["compact", &first]).status, 0);
+    assert_eq!(run(&servers, &["get", "k", "--at", &second]).text(), "v");
+    assert_eq!(run(&servers, &["compact", "now"]).status, 0);
+    eventually("nobody reads the past any more", || {
+        (run(&servers, &["get", "k", "--at", &second]).status == 2).then_some(())
+    });
+    assert_eq!(run(&servers, &["get", "k"]).text(), "w");
+    let nothing = run(&servers, &["compact", "0"]);
+    assert_eq!(nothing.status, 2);
+    assert!(nothing.err.contains("name a version"), "{}", nothing.err);
 }
 
 #[test]

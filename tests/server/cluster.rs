@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use acervo::client::{Client, ClientError};
+use acervo::client::{Client, ClientError, ReadOptions};
 use acervo::limits;
 use acervo::model::{History, Timestamp};
 use acervo::wire::message::Role;
@@ -331,7 +331,8 @@ fn log_bytes(group: &Group, at: usize) -> u64 {
 fn server_behind_the_log_is_brought_back_by_one_snapshot_while_writes_go_on() {
     let mut group = Group::start(3, &["--console", "off"]);
     let client = group.client();
-    client.put("first", "write").unwrap();
+    let first = client.put("first", "write").unwrap().timestamp;
+    let compacted = client.compact(Timestamp(i64::MAX)).unwrap();
     let late = (group.leader() + 1) % 3;
     group.kill(late);
     std::fs::remove_dir_all(group.data_dir(late)).unwrap();
@@ -389,6 +390,41 @@ fn server_behind_the_log_is_brought_back_by_one_snapshot_while_writes_go_on() {
     group.start_server(late);
     let got = group.client_of(late).get("big-0").unwrap();
     assert_eq!(got.value(), Some(&value[..]));
+    refuses_all_before(&group, late, (first, compacted));
+}
+
+/// A server refuses to read what the key `first` had at its first version, since everything before
+/// another version was compacted.
+fn refuses_all_before(group: &Group, at: usize, (first, compacted): (Timestamp, Timestamp)) {
+    let read = |at_version| group.client_of(at).read("first", ReadOptions::at(at_version));
+    let refused = read(first).unwrap_err();
+    assert!(
+        matches!(refused, ClientError::Compacted { version, .. } if version == compacted),
+        "{refused}"
+    );
+    assert_eq!(read(compacted).unwrap().value(), Some(&b"write"[..]));
+}
+
+#[test]
+fn what_was_compacted_stays_so_when_all_servers_are_killed() {
+    let mut group = Group::start(3, &["--console", "off"]);
+    let client = group.client();
+    let first = client.put("first", "write").unwrap().timestamp;
+    let compacted = client.compact(Timestamp(i64::MAX)).unwrap();
+    // This client never asks a server that has not come so far.
+    let refused = client.read("first", ReadOptions::at(first)).unwrap_err();
+    assert!(matches!(refused, ClientError::Compacted { .. }), "{refused}");
+    assert!(client.compact(Timestamp::ZERO).is_err(), "that is no version");
+    for round in 0..2 {
+        (0..3).for_each(|at| group.kill(at));
+        (0..3).for_each(|at| group.start_server(at));
+        // All have applied the log up to here once they answer as of it.
+        let last = group.client().put("other", round.to_string()).unwrap().timestamp;
+        for at in 0..3 {
+            group.client_of(at).read("other", ReadOptions::at(last)).unwrap();
+            refuses_all_before(&group, at, (first, compacted));
+        }
+    }
 }
 
 #[test]

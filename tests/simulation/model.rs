@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use acervo::model::{
-    Action, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, GarbageCollection,
+    Action, ClientId, Command, Compact, Condition, Del, DelAll, DelRange, Facts, GarbageCollection,
     GroupRules, KeyInterval, KeyState, LeaseId, LeaseName, LeaseRevoke, LogIndex, OpResult,
     Operation, PageOf, Previous, Put, PutAll, PutIf, RequestId, Row, StateLimits, Timestamp, Trim,
     Txn, TxnAnswer, Version, WriteAnswer, WriteFate, WriteOp,
@@ -33,6 +33,8 @@ pub struct Moment {
     pub purged: Timestamp,
     /// What versions before this were replaced by later ones up to it may be gone.
     pub swept: Timestamp,
+    /// Reads as of versions before this are refused.
+    pub compacted: Timestamp,
     state: BTreeMap<Bytes, Rc<Versions>>,
 }
 
@@ -269,6 +271,7 @@ impl Moment {
             }
             WriteOp::Barrier(_)
             | WriteOp::SetHistory(_)
+            | WriteOp::Compact(_)
             | WriteOp::LeaseGrant(_)
             | WriteOp::LeaseRevoke(_) => {}
             WriteOp::Txn(_) => panic!("a transaction is not carried out here"),
@@ -308,6 +311,10 @@ impl Model {
                 }
                 Action::GarbageCollection(GarbageCollection::History { as_of_us, .. }) => {
                     moment.swept = moment.swept.max(self.reached(*as_of_us));
+                }
+                Action::GarbageCollection(GarbageCollection::Compacted { as_of_us, .. }) => {
+                    let as_of = self.reached(*as_of_us).min(moment.compacted);
+                    moment.swept = moment.swept.max(as_of);
                 }
                 Action::Rules(rules) => {
                     if self.rules.is_none() {
@@ -414,7 +421,10 @@ impl Model {
         });
         let mut keys: Vec<Bytes> = match op {
             _ if !result.has_taken_effect() => Vec::new(),
-            WriteOp::Trim(_) | WriteOp::Barrier(_) | WriteOp::SetHistory(_) => Vec::new(),
+            WriteOp::Trim(_)
+            | WriteOp::Barrier(_)
+            | WriteOp::SetHistory(_)
+            | WriteOp::Compact(_) => Vec::new(),
             // Of keys that nobody ever wrote nobody can tell that they were removed.
             WriteOp::DelRange(DelRange { from, to, .. }) => {
                 self.changes.keys().filter(|key| from <= *key && *key <= to).cloned().collect()
@@ -425,6 +435,9 @@ impl Model {
         for key in &keys {
             let index = self.moments.len() as u64;
             self.changes.entry(key.clone()).or_default().push((index, now));
+        }
+        if let WriteOp::Compact(Compact { version }) = op {
+            moment.compacted = moment.compacted.max((*version).min(now));
         }
         if result.has_taken_effect() {
             moment.change(now, op);

@@ -64,6 +64,11 @@ impl Checker {
         let moment = self.model.moment(read_at);
         let held = moment.get(&get.key, at);
         let told = Row { key: get.key.clone(), found };
+        ensure!(
+            newest || at >= moment.compacted,
+            "{get:?} was answered, and everything before {} is compacted",
+            moment.compacted
+        );
         let swept = !newest && at < moment.swept && told.found.is_none();
         let mut expected = held.clone();
         if let Some(version) = expected.found.as_mut().filter(|_| !get.facts) {
@@ -99,6 +104,11 @@ impl Checker {
         ensure!(wanted <= Some(newest), "{page:?} was answered by a state of {newest}");
         ensure!(view == shows, "{page:?} shows {view:?}");
         let ReadView { at, removals_up_to: seen } = view;
+        ensure!(
+            at >= now.compacted || matches!(page.of, PageOf::Versions { .. }),
+            "{page:?} was answered, and everything before {} is compacted",
+            now.compacted
+        );
         let most = (page.rows_max as usize).max(1);
         ensure!(rows.len() <= most, "{page:?} has {} rows", rows.len());
         let progress = match (next, &page.of) {
@@ -175,6 +185,22 @@ impl Checker {
         ensure!(
             seen < moment.purged || at < moment.swept,
             "{page:?} was refused, and nothing of it is gone"
+        );
+        Ok(())
+    }
+
+    /// A read as of a version was refused as compacted by the state after `read_at`: it says so of
+    /// that very version.
+    pub fn compacted(
+        &self,
+        at: Option<Timestamp>,
+        version: Timestamp,
+        read_at: LogIndex,
+    ) -> Verdict {
+        let compacted = self.model.moment(read_at).compacted;
+        ensure!(
+            at.is_some_and(|at| at < compacted) && version == compacted,
+            "a read as of {at:?} was refused as before {version}, and {compacted} is compacted"
         );
         Ok(())
     }

@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use acervo::limits;
 use acervo::model::{
-    Action, Barrier, ClientId, Command, Condition, Del, DelAll, DelRange, Facts, FeedPosition,
-    GarbageCollection, History, KeyChange, KeyInterval, KeyState, LogEntry, OpResult, Operation,
-    PageNext, PageOf, Previous, Put, PutAll, PutIf, PutSequential, ReadView, RequestId, Row,
-    SetHistory, StateLimits, Timestamp, Trim, Txn, TxnAnswer, Version, WriteFate, WriteOp,
+    Action, Barrier, ClientId, Command, Compact, Condition, Del, DelAll, DelRange, Facts,
+    FeedPosition, GarbageCollection, History, KeyChange, KeyInterval, KeyState, LogEntry, OpResult,
+    Operation, PageNext, PageOf, Previous, Put, PutAll, PutIf, PutSequential, ReadView, RequestId,
+    Row, SetHistory, StateLimits, Timestamp, Trim, Txn, TxnAnswer, Version, WriteFate, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::engine::{
@@ -26,7 +26,7 @@ use acervo::storage::engine::{
 use acervo::storage::feed::{ChangesError, ChangesLimits};
 use acervo::storage::keys::{self as rows, RowRange};
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::{InMemory, PageError, PageLimits, Store};
+use acervo::storage::reads::{InMemory, PageLimits, Store, StoreReadError};
 use acervo::storage::recent::{RecentChange, RecentPart};
 use acervo::storage::tables::{TableEngine, TablesOptions};
 use bytes::Bytes;
@@ -59,6 +59,8 @@ struct Model {
     moments: Vec<(i64, State)>,
     purged: i64,
     swept: i64,
+    /// Reads as of earlier versions are refused.
+    compacted: i64,
     /// What each transaction came to.
     txns: BTreeMap<i64, (OpResult, TxnAnswer)>,
 }
@@ -130,6 +132,9 @@ impl Model {
             | WriteOp::SetHistory(_)
             | WriteOp::LeaseGrant(_)
             | WriteOp::LeaseRevoke(_) => {}
+            WriteOp::Compact(Compact { version }) => {
+                self.compacted = self.compacted.max(version.0.min(at));
+            }
         }
         self.moments.push((at, state));
     }
@@ -280,7 +285,7 @@ fn pages(
     of: PageOf,
     read_view: ReadView,
     most: PageLimits,
-) -> Result<Vec<Found>, PageError> {
+) -> Result<Vec<Found>, StoreReadError> {
     let (mut of, mut read_view) = (of, read_view);
     let mut rows = Vec::new();
     loop {
@@ -599,6 +604,11 @@ impl World {
         {
             self.model.swept = self.model.swept.max(*as_of_us as i64);
         }
+        if let GarbageCollection::Compacted { as_of_us, .. } = &piece {
+            self.kept_min = 1;
+            let as_of = self.model.compacted.min(*as_of_us as i64);
+            self.model.swept = self.model.swept.max(as_of);
+        }
         let at = self.push(Action::GarbageCollection(piece));
         self.model.moments.push((at, last));
         self.settle();
@@ -611,6 +621,37 @@ impl World {
         self.kept_min = self.kept_min.min(kept(history));
         self.collect(GarbageCollection::History { history, as_of_us, rows_max, bytes_max });
         self.disk.summary().history_due_us.is_some()
+    }
+
+    /// One piece of removing what was compacted. Whether there is more to do, now or later.
+    fn remove_compacted(&mut self, as_of_us: u64, (rows_max, bytes_max): (u32, u64)) -> bool {
+        self.collect(GarbageCollection::Compacted { as_of_us, rows_max, bytes_max });
+        self.disk.summary().compacted_due_us.is_some()
+    }
+
+    /// Compacts everything, and finds of each key its newest version and nothing else.
+    fn compact_all(&mut self, keys: &[Bytes], piece: (u32, u64)) {
+        let version = Timestamp(self.last);
+        self.write(&Compact { version }.into());
+        self.settle();
+        self.check(keys, version.0 - 1, self.last, page_of(100));
+        self.check(keys, version.0, self.last, page_of(100));
+        let mut pieces = 0;
+        while self.remove_compacted(self.last as u64, piece) {
+            self.check_newest(keys);
+            self.check(keys, version.0, self.last, page_of(100));
+            pieces += 1;
+            assert!(pieces < 4_000, "it comes to no end");
+        }
+        self.change_rows();
+        for key in keys {
+            let of = PageOf::Versions { key: key.clone() };
+            let now = ReadView::as_of(Timestamp(self.last));
+            let left = pages(&self.disk.store(), of, now, page_of(100)).unwrap();
+            assert_eq!(left.len(), self.model.values_among(key, 1), "of {key:?}: {left:?}");
+        }
+        // The first key that is written again has something to remove, and not before.
+        assert!(!self.remove_compacted(self.last as u64, piece));
     }
 
     fn rows_in(&self, range: &RowRange) -> Vec<Bytes> {
@@ -802,11 +843,22 @@ impl World {
                 }
                 rows
             };
-            let range = read(PageOf::Range { from: from.clone(), to: to.clone() });
+            let of_range = PageOf::Range { from: from.clone(), to: to.clone() };
+            let range = read(of_range.clone());
+            if at < self.model.compacted {
+                self.check_refused(&store, keys, read_view);
+                continue;
+            }
+            assert!(
+                !matches!(range, Err(StoreReadError::Compacted { .. })),
+                "{range:?} as of {at}"
+            );
+            let first = store.first_page(&of_range, read_view, most);
+            assert!(first.is_ok(), "{first:?} as of {at}");
             if at < self.model.swept || seen < self.model.purged {
                 // It may be refused, and never shows anything else than what there was.
                 match range {
-                    Err(PageError::Expired) => continue,
+                    Err(StoreReadError::Expired) => continue,
                     Err(error) => panic!("{error}"),
                     Ok(rows) if at >= self.model.swept => {
                         assert_eq!(rows, self.model.range(from, to, at, seen));
@@ -857,6 +909,46 @@ impl World {
     }
 }
 
+impl World {
+    /// All reads as of a version that is compacted are refused, but for lists of versions, which
+    /// show what is left.
+    fn check_refused(&self, store: &Store, keys: &[Bytes], read_view: ReadView) {
+        let compacted = self.model.compacted;
+        let is_refused = |error: &StoreReadError| match error {
+            StoreReadError::Compacted { version } => version.0 == compacted,
+            _ => false,
+        };
+        let (from, to) = (keys[0].clone(), keys[keys.len() - 1].clone());
+        for of in [
+            PageOf::Range { from: from.clone(), to: to.clone() },
+            PageOf::RangeReverse { from, to },
+            PageOf::Keys { keys: keys.to_vec() },
+        ] {
+            for page in [
+                store.page(&of, read_view, page_of(1)),
+                store.first_page(&of, read_view, page_of(1)),
+            ] {
+                assert!(page.as_ref().is_err_and(is_refused), "{of:?}, {read_view:?}: {page:?}");
+            }
+        }
+        let ReadView { at, removals_up_to } = read_view;
+        for key in keys {
+            let told = store.get_at(key, at);
+            assert!(told.as_ref().is_err_and(is_refused), "{key:?} as of {at}: {told:?}");
+            assert_eq!(store.try_get_in_memory(key, at, 100), InMemory::Unknown);
+            let of = PageOf::Versions { key: key.clone() };
+            match pages(store, of, read_view, page_of(100)) {
+                Err(StoreReadError::Expired) => {}
+                Err(error) => panic!("{error}"),
+                Ok(versions) => {
+                    let all = self.model.versions(key, at.0, removals_up_to.0);
+                    assert!(all.starts_with(&versions), "{versions:?} of {all:?}");
+                }
+            }
+        }
+    }
+}
+
 /// Keys of every awkward kind, few enough to meet.
 fn keys() -> Vec<Bytes> {
     let mut keys: Vec<Bytes> = [
@@ -896,6 +988,16 @@ enum Step {
         pieces: usize,
     },
     Sweep {
+        age: i64,
+        piece: (u32, u64),
+        pieces: usize,
+    },
+    /// So much of the past is given up, more or less of it in the future.
+    Compact {
+        age: i64,
+    },
+    /// A piece, or so many, of removing it.
+    RemoveCompacted {
         age: i64,
         piece: (u32, u64),
         pieces: usize,
@@ -1006,8 +1108,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Checkpoint),
         2 => (0..200i64, piece.clone(), 1..20usize)
             .prop_map(|(age, piece, pieces)| Step::Purge { age, piece, pieces }),
-        2 => (0..400i64, piece, 1..20usize)
+        2 => (0..400i64, piece.clone(), 1..20usize)
             .prop_map(|(age, piece, pieces)| Step::Sweep { age, piece, pieces }),
+        1 => (-50..800i64).prop_map(|age| Step::Compact { age }),
+        2 => (0..400i64, piece, 1..20usize)
+            .prop_map(|(age, piece, pieces)| Step::RemoveCompacted { age, piece, pieces }),
         1 => history.prop_map(|history| Step::Write(WriteOp::SetHistory(SetHistory { history }))),
         6 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), page_limits()).prop_map(
             |(at, seen, most)| Step::Check {
@@ -1076,6 +1181,21 @@ proptest! {
                         world.check(&keys, as_of_us as i64 - 5, world.last, page_of(100));
                     }
                 }
+                Step::Compact { age } => {
+                    let version = Timestamp((world.last - age).max(1));
+                    world.write(&Compact { version }.into());
+                }
+                Step::RemoveCompacted { age, piece, pieces } => {
+                    world.settle();
+                    let as_of_us = (world.last - age).max(0) as u64;
+                    for _ in 0..pieces {
+                        if !world.remove_compacted(as_of_us, piece) {
+                            break;
+                        }
+                        world.check_newest(&keys);
+                        world.check(&keys, world.model.compacted, world.last, page_of(100));
+                    }
+                }
                 Step::Check { at, seen, most } => {
                     world.settle();
                     // Every time that there has been is as likely.
@@ -1097,6 +1217,8 @@ proptest! {
         world.sweep_all(&keys, last_piece);
         world.check_changes(&all, world.last / 2, ChangesLimits::default());
         world.check(&keys, world.last / 2, world.last, page_of(100));
+        world.compact_all(&keys, last_piece);
+        world.check_changes(&all, world.last / 2, ChangesLimits::default());
     }
 }
 
@@ -1199,7 +1321,7 @@ fn a_long_range_is_gone_at_once_and_leaves_the_disk_in_pieces() {
     let all = PageOf::Range { from: key(0), to: Bytes::from("l") };
     assert!(matches!(
         pages(&world.disk.store(), all.clone(), past, page_of(9)),
-        Err(PageError::Expired)
+        Err(StoreReadError::Expired)
     ));
     let now = ReadView { removals_up_to: Timestamp(world.last), ..past };
     let begun = world.disk.store().first_page(&all, now, page_of(9)).unwrap();
@@ -1322,7 +1444,10 @@ fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     let kept = expected.into_iter().filter(|(key, _, _)| *key != keys[3]);
     assert_eq!(shown.into_iter().map(found).collect::<Vec<_>>(), kept.collect::<Vec<_>>());
     let whole = page(&world, &keys[2], began);
-    assert!(matches!(whole, Err(PageError::Expired)), "what began whole does not go on in part");
+    assert!(
+        matches!(whole, Err(StoreReadError::Expired)),
+        "what began whole does not go on in part"
+    );
 }
 
 /// An engine that counts the rows that are looked at, and the bytes of their values that are read.

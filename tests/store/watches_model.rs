@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use acervo::limits;
 use acervo::model::{
-    Action, ClientId, Command, Del, DelRange, GarbageCollection, History, KeyChange, KeyInterval,
-    LogEntry, Previous, Put, PutAll, RequestId, SetHistory, StateLimits, Timestamp, Trim, WriteOp,
+    Action, ClientId, Command, Compact, Del, DelRange, GarbageCollection, History, KeyChange,
+    KeyInterval, LogEntry, Previous, Put, PutAll, RequestId, SetHistory, StateLimits, Timestamp,
+    Trim, WriteOp,
 };
 use acervo::net::ConnectionId;
 use acervo::node::RequestToken;
@@ -78,7 +79,7 @@ impl Model {
             WriteOp::DelRange(DelRange { from, to, .. }) => {
                 state.retain(|key, _| key < from || to < key);
             }
-            WriteOp::Trim(_) | WriteOp::SetHistory(_) => {}
+            WriteOp::Trim(_) | WriteOp::SetHistory(_) | WriteOp::Compact(_) => {}
             other => panic!("{other:?}"),
         }
         let mut touched: Vec<&Bytes> = before.keys().chain(state.keys()).collect();
@@ -250,15 +251,20 @@ impl World {
         self.model.apply(at, &op);
     }
 
-    fn collect(&mut self, age: i64, compacts: bool, rows_max: u32) {
+    fn collect(&mut self, age: i64, kind: CollectionKind, rows_max: u32) {
         let until = (self.last - age).max(0);
-        let bytes_max = limits::COLLECTION_BYTES_MAX;
-        let piece = match compacts {
-            true => {
-                let (history, as_of_us) = (self.history, until as u64);
+        let (as_of_us, bytes_max) = (until as u64, limits::COLLECTION_BYTES_MAX);
+        let piece = match kind {
+            CollectionKind::History => {
+                let history = self.history;
                 GarbageCollection::History { history, as_of_us, rows_max, bytes_max }
             }
-            false => GarbageCollection::Removed { before_us: until as u64, rows_max, bytes_max },
+            CollectionKind::Compacted => {
+                GarbageCollection::Compacted { as_of_us, rows_max, bytes_max }
+            }
+            CollectionKind::Removed => {
+                GarbageCollection::Removed { before_us: as_of_us, rows_max, bytes_max }
+            }
         };
         self.model.horizon = self.model.horizon.max(until);
         self.push(Action::GarbageCollection(piece));
@@ -482,10 +488,20 @@ impl World {
     }
 }
 
+#[derive(Clone, Copy, Debug)]
+enum CollectionKind {
+    Removed,
+    History,
+    Compacted,
+}
+
+const ALL_KINDS: [CollectionKind; 3] =
+    [CollectionKind::Removed, CollectionKind::History, CollectionKind::Compacted];
+
 #[derive(Clone, Debug)]
 enum Step {
     Write(WriteOp),
-    Collect { age: i64, compacts: bool, rows_max: u32 },
+    Collect { age: i64, kind: CollectionKind, rows_max: u32 },
     Apply { count: usize, is_told: bool },
     Install { is_told: bool },
     Tell,
@@ -531,6 +547,7 @@ fn op() -> impl Strategy<Value = WriteOp> {
             WriteOp::DelRange(DelRange { from, to, keeps_history: false })
         }),
         1 => history.prop_map(|history| WriteOp::SetHistory(SetHistory { history })),
+        1 => (1..1_500i64).prop_map(|version| Compact { version: Timestamp(version) }.into()),
     ]
 }
 
@@ -538,8 +555,8 @@ fn step() -> impl Strategy<Value = Step> {
     let after = prop::option::of(0..1_000usize);
     prop_oneof![
         12 => op().prop_map(Step::Write),
-        2 => (0..200i64, any::<bool>(), 0..6u32)
-            .prop_map(|(age, compacts, rows_max)| Step::Collect { age, compacts, rows_max }),
+        3 => (0..200i64, prop::sample::select(&ALL_KINDS[..]), 0..6u32)
+            .prop_map(|(age, kind, rows_max)| Step::Collect { age, kind, rows_max }),
         8 => (1..5usize, any::<bool>())
             .prop_map(|(count, is_told)| Step::Apply { count, is_told }),
         1 => any::<bool>().prop_map(|is_told| Step::Install { is_told }),
@@ -607,9 +624,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Write(op) => world.write(op),
-                Step::Collect { age, compacts, rows_max } => {
-                    world.collect(age, compacts, rows_max);
-                }
+                Step::Collect { age, kind, rows_max } => world.collect(age, kind, rows_max),
                 Step::Apply { count, is_told } => {
                     world.apply(count);
                     if is_told {
@@ -668,7 +683,7 @@ fn a_reset_whose_state_is_gone_begins_anew() {
     ["a", "b", "c", "d"].map(put).into_iter().for_each(|op| world.write(op));
     world.write(del("d"));
     world.write(put("d"));
-    world.collect(0, false, 10);
+    world.collect(0, CollectionKind::Removed, 10);
     world.apply(usize::MAX / 2);
     world.watch(0, KeyInterval { from: Bytes::from("a"), to: last_key() }, Some(0), false);
     world.read(0);
@@ -677,7 +692,7 @@ fn a_reset_whose_state_is_gone_begins_anew() {
     assert_eq!((rows(&world), world.watches[0].begun_resets), (Some(1), 1));
     world.write(del("b"));
     world.write(put("c"));
-    world.collect(0, false, 10);
+    world.collect(0, CollectionKind::Removed, 10);
     world.apply(usize::MAX / 2);
     world.settle();
     assert_eq!((rows(&world), world.watches[0].begun_resets), (None, 2));

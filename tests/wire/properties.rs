@@ -8,12 +8,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, SERVER_FRAME_BYTES_MAX};
 use acervo::model::{
-    Barrier, ChunkHash, ClientId, ClusterId, Comparison, Condition, ContentId, Del, DelAll,
-    DelRange, Effect, EncodedWrite, Facts, FileEntry, FileName, History, KeyChange, KeyInterval,
-    LeaseAnswer, LeaseGrant, LeaseId, LeaseName, LeaseQuestion, LeaseRevoke, LeaseShown, LogEntry,
-    NodeId, OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf, PutSequential,
-    ReadView, Relation, RequestId, Row, SetHistory, SnapshotId, Test, Timestamp, Trim, Txn,
-    TxnAnswer, TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer, WriteOp,
+    Barrier, ChunkHash, ClientId, ClusterId, Compact, Comparison, Condition, ContentId, Del,
+    DelAll, DelRange, Effect, EncodedWrite, Facts, FileEntry, FileName, History, KeyChange,
+    KeyInterval, LeaseAnswer, LeaseGrant, LeaseId, LeaseName, LeaseQuestion, LeaseRevoke,
+    LeaseShown, LogEntry, NodeId, OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf,
+    PutSequential, ReadView, Relation, RequestId, Row, SetHistory, SnapshotId, Test, Timestamp,
+    Trim, Txn, TxnAnswer, TxnKeys, TxnOp, TxnResult, TxnRow, TxnVersion, Version, WriteAnswer,
+    WriteOp,
 };
 use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
@@ -195,6 +196,7 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
             history(number).map(|history| WriteOp::SetHistory(SetHistory { history }))
         }),
         (blob(), blob()).prop_map(|(prefix, value)| PutSequential { prefix, value }.into()),
+        timestamp().prop_map(|version| Compact { version }.into()),
         txn().prop_map(WriteOp::Txn),
         (option::of(lease_id()), any::<u64>())
             .prop_map(|(id, ttl_ms)| LeaseGrant { id, ttl_ms }.into()),
@@ -385,6 +387,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         Just(ErrorCode::StaleRequest),
         timestamp().prop_map(|begin_anew_at| ErrorCode::UnknownSession { begin_anew_at }),
         Just(ErrorCode::Expired),
+        timestamp().prop_map(|version| ErrorCode::Compacted { version }),
         Just(ErrorCode::Internal),
     ];
     let effect = prop_oneof![Just(Effect::NotDone), Just(Effect::MayBeDone), Just(Effect::Done)];

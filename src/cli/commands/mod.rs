@@ -4,6 +4,7 @@
 //! in the file of its kind, and [`StoreCommand`] lists it with its name and the line of help.
 //! `flags` has what several commands take, `session` what all of them do before and after.
 
+mod compact;
 mod del;
 mod flags;
 mod get;
@@ -81,6 +82,8 @@ commands! {
     Txn(txn::TxnArgs),
     /// Change how long the group keeps old versions, and print the version of the change
     SetHistory(history::SetHistoryArgs),
+    /// End reads as of versions before one, and print the version of the change
+    Compact(compact::CompactArgs),
     /// Print every change of some keys as it happens, or run a command for each
     Watch(watch::WatchArgs),
     /// Grant, keep alive, revoke and show leases, with whose end keys go

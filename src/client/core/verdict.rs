@@ -75,6 +75,9 @@ pub(in crate::client) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -
             Verdict::Forgotten { error, begun: begin_anew_at }
         }
         ErrorCode::DiskFull => Verdict::Fail(ClientError::DiskFull { server, message }),
+        ErrorCode::Compacted { version } => {
+            Verdict::Fail(ClientError::Compacted { server, version, message })
+        }
         ErrorCode::Expired => Verdict::Fail(ClientError::Expired { server, message }),
         ErrorCode::Busy { retry_after_ms } => {
             let after = Duration::from_millis(u64::from(retry_after_ms));

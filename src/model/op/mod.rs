@@ -19,6 +19,7 @@
 //! to operations.
 
 mod barrier;
+mod compact;
 mod del;
 mod del_all;
 mod del_range;
@@ -38,6 +39,7 @@ use bytes::{Buf, BufMut, Bytes};
 use serde::{Deserialize, Serialize};
 
 pub use barrier::Barrier;
+pub use compact::Compact;
 pub use del::Del;
 pub use del_all::DelAll;
 pub use del_range::DelRange;
@@ -112,6 +114,9 @@ pub trait StoreChanges {
 
     /// Changes what is kept of versions that newer ones have replaced.
     fn set_history(&mut self, history: History) -> Result<(), Self::Error>;
+
+    /// Ends reads as of versions below this one, or below that of the write if it is less.
+    fn compact(&mut self, version: Timestamp) -> Result<(), Self::Error>;
 
     /// What a write comes to, and changes nothing, that would put these keys, which differ, with
     /// the lease; `None` if it takes them.
@@ -452,6 +457,7 @@ operations! {
     Txn = "TXN": "Compare, and do the operations of one branch or of the other.",
     LeaseGrant = "LEASE_GRANT": "Begin a lease, with which keys can be put.",
     LeaseRevoke = "LEASE_REVOKE": "End a lease, and delete its keys.",
+    Compact = "COMPACT": "End reads as of versions below one.",
 }
 
 /// What has to be known of an operation to judge it, to order it and to answer it, without its keys

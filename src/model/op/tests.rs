@@ -17,6 +17,7 @@ struct MapStore {
     now: i64,
     newest: BTreeMap<Bytes, (KeyState, Bytes)>,
     history: Option<History>,
+    compacted: Timestamp,
     refuses_ranges: bool,
     leases: BTreeMap<LeaseId, u64>,
 }
@@ -90,6 +91,11 @@ impl StoreChanges for MapStore {
         Ok(())
     }
 
+    fn compact(&mut self, version: Timestamp) -> Result<(), Infallible> {
+        self.compacted = self.compacted.max(version.min(Timestamp(self.now)));
+        Ok(())
+    }
+
     fn lease_refuses(&self, id: LeaseId, _: &[&Bytes]) -> Result<Option<OpResult>, Infallible> {
         Ok((!self.leases.contains_key(&id)).then_some(OpResult::NoLease))
     }
@@ -149,6 +155,7 @@ fn all() -> Vec<WriteOp> {
         SetHistory { history: History::Versions { count: 2 } }.into(),
         LeaseGrant { id: None, ttl_ms: 1_000 }.into(),
         LeaseRevoke { id: LeaseId(7), keys_max: Some(3) }.into(),
+        Compact { version: Timestamp(7) }.into(),
     ];
     for tells_previous in [false, true] {
         all.push(Put { tells_previous, ..put("a", "4") }.into());
@@ -211,6 +218,10 @@ fn operations_change_what_they_name() {
     let history = History::Versions { count: 3 };
     store.apply(SetHistory { history });
     assert_eq!(store.history, Some(history));
+    for (version, compacted) in [(15, 15), (7, 15), (1_000, store.now + 30)] {
+        store.apply(Compact { version: Timestamp(version) });
+        assert_eq!(store.compacted, Timestamp(compacted), "after {version}");
+    }
 }
 
 #[test]
@@ -237,6 +248,14 @@ fn a_condition_is_about_the_newest_version_and_a_failed_one_changes_nothing() {
     assert_eq!(store.apply(put_if(at(60))), failed(None), "it was removed since");
     assert_eq!(store.apply(put_if(Condition::Absent)), done);
     assert!(put_if(at(0)).check().is_err() && put_if(at(1)).check().is_ok());
+}
+
+#[test]
+fn what_is_no_version_is_not_compacted() {
+    for (version, is_one) in [(-1, false), (0, false), (1, true), (i64::MAX, true)] {
+        let compact = WriteOp::from(Compact { version: Timestamp(version) });
+        assert_eq!(compact.check().is_ok(), is_one, "{version}");
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::limits;
 use crate::net::ConnectionId;
 use crate::storage::apply::ApplyError;
 use crate::storage::feed::ChangesError;
-use crate::storage::reads::{PageError, Store};
+use crate::storage::reads::{Store, StoreReadError};
 use crate::workers::pool::Workers;
 use crate::workers::queue::{self, Receiver, RecvError, Sender};
 use crate::workers::thread::DeadlineThread;
@@ -320,7 +320,7 @@ impl WatchReader {
     fn read(&self, WatchRead { watch, of }: WatchRead) -> WatchInput {
         let page = of.read(&self.store);
         if let WatchPage::Changes(Err(ChangesError::Store(error)))
-        | WatchPage::Rows(Err(PageError::Store(error))) = &page
+        | WatchPage::Rows(Err(StoreReadError::Store(error))) = &page
         {
             self.report(error);
         }

@@ -22,7 +22,7 @@ use crate::model::{
 use crate::net::ConnectionId;
 use crate::node::RequestToken;
 use crate::storage::feed::{ChangesError, ChangesLimits};
-use crate::storage::reads::{PageError, Store};
+use crate::storage::reads::{Store, StoreReadError};
 use crate::storage::recent::{RecentBatch, RecentChange, RecentPart};
 use crate::wire::message::{ErrorCode, ErrorReply, Reply, WatchFrame, WatchRequest};
 use crate::wire::watched::EncodedWatchFrame;
@@ -615,14 +615,17 @@ impl WatchHub {
         match page {
             WatchPage::Changes(Ok(page)) => self.show_changes(key, page.changes, page.next),
             WatchPage::Changes(Err(ChangesError::Gone { .. }))
-            | WatchPage::Rows(Err(PageError::Expired)) => {
+            | WatchPage::Rows(Err(StoreReadError::Expired)) => {
                 let view = ReadView::as_of(self.store.applied().timestamp);
                 let from = watch.range.from.clone();
                 watch.reset = Some(ResetUnderWay { view, from, begins: true });
             }
             WatchPage::Rows(Ok((rows, next))) => self.show_rows(key, rows, next),
+            WatchPage::Rows(Err(error @ StoreReadError::Compacted { .. })) => {
+                panic!("a page for a watch is refused: {error}")
+            }
             WatchPage::Changes(Err(ChangesError::Store(error)))
-            | WatchPage::Rows(Err(PageError::Store(error))) => {
+            | WatchPage::Rows(Err(StoreReadError::Store(error))) => {
                 // The thread that has read has reported it, and a damaged store ends the server.
                 log::warn!("a watch is stopped: {error}");
                 watch.state = WatchState::Stopped;

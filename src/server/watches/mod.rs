@@ -62,7 +62,7 @@ use crate::model::{FeedPosition, KeyInterval, PageNext, PageOf, ReadView, Row, T
 use crate::net::ConnectionId;
 use crate::node::RequestToken;
 use crate::storage::feed::{ChangesError, ChangesLimits, ChangesPage};
-use crate::storage::reads::{PageError, PageLimits, Store};
+use crate::storage::reads::{PageLimits, Store, StoreReadError};
 use crate::wire::codec::{self, CodecError};
 use crate::wire::message::{Message, Reply, WatchRequest};
 use crate::wire::watched::EncodedWatchFrame;
@@ -260,7 +260,7 @@ impl WatchReadOf {
             WatchReadOf::Rows { range, view, rows_max } => {
                 let of = PageOf::Range { from: range.from, to: range.to };
                 let most = PageLimits { rows: rows_max, ..PageLimits::default() };
-                let page = store.page(&of, view, most);
+                let page = store.page_for_watch(&of, view, most);
                 WatchPage::Rows(page.map(|page| (page.rows, page.next)))
             }
         }
@@ -271,5 +271,5 @@ impl WatchReadOf {
 #[derive(Debug)]
 pub enum WatchPage {
     Changes(Result<ChangesPage, ChangesError>),
-    Rows(Result<(Vec<Row>, Option<PageNext>), PageError>),
+    Rows(Result<(Vec<Row>, Option<PageNext>), StoreReadError>),
 }

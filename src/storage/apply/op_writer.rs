@@ -147,6 +147,13 @@ impl StoreChanges for OpWriter<'_, '_, '_> {
         Ok(())
     }
 
+    fn compact(&mut self, version: Timestamp) -> Result<(), ApplyError> {
+        self.removes = true;
+        let version = version.min(self.timestamp);
+        self.machine.compacted = garbage_collection::compact(self.changes, version)?;
+        Ok(())
+    }
+
     fn grant_lease(&mut self, grant: &LeaseGrant) -> Result<OpResult, ApplyError> {
         let name = LeaseName { id: grant.id_at(self.timestamp), granted: self.timestamp };
         if leases::find(self.changes, name.id)?.is_some() {

@@ -9,11 +9,11 @@ use proptest::prelude::*;
 
 use super::super::engine::Direction;
 use super::super::memory::MemoryEngine;
-use super::super::reads::PageLimits;
+use super::super::reads::{PageLimits, StoreReadError};
 use super::*;
 use crate::model::{
-    Barrier, ClientId, Condition, Del, DelRange, Facts, History, OpResult, PageOf, Previous, Put,
-    PutAll, PutIf, ReleaseVersion, SetHistory, Trim,
+    Barrier, ClientId, Compact, Condition, Del, DelRange, Facts, History, OpResult, PageOf,
+    Previous, Put, PutAll, PutIf, ReleaseVersion, SetHistory, Trim,
 };
 
 /// A log under construction: one write after another, each with its own sequence.
@@ -398,6 +398,82 @@ fn no_compaction_by_an_old_rule_follows_a_new_one() {
         let page = machine.store().page(&of, read_view, Default::default()).unwrap();
         assert_eq!(page.rows.len(), left);
     }
+}
+
+fn compacted(error: StoreReadError) -> Timestamp {
+    match error {
+        StoreReadError::Compacted { version } => version,
+        error => panic!("refused, but because {error}"),
+    }
+}
+
+/// Refused is what is below the greatest version that was compacted, wherever the state comes from.
+#[test]
+fn reads_below_what_was_compacted_are_refused_before_and_after_it_is_gone() {
+    let (engine, mut machine) = machine();
+    let mut script = Script::default();
+    (0..4).for_each(|_| script.put("k", "v"));
+    machine.apply(&script.entries).unwrap();
+    let listed = |machine: &StateMachine| {
+        let of = PageOf::Versions { key: Bytes::from("k") };
+        let now = ReadView::as_of(machine.applied().timestamp);
+        machine.store().first_page(&of, now, PageLimits::default()).unwrap().rows
+    };
+    let versions = [10, 20, 30, 40];
+    let compact = |version: i64| WriteOp::from(Compact { version: Timestamp(version) });
+    let check = |machine: &StateMachine, from: i64, left: usize| {
+        let store = machine.store();
+        let all = || PageOf::Range { from: Bytes::from("a"), to: Bytes::from("z") };
+        let now = store.applied().timestamp;
+        for at in [1, from - 1] {
+            let at = Timestamp(at);
+            assert_eq!(compacted(store.get_at(b"k", at).unwrap_err()), Timestamp(from));
+            let view = ReadView { at, removals_up_to: now };
+            let most = PageLimits::default();
+            for page in [store.page(&all(), view, most), store.first_page(&all(), view, most)] {
+                assert_eq!(compacted(page.unwrap_err()), Timestamp(from));
+            }
+        }
+        assert!(store.get_at(b"k", Timestamp(from)).unwrap().is_some(), "as of that very version");
+        assert!(store.get(b"k").unwrap().is_some());
+        let newest = store.newest_page(&all(), Timestamp(1), PageLimits::default());
+        assert!(newest.is_ok(), "a read of the newest state that began before");
+        assert_eq!(listed(machine).len(), left, "the list shows what is left");
+    };
+    // An earlier one does nothing, and one of the future ends nothing that is to come.
+    for (asked, from) in [(versions[2], versions[2]), (versions[1], versions[2])] {
+        script.write(compact(asked));
+        machine.apply(&script.entries[machine.applied().index as usize..]).unwrap();
+        check(&machine, from, 4);
+    }
+    let before = machine.applied().hash;
+    script.write(compact(i64::MAX));
+    machine.apply(&script.entries[machine.applied().index as usize..]).unwrap();
+    let last = machine.applied().timestamp.0;
+    check(&machine, last, 4);
+    assert_ne!(machine.applied().hash, before);
+
+    machine.checkpoint().unwrap();
+    let mut machine = StateMachine::open(engine, StateLimits::default()).unwrap();
+    check(&machine, last, 4);
+    let piece =
+        GarbageCollection::Compacted { as_of_us: u64::MAX, rows_max: 2, bytes_max: u64::MAX };
+    let mut pieces = 0;
+    while machine.summary().compacted_due_us.is_some() {
+        script.act(Action::GarbageCollection(piece));
+        machine.apply(&script.entries[machine.applied().index as usize..]).unwrap();
+        pieces += 1;
+        assert!(pieces < 20, "it comes to no end");
+    }
+    assert!(pieces > 1, "a piece has a bound");
+    check(&machine, last, 1);
+
+    script.put("k", "w");
+    machine.apply(&script.entries[machine.applied().index as usize..]).unwrap();
+    assert_eq!(machine.summary().compacted_due_us, None, "what is later is not compacted");
+    script.write(compact(i64::MAX));
+    machine.apply(&script.entries[machine.applied().index as usize..]).unwrap();
+    assert!(machine.summary().compacted_due_us.is_some());
 }
 
 fn level(level: u32) -> FeatureLevel {

@@ -130,6 +130,7 @@ fn what_does_not_fit_the_log_is_refused_and_changes_nothing() {
 
 #[test]
 fn a_missing_a_renamed_and_a_newer_segment_are_refused_by_name() {
+    const NEWER: u32 = format::FORMAT_VERSION + 1;
     let refusal = |damage: fn(&Path)| {
         let dir = TempDir::new().unwrap();
         let (mut log, _) = open(&dir, small());
@@ -158,12 +159,12 @@ fn a_missing_a_renamed_and_a_newer_segment_are_refused_by_name() {
     let error = refusal(|dir| {
         let path = dir.join(segment::file_name(2));
         let mut bytes = std::fs::read(&path).unwrap();
-        bytes[8] = 9;
+        bytes[8..12].copy_from_slice(&NEWER.to_le_bytes());
         let crc = crc32fast::hash(&bytes[..508]);
         bytes[508..512].copy_from_slice(&crc.to_le_bytes());
         std::fs::write(&path, bytes).unwrap();
     });
-    assert!(matches!(error, LogError::OtherFormat { version: 9, .. }), "{error}");
+    assert!(matches!(error, LogError::OtherFormat { version: NEWER, .. }), "{error}");
 }
 
 /// Tears the last batch of a log inside a value that holds frames as a log of salt 1 writes them,

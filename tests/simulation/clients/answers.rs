@@ -19,6 +19,15 @@ use crate::reads::PageAnswer;
 use crate::server::node_id;
 use crate::world::{Event, MILLISECOND, World};
 
+/// The version as of which a page is asked for, where not for the newest state.
+fn page_at(PageRequest { of, view, .. }: &PageRequest) -> Option<Timestamp> {
+    match (of, view) {
+        (PageOf::Versions { .. }, _) => None,
+        (_, PageView::First { at, .. }) => *at,
+        (_, PageView::Next(ReadView { at, .. })) => Some(*at),
+    }
+}
+
 impl World {
     pub fn answer(&mut self, attempt: usize, reply: Reply, read_at: LogIndex) -> Verdict {
         // Read from the log of a server before any has applied it: what it should be is known a
@@ -191,6 +200,16 @@ impl World {
                 }
             }
             (ErrorCode::Expired, Question::Page(page)) => self.checker.expired(page, read_at)?,
+            (ErrorCode::Compacted { version }, Question::Get(GetRequest { read_at: at, .. })) => {
+                let at = match at {
+                    ReadAt::Version(at) => Some(*at),
+                    ReadAt::Newest { .. } => None,
+                };
+                self.checker.compacted(at, version, read_at)?;
+            }
+            (ErrorCode::Compacted { version }, Question::Page(page)) => {
+                self.checker.compacted(page_at(page), version, read_at)?;
+            }
             (ErrorCode::Invalid, question) if question.is_invalid() => {}
             (_, question) => {
                 return Err(Violation(format!("{question:?} was refused with {code:?}")));
@@ -263,7 +282,13 @@ impl World {
                 written.keys.clone()
             }
             (WriteOp::PutSequential(sequential), _) => vec![sequential.key(timestamp)],
-            (WriteOp::Trim(_) | WriteOp::Barrier(_) | WriteOp::SetHistory(_), _) => Vec::new(),
+            (
+                WriteOp::Trim(_)
+                | WriteOp::Barrier(_)
+                | WriteOp::SetHistory(_)
+                | WriteOp::Compact(_),
+                _,
+            ) => Vec::new(),
             (WriteOp::DelRange(_), written) => {
                 let keys = written.map(|written| written.keys.clone());
                 keys.ok_or_else(|| Violation(format!("{write:?} was answered, not applied")))?

@@ -1,9 +1,9 @@
 //! What clients think of doing: all operations of the store, mostly sensible ones.
 
 use acervo::model::{
-    Barrier, Comparison, Condition, Del, DelAll, DelRange, History, PageOf, Put, PutAll, PutIf,
-    PutSequential, ReadView, Relation, SetHistory, Test, Timestamp, Trim, Txn, TxnKeys, TxnOp,
-    WriteOp,
+    Barrier, Compact, Comparison, Condition, Del, DelAll, DelRange, History, PageOf, Put, PutAll,
+    PutIf, PutSequential, ReadView, Relation, SetHistory, Test, Timestamp, Trim, Txn, TxnKeys,
+    TxnOp, WriteOp,
 };
 use acervo::wire::message::{GetRequest, PageRequest, PageView, ReadAt, TxnRequest};
 use bytes::Bytes;
@@ -100,7 +100,13 @@ impl World {
                 let prefix = Bytes::from_static(b"key-4/");
                 PutSequential { prefix, value: value(0, id) }.into()
             }
-            97..99 => WriteOp::Barrier(Barrier {}),
+            97 => WriteOp::Barrier(Barrier {}),
+            // Rarely, or nobody would read the past any more.
+            98 if self.rng.chance(500) => {
+                let version = self.any_version(client).max(Timestamp(1));
+                Compact { version }.into()
+            }
+            98 => WriteOp::Barrier(Barrier {}),
             _ => WriteOp::SetHistory(SetHistory { history: self.any_history() }),
         }
     }
