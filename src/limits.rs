@@ -91,6 +91,15 @@ pub const PAGE_SCAN_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// looked at, up to so many; a longer one is remembered as a range until it has been taken off the
 /// disk.
 pub const REMOVAL_SCAN_ROWS_MAX: usize = 1024;
+/// A range that is removed with its history kept gets a tombstone for each key, so all of them have
+/// to be looked through, up to so many rows in one write: as many keys as a write may name. A
+/// longer one is refused.
+pub const KEPT_REMOVAL_ROWS_MAX: usize = TRANSACTION_KEYS_MAX;
+/// Bytes of the keys of these rows, for each that may be looked at: few keys are longer. Each key
+/// is in memory three times until it is in the store's: as it was found, in the row of the
+/// tombstone, and in that of the change. With what goes with each, such a removal takes some
+/// 100 MiB of an applier at most. It is a part of what entries mean.
+pub const KEPT_REMOVAL_BYTES_PER_ROW: usize = 128;
 /// Ranges remembered so at once; one more is refused with `BUSY`.
 pub const RANGE_REMOVALS_MAX: usize = 64;
 /// What was removed can still be read by those who began before, or removed it, for this long.

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::contender::NAME_BYTES_MAX;
 use crate::limits::{
-    CLIENT_WATCHES_MAX, KEY_BYTES_MAX, SERVERS_MAX, TRANSACTION_BYTES_MAX,
-    TRANSACTION_COMPARED_BYTES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_ROWS_MAX, VALUE_BYTES_MAX,
+    CLIENT_WATCHES_MAX, KEPT_REMOVAL_BYTES_PER_ROW, KEPT_REMOVAL_ROWS_MAX, KEY_BYTES_MAX,
+    SERVERS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_COMPARED_BYTES_MAX, TRANSACTION_KEYS_MAX,
+    TRANSACTION_ROWS_MAX, VALUE_BYTES_MAX,
 };
 use crate::model::{Effect, Timestamp};
 
@@ -154,10 +155,18 @@ pub enum ClientError {
     /// The ranges that a transaction compares or removes have more keys than it may look through.
     #[error(
         "nothing was done: the transaction would have to look through more than \
-         {TRANSACTION_ROWS_MAX} keys, or {TRANSACTION_COMPARED_BYTES_MAX} bytes of values: name \
-         fewer of them"
+         {TRANSACTION_ROWS_MAX} keys ({KEPT_REMOVAL_ROWS_MAX} in ranges that it deletes keeping \
+         history), or {TRANSACTION_COMPARED_BYTES_MAX} bytes of values: name fewer of them"
     )]
     TxnTooLong,
+    /// A range that was to be deleted with its history kept has more keys than one write may look
+    /// through, those included that were removed and have not left the disk.
+    #[error(
+        "nothing was done: of a range with more than {KEPT_REMOVAL_ROWS_MAX} keys, or {} bytes of \
+         keys, the history cannot be kept: delete it in parts",
+        KEPT_REMOVAL_ROWS_MAX * KEPT_REMOVAL_BYTES_PER_ROW
+    )]
+    RangeTooLong,
     /// The value that is to be added to is not a number.
     #[error(
         "nothing was written: the key's value, of version {0}, is not a whole number that can be \
@@ -298,6 +307,7 @@ impl ClientError {
                 | ClientError::TooManyBytes(_)
                 | ClientError::InvalidTxn(_)
                 | ClientError::TxnTooLong
+                | ClientError::RangeTooLong
                 | ClientError::InvalidLease(_)
                 | ClientError::NameEmpty
                 | ClientError::NameTooLong(_)

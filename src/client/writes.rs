@@ -232,7 +232,7 @@ calls! {
         from: impl AsRef<[u8]>,
         to: impl AsRef<[u8]>,
     ) -> WrittenMany | WrittenMany<AsyncRows> {
-        client.remove(KeyRange::between(from, to)?).await
+        client.remove(KeyRange::between(from, to)?, false).await
     }
 
     /// Removes the keys of any kind of range, as [`Client::del_range`].
@@ -240,7 +240,20 @@ calls! {
     /// # Errors
     /// As [`Client::put`].
     fn del_scan(client, range: KeyRange) -> WrittenMany | WrittenMany<AsyncRows> {
-        client.remove(range).await
+        client.remove(range, false).await
+    }
+
+    /// Deletes the keys of any kind of range as [`Client::del_keeping_history`] does a key, all at
+    /// one version: reads as of a time before go on to find them. That takes a place for each key,
+    /// so a range of more than 131,072 is refused.
+    ///
+    /// # Errors
+    /// As [`Client::put`]; [`ClientError::RangeTooLong`].
+    fn del_scan_keeping_history(
+        client,
+        range: KeyRange,
+    ) -> WrittenMany | WrittenMany<AsyncRows> {
+        client.remove(range, true).await
     }
 
     /// Changes what the group keeps of what newer versions have replaced, from now on: `--history`
@@ -296,9 +309,13 @@ impl Client {
         Ok(ConditionalPut::Conflict(Conflict { found, timestamp, server }))
     }
 
-    async fn remove(&self, range: KeyRange) -> Result<WrittenMany, ClientError> {
+    async fn remove(
+        &self,
+        range: KeyRange,
+        keeps_history: bool,
+    ) -> Result<WrittenMany, ClientError> {
         let (from, to) = (range.from.clone(), range.to.clone());
-        self.write_many(DelRange { from, to, keeps_history: false }, Wanted::Range(range)).await
+        self.write_many(DelRange { from, to, keeps_history }, Wanted::Range(range)).await
     }
 
     /// A write on one key that tells what the key had before.
@@ -343,6 +360,9 @@ impl Client {
         check_size(&op)?;
         let (answer, server, _) = self.write_in_time(op).await?;
         let timestamp = answer.timestamp;
+        if answer.result == OpResult::TooLong {
+            return Err(ClientError::RangeTooLong);
+        }
         Ok(WrittenMany { timestamp, server, rows: Rows::before(self, wanted, timestamp) })
     }
 

@@ -17,6 +17,9 @@ pub struct StateLimits {
     /// whole; see
     /// [`limits::REMOVAL_SCAN_ROWS_MAX`].
     pub removal_scan_rows_max: u32,
+    /// Rows that the removals of ranges look at that keep history; see
+    /// [`limits::KEPT_REMOVAL_ROWS_MAX`].
+    pub kept_removal_rows_max: u32,
     /// Removals of whole ranges that may be under way; see [`limits::RANGE_REMOVALS_MAX`].
     pub range_removals_max: u32,
     /// Time for which what was removed can still be read; see [`limits::REMOVAL_GRACE`].
@@ -45,6 +48,7 @@ impl Default for StateLimits {
     fn default() -> StateLimits {
         StateLimits {
             removal_scan_rows_max: limits::REMOVAL_SCAN_ROWS_MAX as u32,
+            kept_removal_rows_max: limits::KEPT_REMOVAL_ROWS_MAX as u32,
             range_removals_max: limits::RANGE_REMOVALS_MAX as u32,
             removal_grace_us: limits::REMOVAL_GRACE.as_micros() as u64,
             session_expiry_us: limits::SESSION_EXPIRY.as_micros() as u64,

@@ -58,7 +58,7 @@ use crate::model::{
 
 /// The layout of the rows this build writes and reads. `storage::formats` holds the bytes of each
 /// version's rows.
-pub const STATE_FORMAT_VERSION: u32 = 14;
+pub const STATE_FORMAT_VERSION: u32 = 15;
 
 const META_FORMAT: &str = "format";
 const META_APPLIED: &str = "applied";

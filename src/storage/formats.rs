@@ -27,6 +27,7 @@ use crate::model::{
 /// them.
 const LIMITS: StateLimits = StateLimits {
     removal_scan_rows_max: 1024,
+    kept_removal_rows_max: 131_072,
     range_removals_max: 64,
     removal_grace_us: 60_000_000,
     session_expiry_us: 90_000_000_000,

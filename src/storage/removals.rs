@@ -43,6 +43,7 @@ use super::queue_front::QueueFront;
 use super::rows::Rows;
 use super::version_row::StoredVersion;
 use super::versions::{PageLimits, Reader, Removable};
+use crate::limits;
 use crate::model::{Facts, KeyState, RangeDeletion, StateLimits, Timestamp};
 
 /// Bytes of the keys of rows that the removal of a range looks at, for each row that it may look
@@ -273,10 +274,14 @@ pub(super) fn delete_range(
     from: &[u8],
     to: &[u8],
     keeps_history: bool,
-    limits: &StateLimits,
+    of_group: &StateLimits,
 ) -> Result<RangeDeletion, ApplyError> {
-    let visits = limits.removal_scan_rows_max as usize;
-    let most = PageLimits::keys_of(visits, visits.saturating_mul(REMOVAL_SCAN_BYTES_PER_ROW));
+    let (visits, bytes_per_row) = match keeps_history {
+        true => (of_group.kept_removal_rows_max, limits::KEPT_REMOVAL_BYTES_PER_ROW),
+        false => (of_group.removal_scan_rows_max, REMOVAL_SCAN_BYTES_PER_ROW),
+    };
+    let visits = visits as usize;
+    let most = PageLimits::keys_of(visits, visits.saturating_mul(bytes_per_row));
     let rows = changes.rows();
     let reader = Reader::newest(&rows, changes.ranges());
     let found = reader.removable_keys(from, to, most)?;
@@ -290,7 +295,7 @@ pub(super) fn delete_range(
     if keeps_history {
         return Ok(RangeDeletion::TooLong);
     }
-    if changes.ranges().len() >= limits.range_removals_max as usize {
+    if changes.ranges().len() >= of_group.range_removals_max as usize {
         return Ok(RangeDeletion::TooManyRanges);
     }
     let (from, to) = (Bytes::copy_from_slice(from), Bytes::copy_from_slice(to));

@@ -55,14 +55,15 @@ impl TxnReads for TxnReader<'_> {
     }
 
     fn keys(&self, wanted: TxnRange<'_>) -> Result<TxnFoundKeys, ApplyError> {
-        let TxnRange { from, to, reverse, keys_max, rows_max } = wanted;
-        let (rows, visits) = match self.counts {
-            CountedRows::LookedAt => (keys_max, rows_max),
+        let TxnRange { from, to, reverse, keys_max, rows_max, bytes_max } = wanted;
+        let (rows, visits, bytes) = match self.counts {
+            CountedRows::LookedAt => (keys_max, rows_max, bytes_max),
+            // What is told of was decided within that bound.
             CountedRows::Shown => {
-                (keys_max.min(rows_max), rows_max.saturating_mul(ROWS_PER_SHOWN_ROW))
+                (keys_max.min(rows_max), rows_max.saturating_mul(ROWS_PER_SHOWN_ROW), usize::MAX)
             }
         };
-        let most = PageLimits { rows, ..PageLimits::keys_of(visits, usize::MAX) };
+        let most = PageLimits { rows, ..PageLimits::keys_of(visits, bytes) };
         let found = match reverse {
             false => self.reader.range(from, to, most)?,
             true => self.reader.range_reverse(from, to, most)?,

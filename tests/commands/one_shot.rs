@@ -517,6 +517,43 @@ fn the_history_is_changed_for_the_whole_group() {
 }
 
 #[test]
+fn a_long_range_is_deleted_at_once_and_keeps_its_history() {
+    const KEYS: usize = 20_000;
+    let group = Group::start(3, &["--console", "off"]);
+    let servers = group.list();
+    let pairs: String =
+        (0..KEYS).map(|key| format!("{{\"key\":\"k{key:05}\",\"value\":\"v\"}}\n")).collect();
+    let put = run_with_input(&servers, &["putall", "-"], pairs.as_bytes());
+    assert_eq!((put.status, put.text().lines().count()), (0, KEYS), "{}", put.err);
+    let version = put.rows()[0][1].to_owned();
+    let after = (version.parse::<i64>().unwrap() + 1).to_string();
+    let mut watch = Command::new(ACERVO)
+        .args(["watch", "--prefix", "k", "--limit", &KEYS.to_string(), "--from", &after])
+        .args(["--servers", &servers])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let removed = run(&servers, &["delrange", "--prefix", "k", "--keep-history"]);
+    assert_eq!((removed.status, removed.rows().len()), (0, KEYS), "{}", removed.err);
+    let at = removed.rows()[0][1].to_owned();
+    assert!(removed.rows().iter().all(|row| row[1..] == [&at[..], &version, "v"]));
+    assert_eq!(run(&servers, &["getrange", "..", "..", "--count"]).text(), "0\n");
+    let past = run(&servers, &["getrange", "..", "..", "--count", "--at", &version]);
+    assert_eq!(past.text(), format!("{KEYS}\n"));
+    let mut shown = String::new();
+    watch.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
+    assert_eq!(shown.lines().count(), KEYS, "a watch is shown each deletion");
+    assert!(shown.lines().all(|line| line.contains(&at)), "all of one version");
+    assert!(watch.wait().unwrap().success());
+    // The same in a transaction, which tells how many there were.
+    assert_eq!(run_with_input(&servers, &["putall", "-"], pairs.as_bytes()).status, 0);
+    let txn = run_with_input(&servers, &["txn"], b"then delrange prefix k keeping history");
+    assert_eq!(txn.status, 0, "{}", txn.err);
+    assert!(txn.text().contains(&format!("count\t{KEYS}")), "{}", txn.text());
+}
+
+#[test]
 fn reads_below_what_was_compacted_exit_2_and_all_others_go_on() {
     let group = Group::start(3, &["--console", "off"]);
     let servers = group.list();

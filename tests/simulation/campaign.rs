@@ -59,6 +59,7 @@ fn state_limits(rng: &mut Rng, removal_grace_us: u64, short_sessions: bool) -> S
     let default = StateLimits::default();
     StateLimits {
         removal_scan_rows_max: rng.pick(&[0, 1, 4, 1024]),
+        kept_removal_rows_max: rng.pick(&[1, 4, 1024, default.kept_removal_rows_max]),
         // One range too many is refused until the grace of another is over.
         range_removals_max: match removal_grace_us < PEACE_US_MAX / 2 {
             true => rng.pick(&[1, 2, 64]),

@@ -17,7 +17,7 @@ use acervo::model::{
 use bytes::Bytes;
 
 use crate::leases::ModelLeases;
-use crate::plain_transactions::{State, bits, carry_out, deletions};
+use crate::plain_transactions::{State, bits, carry_out, deletions, kept_ranges};
 use crate::watchers::{Changed, Place};
 
 /// `None` where the key was deleted and its history kept.
@@ -402,7 +402,17 @@ impl Model {
         }
         self.sessions.record(request);
         if let WriteOp::Txn(txn) = op {
-            let written = self.transact(moment, txn);
+            let written = match self.says_too_long(txn, fate) {
+                true => Written {
+                    timestamp: moment.timestamp,
+                    result: OpResult::TooLong,
+                    previous: None,
+                    txn: None,
+                    looked_at: None,
+                    keys: Vec::new(),
+                },
+                false => self.transact(moment, txn),
+            };
             self.writes.insert(name, written.clone());
             return Expected::Outcome(written);
         }
@@ -546,7 +556,7 @@ impl Model {
         let WriteOp::DelRange(DelRange { from, to, keeps_history: true }) = op else {
             return false;
         };
-        let most = self.sessions.limits.removal_scan_rows_max.max(1) as usize;
+        let most = self.sessions.limits.kept_removal_rows_max as usize;
         let ever = self.changes.keys().filter(|key| from <= *key && *key <= to);
         let said = matches!(
             fate,
@@ -561,6 +571,20 @@ impl Model {
         };
         let there = moment.keys_in(from, to).filter(is_there);
         there.count() > most || (said && ever.count() > most)
+    }
+
+    /// Whether a replica says that a transaction looks through too much, and may be right: of keys
+    /// that are deleted with their history kept there have been as many as it may look at.
+    fn says_too_long(&self, txn: &Txn, fate: Option<&WriteFate>) -> bool {
+        let said = matches!(
+            fate,
+            Some(WriteFate::Answered(WriteAnswer { result: OpResult::TooLong, .. }))
+        );
+        let ever = |(from, to): &(Bytes, Bytes)| {
+            self.changes.keys().filter(|key| from <= *key && *key <= to).count()
+        };
+        let looked_at: usize = kept_ranges(txn).iter().map(ever).sum();
+        said && looked_at >= self.sessions.limits.kept_removal_rows_max as usize
     }
 
     /// The store once `index` was applied.

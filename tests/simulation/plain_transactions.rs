@@ -5,4 +5,4 @@ use acervo::model;
 #[path = "../support/transactions.rs"]
 mod transactions;
 
-pub use transactions::{State, TxnMaker, bits, carry_out, deletions};
+pub use transactions::{State, TxnMaker, bits, carry_out, deletions, kept_ranges};

@@ -33,7 +33,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use crate::log_disk::SimDisk;
-use crate::plain_transactions::{self, TxnMaker, bits, carry_out, deletions};
+use crate::plain_transactions::{self, TxnMaker, bits, carry_out, deletions, kept_ranges};
 
 /// As much as this release does in one piece.
 const ROWS_MAX: u32 = limits::COLLECTION_ROWS_MAX as u32;
@@ -443,12 +443,20 @@ impl World {
             answered_below: 0,
             begun: Timestamp::ZERO,
         };
-        if matches!(op, WriteOp::DelRange(DelRange { keeps_history: true, .. })) {
+        let keeps_ranges = match op {
+            WriteOp::DelRange(DelRange { keeps_history, .. }) => *keeps_history,
+            WriteOp::Txn(txn) => !kept_ranges(txn).is_empty(),
+            _ => false,
+        };
+        if keeps_ranges {
             self.settle();
         }
         let at = self.push(Action::Write { request, op: op.clone() });
         if !self.is_too_long(op) {
             self.model.apply(at, op);
+        }
+        if keeps_ranges {
+            self.settle();
         }
         if let WriteOp::SetHistory(SetHistory { history }) = op {
             self.history = *history;
@@ -499,7 +507,7 @@ impl World {
             return false;
         };
         let is_within = |key: &&Bytes| from <= *key && *key <= to;
-        let most = self.limits.removal_scan_rows_max.max(1) as usize;
+        let most = self.limits.kept_removal_rows_max.max(1) as usize;
         let shown = self.model.now().keys().filter(is_within).count();
         let moments = self.model.moments.iter().flat_map(|(_, state)| state.keys());
         let ever: BTreeSet<Bytes> = moments.filter(is_within).cloned().collect();
@@ -541,7 +549,13 @@ impl World {
                 };
                 assert_eq!(answered.result, expected, "{op:?}");
             }
-            if matches!(op, WriteOp::Txn(_)) {
+            if let WriteOp::Txn(txn) = &op {
+                if answered.result == OpResult::TooLong {
+                    self.came_to_nothing(answered.timestamp, txn);
+                    assert_eq!(answered.txn, None);
+                    results.push(answered.result);
+                    continue;
+                }
                 let (result, answer) = &self.model.txns[&answered.timestamp.0];
                 assert_eq!(answered.result, *result, "{op:?}");
                 let mut expected = answer.clone();
@@ -564,6 +578,26 @@ impl World {
             assert_eq!(told, expected.map(|(_, value, version)| (value, version)), "{op:?}");
         }
         results
+    }
+
+    /// A transaction was too long, which a store says if it is not certain: for the first time, it
+    /// is the last write, and else it has been so before.
+    fn came_to_nothing(&mut self, at: Timestamp, txn: &Txn) {
+        let moments = self.model.moments.iter().flat_map(|(_, state)| state.keys());
+        let ever: BTreeSet<Bytes> = moments.cloned().collect();
+        let looked_at = |(from, to): &(Bytes, Bytes)| {
+            ever.iter().filter(|key| from <= *key && *key <= to).count()
+        };
+        let rows: usize = kept_ranges(txn).iter().map(looked_at).sum();
+        assert!(rows >= self.limits.kept_removal_rows_max as usize, "{txn:?} of {rows} keys");
+        let Some((result, _)) = self.model.txns.get_mut(&at.0) else { panic!("no {txn:?}") };
+        if *result != OpResult::TooLong {
+            *result = OpResult::TooLong;
+            let last = self.model.moments.pop();
+            assert!(last.is_some_and(|(time, _)| time == at.0), "{txn:?} is the last write");
+            let before = self.model.now();
+            self.model.moments.push((at.0, before));
+        }
     }
 
     /// The bytes of the tiny tables when everything is sealed and nothing is left to do.
@@ -1061,12 +1095,16 @@ fn op() -> impl Strategy<Value = WriteOp> {
 /// Limits that a short test reaches. So many ranges are never removed at once in it that one is
 /// refused.
 fn state_limits() -> impl Strategy<Value = StateLimits> {
-    (0..6u32, 0..100u64).prop_map(|(removal_scan_rows_max, removal_grace_us)| StateLimits {
-        removal_scan_rows_max,
-        removal_grace_us,
-        range_removals_max: 1_000,
-        ..StateLimits::default()
-    })
+    let kept = prop_oneof![1..6u32, Just(1_000)];
+    (0..6u32, kept, 0..100u64).prop_map(
+        |(removal_scan_rows_max, kept_removal_rows_max, removal_grace_us)| StateLimits {
+            removal_scan_rows_max,
+            kept_removal_rows_max,
+            removal_grace_us,
+            range_removals_max: 1_000,
+            ..StateLimits::default()
+        },
+    )
 }
 
 fn page_limits() -> impl Strategy<Value = PageLimits> {

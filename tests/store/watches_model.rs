@@ -543,8 +543,8 @@ fn op() -> impl Strategy<Value = WriteOp> {
             WriteOp::Del(Del { key, tells_previous: false, keeps_history })
         }),
         1 => key().prop_map(|key| WriteOp::Trim(Trim { key, tells_previous: false })),
-        2 => range().prop_map(|KeyInterval { from, to }| {
-            WriteOp::DelRange(DelRange { from, to, keeps_history: false })
+        2 => (range(), any::<bool>()).prop_map(|(KeyInterval { from, to }, keeps_history)| {
+            WriteOp::DelRange(DelRange { from, to, keeps_history })
         }),
         1 => history.prop_map(|history| WriteOp::SetHistory(SetHistory { history })),
         1 => (1..1_500i64).prop_map(|version| Compact { version: Timestamp(version) }.into()),

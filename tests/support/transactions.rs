@@ -195,6 +195,17 @@ pub struct TxnMaker<'a> {
     pub only_reads: bool,
 }
 
+/// The ranges, however deep within, that a transaction may delete with their history kept.
+#[allow(dead_code, reason = "only models of what was before need it")]
+pub fn kept_ranges(txn: &Txn) -> Vec<(Bytes, Bytes)> {
+    let of_op = |op: &TxnOp| match op {
+        TxnOp::DelRange { from, to, keeps_history: true, .. } => vec![(from.clone(), to.clone())],
+        TxnOp::Txn(txn) => kept_ranges(txn),
+        _ => Vec::new(),
+    };
+    txn.then.iter().chain(&txn.or_else).flat_map(of_op).collect()
+}
+
 impl TxnMaker<'_> {
     /// One that nests at most so deep. It may write nothing even if it may write.
     pub fn any(&mut self, depth: usize) -> Txn {

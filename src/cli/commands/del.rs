@@ -108,15 +108,20 @@ Examples:
   acervo delrange --prefix user:
   acervo delrange a z > removed.tsv
   acervo delrange m .. --count            how many keys were removed, from m to the last there is
+  acervo delrange --prefix user: --keep-history       reads as of an earlier time still find them
 
 The range is removed at once, however long it is. Then comes one line a key that it had, in key
 order, as those of putall: key, version of the deletion, version and value it had. What is not read
-within a minute may be gone."
+within a minute may be gone. With --keep-history, which stays, a range of more than 131072 keys is
+refused."
 )]
 pub struct DelRangeArgs {
     /// The keys that the command is about.
     #[command(flatten)]
     pub range: RangeArgs,
+    /// Keep older versions, for reads as of a time before the deletion
+    #[arg(long)]
+    pub keep_history: bool,
     /// What is printed of each of them.
     #[command(flatten)]
     pub rows: RowsArgs,
@@ -131,7 +136,11 @@ pub struct DelRangeArgs {
 impl OneShot for DelRangeArgs {
     fn run(&self, streams: &mut Streams<'_>) -> Result<CommandOutcome, CommandError> {
         let session = Session::new(&self.shared, streams)?;
-        let done = session.client.del_scan(self.range.range(&self.shared)?)?;
+        let range = self.range.range(&self.shared)?;
+        let done = match self.keep_history {
+            true => session.client.del_scan_keeping_history(range),
+            false => session.client.del_scan(range),
+        }?;
         session.print_written(done, self.rows.shown())
     }
 }

@@ -1,7 +1,9 @@
 //! `DEL_RANGE`: the keys of a range are deleted at one timestamp, and their past goes or stays.
 //!
-//! Of a range that is too long to look through, the past cannot stay: its keys are not known, so
-//! that only its ends are recorded, and what lies between them is removed.
+//! Of a range that is too long to look through at once only the ends are recorded, and what lies
+//! between them is removed. For the past to stay each key has to be known and gets a tombstone: so
+//! such a removal looks through as many keys as a write may name, takes its turn as a long write,
+//! and is refused beyond.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -34,7 +36,10 @@ impl Operation for DelRange {
     }
 
     fn scanned_rows_max(&self) -> usize {
-        limits::REMOVAL_SCAN_ROWS_MAX
+        match self.keeps_history {
+            true => limits::KEPT_REMOVAL_ROWS_MAX,
+            false => limits::REMOVAL_SCAN_ROWS_MAX,
+        }
     }
 
     fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<OpApplied, S::Error> {

@@ -254,8 +254,8 @@ pub enum OpResult {
         /// Which transactions of it took `then`: [`TxnDecision::branches`].
         branches: u64,
     },
-    /// A range is longer than may be looked through, to delete it with its history kept, or in a
-    /// transaction, to compare or to delete it, and nothing has changed.
+    /// A range has more keys than may be looked through, to delete it with its history kept, or in
+    /// a transaction, to compare or to delete it, and nothing has changed.
     #[serde(rename = "TOO_LONG")]
     TooLong,
     /// There is a lease of the id that was wished for, and none was granted.

@@ -315,10 +315,13 @@ impl Txn {
     /// tells, at most. How many rows a range shows does not bound how many it looks at: removed
     /// keys lie among them until they have left the disk.
     fn looked_at_rows_max(&self) -> usize {
-        let rows = if self.has_part(&Txn::looks_through_a_range) {
-            limits::TRANSACTION_ROWS_MAX
-        } else {
-            0
+        let rows = match self.has_part(&Txn::looks_through_a_range) {
+            true => limits::TRANSACTION_ROWS_MAX,
+            false => 0,
+        };
+        let kept_rows = match self.has_part(&Txn::removes_a_range_keeping_history) {
+            true => limits::KEPT_REMOVAL_ROWS_MAX,
+            false => 0,
         };
         let compared_bytes = match self.has_part(&Txn::compares_long_values) {
             true => limits::TRANSACTION_COMPARED_BYTES_MAX,
@@ -328,7 +331,7 @@ impl Txn {
             true => limits::TRANSACTION_RESULT_BYTES_MAX,
             false => 0,
         };
-        rows + (compared_bytes + told_bytes) / VALUE_BYTES_PER_ROW
+        rows + kept_rows + (compared_bytes + told_bytes) / VALUE_BYTES_PER_ROW
     }
 
     /// Whether something holds of it or of a transaction within it.
@@ -343,7 +346,13 @@ impl Txn {
     fn looks_through_a_range(&self) -> bool {
         let is_range = |keys: &TxnKeys| matches!(keys, TxnKeys::Range { .. });
         self.compare.iter().any(|comparison| is_range(&comparison.keys))
-            || self.ops().any(|op| matches!(op, TxnOp::Range { .. } | TxnOp::DelRange { .. }))
+            || self.ops().any(|op| {
+                matches!(op, TxnOp::Range { .. } | TxnOp::DelRange { keeps_history: false, .. })
+            })
+    }
+
+    fn removes_a_range_keeping_history(&self) -> bool {
+        self.ops().any(|op| matches!(op, TxnOp::DelRange { keeps_history: true, .. }))
     }
 
     /// Whether values are compared whose length does not tell how they compare.

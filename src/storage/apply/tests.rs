@@ -13,7 +13,7 @@ use super::super::reads::{PageLimits, StoreReadError};
 use super::*;
 use crate::model::{
     Barrier, ClientId, Compact, Condition, Del, DelRange, Facts, History, OpResult, PageOf,
-    Previous, Put, PutAll, PutIf, ReleaseVersion, SetHistory, Trim,
+    Previous, Put, PutAll, PutIf, ReleaseVersion, SetHistory, Trim, Txn, TxnOp, TxnResult,
 };
 
 /// A log under construction: one write after another, each with its own sequence.
@@ -224,6 +224,52 @@ fn a_deletion_keeps_the_history_until_that_is_removed() {
         engine.scan(&keys::all_versions(), Direction::Forward, &mut count).unwrap();
         assert_eq!(rows, 0, "a tombstone that hides nothing goes, too: removal {removal}");
     }
+}
+
+/// By the group's limit, whatever a release would take, alone and in a transaction.
+#[test]
+fn a_range_that_keeps_history_has_a_limit_of_its_own() {
+    let limits = StateLimits {
+        kept_removal_rows_max: 3,
+        removal_scan_rows_max: 0,
+        ..StateLimits::default()
+    };
+    let mut machine = StateMachine::open(Arc::new(MemoryEngine::new()), limits).unwrap();
+    let mut script = Script::default();
+    ["a", "b", "c", "d"].iter().for_each(|key| script.put(key, "v"));
+    let from = Bytes::from("a");
+    let alone = |to: &'static str| {
+        DelRange { from: from.clone(), to: Bytes::from(to), keeps_history: true }.into()
+    };
+    let within = |to: &'static str| {
+        let (to, keeps_history, tells_previous) = (Bytes::from(to), true, true);
+        let op = TxnOp::DelRange { from: from.clone(), to, keeps_history, tells_previous };
+        WriteOp::from(Txn { then: vec![op], ..Txn::default() })
+    };
+    let mut result_of = |machine: &mut StateMachine, op: WriteOp| {
+        script.write(op);
+        let next = machine.applied().index as usize;
+        let applied = machine.apply_answering(&script.entries[next..]).unwrap();
+        answer(applied.writes.last().unwrap()).clone()
+    };
+    for op in [alone("d"), within("d")] {
+        let refused = result_of(&mut machine, op.clone());
+        assert_eq!(refused.result, OpResult::TooLong, "{op:?}");
+        assert!(op.may_come_to(OpResult::TooLong) && op.adds_data());
+    }
+    assert!(value(&machine, "a").is_some(), "nothing was done");
+    let deleted = result_of(&mut machine, within("c"));
+    assert_eq!(deleted.result, OpResult::Txn { branches: 1 });
+    let told = deleted.txn.unwrap().results.unwrap();
+    assert!(matches!(&told[..], [TxnResult::DelRange { removed: 3, rows }] if rows.len() == 3));
+    assert_eq!(value(&machine, "c"), None);
+    let before = Timestamp(deleted.timestamp.0 - 1);
+    assert!(machine.store().get_at(b"c", before).unwrap().is_some(), "its past is there");
+    // Those that are deleted count until they have left the disk.
+    assert_eq!(result_of(&mut machine, alone("d")).result, OpResult::TooLong);
+    let rest = DelRange { from: Bytes::from("b"), to: Bytes::from("d"), keeps_history: true };
+    assert_eq!(result_of(&mut machine, rest.into()).result, OpResult::Done);
+    assert_eq!(value(&machine, "d"), None);
 }
 
 #[test]

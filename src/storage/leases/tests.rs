@@ -50,6 +50,7 @@ const LIMITS: StateLimits = StateLimits {
     transaction_rows_max: 100,
     transaction_compared_bytes_max: 1_000,
     removal_scan_rows_max: 1024,
+    kept_removal_rows_max: 1024,
     range_removals_max: 64,
     removal_grace_us: 60_000_000,
     session_expiry_us: 90_000_000_000,

@@ -33,7 +33,7 @@ use bytes::{Buf, BufMut};
 use crate::model::{HardState, LogEntry, LogIndex, NodeId, Term};
 
 /// The format version that this release writes, and the only one that it reads.
-pub const FORMAT_VERSION: u32 = 8;
+pub const FORMAT_VERSION: u32 = 9;
 
 /// The size of the segment header: one page, so that the first frame begins on a new one.
 pub(super) const SEGMENT_HEADER_BYTES: usize = 4096;

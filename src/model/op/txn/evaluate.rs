@@ -74,6 +74,8 @@ pub struct TxnRange<'a> {
     pub keys_max: usize,
     /// The most rows that are looked at, at least 1.
     pub rows_max: usize,
+    /// The most bytes of keys that are looked at, where something is decided.
+    pub bytes_max: usize,
 }
 
 /// Keys that have a value.
@@ -110,9 +112,11 @@ pub struct TxnDecision {
 /// What the evaluation of one transaction may look at and tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TxnLimits {
-    /// Rows that comparisons and removals of ranges may look at together, and the same for reads of
-    /// ranges.
+    /// Rows that comparisons and removals of ranges may look at together, but for removals that
+    /// keep history, and the same for reads of ranges.
     pub rows: usize,
+    /// Rows that removals of ranges may look at together that keep history.
+    pub kept_rows: usize,
     /// Bytes of values that comparisons may read together.
     pub compared_bytes: usize,
     /// Bytes of keys and values of the answer.
@@ -124,6 +128,7 @@ impl TxnLimits {
     pub fn of(limits: &StateLimits) -> TxnLimits {
         TxnLimits {
             rows: limits.transaction_rows_max as usize,
+            kept_rows: limits.kept_removal_rows_max as usize,
             compared_bytes: limits.transaction_compared_bytes_max as usize,
             result_bytes: limits::TRANSACTION_RESULT_BYTES_MAX,
         }
@@ -224,6 +229,10 @@ struct Evaluation<'a, R> {
     writes: BTreeMap<Bytes, TxnWrite>,
     /// Rows that comparisons and removals may still look at.
     rows_left: usize,
+    /// Rows that removals may still look at that keep history.
+    kept_rows_left: usize,
+    /// Bytes of keys that these may still look at.
+    kept_bytes_left: usize,
     /// Rows that reads of ranges may still look at.
     read_rows_left: usize,
     compared_bytes_left: usize,
@@ -245,6 +254,8 @@ impl<'a, R: TxnReads> Evaluation<'a, R> {
             tells: false,
             writes: BTreeMap::new(),
             rows_left: limits.rows,
+            kept_rows_left: limits.kept_rows,
+            kept_bytes_left: limits.kept_rows.saturating_mul(limits::KEPT_REMOVAL_BYTES_PER_ROW),
             read_rows_left: limits.rows,
             compared_bytes_left: limits.compared_bytes,
             result_bytes_left: limits.result_bytes,
@@ -306,10 +317,17 @@ impl<'a, R: TxnReads> Evaluation<'a, R> {
                 TxnResult::Del { previous }
             }
             TxnOp::DelRange { from, to, keeps_history, tells_previous } => {
-                let keys = self.all_keys(from, to)?;
+                let keys = match keeps_history {
+                    true => self.all_keys_to_keep(from, to)?,
+                    false => self.all_keys(from, to)?,
+                };
                 let removed = keys.len() as u64;
                 let rows = match self.tells && *tells_previous {
-                    true => self.tell_rows(&keys, false)?,
+                    // No more than any other range tells: each row takes more than its bytes.
+                    true => {
+                        let told = keys.len().min(limits::TRANSACTION_ROWS_MAX);
+                        self.tell_rows(&keys[..told], false)?
+                    }
                     false => Vec::new(),
                 };
                 let del = TxnWrite::Del { keeps_history: *keeps_history };
@@ -386,11 +404,28 @@ impl<'a, R: TxnReads> Evaluation<'a, R> {
         from: &Bytes,
         to: &Bytes,
     ) -> Result<Vec<(Bytes, KeyState)>, Halt<R::Error>> {
-        let found = self.keys((from, to), false, usize::MAX, self.rows_left)?;
+        let found = self.keys((from, to), false, usize::MAX, (self.rows_left, usize::MAX))?;
         if !found.is_whole {
             return Err(Halt::TooLong);
         }
         self.rows_left = self.rows_left.saturating_sub(found.rows);
+        Ok(found.keys)
+    }
+
+    /// The same of one that is removed with its history kept.
+    fn all_keys_to_keep(
+        &mut self,
+        from: &Bytes,
+        to: &Bytes,
+    ) -> Result<Vec<(Bytes, KeyState)>, Halt<R::Error>> {
+        let most = (self.kept_rows_left, self.kept_bytes_left);
+        let found = self.keys((from, to), false, usize::MAX, most)?;
+        if !found.is_whole {
+            return Err(Halt::TooLong);
+        }
+        self.kept_rows_left = self.kept_rows_left.saturating_sub(found.rows);
+        let bytes = found.keys.iter().map(|(key, _)| key.len()).sum();
+        self.kept_bytes_left = self.kept_bytes_left.saturating_sub(bytes);
         Ok(found.keys)
     }
 
@@ -420,7 +455,7 @@ impl<'a, R: TxnReads> Evaluation<'a, R> {
         }
         // One more tells whether there are more.
         let one_more = keys_max.saturating_add(1);
-        let mut found = self.keys(ends, reverse, one_more, self.read_rows_left)?;
+        let mut found = self.keys(ends, reverse, one_more, (self.read_rows_left, usize::MAX))?;
         self.read_rows_left = self.read_rows_left.saturating_sub(found.rows);
         if counts_only {
             let (count, has_more) = (found.keys.len() as u64, !found.is_whole);
@@ -489,7 +524,7 @@ impl<'a, R: TxnReads> Evaluation<'a, R> {
         (from, to): (&Bytes, &Bytes),
         reverse: bool,
         keys_max: usize,
-        rows_max: usize,
+        (rows_max, bytes_max): (usize, usize),
     ) -> Result<TxnFoundKeys, R::Error> {
         if from > to {
             return Ok(TxnFoundKeys { is_whole: true, ..TxnFoundKeys::default() });
@@ -503,7 +538,7 @@ impl<'a, R: TxnReads> Evaluation<'a, R> {
         }
         // So many may be hidden behind what was removed.
         let keys_max_below = keys_max.saturating_add(written.len());
-        let wanted = TxnRange { from, to, reverse, keys_max: keys_max_below, rows_max };
+        let wanted = TxnRange { from, to, reverse, keys_max: keys_max_below, rows_max, bytes_max };
         let mut found = self.before.keys(wanted)?;
         found.rows += written.len();
         if written.is_empty() {

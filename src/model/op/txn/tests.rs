@@ -34,7 +34,7 @@ impl TxnReads for MapReads<'_> {
     }
 
     fn keys(&self, wanted: TxnRange<'_>) -> Result<TxnFoundKeys, Infallible> {
-        let TxnRange { from, to, reverse, keys_max, rows_max } = wanted;
+        let TxnRange { from, to, reverse, keys_max, rows_max, bytes_max: _ } = wanted;
         assert!(from <= to && keys_max > 0 && rows_max > 0, "{wanted:?}");
         let in_range = self.0.iter().filter(|(key, _)| from <= &key[..] && &key[..] <= to);
         let mut keys: Vec<_> = in_range.map(|(key, (state, _))| (key.clone(), *state)).collect();
@@ -48,8 +48,12 @@ impl TxnReads for MapReads<'_> {
     }
 }
 
-const NO_LIMITS: TxnLimits =
-    TxnLimits { rows: usize::MAX, compared_bytes: usize::MAX, result_bytes: usize::MAX };
+const NO_LIMITS: TxnLimits = TxnLimits {
+    rows: usize::MAX,
+    kept_rows: usize::MAX,
+    compared_bytes: usize::MAX,
+    result_bytes: usize::MAX,
+};
 const AT: Timestamp = Timestamp(1_000);
 
 fn key(key: &'static str) -> Bytes {
@@ -408,6 +412,14 @@ fn its_shape_tells_what_it_may_cost() {
     assert_eq!(shape(nested(2, less)).work_rows, 2 + compared_rows + told_rows);
     let of_removal = shape(nested(3, then([del_range("a", "b"), del_range("c", "d")])));
     assert_eq!(of_removal.work_rows, 4 + TRANSACTION_ROWS_MAX);
+    let keeping = TxnOp::DelRange {
+        from: key("a"),
+        to: key("b"),
+        keeps_history: true,
+        tells_previous: false,
+    };
+    let of_keeping = shape(then([keeping]));
+    assert_eq!(of_keeping.work_rows, 2 + limits::KEPT_REMOVAL_ROWS_MAX);
     let of_empty_key = shape(nested(2, then([put("", "")])));
     assert!(of_empty_key.check_keys().is_err());
     assert!(cas.memory_bytes() >= 9 + 4 * limits::ELEMENT_OVERHEAD_BYTES);
@@ -512,7 +524,8 @@ proptest! {
     #[test]
     fn limits_make_nothing_wrong(seed: u64, rows in 0..12usize, bytes in 0..12usize) {
         let (txn, before) = any_txn(seed);
-        let limits = TxnLimits { rows, compared_bytes: bytes, result_bytes: bytes };
+        let limits =
+            TxnLimits { rows, kept_rows: rows, compared_bytes: bytes, result_bytes: bytes };
         let reads = MapReads(&before);
         if !txn.writes() {
             let Ok(answer) = txn.read(&reads, limits);
