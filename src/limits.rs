@@ -623,6 +623,9 @@ pub const GATEWAY_CLIENTS: usize = 3;
 /// Calls of health and reflection under way, watches included, beside all others and beside one a
 /// connection.
 pub const GATEWAY_AUXILIARY_CALLS_MAX: usize = 1024;
+/// Watches and leases kept alive of etcd's interface, a stream each for as long as their client
+/// runs, of all connections beside one a connection. A stream has any number of watches.
+pub const GATEWAY_STREAMS_MAX: usize = 256;
 /// A longer gRPC message is refused, as gRPC servers do by default.
 pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes that calls of all connections make a gateway hold: requests, twice, since they are sent
@@ -684,7 +687,8 @@ const _: () = {
             + GATEWAY_CALL_BYTES
                 * (GATEWAY_CALLS_MAX
                     + GATEWAY_AUXILIARY_CALLS_MAX
-                    + 2 * GATEWAY_CONNECTIONS_MAX
+                    + GATEWAY_STREAMS_MAX
+                    + 3 * GATEWAY_CONNECTIONS_MAX
                     + GATEWAY_READS_MAX * GATEWAY_CALLS_PER_CONNECTION_MAX as usize)
             + GATEWAY_CLIENTS * (SERVERS_MAX + 2) * (VALUE_BYTES_MAX_DEFAULT + PAGE_BYTES_MAX)
             + GATEWAY_CLIENTS * (CLIENT_QUEUED_BYTES_MAX + SERVERS_MAX * CLIENT_QUEUED_BYTES_PAUSE)

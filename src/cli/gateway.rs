@@ -36,6 +36,9 @@ pub struct GatewayArgs {
     /// The whole time of one request to the servers; a call's own deadline may be shorter
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = parse_duration)]
     pub timeout: Duration,
+    /// How often a watch of etcd's interface with progress_notify is told how far it is
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+    pub watch_progress_interval: Duration,
 }
 
 fn parse_gateway(text: &str) -> Result<SocketAddr, String> {
@@ -50,6 +53,7 @@ impl GatewayArgs {
             listen: self.listen.unwrap_or(local),
             servers: self.servers,
             request_timeout: self.timeout,
+            watch_progress_interval: self.watch_progress_interval,
         }
     }
 }

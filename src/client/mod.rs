@@ -93,7 +93,7 @@ pub use self::submit::{Ask, Event};
 pub use self::timing::Timing;
 pub use self::txn::{Incremented, PutSequentialOk, TxnDone, TxnOutput};
 pub use self::txn_builder::{Compared, Operand};
-pub use self::watch::{Watch, WatchEvent, WatchOptions};
+pub use self::watch::{Watch, WatchEvent, WatchOptions, WatchProgress};
 pub use self::writes::{ConditionalPut, Conflict, Written, WrittenMany};
 pub use crate::model::{
     ClientId, ClusterId, Comparison, Condition, Effect, Facts, History, LeaseId, LeaseName,

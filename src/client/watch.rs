@@ -147,12 +147,9 @@ impl Watch {
         .await
     }
 
-    /// The version up to which every change of the range has been given out by now; `None` before
-    /// that is known, and within a reset. It grows about once a second while anything changes in
-    /// the store, also when nothing of the range does: how far that was is how late the watch may
-    /// be.
-    pub fn up_to(&self) -> Option<Timestamp> {
-        self.queue.up_to()
+    /// How far it has come, for whoever does not have the watch itself.
+    pub fn progress(&self) -> WatchProgress {
+        WatchProgress(Arc::clone(&self.queue))
     }
 
     /// Waits until a server has begun the watch, or refuses it for ever.
@@ -199,6 +196,20 @@ impl Watch {
             lock(&self.client.inner.seen).saw(event.version());
         }
         taken
+    }
+}
+
+/// How far a watch has come.
+#[derive(Clone)]
+pub struct WatchProgress(Arc<EventQueue>);
+
+impl WatchProgress {
+    /// The version up to which every change of the range has been given out by now; `None` before
+    /// that is known, and within a reset. It grows about once a second while anything changes in
+    /// the store, also when nothing of the range does: how far that was is how late the watch may
+    /// be.
+    pub fn up_to(&self) -> Option<Timestamp> {
+        self.0.up_to()
     }
 }
 

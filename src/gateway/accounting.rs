@@ -11,9 +11,10 @@
 //!   the other gets. Origins with a few have as many as anybody. So an origin makes room for others
 //!   and for its own, whoever calls again and again keeps nobody out, and where each has a few
 //!   nobody is cut off in a call while others are idle.
-//! - *Calls.* Every connection has a place for one call to the store, and one for a call to the
-//!   services beside it (health, reflection). Of the shared places it gets one more while it, and
-//!   its origin, has fewer than are left, so that nobody ever has them all.
+//! - *Calls.* Every connection has a place for one call to the store, one for a call to the
+//!   services beside it (health, reflection), and one for a stream without an end (a watch). Of the
+//!   shared places it gets one more while it, and its origin, has fewer than are left, so that
+//!   nobody ever has them all.
 //! - *Bytes* of requests that have come, and of answers that have not gone. Every connection has an
 //!   allowance of its own; of the shared bytes it gets more while it, and its origin, would hold no
 //!   more than are left.

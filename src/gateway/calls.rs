@@ -48,6 +48,12 @@ impl Calls {
         within(&self.client, call).with_room(call.room(Call::hold_page))
     }
 
+    /// The client of a call that watches. What a watch was shown and has not been taken is bounded
+    /// by the library.
+    pub(super) fn watcher(&self, call: &CallLimits) -> AsyncClient {
+        within(&self.client, call)
+    }
+
     /// The client of a call's write of so many keys, whose answer is a stream; of a range nobody
     /// knows how many it has.
     pub(super) fn writer(&self, call: &CallLimits, keys: Option<usize>) -> AsyncClient {

@@ -87,6 +87,9 @@ pub struct GatewayConfig {
     pub servers: Vec<SocketAddr>,
     /// The whole time of one request to the group; a call's own deadline may be shorter.
     pub request_timeout: Duration,
+    /// How often a watch of etcd's interface that asks for it is told how far it is, where it is
+    /// told nothing else.
+    pub watch_progress_interval: Duration,
 }
 
 /// Why a gateway could not start or go on.
@@ -147,7 +150,7 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
     let address = listener.local_addr().map_err(listen_failed)?;
 
     let (reporter, health) = tonic_health::server::health_reporter();
-    let etcd = EtcdServices::new(calls.clone(), address);
+    let etcd = EtcdServices::new(calls.clone(), address, config.watch_progress_interval);
     let watch = tokio::spawn(health::watch(reporter.clone(), clients, etcd.clone()));
     let describe = || {
         tonic_reflection::server::Builder::configure()

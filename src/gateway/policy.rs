@@ -141,6 +141,11 @@ impl CallLimits {
         }
     }
 
+    /// What was charged for is gone before the call is.
+    pub(super) fn release(&self, bytes: usize) {
+        self.call.release(bytes);
+    }
+
     /// Counts what a call whose answer is a stream holds of it at once, as far as that is more than
     /// it has held so far.
     ///
@@ -365,12 +370,12 @@ impl Kind {
         let (service, operation) = path.rsplit_once('/').unwrap_or_default();
         if let Some((_, writes)) = ETCD_SERVICES.iter().find(|(name, _)| *name == service) {
             // Clients of etcd keep these open for as long as they run.
-            let timing = match operation {
-                "Watch" | "LeaseKeepAlive" => RequestTiming::Endless,
-                _ => RequestTiming::Whole,
+            let (pool, timing) = match operation {
+                "Watch" | "LeaseKeepAlive" => (Pool::Stream, RequestTiming::Endless),
+                _ => (Pool::Store, RequestTiming::Whole),
             };
             let is_write = writes.contains(&operation);
-            return Kind { pool: Pool::Store, timing, is_write, is_etcd: true };
+            return Kind { pool, timing, is_write, is_etcd: true };
         }
         let is_reflection = service.starts_with("/grpc.reflection.");
         let is_auxiliary = is_reflection || service == "/grpc.health.v1.Health";
@@ -665,6 +670,11 @@ mod tests {
         let open = open.map(|path| account.begin(Kind::of(path).pool).unwrap());
         assert!(account.begin(Kind::of("/project.KeyValueStore/Get").pool).is_some());
         drop(open);
+        // Etcd's clients keep these open, and make other calls beside them.
+        for path in ["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"] {
+            let Kind { pool, timing, is_etcd, .. } = Kind::of(path);
+            assert_eq!((pool, timing, is_etcd), (Pool::Stream, RequestTiming::Endless, true));
+        }
         // Whatever streams requests in the interface has a time for each.
         let interface = include_str!("../../proto/project.proto");
         let rpcs = interface.lines().filter_map(|line| line.trim().strip_prefix("rpc "));

@@ -12,6 +12,8 @@ mod etcd_lease;
 mod etcd_operators;
 mod etcd_site;
 mod etcd_txn;
+mod etcd_watch;
+mod etcdctl_watch;
 #[path = "../support/fake_server.rs"]
 mod fake_server;
 mod faults;

@@ -51,6 +51,8 @@ pub(in crate::gateway) struct AccountLimits {
     pub(in crate::gateway) store_calls_max: usize,
     /// Calls to the other services likewise.
     pub(in crate::gateway) auxiliary_calls_max: usize,
+    /// Streams without an end likewise.
+    pub(in crate::gateway) streams_max: usize,
     /// Bytes of all connections beyond the allowance of each.
     pub(in crate::gateway) bytes_max: usize,
     /// The allowance of each connection.
@@ -68,6 +70,7 @@ impl AccountLimits {
             connections_max,
             store_calls_max: limits::GATEWAY_CALLS_MAX,
             auxiliary_calls_max: limits::GATEWAY_AUXILIARY_CALLS_MAX,
+            streams_max: limits::GATEWAY_STREAMS_MAX,
             bytes_max: limits::GATEWAY_BYTES_MAX,
             own_bytes: limits::GATEWAY_CONNECTION_BYTES,
             stalled_min: GATEWAY_STALLED_MIN,
@@ -84,6 +87,10 @@ pub(in crate::gateway) enum Pool {
     /// they take no place of a call to the store, and a load balancer hears the truth of a gateway
     /// that is full.
     Auxiliary,
+    /// Watches and leases kept alive, which stay open for as long as their clients run, without a
+    /// deadline. A connection that has nothing else going on counts as idle: the gateway owes it
+    /// something only when something happens.
+    Stream,
 }
 
 /// Who has to act next in a call.
@@ -172,6 +179,7 @@ struct Shares {
     bytes: usize,
     store_calls: usize,
     auxiliary_calls: usize,
+    streams: usize,
     meter: Arc<Meter>,
 }
 
@@ -180,6 +188,7 @@ impl Shares {
         match pool {
             Pool::Store => &mut self.store_calls,
             Pool::Auxiliary => &mut self.auxiliary_calls,
+            Pool::Stream => &mut self.streams,
         }
     }
 }
@@ -231,8 +240,8 @@ impl Entry {
         self.calls.values().filter(|call| call.pool == pool).count()
     }
 
-    /// The sum of `measure` over its calls to the store that have been at the client's turn for so
-    /// long.
+    /// The sum of `measure` over its calls to the store, streams included, that have been at the
+    /// client's turn for so long.
     fn left_lying(
         &self,
         now: Instant,
@@ -240,7 +249,7 @@ impl Entry {
         measure: &impl Fn(&CallEntry) -> usize,
     ) -> usize {
         let lies = |call: &&CallEntry| {
-            call.pool == Pool::Store
+            call.pool != Pool::Auxiliary
                 && call.turn == Turn::Client
                 && now.saturating_duration_since(call.since) >= min
         };
@@ -441,6 +450,7 @@ impl Books {
         let max = match pool {
             Pool::Store => self.limits.store_calls_max,
             Pool::Auxiliary => self.limits.auxiliary_calls_max,
+            Pool::Stream => self.limits.streams_max,
         };
         let left = max.saturating_sub(*self.total.calls(pool));
         let of_origin = self.origins.get_mut(&origin).map_or(0, |shares| *shares.calls(pool));
@@ -471,7 +481,7 @@ impl Books {
                     && let Some(victim) = self.to_give_way(
                         &shortage,
                         |shares| shares.store_calls,
-                        |call| usize::from(call.is_shared),
+                        |call| usize::from(call.is_shared && call.pool == Pool::Store),
                         |_| usize::MAX,
                     )
                 {

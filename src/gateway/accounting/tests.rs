@@ -12,6 +12,7 @@ pub(in crate::gateway) const AMPLE: AccountLimits = AccountLimits {
     connections_max: 100,
     store_calls_max: 100,
     auxiliary_calls_max: 100,
+    streams_max: 100,
     bytes_max: 1 << 30,
     own_bytes: 0,
     stalled_min: Duration::MAX,
@@ -83,6 +84,22 @@ fn who_waits_for_its_client_is_idle_and_so_is_who_only_watches() {
     });
     assert!(is_displaced(&unread) && is_displaced(&watching) && !is_displaced(&owing));
     assert!(accounts.open(HERE).is_none(), "the gateway owes each of them an answer");
+}
+
+/// Its client may be there for days without an event, and its connection is not kept for that.
+#[test]
+fn each_connection_may_have_a_stream_and_counts_as_idle_while_it_has_nothing_else() {
+    let limits =
+        AccountLimits { connections_max: 2, streams_max: 0, stalled_min: Duration::ZERO, ..AMPLE };
+    let accounts = Accounts::new(limits);
+    let [watching, owing] = [0; 2].map(|_| accounts.open(HERE).unwrap());
+    let stream = watching.begin(Pool::Stream).unwrap();
+    stream.turn(Turn::Gateway);
+    assert!(watching.begin(Pool::Stream).is_none(), "all other places are taken");
+    drop(watching.begin(Pool::Store).expect("a stream takes no place of a call"));
+    let _owed = owed(&owing);
+    let _new = accounts.open(HERE).unwrap();
+    assert!(is_displaced(&watching) && !is_displaced(&owing));
 }
 
 #[test]

@@ -86,6 +86,13 @@ impl EtcdError {
     }
 }
 
+impl EtcdError {
+    /// The text that clients of etcd know it by.
+    pub(super) fn text(self) -> &'static str {
+        self.told().1
+    }
+}
+
 impl From<EtcdError> for Status {
     fn from(error: EtcdError) -> Status {
         let (code, text) = error.told();

@@ -34,6 +34,7 @@ mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::service::Routes;
@@ -75,17 +76,31 @@ struct EtcdState {
     waiting: Arc<Semaphore>,
     /// Where clients reach the gateway.
     client_url: String,
+    watch_progress_interval: Duration,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl EtcdServices {
     /// Those of a gateway that listens on this address.
-    pub(super) fn new(calls: Calls, address: SocketAddr) -> EtcdServices {
-        let (headers, alarms) = (Headers::default(), Alarms::default());
-        let client_url = format!("http://{address}");
-        let waiting = Arc::new(Semaphore::new(ETCD_WAITING_MAX));
-        EtcdServices(Arc::new(EtcdState { calls, headers, alarms, waiting, client_url }))
+    pub(super) fn new(
+        calls: Calls,
+        address: SocketAddr,
+        watch_progress_interval: Duration,
+    ) -> EtcdServices {
+        EtcdServices(Arc::new(EtcdState {
+            calls,
+            headers: Headers::default(),
+            alarms: Alarms::default(),
+            waiting: Arc::new(Semaphore::new(ETCD_WAITING_MAX)),
+            client_url: format!("http://{address}"),
+            watch_progress_interval,
+        }))
+    }
+
+    /// How often a watch that asks for it is told how far it is, where it is told nothing else.
+    fn watch_progress_interval(&self) -> Duration {
+        self.0.watch_progress_interval
     }
 
     fn calls(&self) -> &Calls {
