@@ -691,6 +691,60 @@ mod tests {
     }
 
     #[test]
+    fn etcds_services_are_known_with_what_they_write_and_which_streams_stay_open() {
+        let files = [
+            include_str!("../../proto/etcd/rpc.proto"),
+            include_str!("../../proto/etcd/lock.proto"),
+            include_str!("../../proto/etcd/election.proto"),
+        ];
+        let (mut services, mut writes, mut open) = (0, 0, Vec::new());
+        for file in files {
+            let (mut package, mut service) = ("", "");
+            for line in file.lines().map(str::trim) {
+                if let Some(name) = line.strip_prefix("package ") {
+                    package = name.trim_end_matches(';');
+                } else if let Some(name) = line.strip_prefix("service ") {
+                    service = name.trim_end_matches(" {");
+                    services += 1;
+                } else if let Some(rpc) = line.strip_prefix("rpc ") {
+                    let (name, rest) = rpc.split_once('(').unwrap();
+                    let kind = Kind::of(&format!("/{package}.{service}/{name}"));
+                    assert!(kind.is_etcd, "{rpc}");
+                    writes += usize::from(kind.is_write);
+                    let is_open = kind.timing == RequestTiming::Endless;
+                    assert_eq!(is_open, rest.starts_with("stream "), "{rpc}");
+                    open.extend(is_open.then_some(name));
+                }
+            }
+        }
+        assert_eq!(services, ETCD_SERVICES.len());
+        let listed = ETCD_SERVICES.iter().map(|(_, writes)| writes.len());
+        assert_eq!(writes, listed.sum::<usize>(), "each that is listed is there");
+        assert_eq!(open, ["Watch", "LeaseKeepAlive"]);
+    }
+
+    #[test]
+    fn etcd_is_told_in_its_own_words_what_the_gateway_refuses() {
+        let account = account(AccountLimits { store_calls_max: 0, ..AMPLE });
+        let etcd = || {
+            let request = Request::builder().uri("/etcdserverpb.KV/Range");
+            request.extension(account.clone()).body(Body::empty()).unwrap()
+        };
+        let told = |status: fn() -> Status| {
+            let answer = move |_: Request<Body>| std::future::ready(status().into_http::<Body>());
+            block_on(CallPolicy.layer(Inner(answer)).call(etcd())).unwrap()
+        };
+        let long = self::status(&told(|| Status::out_of_range("too long")));
+        assert_eq!(long.code(), tonic::Code::InvalidArgument);
+        assert_eq!(long.message(), "etcdserver: request is too large");
+        let compacted = self::status(&told(|| EtcdError::Compacted.into()));
+        assert_eq!(compacted.code(), tonic::Code::OutOfRange);
+        let _only_place = account.begin(Pool::Store).unwrap();
+        let busy = self::status(&told(|| Status::ok("")));
+        assert_eq!(busy.message(), "etcdserver: too many requests");
+    }
+
+    #[test]
     fn an_overlong_message_is_an_invalid_argument() {
         let mut service = CallPolicy
             .layer(Inner(|_| std::future::ready(Status::out_of_range("too long").into_http())));
