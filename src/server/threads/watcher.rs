@@ -29,6 +29,12 @@ use crate::workers::thread::DeadlineThread;
 /// Requests of clients that the hub has not taken in. Past it they are told to ask again: the hub
 /// takes a million a second, and each connection has few requests under way.
 const CLIENT_INPUTS_MAX: usize = 64 * 1024;
+/// Bytes of their keys, which are held also when their connections are gone: two thousand of the
+/// longest, and many times what the hub leaves behind.
+const CLIENT_INPUT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Pieces of work that are taken in before watches are shown something, which takes some ten
+/// milliseconds at most. So nobody's request waits for many pages of others.
+const INPUTS_PER_FLUSH_MAX: usize = 256;
 /// Everything in the queue. The end of a connection is told only where it has asked for something,
 /// so that there are as many ends as connections and inputs of clients. Besides there are an answer
 /// to each page, the word that something is marked, and the end.
@@ -43,9 +49,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 enum WatchWork {
     Input(WatchInput),
-    /// The same from a client, which is counted.
-    OfClient(WatchInput),
-    /// Something was marked when nothing was.
+    /// The same from a client, which is counted, with the bytes of its keys.
+    OfClient(WatchInput, usize),
+    /// Something is marked. There is one at most in the queue.
     Marked,
     Stop,
 }
@@ -53,17 +59,13 @@ enum WatchWork {
 /// What may be said very often, and is taken in once.
 #[derive(Default)]
 struct WatchMarks {
+    /// The queue has a [`WatchWork::Marked`], whoever has taken the marks meanwhile.
+    is_told: bool,
     applied: bool,
     cut_off: bool,
     sent: HashMap<ConnectionId, usize>,
     /// By the numbers of the watches, as many of each connection as it may have.
     credits: HashMap<ConnectionId, HashMap<u64, u32>>,
-}
-
-impl WatchMarks {
-    fn is_empty(&self) -> bool {
-        !self.applied && !self.cut_off && self.sent.is_empty() && self.credits.is_empty()
-    }
 }
 
 /// The way to the thread, from any other.
@@ -72,10 +74,33 @@ pub(super) struct WatchQueue {
     queue: Sender<WatchWork>,
     marks: Arc<Mutex<WatchMarks>>,
     of_clients: Arc<AtomicUsize>,
+    bytes_of_clients: Arc<AtomicUsize>,
     store: Store,
 }
 
 impl WatchQueue {
+    fn new(queue: Sender<WatchWork>, store: Store) -> WatchQueue {
+        let (marks, of_clients, bytes_of_clients) = Default::default();
+        WatchQueue { queue, marks, of_clients, bytes_of_clients, store }
+    }
+
+    /// Counts a request of a client, if there is room for it.
+    fn count(&self, bytes: usize) -> bool {
+        let waiting = self.of_clients.fetch_add(1, Ordering::Relaxed);
+        let waiting_bytes = self.bytes_of_clients.fetch_add(bytes, Ordering::Relaxed);
+        let has_room = waiting < CLIENT_INPUTS_MAX && waiting_bytes < CLIENT_INPUT_BYTES_MAX;
+        if !has_room {
+            self.forget(bytes);
+        }
+        has_room
+    }
+
+    /// A request that was counted is taken in.
+    fn forget(&self, bytes: usize) {
+        self.of_clients.fetch_sub(1, Ordering::Relaxed);
+        self.bytes_of_clients.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     /// The state machine has gone on, or a snapshot has taken its place.
     pub fn applied(&self) {
         if self.is_watched() {
@@ -105,17 +130,22 @@ impl WatchQueue {
 
     fn mark<T>(&self, mark: impl FnOnce(&mut WatchMarks) -> T) -> T {
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_empty = marks.is_empty();
+        let is_told = std::mem::replace(&mut marks.is_told, true);
         let marked = mark(&mut marks);
         drop(marks);
-        if was_empty {
+        if !is_told {
             self.push(WatchWork::Marked);
         }
         marked
     }
 
-    fn take_marks(&self) -> WatchMarks {
-        std::mem::take(&mut *self.marks.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Takes what is marked; `was_told` that the queue has just given out its word of it. As long
+    /// as that is in the queue there is no second one, or the queue would grow by one with each
+    /// request that is taken in meanwhile.
+    fn take_marks(&self, was_told: bool) -> WatchMarks {
+        let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_told = marks.is_told && !was_told;
+        std::mem::replace(&mut *marks, WatchMarks { is_told, ..WatchMarks::default() })
     }
 
     fn push(&self, work: WatchWork) {
@@ -145,8 +175,7 @@ impl WatchThread {
         completions: CompletionSender,
     ) -> io::Result<WatchThread> {
         let (sender, receiver) = queue::bounded(QUEUE_MAX);
-        let (marks, of_clients) = Default::default();
-        let queue = WatchQueue { queue: sender, marks, of_clients, store: store.clone() };
+        let queue = WatchQueue::new(sender, store.clone());
         let reader = WatchReader { store: store.clone(), completions: completions.clone() };
         let answers = queue.clone();
         let complete = move |input| answers.push(WatchWork::Input(input));
@@ -179,13 +208,15 @@ impl WatchThread {
     /// Hands over what a client asks for. Returns false if too much waits.
     #[must_use]
     pub fn ask(&self, input: WatchInput) -> bool {
-        let waiting = self.queue.of_clients.fetch_add(1, Ordering::Relaxed);
-        if waiting >= CLIENT_INPUTS_MAX {
-            self.queue.of_clients.fetch_sub(1, Ordering::Relaxed);
-            return false;
+        let bytes = match &input {
+            WatchInput::Watch { request, .. } => request.range.from.len() + request.range.to.len(),
+            _ => 0,
+        };
+        let has_room = self.queue.count(bytes);
+        if has_room {
+            self.queue.push(WatchWork::OfClient(input, bytes));
         }
-        self.queue.push(WatchWork::OfClient(input));
-        true
+        has_room
     }
 
     /// So much has left for a connection.
@@ -231,7 +262,7 @@ impl WatcherThread {
         let mut progress_due = Instant::now() + PROGRESS_INTERVAL;
         loop {
             let left = progress_due.saturating_duration_since(Instant::now());
-            let received = match self.hub.is_behind() {
+            let mut received = match self.hub.is_behind() {
                 true => work.try_recv(),
                 false => match work.recv_timeout(left) {
                     Ok(work) => Some(work),
@@ -239,15 +270,19 @@ impl WatcherThread {
                     Err(RecvError::Disconnected) => return,
                 },
             };
-            self.take_marked();
-            match received {
-                None | Some(WatchWork::Marked) => {}
-                Some(WatchWork::Stop) => return,
-                Some(WatchWork::Input(input)) => self.take(input),
-                Some(WatchWork::OfClient(input)) => {
-                    self.queue.of_clients.fetch_sub(1, Ordering::Relaxed);
-                    self.take(input);
+            self.take_marked(false);
+            for room in (0..INPUTS_PER_FLUSH_MAX).rev() {
+                match received.take() {
+                    None => break,
+                    Some(WatchWork::Marked) => self.take_marked(true),
+                    Some(WatchWork::Stop) => return,
+                    Some(WatchWork::Input(input)) => self.take(input),
+                    Some(WatchWork::OfClient(input, bytes)) => {
+                        self.queue.forget(bytes);
+                        self.take(input);
+                    }
                 }
+                received = if room > 0 { work.try_recv() } else { None };
             }
             if Instant::now() >= progress_due {
                 self.hub.handle(WatchInput::Progress);
@@ -257,8 +292,9 @@ impl WatcherThread {
         }
     }
 
-    fn take_marked(&mut self) {
-        let WatchMarks { applied, cut_off, sent, credits } = self.queue.take_marks();
+    fn take_marked(&mut self, was_told: bool) {
+        let WatchMarks { is_told: _, applied, cut_off, sent, credits } =
+            self.queue.take_marks(was_told);
         if applied {
             self.hub.handle(WatchInput::Applied);
         }
@@ -349,23 +385,71 @@ mod tests {
         let store = StateMachine::open(engine, StateLimits::default()).unwrap().store();
         store.follow(true);
         let (sender, receiver) = queue::bounded(3);
-        let (marks, of_clients) = Default::default();
-        let queue = WatchQueue { queue: sender, marks, of_clients, store };
+        let queue = WatchQueue::new(sender, store);
         let id = ConnectionId::from_u64;
         for round in 0..1_000 {
             queue.applied();
             queue.mark(|marks| *marks.sent.entry(id(round % 2)).or_default() += 3);
             if round < 2 {
-                queue.push(WatchWork::OfClient(WatchInput::Progress));
+                queue.push(WatchWork::OfClient(WatchInput::Progress, 0));
             }
         }
-        let marked = queue.take_marks();
+        let marked = queue.take_marks(false);
         assert!(marked.applied);
         assert_eq!(marked.sent, HashMap::from([(id(0), 1_500), (id(1), 1_500)]));
         let taken = std::iter::from_fn(|| receiver.try_recv()).count();
         assert_eq!(taken, 3);
+        assert!(!queue.take_marks(true).applied);
         queue.applied();
         assert!(matches!(receiver.try_recv(), Some(WatchWork::Marked)));
+    }
+
+    /// The marks were taken with each request that was taken in, and the word of them stayed in the
+    /// queue, beside a new one: the queue grew by one with each request, up to where the process
+    /// ended.
+    #[test]
+    fn a_queue_that_is_not_worked_off_does_not_grow_by_words_of_marks() {
+        let engine = Arc::new(MemoryEngine::new());
+        let store = StateMachine::open(engine, StateLimits::default()).unwrap().store();
+        store.follow(true);
+        let (sender, receiver) = queue::bounded(5);
+        let queue = WatchQueue::new(sender, store);
+        let ask = || {
+            assert!(queue.count(0));
+            queue.push(WatchWork::OfClient(WatchInput::Progress, 0));
+        };
+        (0..4).for_each(|_| ask());
+        for _ in 0..100 {
+            queue.applied();
+            let was_told = match receiver.try_recv() {
+                Some(WatchWork::Marked) => true,
+                Some(WatchWork::OfClient(..)) => {
+                    queue.forget(0);
+                    false
+                }
+                other => panic!("{}", other.is_some()),
+            };
+            assert!(queue.take_marks(was_told).applied);
+            if !was_told {
+                ask();
+            }
+        }
+    }
+
+    #[test]
+    fn requests_are_bounded_by_their_number_and_by_the_bytes_of_their_keys() {
+        let engine = Arc::new(MemoryEngine::new());
+        let store = StateMachine::open(engine, StateLimits::default()).unwrap().store();
+        let (sender, _receiver) = queue::bounded(1);
+        let queue = WatchQueue::new(sender, store);
+        let most = |bytes: usize| {
+            let counted = (0..).take_while(|_| queue.count(bytes)).count();
+            (0..counted).for_each(|_| queue.forget(bytes));
+            counted
+        };
+        assert_eq!(most(1), CLIENT_INPUTS_MAX);
+        assert_eq!(most(8 * 1024), CLIENT_INPUT_BYTES_MAX / (8 * 1024));
+        assert_eq!(most(0), CLIENT_INPUTS_MAX, "nothing was counted that was refused");
     }
 
     /// Credit without end, which costs eight bytes a time, filled the queue, and whoever came next
@@ -375,8 +459,7 @@ mod tests {
         let engine = Arc::new(MemoryEngine::new());
         let store = StateMachine::open(engine, StateLimits::default()).unwrap().store();
         let (sender, _receiver) = queue::bounded(1);
-        let (marks, of_clients) = Default::default();
-        let queue = WatchQueue { queue: sender, marks, of_clients, store };
+        let queue = WatchQueue::new(sender, store);
         let id = ConnectionId::from_u64;
         for _ in 0..100_000 {
             assert!(queue.credit(id(1), 7, u32::MAX / 2, 1));
@@ -385,7 +468,7 @@ mod tests {
         let taken = (0..).take_while(|watch| queue.credit(id(2), *watch, 1, 1)).count();
         assert_eq!(taken, most);
         assert!(queue.credit(id(2), 0, 1, 1) && queue.credit(id(3), 0, 1, 1));
-        let credits = queue.take_marks().credits;
+        let credits = queue.take_marks(false).credits;
         assert_eq!(credits[&id(1)], HashMap::from([(7, u32::MAX)]));
         assert_eq!((credits[&id(2)].len(), credits[&id(2)][&0], credits.len()), (most, 2, 3));
     }
