@@ -98,7 +98,9 @@ impl StoreService {
                     WatchEnd::TooSlow => TOO_SLOW,
                     WatchEnd::CutOff => CUT_OFF,
                 };
-                self.refuse(net, connection, why.into());
+                self.refuse(net, connection, why.to_owned());
+                // It has taken little for long, and what it holds is what others wait for.
+                net.set_deadline(connection, Some(net.now() + limits::CLOSE_LINGER));
             }
             WatchOutput::Send { connection, frames } => self.show(net, connection, frames),
             WatchOutput::Read(read) => panic!("the event loop is to read {read:?}"),

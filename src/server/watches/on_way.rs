@@ -189,13 +189,17 @@ impl BytesOnWay {
     /// process. It is the one to which much was on its way for longest; a byte now and then does
     /// not help.
     pub fn heaviest(&mut self) -> Option<ConnectionId> {
-        let has_room = self.stopped.is_empty() && !self.is_full();
+        // A client that is shown something all the time always has a little on its way, and does
+        // not get heavier by that.
         for way in self.connections.values_mut() {
-            way.byte_seconds += way.bytes as u64;
+            match way.bytes.saturating_sub(self.limits.few_bytes_max) {
+                0 => way.byte_seconds = 0,
+                much => way.byte_seconds += much as u64,
+            }
         }
         let open = self.connections.iter_mut().filter(|(_, way)| !way.is_closing);
         let (connection, way) = open.max_by_key(|(id, way)| (way.byte_seconds, **id))?;
-        if has_room {
+        if self.stopped.is_empty() || way.byte_seconds == 0 {
             return None;
         }
         way.is_closing = true;
@@ -282,10 +286,30 @@ mod tests {
         ways.add(ip(2), id(2), 12);
         ways.add(ip(3), id(3), 12);
         assert!(ways.is_full());
+        assert_eq!(ways.heaviest(), None, "nobody waits");
+        ways.stop(ip(4), id(4), WatchKey(4), Room::ProcessFull);
         assert_eq!(ways.heaviest(), Some(id(1)), "a byte now and then does not help");
         assert_eq!(ways.heaviest(), Some(id(3)), "and each is closed once");
-        ways.closed(id(1));
+        assert_eq!(ways.closed(id(1)), [WatchKey(4)]);
         ways.closed(id(3));
         assert_eq!(ways.heaviest(), None);
+    }
+
+    /// Whoever was shown something for a day, and took all of it, was taken for the one who keeps
+    /// others waiting.
+    #[test]
+    fn who_takes_what_it_is_shown_does_not_get_heavier_with_time() {
+        let mut ways = BytesOnWay::new(LIMITS);
+        let id = ConnectionId::from_u64;
+        // There is always something on its way.
+        ways.add(ip(1), id(1), 1);
+        for _ in 0..1_000 {
+            ways.add(ip(1), id(1), 1);
+            assert_eq!(ways.heaviest(), None);
+            ways.sent(id(1), 1);
+        }
+        ways.add(ip(2), id(2), 30);
+        ways.stop(ip(3), id(3), WatchKey(3), Room::ProcessFull);
+        assert_eq!(ways.heaviest(), Some(id(2)));
     }
 }
