@@ -431,8 +431,14 @@ impl Leases {
         self.look(&is_asked);
         let mut record = LeaseRecord::default();
         let known = &mut self.known;
-        let most = if may_end { self.over.len().min(LEASES_PER_RECORD_MAX) } else { 0 };
-        for id in self.over.extract_if(..most, |id| !is_asked(*id)) {
+        let mut most = if may_end { LEASES_PER_RECORD_MAX } else { 0 };
+        // Those that are asked for are stepped over: what is in front of others does not keep them.
+        let mut ends = |id: &LeaseId| {
+            let is_taken = most > 0 && !is_asked(*id);
+            most -= usize::from(is_taken);
+            is_taken
+        };
+        for id in self.over.extract_if(.., |id| ends(id)) {
             // Some were kept alive meanwhile, or revoked.
             let Some(lease) = known.get_mut(&id) else { continue };
             lease.is_listed = false;

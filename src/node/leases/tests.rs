@@ -261,6 +261,22 @@ fn a_lease_that_is_asked_to_be_kept_alive_does_not_end_until_that_is_answered_or
     assert_eq!(ended, [1, 2]);
 }
 
+/// Those that were asked for were in front of all others, as many as a record takes, and no lease
+/// behind them ended.
+#[test]
+fn leases_that_are_asked_for_do_not_keep_others_from_ending() {
+    let many = LEASES_PER_RECORD_MAX as u64;
+    let states: Vec<_> = (1..=many + 2).map(|id| state(id, 10)).collect();
+    let mut leader = Leader::of(&states);
+    leader.run_to(10 * SECOND - 1);
+    leader.now_us += 1;
+    leader.leases.advance(leader.now_us);
+    let is_asked = |id: LeaseId| id.0 <= many;
+    let record = leader.leases.next_record(true, is_asked).unwrap();
+    let ends: Vec<_> = record.ends.iter().map(|name| name.id.0).collect();
+    assert_eq!(ends, [many + 1, many + 2]);
+}
+
 #[test]
 fn an_id_that_was_granted_again_is_another_lease() {
     let mut leader = Leader::of(&[state(1, 10)]);
