@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::Command;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -125,6 +125,8 @@ pub(super) struct Stops {
     notice: Arc<Latch>,
     /// The first of them; 0 before.
     first: Arc<AtomicI32>,
+    /// How many have come.
+    count: Arc<AtomicUsize>,
 }
 
 impl Stops {
@@ -137,10 +139,13 @@ impl Stops {
         let (teller, told) = mpsc::channel();
         let (notice, first) = (Arc::new(Latch::default()), Arc::new(AtomicI32::new(0)));
         let (tell, given, number) = (teller.clone(), Arc::clone(&notice), Arc::clone(&first));
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
         let listen = move || {
             for signal in signals.forever() {
                 if stops.contains(&signal) {
                     let _ = number.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
+                    counted.fetch_add(1, Ordering::SeqCst);
                     given.open();
                 }
                 // The one who is told ends with the process.
@@ -149,7 +154,7 @@ impl Stops {
         };
         let thread = thread::Builder::new().name("acervo-signal".into());
         thread.spawn(listen).map_err(refused)?;
-        Ok(Stops { told, teller, notice, first })
+        Ok(Stops { told, teller, notice, first, count })
     }
 
     /// Is done when this process is told to stop.
@@ -183,8 +188,9 @@ impl Stops {
         }
     }
 
-    /// Ends the process when it is told to stop once more: whoever does so will not wait until
-    /// something is given back that nobody takes.
+    /// Ends the process when it is told to stop for the second time: whoever does so will not wait
+    /// until something is given back that nobody takes. The first time does not count, also where
+    /// nobody has heard of it yet.
     fn stop_at_once(self) {
         let thread = thread::Builder::new().name("acervo-stop".into());
         // Without it the time of a request is waited for.
@@ -192,6 +198,7 @@ impl Stops {
             while let Some(told) = self.next(None) {
                 if let Told::Signal(signal) = told
                     && signal != SIGCHLD
+                    && self.count.load(Ordering::SeqCst) > 1
                 {
                     std::process::exit(status_of_signal(signal).into());
                 }
