@@ -25,8 +25,8 @@
 //! 4. A peer's row is written before any of its files, and is marked `offered` only when all its
 //!    files are there. It is removed before them, or ends with them or before them
 //!    (`peer_leases`). Peers without an offered row of their own are not found by searches, so
-//!    nobody is shown a part of what a peer has. A removal stores nothing, since it must be
-//!    possible on a full disk.
+//!    nobody is shown a part of what a peer has. The removal of that row stores nothing, since
+//!    it must be possible on a full disk; leases end once there is room.
 //! 5. The three rows of a file are written in one write, with one lease, and removed in one write.
 //! 6. No versions accumulate: a row that is overwritten is trimmed, and a file that has changed is
 //!    removed and written. Keys that end with a lease keep their history, and a group that keeps

@@ -4,7 +4,8 @@
 //! else has the peer by now. Files are written in bounded pieces, and removed in such pieces or
 //! with their leases.
 //!
-//! A removal stores nothing, since it must be possible on a full disk.
+//! The removal of that row stores nothing, since it must be possible on a full disk, where the
+//! leases of the others end later.
 
 use super::peer_leases::{LEASES_PER_PEER_MAX, PeerLeases, lease_ttls};
 use super::row_store::{LeasedRow, Result, RowStore};
@@ -181,7 +182,14 @@ impl<S: RowStore> StoreDirectory<S> {
             return Ok(false);
         };
         self.state().recount(Some(stored.row.files), None);
-        leases.ids().try_for_each(|lease| self.store.revoke(lease))?;
+        // On a full disk no lease ends. The peer is gone all the same, and its leases end once
+        // there is room, since nobody keeps them alive.
+        for lease in leases.ids() {
+            if let Err(error) = self.store.revoke(lease) {
+                log::debug!("the rows of peer {peer} stay until their lease ends: {error}");
+                break;
+            }
+        }
         if let Err(error) = self.remove_past(peer, at) {
             // Nobody is shown it, and it may be gone already where the history is short.
             log::debug!("what peer {peer} had is removed, and its past is not: {error}");
