@@ -1,6 +1,7 @@
 //! Standard output of the commands that print an answer.
 
 use std::io::{self, IsTerminal, LineWriter, Write};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -26,6 +27,9 @@ impl StandardOutput {
         StandardOutput(LineWriter::new(Raw))
     }
 }
+
+/// How often it is looked, while nothing happens, whether anybody still reads what is printed.
+pub(super) const READER_LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Whether a person sees what is printed.
 pub(super) fn is_terminal() -> bool {

@@ -64,7 +64,7 @@ calls! {
         let options = WatchOptions { after: Some(at), ..WatchOptions::default() };
         let watch = client.follow(range, options)?;
         let ready = book.settled().into_iter().collect();
-        Ok(Leaders { book, watch, ready })
+        Ok(Leaders { book, watch, ready, is_over: false })
     }
 }
 
@@ -204,6 +204,8 @@ pub struct Leaders {
     watch: Watch,
     /// What is told next.
     ready: VecDeque<Option<Leader>>,
+    /// An error was told, after which the book may lack somebody.
+    is_over: bool,
 }
 
 impl Leaders {
@@ -214,6 +216,9 @@ impl Leaders {
             if let Some(leader) = self.ready.pop_front() {
                 return Some(Ok(leader));
             }
+            if self.is_over {
+                return None;
+            }
             let event = match until {
                 Some(until) => {
                     self.watch.next_within(until.saturating_duration_since(Instant::now()))?
@@ -221,6 +226,7 @@ impl Leaders {
                 None => self.watch.next()?,
             };
             if let Err(error) = event.and_then(|event| self.book.take(event)) {
+                self.is_over = true;
                 return Some(Err(error));
             }
             self.ready.extend(self.book.settled());
@@ -233,8 +239,12 @@ impl Leaders {
             if let Some(leader) = self.ready.pop_front() {
                 return Some(Ok(leader));
             }
+            if self.is_over {
+                return None;
+            }
             let event = self.watch.next_event().await?;
             if let Err(error) = event.and_then(|event| self.book.take(event)) {
+                self.is_over = true;
                 return Some(Err(error));
             }
             self.ready.extend(self.book.settled());

@@ -235,7 +235,7 @@ pub enum ClientError {
         wait: Duration,
     },
     /// A lock or leadership is lost, or its place in the queue: its key is not there any more.
-    #[error("'{0}' is lost: its lease has ended, or somebody has deleted its key")]
+    #[error("'{0}' is lost: its lease may have ended, or somebody has deleted its key")]
     ContenderGone(String),
     /// The text is not a session token.
     #[error("'{0}' is not a session token: give what --print-session or session_token() gave")]

@@ -4,6 +4,7 @@
 use std::fs;
 use std::future::Future;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
@@ -100,6 +101,19 @@ fn stubborn(trap: &str) -> String {
         "trap '{trap}' TERM INT; echo \"$ACERVO_LOCK_KEY\t$ACERVO_FENCE\"; \
          while :; do sleep 0.05; done"
     )
+}
+
+#[test]
+fn who_observes_ends_with_its_reader_before_the_next_change() {
+    let group = Group::start(1, &["--console", "off"]);
+    let mut observe = Command::new(ACERVO);
+    observe.args(["observe", "x", "--servers", &group.list()]);
+    let mut observe = observe.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(observe.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "none\n");
+    let ended = eventually("it ends", || observe.try_wait().unwrap());
+    assert_eq!(ended.signal(), Some(Signal::PIPE.as_raw()), "{ended}");
 }
 
 #[test]

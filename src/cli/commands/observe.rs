@@ -8,6 +8,7 @@ use serde_json::json;
 use super::super::args::RequestArgs;
 use super::super::outcome::{CommandError, CommandOutcome};
 use super::super::output::Object;
+use super::super::stdout;
 use super::session::{OneShot, Streams, builder, print};
 use crate::client::Leader;
 use crate::text::escape;
@@ -38,10 +39,14 @@ impl OneShot for ObserveArgs {
     fn run(&self, streams: &mut Streams<'_>) -> Result<CommandOutcome, CommandError> {
         let RequestArgs { group, timeout, .. } = &self.request;
         let client = builder(&group.servers, *timeout).build()?;
-        let leaders = client.observe(self.name.as_encoded_bytes())?;
-        let most =
-            self.limit.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
-        for leader in leaders.take(most) {
+        let mut leaders = client.observe(self.name.as_encoded_bytes())?;
+        let mut left = self.limit.unwrap_or(u64::MAX);
+        while left > 0 {
+            let Some(leader) = leaders.next_within(stdout::READER_LOOK_PAUSE) else {
+                stdout::end_without_reader();
+                continue;
+            };
+            left -= 1;
             let out = &mut *streams.out;
             match leader? {
                 Some(Leader { key, value, fence, timestamp, .. }) => {

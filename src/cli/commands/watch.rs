@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -22,9 +21,6 @@ use crate::text::escape;
 /// Bytes of a value that a command finds in its environment: half of what Linux allows for one
 /// string there. A longer one is on its standard input alone.
 const ENVIRONMENT_BYTES_MAX: usize = 64 * 1024;
-
-/// How often it is looked, while nothing changes, whether anybody still reads what is printed.
-const READER_LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// The flags and arguments of `acervo watch`.
 #[derive(Debug, Args)]
@@ -97,7 +93,7 @@ impl OneShot for WatchArgs {
         let format = session.format();
         let mut watch = session.client.watch(range, options)?;
         loop {
-            let Some(event) = watch.next_within(READER_LOOK_PAUSE) else {
+            let Some(event) = watch.next_within(stdout::READER_LOOK_PAUSE) else {
                 stdout::end_without_reader();
                 continue;
             };
