@@ -628,6 +628,9 @@ pub const GATEWAY_AUXILIARY_CALLS_MAX: usize = 1024;
 pub const GATEWAY_STREAMS_MAX: usize = 256;
 /// A longer gRPC message is refused, as gRPC servers do by default.
 pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// A longer JSON request to a gateway is refused: four thirds of etcd's longest message,
+/// for keys and values in base64, and as much as half of that again for the names around them.
+pub const GATEWAY_JSON_BYTES_MAX: usize = GATEWAY_MESSAGE_BYTES_MAX;
 /// Bytes that calls of all connections make a gateway hold: requests, twice, since they are sent
 /// on, and answers that have not been read. One connection, or one origin, may have half of it;
 /// past that `RESOURCE_EXHAUSTED`. With what connections have of their own and with HTTP/2's

@@ -81,8 +81,10 @@ pub(super) fn stranger(error: Option<&FrameError>, role: HelloRole) -> Failure {
 pub(super) fn found_there(first: [u8; 4], role: HelloRole) -> String {
     let expected = expected(role);
     let found = match &first {
+        // A gateway answers over HTTP/1.1, too.
+        b"HTTP" => "a web server, or an acervo gateway",
         // Some web servers answer a request without a header by an error without one.
-        b"HTTP" | b"<!DO" | b"<!do" | b"<htm" | b"<HTM" => "a web server",
+        b"<!DO" | b"<!do" | b"<htm" | b"<HTM" => "a web server",
         // HTTP/2 begins with the settings of the connection, whose length has three bytes.
         [0, _, _, 4] => "HTTP/2, as an acervo gateway speaks",
         b"SSH-" => "an SSH server",

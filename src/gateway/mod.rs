@@ -59,6 +59,7 @@ use self::calls::Calls;
 use self::etcd::EtcdServices;
 use self::interface::conditional::{self, conditional_store_server::ConditionalStoreServer};
 use self::interface::key_value_store_server::KeyValueStoreServer;
+use self::etcd::json::{JsonAnswers, JsonMethods, JsonRequests};
 use self::policy::CallPolicy;
 use self::service::Gateway;
 use crate::client::{Client, ClientError};
@@ -109,6 +110,9 @@ pub enum GatewayError {
     /// The interface's description cannot be served.
     #[error("the interface cannot be described: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// The description of etcd's interface lacks something.
+    #[error("{0}")]
+    Interface(String),
     /// The system allows too few open files.
     #[error(transparent)]
     TooFewFiles(#[from] TooFewFiles),
@@ -172,6 +176,7 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
         .add_service(describe().build_v1()?.max_decoding_message_size(auxiliary_max))
         .add_service(describe().build_v1alpha()?.max_decoding_message_size(auxiliary_max));
     let (stop, stopped) = tokio::sync::oneshot::channel();
+    let json = JsonMethods::new().map_err(GatewayError::Interface)?;
     let serving = Server::builder()
         .max_concurrent_streams(limits::GATEWAY_CALLS_PER_CONNECTION_MAX)
         .initial_stream_window_size(GATEWAY_STREAM_WINDOW_BYTES)
@@ -180,7 +185,11 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
         .http2_max_header_list_size(GATEWAY_HEADERS_BYTES_MAX)
         .http2_keepalive_interval(Some(GATEWAY_PING_INTERVAL))
         .http2_keepalive_timeout(Some(incoming::GATEWAY_PING_TIMEOUT))
+        // For the JSON interface.
+        .accept_http1(true)
+        .layer(JsonAnswers::new(json))
         .layer(CallPolicy)
+        .layer(JsonRequests)
         .add_routes(etcd.add_to(routes))
         .serve_with_incoming_shutdown(incoming::connections(listener, account_limits), async {
             // The sender lives until it sends.

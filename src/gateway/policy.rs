@@ -26,6 +26,7 @@ use tonic::codegen::http::{HeaderMap, Request, Response};
 use tower::{Layer, Service};
 
 use super::accounting::{Account, Call, Pool, Turn};
+use super::etcd::json::JsonCall;
 use super::etcd::{EtcdError, overlong};
 use super::translate::{no_room, status};
 use super::turns::Usage;
@@ -207,7 +208,8 @@ impl Framing {
 struct RequestBody {
     inner: Body,
     call: Arc<Call>,
-    framing: Framing,
+    /// None of a request that is text, and no sequence of messages.
+    framing: Option<Framing>,
     /// Runs since something was waited for.
     timer: Option<Pin<Box<Sleep>>>,
     timing: RequestTiming,
@@ -242,9 +244,12 @@ impl http_body::Body for RequestBody {
                 // A dialogue's requests are answered and gone one by one.
                 if let Some(bytes) = frame.data_ref()
                     && this.timing != RequestTiming::Endless
-                    && !this.call.charge_request(REQUEST_WEIGHT * this.framing.announced(bytes))
                 {
-                    return Poll::Ready(Some(Err(no_room(false))));
+                    let framing = this.framing.as_mut();
+                    let announced = framing.map_or(bytes.len(), |framing| framing.announced(bytes));
+                    if !this.call.charge_request(REQUEST_WEIGHT * announced) {
+                        return Poll::Ready(Some(Err(no_room(false))));
+                    }
                 }
                 if this.inner.is_end_stream() {
                     this.call.turn(Turn::Gateway);
@@ -428,6 +433,9 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let Kind { pool, timing, is_write, is_etcd } = Kind::of(request.uri().path());
+        let is_text = request.extensions().get::<JsonCall>().is_some();
+        // Of a stream of requests, too, the text has to come as a whole.
+        let timing = if is_text { RequestTiming::Whole } else { timing };
         let account = request.extensions().get::<Account>();
         let Some(call) = account.and_then(|account| account.begin(pool)) else {
             let busy = match is_etcd {
@@ -445,7 +453,7 @@ where
         request.extensions_mut().insert(call.clone());
         let request = request.map(|inner| {
             let call = Arc::clone(&call.call);
-            let framing = Framing::default();
+            let framing = (!is_text).then(Framing::default);
             Body::new(RequestBody { inner, call, framing, timer: None, timing })
         });
         let answering = self.inner.call(request);

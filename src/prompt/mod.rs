@@ -178,6 +178,7 @@ fn explain_parts(reason: &str) -> Option<String> {
         let (found, expected) = found.split_once("; expected: ")?;
         let found = match found {
             "a web server" => "um servidor web",
+            "a web server, or an acervo gateway" => "um servidor web, ou o gateway do acervo",
             "an SSH server" => "um servidor SSH",
             _ if found.starts_with("HTTP/2") => "um servidor HTTP/2, como o gateway do acervo",
             _ => "algo que não fala o protocolo do acervo",
@@ -262,6 +263,10 @@ mod tests {
             (
                 format!("{FOUND_THERE}a web server; {servers}"),
                 "ali responde um servidor web, e não um servidor do acervo",
+            ),
+            (
+                format!("{FOUND_THERE}a web server, or an acervo gateway; {servers}"),
+                "ali responde um servidor web, ou o gateway do acervo, e não um servidor do acervo",
             ),
             (
                 format!("{FOUND_THERE}HTTP/2, as an acervo gateway speaks; {registry}"),

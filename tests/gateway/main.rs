@@ -7,6 +7,7 @@ mod abuse;
 mod commands;
 mod etcd_contest;
 mod etcd_ctl;
+mod etcd_json;
 mod etcd_kv;
 mod etcd_lease;
 mod etcd_operators;

@@ -23,11 +23,9 @@ use super::super::policy::CallLimits;
 use super::errors::EtcdError;
 use super::header::member_id;
 use super::range::key_value;
-use super::{Answer, EtcdServices, not_yet};
+use super::{Answer, ETCD_VERSION, EtcdServices, not_yet};
 use crate::client::{KeyRange, ReadOptions, ServerStatus, Timestamp};
 
-/// The release of etcd whose interface this is, as clients compare it with what they need.
-const ETCD_VERSION: &str = "3.5.0";
 /// Alarms at most: each kind at each server of the largest group, and at no server in particular.
 const ALARMS_MAX: usize = 32;
 

@@ -24,6 +24,7 @@ mod contest;
 mod election;
 mod errors;
 mod header;
+pub(super) mod json;
 mod kv;
 mod lease;
 mod lock;
@@ -54,6 +55,8 @@ use super::interface::etcd::v3electionpb::election_server::ElectionServer;
 use super::interface::etcd::v3lockpb::lock_server::LockServer;
 use crate::client::ServerStatus;
 
+/// The release of etcd whose interface this is, as clients compare it with what they need.
+pub(super) const ETCD_VERSION: &str = "3.5.0";
 /// A longer message is refused, as etcd's servers do by default: 1.5 MiB of a request, and half a
 /// mebibyte for what gRPC puts around it.
 const ETCD_MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
