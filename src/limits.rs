@@ -647,6 +647,9 @@ pub const GATEWAY_CONNECTION_WINDOW_BYTES: u32 = 64 * 1024;
 /// The default of the whole time a gateway gives its servers for one request; a call's own deadline
 /// may be shorter.
 pub const GATEWAY_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+/// How often a watch of etcd's interface that asks for it is told how far it is, unless configured
+/// otherwise: as often as etcd does.
+pub const GATEWAY_WATCH_PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_mins(10);
 
 // ---- commands -----------------------------------------------------------------------------
 

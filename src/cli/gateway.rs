@@ -8,9 +8,16 @@ use clap::{Args, ValueEnum};
 
 use super::args::{DEFAULT_GROUP, FormatArgs, parse_listen, parse_server};
 use super::units::parse_duration;
-use crate::gateway::GatewayConfig;
+use crate::gateway::{GatewayConfig, GatewayError, GatewayThread};
+use crate::limits;
+use crate::net::LocalPort;
+use crate::process::files;
+use crate::server::config::ServerConfig;
 
 const DEFAULT_PORT: u16 = 40000;
+/// Files that a gateway beside a server opens besides its clients' connections: its clients of the
+/// group, each with a connection to every server and an event loop, and its own.
+const FILES_BESIDE: usize = limits::GATEWAY_CLIENTS * (2 * limits::SERVERS_MAX + 8) + 16;
 
 /// The flags and arguments of `acervo gateway`.
 #[derive(Debug, Args)]
@@ -54,7 +61,43 @@ impl GatewayArgs {
             servers: self.servers,
             request_timeout: self.timeout,
             watch_progress_interval: self.watch_progress_interval,
+            local: None,
+            connections_max: limits::GATEWAY_CONNECTIONS_MAX,
         }
+    }
+}
+
+/// Starts a gateway in this process, beside the server that is to be run with `server`. There is
+/// none where that is `optional` and its address cannot be listened on.
+///
+/// # Errors
+/// See [`GatewayError`].
+pub(super) fn start_beside(
+    server: &mut ServerConfig,
+    address: SocketAddr,
+    optional: bool,
+) -> Result<Option<GatewayThread>, GatewayError> {
+    let port = LocalPort::new();
+    let config = GatewayConfig {
+        listen: address,
+        servers: server.servers.clone(),
+        request_timeout: limits::GATEWAY_REQUEST_TIMEOUT_DEFAULT,
+        local: Some((server.listen, port.clone())),
+        connections_max: files::room_beside_a_server(limits::GATEWAY_CONNECTIONS_MAX),
+        watch_progress_interval: limits::GATEWAY_WATCH_PROGRESS_INTERVAL_DEFAULT,
+    };
+    let files = config.connections_max + FILES_BESIDE;
+    match GatewayThread::start(config) {
+        Ok(gateway) => {
+            server.local_port = Some(port);
+            server.files_beside = files;
+            Ok(Some(gateway))
+        }
+        Err(error @ GatewayError::Listen { .. }) if optional => {
+            log::warn!("no gateway is served: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -180,7 +223,9 @@ mod tests {
         let config = args.config();
         assert_eq!(config.listen, SocketAddr::from(([127, 0, 0, 1], 40000)));
         assert_eq!(config.servers, crate::server::config::DEFAULT_SERVERS);
-        assert_eq!(config.request_timeout, crate::limits::GATEWAY_REQUEST_TIMEOUT_DEFAULT);
+        assert_eq!(config.request_timeout, limits::GATEWAY_REQUEST_TIMEOUT_DEFAULT);
+        let progress = limits::GATEWAY_WATCH_PROGRESS_INTERVAL_DEFAULT;
+        assert_eq!(config.watch_progress_interval, progress);
         assert_eq!(kvs("get --chave a").unwrap().porta, 40000);
     }
 

@@ -194,7 +194,7 @@ pub fn main() -> ExitCode {
         CliCommand::Version => print(out, Cli::command().render_version().as_bytes()),
         CliCommand::Bench(args) => run_bench(&args, out),
         #[cfg(feature = "grpc")]
-        CliCommand::Gateway(args) => crate::gateway::run(&args.config()).map(done).map_err(failed),
+        CliCommand::Gateway(args) => crate::gateway::run(args.config()).map(done).map_err(failed),
         #[cfg(feature = "grpc")]
         CliCommand::Kvs(args) => run_kvs(&args, out),
         CliCommand::Registry(args) => run_registry(&args),
@@ -421,7 +421,17 @@ fn run_server(mut args: ServerArgs) -> Ending {
             return Ok(usage("server", missing));
         }
     };
-    let config = args.config(listen, leader).map_err(unusable)?;
+    #[cfg(feature = "grpc")]
+    let (gateway, gateway_optional) = (args.gateway, args.gateway_optional);
+    #[cfg_attr(not(feature = "grpc"), expect(unused_mut, reason = "the gateway has a port"))]
+    let mut config = args.config(listen, leader).map_err(unusable)?;
+    #[cfg(feature = "grpc")]
+    let _gateway = match gateway {
+        Some(address) => {
+            super::gateway::start_beside(&mut config, address, gateway_optional).map_err(failed)?
+        }
+        None => None,
+    };
     crate::server::run(config).map(done).map_err(failed)
 }
 
@@ -440,14 +450,21 @@ fn usage(command: &str, message: &str) -> u8 {
 }
 
 fn run_cluster(args: &ClusterArgs) -> Ending {
-    let ClusterFlags { servers, all, last } = args.checked().map_err(unusable)?;
+    let ClusterFlags { servers, all, first, last } = args.checked().map_err(unusable)?;
     let program = std::env::current_exe()
         .map_err(|error| failed(format!("this program's own file could not be found: {error}")))?;
     if let Some(elsewhere) = args.not_asked_by(std::env::var("ACERVO_SERVERS").ok().as_deref()) {
         logging::say(&format!("acervo: {elsewhere}"));
     }
     let data_root = args.data_dir.clone();
-    let config = ClusterConfig { program, servers, data_root, flags: all, last_flags: last };
+    let config = ClusterConfig {
+        program,
+        servers,
+        data_root,
+        flags: all,
+        first_flags: first,
+        last_flags: last,
+    };
     cluster::run(&config).map(done).map_err(failed)
 }
 

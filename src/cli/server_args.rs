@@ -3,11 +3,15 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::SocketAddr;
+#[cfg(feature = "grpc")]
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+#[cfg(feature = "grpc")]
+use super::args::parse_listen;
 use super::args::{DEFAULT_GROUP, Switch, default_workers, parse_server};
 use super::units::{parse_duration, parse_history, parse_size};
 use crate::model::History;
@@ -42,6 +46,14 @@ pub struct ServerArgs {
     /// Store what is replicated to this server this much late, to watch a lagging server
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
     pub replication_delay: Duration,
+    /// Serve gRPC there, from this process: the store, and etcd's interface
+    #[cfg(feature = "grpc")]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_beside)]
+    pub gateway: Option<SocketAddr>,
+    /// Go on without a gateway where its address cannot be listened on
+    #[cfg(feature = "grpc")]
+    #[arg(long, hide = true, requires = "gateway")]
+    pub gateway_optional: bool,
     /// Stop when standard input ends
     #[arg(long, hide = true)]
     pub stop_on_stdin_end: bool,
@@ -99,6 +111,11 @@ pub struct ClusterArgs {
     #[arg(long, hide = true, value_delimiter = ',', value_parser = parse_server,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
+    /// Where the first server serves gRPC, the store and etcd's interface; 'off' for nowhere
+    /// [default: 127.0.0.1:2379, unless another program has it]
+    #[cfg(feature = "grpc")]
+    #[arg(long, value_name = "IP:PORT|off", value_parser = parse_gateway_or_off)]
+    pub gateway: Option<GatewayChoice>,
     /// Store what is replicated to the last server this much late, to watch a lagging server;
     /// writes wait for it
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
@@ -106,6 +123,33 @@ pub struct ClusterArgs {
     /// Flags that every server of the group is started with.
     #[command(flatten)]
     pub tuning: TuningArgs,
+}
+
+/// Where etcd's clients look for a server when they are told nothing.
+#[cfg(feature = "grpc")]
+const ETCD_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2379);
+
+/// Where a cluster serves gRPC, if it was told.
+#[cfg(feature = "grpc")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GatewayChoice {
+    /// At this address, or not at all.
+    At(SocketAddr),
+    /// Nowhere, whatever address is free.
+    Off,
+}
+
+#[cfg(feature = "grpc")]
+fn parse_beside(text: &str) -> Result<SocketAddr, String> {
+    parse_listen(text, ETCD_ADDRESS)
+}
+
+#[cfg(feature = "grpc")]
+fn parse_gateway_or_off(text: &str) -> Result<GatewayChoice, String> {
+    match text {
+        "off" => Ok(GatewayChoice::Off),
+        _ => parse_beside(text).map(GatewayChoice::At),
+    }
 }
 
 /// The acknowledgement rule's name.
@@ -151,6 +195,8 @@ impl ServerArgs {
             console: self.tuning.console == Switch::On,
             sync: self.tuning.sync == Switch::On,
             workers: self.tuning.workers.unwrap_or_else(default_workers),
+            local_port: None,
+            files_beside: 0,
             stop_on_stdin_end: self.stop_on_stdin_end,
         }
         .checked()
@@ -178,12 +224,32 @@ impl ClusterArgs {
             servers: servers.clone(),
             data_dir: None,
             replication_delay: self.replication_delay,
+            #[cfg(feature = "grpc")]
+            gateway: None,
+            #[cfg(feature = "grpc")]
+            gateway_optional: false,
             stop_on_stdin_end: true,
             tuning: tuning.clone(),
         };
         like_any_server.config(first, first)?;
         let delay = format!("--replication-delay={}us", self.replication_delay.as_micros());
-        Ok(ClusterFlags { servers, all: tuning.flags(), last: vec![delay.into()] })
+        let (all, last) = (tuning.flags(), vec![delay.into()]);
+        Ok(ClusterFlags { servers, all, first: self.gateway_flags(), last })
+    }
+
+    #[cfg(feature = "grpc")]
+    fn gateway_flags(&self) -> Vec<OsString> {
+        let flags = match self.gateway {
+            None => vec![format!("--gateway={ETCD_ADDRESS}"), "--gateway-optional".to_owned()],
+            Some(GatewayChoice::At(address)) => vec![format!("--gateway={address}")],
+            Some(GatewayChoice::Off) => Vec::new(),
+        };
+        flags.into_iter().map(OsString::from).collect()
+    }
+
+    #[cfg(not(feature = "grpc"))]
+    fn gateway_flags(&self) -> Vec<OsString> {
+        Vec::new()
     }
 
     /// A warning when the servers that the environment names in `variable` are not those of this
@@ -211,6 +277,8 @@ pub struct ClusterFlags {
     pub servers: Vec<SocketAddr>,
     /// Flags of every server.
     pub all: Vec<OsString>,
+    /// Further flags of the first one.
+    pub first: Vec<OsString>,
     /// Further flags of the last one.
     pub last: Vec<OsString>,
 }

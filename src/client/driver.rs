@@ -47,8 +47,8 @@ use crate::limits::{
 };
 use crate::model::RequestId;
 use crate::net::{
-    CloseReason, ConnectionId, ConnectionMap, EventLoop, LoopConfig, Net, SendLimits, Service,
-    SharedLoop,
+    CloseReason, ConnectionId, ConnectionMap, EventLoop, LocalPort, LoopConfig, Net, SendLimits,
+    Service, SharedLoop,
 };
 use crate::wire::codec;
 use crate::wire::message::{Reply, Request};
@@ -56,6 +56,8 @@ use crate::wire::message::{Reply, Request};
 /// The way to a client's thread, which is started when it is first needed.
 pub(super) struct Driver {
     servers: Arc<[SocketAddr]>,
+    /// The server that is in this process.
+    local: Option<(SocketAddr, LocalPort)>,
     config: CoreConfig,
     clock: Clock,
     next_call: AtomicU64,
@@ -105,8 +107,13 @@ impl Way {
 }
 
 impl Driver {
-    pub(super) fn new(servers: Arc<[SocketAddr]>, config: CoreConfig) -> Driver {
+    pub(super) fn new(
+        servers: Arc<[SocketAddr]>,
+        config: CoreConfig,
+        local: Option<(SocketAddr, LocalPort)>,
+    ) -> Driver {
         Driver {
+            local,
             servers,
             config,
             clock: Clock::Monotonic { started: Instant::now() },
@@ -130,9 +137,18 @@ impl Driver {
         let (shared, process) = (None, process::id());
         let way = OnceLock::from(Way { inbox: Arc::clone(&inbox), shared, process });
         let (leader, starting) = (Mutex::default(), Mutex::new(()));
-        let watch_totals = Arc::default();
-        let driver =
-            Driver { servers, config, clock, next_call, watch_totals, leader, way, starting };
+        let (watch_totals, local) = (Arc::default(), None);
+        let driver = Driver {
+            servers,
+            local,
+            config,
+            clock,
+            next_call,
+            watch_totals,
+            leader,
+            way,
+            starting,
+        };
         (driver, inbox)
     }
 
@@ -280,6 +296,7 @@ impl Driver {
             watch_places: ConnectionMap::default(),
             inbox: Open(Arc::clone(&inbox)),
             servers: Arc::clone(&self.servers),
+            local: self.local.clone(),
             started,
             links: self.servers.iter().map(|_| None).collect(),
             places: ConnectionMap::default(),
@@ -386,6 +403,7 @@ struct ClientService {
     watch_places: ConnectionMap<LinkId>,
     inbox: Open,
     servers: Arc<[SocketAddr]>,
+    local: Option<(SocketAddr, LocalPort)>,
     started: Instant,
     /// By server: its connection, made or being made, that the core knows.
     links: Vec<Option<LinkState>>,
@@ -445,6 +463,15 @@ impl ClientService {
         self.perform_all(net);
     }
 
+    /// Begins to connect to a server: within the process, if it is there.
+    fn dial(&self, net: &mut Net, server: usize) -> ConnectionId {
+        let address = self.servers[server];
+        match &self.local {
+            Some((local, port)) if *local == address => net.dial_local(port, address),
+            _ => net.dial(address),
+        }
+    }
+
     /// Does what the core wants, and the watches. After every input, so that nothing more is told
     /// of a connection that is to be closed.
     fn perform_all(&mut self, net: &mut Net) {
@@ -460,7 +487,7 @@ impl ClientService {
         let of = |link| self.watch_links.get(&link).map(|(connection, _)| *connection);
         match output {
             MultiplexerOutput::Dial { link, server } => {
-                let connection = net.dial(self.servers[server]);
+                let connection = self.dial(net, server);
                 net.set_deadline(connection, None);
                 self.watch_places.insert(connection, link);
                 self.watch_links.insert(link, (connection, 0));
@@ -504,7 +531,7 @@ impl ClientService {
     fn perform(&mut self, net: &mut Net, output: Output) {
         match output {
             Output::Dial(server) => {
-                let connection = net.dial(self.servers[server]);
+                let connection = self.dial(net, server);
                 net.set_deadline(connection, None);
                 self.places.insert(connection, server);
                 let before = self.links[server].replace(LinkState::new(connection));

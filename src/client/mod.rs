@@ -70,6 +70,7 @@ use self::submit::Gate;
 use self::sync::lock;
 use crate::limits;
 use crate::model::{self, InvalidKey, RequestId};
+use crate::net::LocalPort;
 use crate::wire::message::{Reply, Request};
 
 #[cfg(feature = "async")]
@@ -267,6 +268,7 @@ pub struct ClientBuilder {
     session: Option<String>,
     client: Option<ClientId>,
     seed: Option<u64>,
+    local: Option<(SocketAddr, LocalPort)>,
 }
 
 impl ClientBuilder {
@@ -316,6 +318,13 @@ impl ClientBuilder {
         self
     }
 
+    /// One of the servers is in this process, and listens on this port within it, too.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn local(mut self, server: SocketAddr, port: LocalPort) -> ClientBuilder {
+        self.local = Some((server, port));
+        self
+    }
+
     /// Builds the client. Nothing is dialled before the first request.
     ///
     /// # Errors
@@ -336,7 +345,7 @@ impl ClientBuilder {
         let servers: Arc<[SocketAddr]> = self.servers.into();
         let seen = Seen::new(self.causality, CLIENT_SEEN_KEYS_MAX, session);
         let inner = Inner {
-            driver: Driver::new(Arc::clone(&servers), config),
+            driver: Driver::new(Arc::clone(&servers), config, self.local),
             servers,
             request_timeout: self.request_timeout,
             submits: Arc::new(Gate::new(limits::CLIENT_SUBMITS_MAX)),
@@ -366,6 +375,7 @@ impl Client {
             session: None,
             client: None,
             seed: None,
+            local: None,
         }
     }
 

@@ -43,27 +43,31 @@ mod service;
 mod translate;
 mod turns;
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::thread;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
 use self::accounting::AccountLimits;
 use self::calls::Calls;
 use self::etcd::EtcdServices;
+use self::etcd::json::{JsonAnswers, JsonMethods, JsonRequests};
 use self::interface::conditional::{self, conditional_store_server::ConditionalStoreServer};
 use self::interface::key_value_store_server::KeyValueStoreServer;
-use self::etcd::json::{JsonAnswers, JsonMethods, JsonRequests};
 use self::policy::CallPolicy;
 use self::service::Gateway;
 use crate::client::{Client, ClientError};
 use crate::limits;
+use crate::net::LocalPort;
 use crate::process;
 use crate::process::files::{self, TooFewFiles};
 
@@ -78,6 +82,9 @@ const GATEWAY_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const GATEWAY_HEADERS_BYTES_MAX: u32 = 8 * 1024;
 /// How often a quiet gRPC connection is asked whether its client is there.
 const GATEWAY_PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a server that ends waits for the gateway beside it to send its last answers. Streams
+/// that have no end of their own are cut off.
+const GATEWAY_LAST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a gateway needs to know.
 #[derive(Clone, Debug)]
@@ -91,6 +98,10 @@ pub struct GatewayConfig {
     /// How often a watch of etcd's interface that asks for it is told how far it is, where it is
     /// told nothing else.
     pub watch_progress_interval: Duration,
+    /// The server that is in this process, with its port within it.
+    pub local: Option<(SocketAddr, LocalPort)>,
+    /// The most connections that clients may have.
+    pub connections_max: usize,
 }
 
 /// Why a gateway could not start or go on.
@@ -129,29 +140,100 @@ pub enum GatewayError {
 ///
 /// # Errors
 /// See [`GatewayError`].
-pub fn run(config: &GatewayConfig) -> Result<(), GatewayError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(GatewayError::System)?;
-    runtime.block_on(serve(config))
+pub fn run(mut config: GatewayConfig) -> Result<(), GatewayError> {
+    config.connections_max = config.connections_max.min(files::room(0)?.accepted_max);
+    BoundGateway::bind(config)?.run(std::future::pending())
 }
 
-async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
+/// A gateway on a thread of its own, beside a server in the same process. Dropping it stops it.
+pub struct GatewayThread {
+    /// Dropped to stop it.
+    stop: Option<oneshot::Sender<()>>,
+    ended: crossbeam_channel::Receiver<()>,
+}
+
+impl GatewayThread {
+    /// Listens, and serves on a thread from now on.
+    ///
+    /// # Errors
+    /// See [`GatewayError`].
+    pub fn start(config: GatewayConfig) -> Result<GatewayThread, GatewayError> {
+        let bound = BoundGateway::bind(config)?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (end, ended) = crossbeam_channel::bounded(0);
+        let run = move || {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            if let Err(error) = bound.run(stopped) {
+                log::error!("the gateway has ended, and its server goes on: {error}");
+            }
+            drop(end);
+        };
+        let thread = thread::Builder::new().name("acervo-gateway".to_owned());
+        thread.spawn(run).map_err(GatewayError::System)?;
+        Ok(GatewayThread { stop: Some(stop), ended })
+    }
+}
+
+impl Drop for GatewayThread {
+    /// Gives it a moment to send what it has: its server has answered everything.
+    fn drop(&mut self) {
+        self.stop.take();
+        let _ = self.ended.recv_timeout(GATEWAY_LAST_ANSWERS_TIMEOUT);
+    }
+}
+
+/// A gateway that has its address and serves nobody yet.
+struct BoundGateway {
+    config: GatewayConfig,
+    listener: std::net::TcpListener,
+    address: SocketAddr,
+}
+
+impl BoundGateway {
+    /// Listens, so that clients that come now are served when it runs.
+    fn bind(config: GatewayConfig) -> Result<BoundGateway, GatewayError> {
+        let bind = || {
+            // The standard library sets SO_REUSEADDR, so that a port is free once its last user is
+            // gone.
+            let listener = std::net::TcpListener::bind(config.listen)?;
+            listener.set_nonblocking(true)?;
+            Ok((listener.local_addr()?, listener))
+        };
+        let (address, listener) =
+            bind().map_err(|error| GatewayError::Listen { address: config.listen, error })?;
+        Ok(BoundGateway { config, listener, address })
+    }
+
+    /// Serves until the process is [told to stop](process::stop_signals), or `stopped` is over,
+    /// then answers what is under way and returns.
+    fn run(self, stopped: impl Future<Output = ()>) -> Result<(), GatewayError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(GatewayError::System)?;
+        runtime.block_on(serve(self, stopped))
+    }
+}
+
+async fn serve(bound: BoundGateway, stopped: impl Future<Output = ()>) -> Result<(), GatewayError> {
+    let BoundGateway { config, listener, address } = bound;
     // Before anything is said to be ready, so that no signal from then on is missed.
     let signals = process::stop_signals().into_iter().map(SignalKind::from_raw).map(signal);
     let mut signals: Vec<Signal> =
         signals.collect::<Result<_, _>>().map_err(GatewayError::System)?;
-    let connections_max = files::room()?.accepted_max.min(limits::GATEWAY_CONNECTIONS_MAX);
     let client = || {
         let servers = config.servers.iter().copied();
-        Client::builder(servers).request_timeout(config.request_timeout).build()
+        let client = Client::builder(servers).request_timeout(config.request_timeout);
+        match &config.local {
+            Some((server, port)) => client.local(*server, port.clone()).build(),
+            None => client.build(),
+        }
     };
     let clients: [Client; limits::GATEWAY_CLIENTS] = [client()?, client()?, client()?];
     let calls = Calls::new(&clients);
-    let listen_failed = |error| GatewayError::Listen { address: config.listen, error };
-    let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
-    let address = listener.local_addr().map_err(listen_failed)?;
+    let listener = TcpListener::from_std(listener).map_err(GatewayError::System)?;
 
     let (reporter, health) = tonic_health::server::health_reporter();
     let etcd = EtcdServices::new(calls.clone(), address, config.watch_progress_interval);
@@ -169,13 +251,13 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
     let conditional = ConditionalStoreServer::from_arc(gateway);
 
     let auxiliary_max = GATEWAY_AUXILIARY_MESSAGE_BYTES_MAX;
-    let account_limits = AccountLimits::new(connections_max);
+    let account_limits = AccountLimits::new(config.connections_max);
     let routes = Routes::new(store.max_decoding_message_size(message_max))
         .add_service(conditional.max_decoding_message_size(message_max))
         .add_service(health.max_decoding_message_size(auxiliary_max))
         .add_service(describe().build_v1()?.max_decoding_message_size(auxiliary_max))
         .add_service(describe().build_v1alpha()?.max_decoding_message_size(auxiliary_max));
-    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let (stop, told_to_stop) = oneshot::channel::<()>();
     let json = JsonMethods::new().map_err(GatewayError::Interface)?;
     let serving = Server::builder()
         .max_concurrent_streams(limits::GATEWAY_CALLS_PER_CONNECTION_MAX)
@@ -193,7 +275,7 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
         .add_routes(etcd.add_to(routes))
         .serve_with_incoming_shutdown(incoming::connections(listener, account_limits), async {
             // The sender lives until it sends.
-            let _ = stopped.await;
+            let _ = told_to_stop.await;
         });
     log::info!("serving gRPC on {address}");
 
@@ -205,7 +287,10 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
             true => Poll::Ready(()),
             false => Poll::Pending,
         };
-        std::future::poll_fn(any).await;
+        tokio::select! {
+            () = std::future::poll_fn(any) => {}
+            () = stopped => {}
+        }
         log::info!("stopping: no new calls are taken");
         watch.abort();
         health::stopping(&reporter).await;

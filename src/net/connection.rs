@@ -7,10 +7,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
-
 use super::buffer::Buffer;
 use super::send_queue::SendQueue;
+use super::socket::Socket;
 use crate::limits::{CLIENT_SEND_BYTES_MAX, CLIENT_SEND_BYTES_PAUSE};
 use crate::text::counted;
 use crate::wire::frame::{Deframer, FrameError};
@@ -141,7 +140,7 @@ pub(super) enum ConnectionKind {
 
 /// One socket and what is known about it.
 pub(super) struct Connection {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Socket,
     pub(super) peer: SocketAddr,
     pub(super) kind: ConnectionKind,
     pub(super) phase: ConnectionPhase,

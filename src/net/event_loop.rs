@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
-use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 use super::accept::{AcceptGate, AcceptStep};
@@ -19,7 +18,9 @@ use super::connection::{CloseReason, ConnectionKind, ConnectionPhase};
 use super::connections::ConnectionId;
 use super::handle::{LoopNotice, Net, charge_received};
 use super::listener::Listener;
+use super::local::{LOCAL_PEER, LocalPort};
 use super::service::Service;
+use super::socket::Socket;
 use super::wake::{WakeHandle, WakeSource};
 use crate::limits;
 use crate::wire::frame::Deframer;
@@ -107,6 +108,12 @@ impl EventLoop {
         self.sleeper.wake.handle()
     }
 
+    /// Takes in what other loops of this process dial on `port`, too.
+    pub fn listen_local(&mut self, port: LocalPort) {
+        port.listen(self.wake_handle());
+        self.turns.net.local = Some(port);
+    }
+
     /// Runs until the service calls [`Net::exit`].
     pub fn run<S: Service>(self, service: &mut S) -> Result<(), LoopError> {
         let EventLoop { mut sleeper, mut turns } = self;
@@ -159,6 +166,7 @@ impl Turns {
         self.accept(service);
         self.give_turns(service);
         if sleeper.wake.take() || woken {
+            self.accept_local(service);
             service.on_wake(&mut self.net);
         }
         self.tick(service);
@@ -213,29 +221,7 @@ impl Turns {
             let accepted = listener.inner.accept().and_then(|(stream, peer)| {
                 // A listener on `[::]` is told of IPv4 connections in IPv6's notation.
                 let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                disable_nagle(&stream);
-                let net = &mut self.net;
-                let was_full =
-                    net.connections.count(ConnectionKind::Accepted) >= net.config.accepted_max;
-                if net.make_room(peer.ip()) {
-                    self.full &= was_full;
-                    return net.adopt(
-                        stream,
-                        peer,
-                        ConnectionKind::Accepted,
-                        ConnectionPhase::Open,
-                    );
-                }
-                if !std::mem::replace(&mut self.full, true) {
-                    log::warn!(
-                        "no room for {peer} and others: all {} connections are in use",
-                        net.config.accepted_max
-                    );
-                }
-                if net.connections.count(ConnectionKind::Refused) >= net.config.refused_max {
-                    return Err(io::ErrorKind::ConnectionAborted.into());
-                }
-                net.adopt(stream, peer, ConnectionKind::Refused, ConnectionPhase::Open)
+                self.take_in(Socket::Tcp(stream), peer)
             });
             match accepted {
                 Ok(id) => self.welcome(service, id),
@@ -251,6 +237,38 @@ impl Turns {
                 },
             }
         }
+    }
+
+    /// Takes in what others of this process have connected.
+    fn accept_local<S: Service>(&mut self, service: &mut S) {
+        let waiting = self.net.local.as_ref().map(LocalPort::take).unwrap_or_default();
+        for stream in waiting {
+            match self.take_in(Socket::Local(stream), LOCAL_PEER) {
+                Ok(id) => self.welcome(service, id),
+                Err(error) => log::warn!("a connection within the process was lost: {error}"),
+            }
+        }
+    }
+
+    /// Takes in a connection that the other side has begun, if only to refuse it.
+    fn take_in(&mut self, stream: Socket, peer: SocketAddr) -> io::Result<ConnectionId> {
+        stream.disable_nagle();
+        let net = &mut self.net;
+        let was_full = net.connections.count(ConnectionKind::Accepted) >= net.config.accepted_max;
+        if net.make_room(peer.ip()) {
+            self.full &= was_full;
+            return net.adopt(stream, peer, ConnectionKind::Accepted, ConnectionPhase::Open);
+        }
+        if !std::mem::replace(&mut self.full, true) {
+            log::warn!(
+                "no room for {peer} and others: all {} connections are in use",
+                net.config.accepted_max
+            );
+        }
+        if net.connections.count(ConnectionKind::Refused) >= net.config.refused_max {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        net.adopt(stream, peer, ConnectionKind::Refused, ConnectionPhase::Open)
     }
 
     fn welcome<S: Service>(&mut self, service: &mut S, id: ConnectionId) {
@@ -293,20 +311,9 @@ impl Turns {
             return;
         };
         let stream = &connection.stream;
-        let outcome = match stream.take_error() {
-            Ok(Some(error)) | Err(error) => Err(error),
-            Ok(None) => stream.peer_addr().and_then(|peer| {
-                // Dialling a free port of one's own machine can, rarely, connect a socket to
-                // itself.
-                if stream.local_addr()? == peer {
-                    return Err(io::ErrorKind::ConnectionRefused.into());
-                }
-                Ok(())
-            }),
-        };
-        match outcome {
+        match stream.dialled() {
             Ok(()) => {
-                disable_nagle(stream);
+                stream.disable_nagle();
                 connection.phase = ConnectionPhase::Open;
                 connection.last_received = self.net.now;
                 connection.last_write_progress = self.net.now;
@@ -601,14 +608,6 @@ impl Turns {
                 }
             }
         }
-    }
-}
-
-/// Has the system send small frames at once. A socket that refuses is already broken, which reading
-/// will show.
-fn disable_nagle(stream: &TcpStream) {
-    if let Err(error) = stream.set_nodelay(true) {
-        log::debug!("setting TCP_NODELAY: {error}");
     }
 }
 

@@ -21,7 +21,9 @@ use super::connection::{
 use super::connections::{ConnectionId, Connections};
 use super::crowd::Crowd;
 use super::listener::Listener;
+use super::local::LocalPort;
 use super::send_queue::{SegmentPool, SendQueue, WriteProgress};
+use super::socket::Socket;
 use crate::limits::SEND_SEGMENT_BYTES;
 use crate::wire::frame::Deframer;
 
@@ -106,6 +108,8 @@ pub struct Net {
     pub(super) config: LoopConfig,
     pub(super) registry: Registry,
     pub(super) listener: Option<Listener>,
+    /// The port within the process on which the loop listens.
+    pub(super) local: Option<LocalPort>,
     pub(super) connections: Connections,
     pub(super) now: Instant,
     /// Connections to give a turn.
@@ -140,6 +144,7 @@ impl Net {
             config,
             registry,
             listener: None,
+            local: None,
             connections: Connections::default(),
             now: Instant::now(),
             ready: TurnQueue::default(),
@@ -301,11 +306,24 @@ impl Net {
     /// [`Service::on_connected`](super::Service::on_connected) or
     /// [`Service::on_dial_failed`](super::Service::on_dial_failed), also when it is known at once.
     pub fn dial(&mut self, address: SocketAddr) -> ConnectionId {
+        self.dial_with(address, || TcpStream::connect(address).map(Socket::Tcp))
+    }
+
+    /// The same within the process; `address` is where the other loop listens, too.
+    pub fn dial_local(&mut self, port: &LocalPort, address: SocketAddr) -> ConnectionId {
+        self.dial_with(address, || port.connect().map(Socket::Local))
+    }
+
+    fn dial_with(
+        &mut self,
+        address: SocketAddr,
+        connect: impl FnOnce() -> io::Result<Socket>,
+    ) -> ConnectionId {
         let attempt = if self.connections.count(ConnectionKind::Dialled) >= self.config.dialled_max
         {
             Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many connections dialled"))
         } else {
-            TcpStream::connect(address)
+            connect()
         };
         let outcome = attempt.and_then(|stream| {
             self.adopt(stream, address, ConnectionKind::Dialled, ConnectionPhase::Connecting)
@@ -481,8 +499,11 @@ impl Net {
         self.connections.count(ConnectionKind::Dialled)
     }
 
-    /// Closes the listener; established connections stay.
+    /// Closes the listener, and the port within the process; established connections stay.
     pub fn stop_accepting(&mut self) {
+        if let Some(port) = self.local.take() {
+            port.close();
+        }
         if let Some(mut listener) = self.listener.take()
             && let Err(error) = self.registry.deregister(&mut listener.inner)
         {
@@ -500,15 +521,13 @@ impl Net {
     /// Takes a socket into the slab, with `peer` as the address of its other end.
     pub(super) fn adopt(
         &mut self,
-        mut stream: TcpStream,
+        mut stream: Socket,
         peer: SocketAddr,
         kind: ConnectionKind,
         phase: ConnectionPhase,
     ) -> io::Result<ConnectionId> {
-        if let Some(congestion) = &self.config.congestion
-            && let Err(error) = rustix::net::sockopt::set_tcp_congestion(&stream, congestion)
-        {
-            log::debug!("choosing congestion control {congestion}: {error}");
+        if let Some(congestion) = &self.config.congestion {
+            stream.set_congestion(congestion);
         }
         self.registry.register(
             &mut stream,

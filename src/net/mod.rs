@@ -1,9 +1,9 @@
 //! The event loop: one thread that owns every socket of a process.
 //!
-//! An [`EventLoop`] accepts and dials TCP connections, cuts what they bring into frames and hands
-//! each frame to a [`Service`], which answers through the [`Net`] handle it is given with every
-//! call. A store server is one service; a file-sharing registry and its peers are others. The loop
-//! knows frames, not messages.
+//! An [`EventLoop`] accepts and dials TCP connections, and those within the process, cuts what
+//! they bring into frames and hands each frame to a [`Service`], which answers through the [`Net`]
+//! handle it is given with every call. A store server is one service; a file-sharing registry and
+//! its peers are others. The loop knows frames, not messages.
 //!
 //! Between frames a connection may carry *raw* bytes, whose number a frame has announced: file
 //! contents, which are neither encoded nor copied into frames. [`Net::send_raw`] queues them as
@@ -64,10 +64,12 @@ mod crowd;
 mod event_loop;
 mod handle;
 mod listener;
+mod local;
 mod map;
 mod send_queue;
 mod service;
 mod shared;
+mod socket;
 mod wake;
 
 pub use budget::BudgetLimits;
@@ -83,6 +85,7 @@ pub use handle::Net;
 #[cfg(feature = "internals")]
 pub use handle::SendError;
 pub use listener::{ListenError, Listener};
+pub use local::LocalPort;
 pub use map::ConnectionMap;
 pub use service::Service;
 pub use shared::SharedLoop;

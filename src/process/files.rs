@@ -36,13 +36,15 @@ pub struct ConnectionRoom {
     pub refused_max: usize,
 }
 
-/// Raises the limit on open files if that is possible and needed, and returns what fits it.
+/// Raises the limit on open files if that is possible and needed, and returns what fits it, beside
+/// so many files that something else in this process opens.
 ///
 /// # Errors
 /// Not even the group's own servers would fit.
-pub fn room() -> Result<ConnectionRoom, TooFewFiles> {
-    let wanted = (FILES_RESERVED + CONNECTIONS_MAX + CONNECTIONS_SPARE + REFUSALS_MAX) as u64;
-    let files = raise(wanted);
+pub fn room(beside: usize) -> Result<ConnectionRoom, TooFewFiles> {
+    let reserved = FILES_RESERVED + beside;
+    let wanted = (reserved + CONNECTIONS_MAX + CONNECTIONS_SPARE + REFUSALS_MAX) as u64;
+    let files = raise(wanted).saturating_sub(beside as u64);
     let room = fit(files).ok_or(TooFewFiles(files))?;
     if room.clients_max < CONNECTIONS_MAX {
         log::warn!(
@@ -52,6 +54,14 @@ pub fn room() -> Result<ConnectionRoom, TooFewFiles> {
         );
     }
     Ok(room)
+}
+
+/// How many connections, up to `max`, something may serve that stands beside a server in the same
+/// process: where the limit on open files is low, an eighth of it.
+pub fn room_beside_a_server(max: usize) -> usize {
+    let wanted = FILES_RESERVED + CONNECTIONS_MAX + CONNECTIONS_SPARE + REFUSALS_MAX + max;
+    let files = raise(wanted as u64);
+    max.min(usize::try_from(files / 8).unwrap_or(usize::MAX))
 }
 
 /// How many connections, up to `max`, a process may serve that needs as many files again for what

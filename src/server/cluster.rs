@@ -38,6 +38,8 @@ pub struct ClusterConfig {
     pub data_root: PathBuf,
     /// Flags that every server is given as they are.
     pub flags: Vec<OsString>,
+    /// Flags that the first server is given besides.
+    pub first_flags: Vec<OsString>,
     /// Flags that the last server is given besides.
     pub last_flags: Vec<OsString>,
 }
@@ -107,10 +109,12 @@ impl Members {
     fn start(&mut self, config: &ClusterConfig, server: SocketAddr) -> io::Result<()> {
         let names: Vec<_> = config.servers.iter().map(SocketAddr::to_string).collect();
         let leader = config.servers.first().unwrap_or(&server);
-        let last_flags = match config.servers.last() == Some(&server) {
-            true => &config.last_flags[..],
-            false => &[],
+        let if_it_is = |one: Option<&SocketAddr>, flags| match one == Some(&server) {
+            true => flags,
+            false => &[][..],
         };
+        let first_flags = if_it_is(config.servers.first(), &config.first_flags[..]);
+        let last_flags = if_it_is(config.servers.last(), &config.last_flags[..]);
         let mut child = Command::new(&config.program)
             .arg("server")
             .args(["--listen", &server.to_string(), "--leader", &leader.to_string()])
@@ -119,6 +123,7 @@ impl Members {
             .arg(data_dir_under(&config.data_root, server))
             .arg("--stop-on-stdin-end")
             .args(&config.flags)
+            .args(first_flags)
             .args(last_flags)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::limits::{SERVERS_MAX, VALUE_BYTES_MAX, WORKERS_MAX};
 use crate::model::{ClusterId, History, NodeId};
+use crate::net::LocalPort;
 use crate::node::config::AckPolicy;
 
 /// The group that is used when no other is named.
@@ -121,6 +122,10 @@ pub struct ServerConfig {
     pub sync: bool,
     /// Worker threads that answer requests.
     pub workers: usize,
+    /// A port within this process on which the server listens, too: for the gateway beside it.
+    pub local_port: Option<LocalPort>,
+    /// Files that something else in this process may open.
+    pub files_beside: usize,
     /// Stop when standard input ends: how `acervo cluster` keeps its children from outliving it.
     pub stop_on_stdin_end: bool,
 }
@@ -201,6 +206,8 @@ mod tests {
             console: true,
             sync: true,
             workers: 2,
+            local_port: None,
+            files_beside: 0,
             stop_on_stdin_end: false,
         }
     }

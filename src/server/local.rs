@@ -109,7 +109,7 @@ impl Drop for LocalGroup {
 impl LocalServer {
     fn start(config: ServerConfig, listener: Listener) -> Result<LocalServer, ServerError> {
         let address = config.listen;
-        let (room, stopper) = (files::room()?, Stopper::new());
+        let (room, stopper) = (files::room(0)?, Stopper::new());
         let server = OpenedServer::open(config.clone(), listener, room, stopper.clone())?;
         let serving = stopper.clone();
         let thread = thread::Builder::new()
@@ -140,6 +140,8 @@ pub(super) fn config(root: &Path, listen: SocketAddr, servers: &[SocketAddr]) ->
         console: false,
         sync: true,
         workers: WORKERS,
+        local_port: None,
+        files_beside: 0,
         stop_on_stdin_end: false,
     }
 }

@@ -110,7 +110,7 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
             "--sync off: acknowledged writes are LOST when the machine fails; for experiments only"
         );
     }
-    let room = files::room()?;
+    let room = files::room(config.files_beside)?;
     // The port first: a second server started by mistake says so, whatever its directory.
     let listener = Listener::bind(config.listen)?;
     let stopper = Stopper::new();
@@ -231,7 +231,10 @@ impl OpenedServer {
             large_frame_bytes: Some(limits::LARGE_FRAME_BYTES),
             ..LoopConfig::default()
         };
-        let event_loop = EventLoop::new(loop_config, Some(listener))?;
+        let mut event_loop = EventLoop::new(loop_config, Some(listener))?;
+        if let Some(port) = &config.local_port {
+            event_loop.listen_local(port.clone());
+        }
         let wake = event_loop.wake_handle();
         let (console, console_thread) = if config.console {
             let (console, thread) =

@@ -4,6 +4,7 @@
 #![cfg(feature = "grpc")]
 
 mod abuse;
+mod beside;
 mod commands;
 mod etcd_contest;
 mod etcd_ctl;

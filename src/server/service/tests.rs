@@ -73,7 +73,7 @@ fn open(
     let (answer, answered) = bounded::<()>(0);
     let open = |(listener, stopper): (Listener, &Stopper)| {
         let config = local::config(dir, listener.address(), &addresses);
-        let room = files::room().unwrap();
+        let room = files::room(0).unwrap();
         let mut server = OpenedServer::open(config, listener, room, stopper.clone()).unwrap();
         let answered = answered.clone();
         let set_down = move |_| {

@@ -120,7 +120,7 @@ pub fn serve(
     stop: Receiver<()>,
     started: impl FnOnce(&WakeHandle) -> Result<(), RegistryError>,
 ) -> Result<(), RegistryError> {
-    let room = files::room()?;
+    let room = files::room(0)?;
     let address = listener.address();
     let loop_config = LoopConfig {
         tick_interval: Some(limits::REGISTRY_EXPIRY_INTERVAL),
