@@ -65,8 +65,8 @@ struct PeersArgs {
     /// Seconds of each measurement
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    /// Which systems, by name: acervo, acervo-majority, redis, zookeeper, etcd, floor-both,
-    /// floor-one
+    /// Which systems, by name: acervo, acervo-majority, redis, zookeeper, etcd, acervo-as-etcd,
+    /// floor-both, floor-one
     #[arg(long, value_delimiter = ',')]
     systems: Vec<String>,
     /// Which workloads, by name: put1, put64, put1024, get64, get64x16, getlin64

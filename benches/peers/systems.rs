@@ -36,18 +36,21 @@ pub enum System {
     Acervo {
         is_ack_all: bool,
     },
+    /// Servers of Acervo that are asked as if they were etcd's.
+    AcervoAsEtcd,
     Redis,
     ZooKeeper,
     Etcd,
 }
 
 impl System {
-    pub const ALL: [System; 7] = [
+    pub const ALL: [System; 8] = [
         System::Acervo { is_ack_all: true },
         System::Acervo { is_ack_all: false },
         System::Redis,
         System::ZooKeeper,
         System::Etcd,
+        System::AcervoAsEtcd,
         System::Floor { followers_needed: 2 },
         System::Floor { followers_needed: 1 },
     ];
@@ -59,6 +62,7 @@ impl System {
             System::Floor { .. } => "floor-both",
             System::Acervo { is_ack_all: true } => "acervo",
             System::Acervo { is_ack_all: false } => "acervo-majority",
+            System::AcervoAsEtcd => "acervo-as-etcd",
             System::Redis => "redis",
             System::ZooKeeper => "zookeeper",
             System::Etcd => "etcd",
@@ -72,6 +76,7 @@ impl System {
             System::Floor { .. } => "floor, both followers",
             System::Acervo { is_ack_all: true } => "Acervo, `--ack all`",
             System::Acervo { is_ack_all: false } => "Acervo, `--ack majority`",
+            System::AcervoAsEtcd => "Acervo, asked as etcd is",
             System::Redis => "Redis, AOF always, `WAIT 2`",
             System::ZooKeeper => "ZooKeeper",
             System::Etcd => "etcd",
@@ -91,7 +96,7 @@ impl System {
         };
         match self {
             System::Floor { .. } => Ok("of this repository".to_owned()),
-            System::Acervo { .. } => Ok(format!("acervo {}", env!("CARGO_PKG_VERSION"))),
+            System::Acervo { .. } | System::AcervoAsEtcd => Ok(format!("acervo {}", env!("CARGO_PKG_VERSION"))),
             System::Redis => said_by("redis-server", "redis-server"),
             System::Etcd => said_by("etcd", "etcd-server"),
             System::ZooKeeper => {
@@ -210,6 +215,7 @@ impl Running {
                 let group = Group::start(servers, &["--console", "off", "--ack", ack]);
                 (group.addresses(), Processes::Acervo(Box::new(group)))
             }
+            System::AcervoAsEtcd => start_acervo_as_etcd(servers)?,
             System::Redis => start_redis()?,
             System::ZooKeeper => start_zookeeper()?,
             System::Etcd => start_etcd()?,
@@ -295,9 +301,21 @@ impl Running {
             }
             System::Redis => Box::new(Redis::new(draw, clients)),
             System::ZooKeeper => Box::new(ZooKeeper::new(draw, clients, pipeline)),
-            System::Etcd => Box::new(Etcd::new(draw, clients, self.addresses[0])),
+            System::Etcd | System::AcervoAsEtcd => Box::new(Etcd::new(draw, clients, self.addresses[0])),
         }
     }
+}
+
+/// The addresses are those of the gateways, one in each server. As with etcd a write waits for a
+/// majority of the disks.
+fn start_acervo_as_etcd(servers: usize) -> Outcome<(Vec<SocketAddr>, Processes)> {
+    let gateways = free_addresses(servers);
+    let mut group = Group::prepare(servers, &["--console", "off", "--ack", "majority"]);
+    for (at, gateway) in gateways.iter().enumerate() {
+        group.start_server_with(at, &["--gateway", &gateway.to_string()]);
+    }
+    (0..servers).for_each(|at| group.wait_until_listening(at));
+    Ok((gateways, Processes::Acervo(Box::new(group))))
 }
 
 fn start_redis() -> Outcome<(Vec<SocketAddr>, Processes)> {
