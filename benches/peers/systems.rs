@@ -96,7 +96,9 @@ impl System {
         };
         match self {
             System::Floor { .. } => Ok("of this repository".to_owned()),
-            System::Acervo { .. } | System::AcervoAsEtcd => Ok(format!("acervo {}", env!("CARGO_PKG_VERSION"))),
+            System::Acervo { .. } | System::AcervoAsEtcd => {
+                Ok(format!("acervo {}", env!("CARGO_PKG_VERSION")))
+            }
             System::Redis => said_by("redis-server", "redis-server"),
             System::Etcd => said_by("etcd", "etcd-server"),
             System::ZooKeeper => {
@@ -301,7 +303,9 @@ impl Running {
             }
             System::Redis => Box::new(Redis::new(draw, clients)),
             System::ZooKeeper => Box::new(ZooKeeper::new(draw, clients, pipeline)),
-            System::Etcd | System::AcervoAsEtcd => Box::new(Etcd::new(draw, clients, self.addresses[0])),
+            System::Etcd | System::AcervoAsEtcd => {
+                Box::new(Etcd::new(draw, clients, self.addresses[0]))
+            }
         }
     }
 }

@@ -1,9 +1,10 @@
 //! etcd's KV service, but for transactions: a case for each rule of how etcd behaves, group rules
 //! in tables.
 
+use acervo::gateway::interface::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
 use acervo::gateway::interface::etcd::etcdserverpb::range_request::{SortOrder, SortTarget};
 use acervo::gateway::interface::etcd::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest,
+    CompactionRequest, DeleteRangeRequest, HashKvRequest, PutRequest, RangeRequest,
 };
 use tonic::Code;
 
@@ -207,9 +208,35 @@ fn a_group_without_a_majority_is_unavailable_in_etcds_words() {
 }
 
 #[test]
-fn compaction_says_that_it_is_not_there() {
+fn what_lies_below_a_compaction_is_not_told_any_more() {
     let site = EtcdSite::start();
-    let compaction = CompactionRequest { revision: site.write("k", "v"), physical: false };
-    let status = site.call(site.kv().compact(waiting(compaction))).unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented, "{status}");
+    let compact = |revision| {
+        let compaction = CompactionRequest { revision, physical: false };
+        site.call(site.kv().compact(waiting(compaction)))
+    };
+    let [first, second, third] = ["1", "2", "3"].map(|value| site.write("k", value));
+    let at = |revision| {
+        let asked = site.range(RangeRequest { revision, ..one("k") });
+        asked.map(|range| range.kvs[0].value.clone())
+    };
+    assert_eq!(at(first).unwrap(), "1");
+    let answer = compact(second).unwrap();
+    assert!(revision(&answer.header) >= third);
+
+    let compacted = "etcdserver: mvcc: required revision has been compacted";
+    refused(at(first), Code::OutOfRange, compacted);
+    assert_eq!(at(second).unwrap(), "2", "the revision itself can be read");
+    assert_eq!(at(third).unwrap(), "3");
+    let mut maintenance = MaintenanceClient::new(site.channel());
+    let mut hash = |revision| site.call(maintenance.hash_kv(waiting(HashKvRequest { revision })));
+    refused(hash(first), Code::OutOfRange, compacted);
+    assert_eq!(hash(third).unwrap().compact_revision, second);
+
+    for again in [second, first, -1] {
+        refused(compact(again), Code::OutOfRange, compacted);
+    }
+    let future = "etcdserver: mvcc: required revision is a future revision";
+    refused(compact(FUTURE), Code::OutOfRange, future);
+    compact(third).unwrap();
+    refused(at(second), Code::OutOfRange, compacted);
 }

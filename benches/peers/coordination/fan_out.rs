@@ -165,7 +165,9 @@ fn measure(running: &Running, round: usize, extent: &Extent) -> Outcome<FanOut> 
         std::thread::spawn(move || read_all(open, &sent).map_err(|error| error.to_string()))
     };
     let mut dialect: Box<dyn Dialect> = match running.system {
-        System::Etcd | System::AcervoAsEtcd => Box::new(EtcdWriters::new(Numbered(sent), PUT_CLIENTS, leader)),
+        System::Etcd | System::AcervoAsEtcd => {
+            Box::new(EtcdWriters::new(Numbered(sent), PUT_CLIENTS, leader))
+        }
         _ => Box::new(Framed(AcervoWriters::new(Numbered(sent), PUT_CLIENTS))),
     };
     let plan = Plan {

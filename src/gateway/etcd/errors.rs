@@ -130,6 +130,7 @@ fn told(error: &ClientError) -> Status {
         }
         ClientError::NoLease => EtcdError::LeaseNotFound.into(),
         ClientError::LeaseExists(_) => EtcdError::LeaseExists.into(),
+        ClientError::Compacted { .. } => EtcdError::Compacted.into(),
         _ if error.is_of_the_request() => Status::invalid_argument(message),
         ClientError::NoMajority { .. } | ClientError::Unavailable { .. } => {
             EtcdError::NoLeader.into()

@@ -10,14 +10,14 @@ use tonic::{Request, Response, Status};
 use super::super::interface::etcd::etcdserverpb::kv_server::Kv;
 use super::super::interface::etcd::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+    PutResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
 };
 use super::super::interface::etcd::mvccpb::KeyValue;
 use super::super::policy::CallLimits;
 use super::errors::{EtcdError, failed};
 use super::range::{KeptRows, KeySpan, key_value};
 use super::txn::check_put;
-use super::{Answer, EtcdServices, not_yet};
+use super::{Answer, EtcdServices};
 use crate::client::{ReadOptions, Timestamp};
 
 /// Bytes of a request at most, as etcd's servers have it by default.
@@ -95,6 +95,29 @@ impl EtcdServices {
         Ok(DeleteRangeResponse { header: Some(header), deleted, prev_kvs })
     }
 
+    /// Ends reads as of revisions below one. What only they would show is removed in the
+    /// background, whether that is waited for or not: etcd's clients wait for its disk, of which
+    /// nothing is promised here.
+    async fn compact_up_to(
+        &self,
+        call: &CallLimits,
+        revision: Timestamp,
+    ) -> Result<ResponseHeader, Status> {
+        let is_below = |compacted: Option<Timestamp>| compacted.is_some_and(|at| revision <= at);
+        if revision < Timestamp::ZERO || is_below(self.compacted_revision(call).await?) {
+            return Err(EtcdError::Compacted.into());
+        }
+        if revision > self.newest_revision(call).await? {
+            return Err(EtcdError::FutureRevision.into());
+        }
+        if revision > Timestamp::ZERO {
+            let client = self.calls().client(call);
+            let compacted = self.calls().in_turn(call, client.compact(revision)).await;
+            compacted.map_err(|error| failed(call, &error))?;
+        }
+        Ok(self.headers().now())
+    }
+
     /// What the keys of a range had just before they were deleted.
     async fn deleted_rows(
         &self,
@@ -142,7 +165,9 @@ impl Kv for EtcdServices {
         self.run_txn(&call, request).await.map(Response::new)
     }
 
-    async fn compact(&self, _: Request<CompactionRequest>) -> Answer<CompactionResponse> {
-        Err(not_yet("compaction: 'acervo set-history' says how much of the past is kept"))
+    async fn compact(&self, request: Request<CompactionRequest>) -> Answer<CompactionResponse> {
+        let call = CallLimits::of(&request)?;
+        let header = self.compact_up_to(&call, Timestamp(request.into_inner().revision)).await?;
+        Ok(Response::new(CompactionResponse { header: Some(header) }))
     }
 }

@@ -261,7 +261,7 @@ impl EtcdServices {
     /// As of when a request is to be read that names this revision; `None` for the newest.
     ///
     /// # Errors
-    /// It lies in the future, or was compacted.
+    /// It lies in the future. Whether it was compacted shows when it is read.
     pub(super) async fn known_revision(
         &self,
         call: &CallLimits,
@@ -274,18 +274,22 @@ impl EtcdServices {
         if asked > self.headers().told() && asked > self.newest_revision(call).await? {
             return Err(EtcdError::FutureRevision.into());
         }
-        match self.compacted_revision(call).await? {
-            Some(compacted) if asked < compacted => Err(EtcdError::Compacted.into()),
-            _ => Ok(Some(asked)),
-        }
+        Ok(Some(asked))
     }
 
     /// The revision below which nothing can be read any more; `None` where nothing was compacted.
     pub(super) async fn compacted_revision(
         &self,
-        _call: &CallLimits,
+        call: &CallLimits,
     ) -> Result<Option<Timestamp>, Status> {
-        Ok(None)
+        // Nothing is older than this.
+        let oldest = ReadOptions { linearizable: true, ..ReadOptions::at(Timestamp(1)) };
+        let client = self.calls().client(call);
+        match self.calls().in_turn(call, client.read([0], oldest)).await {
+            Ok(_) => Ok(None),
+            Err(ClientError::Compacted { version, .. }) => Ok(Some(version)),
+            Err(error) => Err(failed(call, &error)),
+        }
     }
 
     /// A revision that is no less than that of any write that was acknowledged before. Nothing is
