@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::Streaming;
 
-use crate::fake_server::{FakeServer, Link};
+use crate::fake_server::{FakeServer, Link, missing};
 use crate::site::channel;
 use crate::support::gateway::Gateway;
 use crate::support::{Group, PATIENCE, eventually, patient_client};
@@ -432,11 +432,14 @@ fn change(at: i64, key: &'static str) -> KeyChange {
 fn scripted(
     script: impl Fn(&Link) + Send + Sync + 'static,
 ) -> (FakeServer, tempfile::TempDir, Gateway) {
-    let server = FakeServer::start(move |id, request, link| {
-        if let AcervoRequest::Watch(request) = request {
+    let server = FakeServer::start(move |id, request, link| match request {
+        AcervoRequest::Watch(request) => {
             link.reply(id, Reply::WatchOk { after: request.after.unwrap_or(Timestamp(10)) });
             script(link);
         }
+        // Whether the past was compacted.
+        AcervoRequest::Get(_) => link.reply(id, missing(1)),
+        _ => {}
     });
     let dir = tempfile::tempdir().unwrap();
     let gateway = Gateway::start(&dir, &server.address.to_string(), &[]);
@@ -458,6 +461,21 @@ fn a_past_that_is_gone_ends_a_watch_and_says_where_it_may_begin_again() {
     assert_eq!(ended.cancel_reason, "etcdserver: mvcc: required revision has been compacted");
     // The stream stays.
     assert_eq!(stream.begins(WatchCreateRequest { watch_id: 5, ..of_key("k") }), 5);
+}
+
+#[test]
+fn a_watch_from_below_a_compaction_is_told_where_it_may_begin() {
+    let world = World::start(3);
+    let [first, second, third] = ["1", "2", "3"].map(|value| world.put("k", value));
+    world.client.compact(Timestamp(second)).unwrap();
+    let mut stream = world.stream();
+    stream.begins(WatchCreateRequest { start_revision: first, ..of_key("k") });
+    let ended = stream.next();
+    assert_eq!((ended.canceled, ended.compact_revision), (true, second), "{ended:?}");
+    assert_eq!(ended.cancel_reason, "etcdserver: mvcc: required revision has been compacted");
+    stream.begins(WatchCreateRequest { start_revision: second, ..of_key("k") });
+    let revisions: Vec<i64> = stream.events(2).iter().map(|(_, event)| told(event).2).collect();
+    assert_eq!(revisions, [second, third]);
 }
 
 /// The library tells it in pieces, of which the last may have nothing.

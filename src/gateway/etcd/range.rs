@@ -282,8 +282,9 @@ impl EtcdServices {
         &self,
         call: &CallLimits,
     ) -> Result<Option<Timestamp>, Status> {
-        // Nothing is older than this.
-        let oldest = ReadOptions { linearizable: true, ..ReadOptions::at(Timestamp(1)) };
+        // Nothing is older than this. Whoever was told of a compaction by this gateway is not
+        // answered out of a state before it.
+        let oldest = ReadOptions::at(Timestamp(1));
         let client = self.calls().client(call);
         match self.calls().in_turn(call, client.read([0], oldest)).await {
             Ok(_) => Ok(None),

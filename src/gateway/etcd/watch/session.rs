@@ -110,7 +110,12 @@ impl WatchSession {
             Arc::new(WatchShown { progress: watch.progress(), held: AtomicI64::new(NOTHING_HELD) });
         let has = |filter: FilterType| request.filters.contains(&(filter as i32));
         let interval = services.watch_progress_interval();
-        Ok(WatchSession {
+        let compacted = match after {
+            // Where nobody tells, the watch goes on as far as its changes are there.
+            Some(_) => services.compacted_revision(&call).await.unwrap_or_default(),
+            None => None,
+        };
+        let mut session = WatchSession {
             services,
             call,
             client,
@@ -132,7 +137,24 @@ impl WatchSession {
             unread: Vec::new(),
             ready: VecDeque::new(),
             is_over: false,
-        })
+        };
+        if let Some(compacted) = compacted.filter(|at| request.start_revision < at.0) {
+            session.end(compacted.0, EtcdError::Compacted.text().to_owned());
+        }
+        Ok(session)
+    }
+
+    /// Says that the watch is over, and why.
+    fn end(&mut self, compact_revision: i64, cancel_reason: String) {
+        self.ready.push_back(WatchResponse {
+            header: Some(self.services.headers().now()),
+            watch_id: self.id,
+            canceled: true,
+            compact_revision,
+            cancel_reason,
+            ..Default::default()
+        });
+        self.is_over = true;
     }
 
     /// The revision behind which a watch from now on begins.
@@ -179,15 +201,7 @@ impl WatchSession {
                     self.events.truncate(self.whole);
                     self.unread.retain(|at| *at < self.whole);
                     self.flush(true).await;
-                    self.ready.push_back(WatchResponse {
-                        header: Some(self.services.headers().now()),
-                        watch_id: self.id,
-                        canceled: true,
-                        compact_revision,
-                        cancel_reason: reason,
-                        ..Default::default()
-                    });
-                    self.is_over = true;
+                    self.end(compact_revision, reason);
                 }
             }
         }
