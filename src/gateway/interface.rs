@@ -21,6 +21,7 @@ pub mod conditional {
 }
 
 /// etcd's v3 interface, a module a package, as the packages name each other.
+#[allow(clippy::enum_variant_names, reason = "the names are etcd's")]
 pub mod etcd {
     /// Keys with their values, and events.
     pub mod mvccpb {
