@@ -630,6 +630,7 @@ pub const GATEWAY_STREAMS_MAX: usize = 256;
 pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// A longer JSON request to a gateway is refused: four thirds of etcd's longest message,
 /// for keys and values in base64, and as much as half of that again for the names around them.
+#[cfg(feature = "grpc")]
 pub const GATEWAY_JSON_BYTES_MAX: usize = GATEWAY_MESSAGE_BYTES_MAX;
 /// Bytes that calls of all connections make a gateway hold: requests, twice, since they are sent
 /// on, and answers that have not been read. One connection, or one origin, may have half of it;
@@ -649,6 +650,7 @@ pub const GATEWAY_CONNECTION_WINDOW_BYTES: u32 = 64 * 1024;
 pub const GATEWAY_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 /// How often a watch of etcd's interface that asks for it is told how far it is, unless configured
 /// otherwise: as often as etcd does.
+#[cfg(feature = "grpc")]
 pub const GATEWAY_WATCH_PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_mins(10);
 
 // ---- commands -----------------------------------------------------------------------------

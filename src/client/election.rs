@@ -7,6 +7,7 @@ mod leaders;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+#[cfg(feature = "async")]
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -12,6 +12,7 @@
 
 use std::fmt;
 use std::future::Future;
+#[cfg(feature = "async")]
 use std::ops::Deref;
 use std::pin::{Pin, pin};
 use std::sync::Arc;

@@ -34,6 +34,7 @@ struct Listening {
 
 impl LocalPort {
     /// A port on which nobody listens yet.
+    #[cfg(any(test, feature = "grpc"))]
     pub fn new() -> LocalPort {
         LocalPort::default()
     }

@@ -58,6 +58,7 @@ pub fn room(beside: usize) -> Result<ConnectionRoom, TooFewFiles> {
 
 /// How many connections, up to `max`, something may serve that stands beside a server in the same
 /// process: where the limit on open files is low, an eighth of it.
+#[cfg(feature = "grpc")]
 pub fn room_beside_a_server(max: usize) -> usize {
     let wanted = FILES_RESERVED + CONNECTIONS_MAX + CONNECTIONS_SPARE + REFUSALS_MAX + max;
     let files = raise(wanted as u64);
