@@ -438,7 +438,8 @@ impl Leases {
             most -= usize::from(is_taken);
             is_taken
         };
-        for id in self.over.extract_if(.., |id| ends(id)) {
+        let reach = if may_end { self.over.len() } else { 0 };
+        for id in self.over.extract_if(..reach, |id| ends(id)) {
             // Some were kept alive meanwhile, or revoked.
             let Some(lease) = known.get_mut(&id) else { continue };
             lease.is_listed = false;
