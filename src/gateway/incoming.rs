@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
 use rustix::io::Errno;
-use rustix::net::Shutdown;
+use rustix::net::{Shutdown, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Sleep, sleep};
@@ -54,6 +54,9 @@ const GATEWAY_FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// does not make a stop look like one that left calls without an answer.
 const GATEWAY_LINGER: Duration = Duration::from_secs(1);
 
+/// A connection that has been quiet for this long is asked for by the system, and given up when
+/// nothing answers for as long again.
+const GATEWAY_KEEP_ALIVE_AFTER: Duration = Duration::from_secs(20);
 /// A quiet gRPC connection that does not answer a ping within this time is closed.
 pub(super) const GATEWAY_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// A client that takes nothing from its socket for this long, while the gateway has something to
@@ -112,6 +115,9 @@ async fn accept(listener: &TcpListener, accounts: &Accounts, reads: &Reads) -> C
             log::warn!("{address} is turned away: every connection there may be is in use");
             continue;
         };
+        if let Err(error) = watch_over(&stream) {
+            log::debug!("a client at {address} that is gone will be noticed late: {error}");
+        }
         if let Err(error) = stream.set_nodelay(true) {
             log::debug!("{address} left at once: {error}");
             continue;
@@ -135,6 +141,15 @@ async fn accept(listener: &TcpListener, accounts: &Accounts, reads: &Reads) -> C
             account,
         };
     }
+}
+
+/// Has the system ask a quiet client's machine whether it is there. HTTP/2 asks clients by itself;
+/// HTTP/1.1 does not, and one that has vanished while it waits for a lock would be waited for.
+fn watch_over(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, GATEWAY_KEEP_ALIVE_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, GATEWAY_KEEP_ALIVE_AFTER / 2)?;
+    Ok(sockopt::set_tcp_keepcnt(stream, 2)?)
 }
 
 impl Connected for Connection {
