@@ -49,7 +49,12 @@ impl EtcdServices {
         let (done, past) = self.carry_out(call, &request).await?;
         let TxnCarriedOut { at, succeeded, results, writes } = done;
         let header = Some(self.headers().at(at));
-        let answer = translate::answer(&request, results, succeeded, &past, at);
+        // A range of the past is read once, and told as often as it is asked for.
+        let has_room = call.hold(translate::told_of_past(&request, &past));
+        let answer = match has_room {
+            true => translate::answer(&request, results, succeeded, &past, at),
+            false => Err(no_room()),
+        };
         let answer = answer.and_then(|answer| match call.hold(answer.encoded_len()) {
             true => Ok(TxnResponse { header, ..answer }),
             false => Err(no_room()),

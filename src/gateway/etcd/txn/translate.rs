@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use prost::Message;
 use tonic::Status;
 
 use super::super::super::interface::etcd::etcdserverpb::compare::{
@@ -309,6 +310,17 @@ fn op_answer(
             OpAnswer::ResponseTxn(TxnResponse { header: op_header(at), ..within })
         }
     })
+}
+
+/// Bytes of the ranges of the past that a transaction tells at most, whichever branches it takes.
+pub(super) fn told_of_past(request: &TxnRequest, past: &Past) -> usize {
+    let ops = request.success.iter().chain(&request.failure);
+    let of_op = |op: &RequestOp| match &op.request {
+        Some(Op::RequestRange(range)) => past.get(range).map_or(0, RangeResponse::encoded_len),
+        Some(Op::RequestTxn(within)) => told_of_past(within, past),
+        Some(Op::RequestPut(_) | Op::RequestDeleteRange(_)) | None => 0,
+    };
+    ops.map(of_op).fold(0, usize::saturating_add)
 }
 
 fn range_answer(

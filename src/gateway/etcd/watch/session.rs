@@ -223,8 +223,9 @@ impl WatchSession {
     fn take(&mut self, event: Option<Result<WatchEvent, ClientError>>) -> Step {
         match event {
             Some(Ok(WatchEvent::Changed { version, changes, continues })) => {
-                // In the same poll as the event was taken, so that nobody is told more meanwhile.
-                self.shown.held.store(version.0, Ordering::Relaxed);
+                // In the same poll as the event was taken, so that nobody is told more meanwhile,
+                // and the least of those that are gathered: none of them has been told.
+                self.shown.held.fetch_min(version.0, Ordering::Relaxed);
                 self.revision = version;
                 changes.into_iter().for_each(|change| self.add(change));
                 if let Some(reason) = self.is_too_much() {
@@ -308,7 +309,9 @@ impl WatchSession {
         self.bytes = self.events.iter().map(bytes_of).sum();
         self.whole = self.whole.saturating_sub(count);
         let Some(last) = events.last().and_then(|last| last.kv.as_ref()) else {
-            self.shown.held.store(NOTHING_HELD, Ordering::Relaxed);
+            if self.events.is_empty() && self.ready.is_empty() {
+                self.shown.held.store(NOTHING_HELD, Ordering::Relaxed);
+            }
             return;
         };
         self.ready.push_back(WatchResponse {
@@ -334,9 +337,14 @@ impl WatchSession {
             }
             let before = Some(Timestamp(kv.mod_revision - 1));
             let options = ReadOptions { at: before, ..ReadOptions::default() };
-            let read = self.client.read(&kv.key, options).await;
+            // Beside everybody else's requests, and charged like what servers answer to those.
+            let read = self.client.read(&kv.key, options);
+            let read = self.services.calls().in_turn(&self.call, read).await;
             let found = read.ok().and_then(|got| got.found);
-            if let Some(found) = found.filter(|found| found.timestamp.0 == previous.mod_revision) {
+            if let Some(found) = found.filter(|found| found.timestamp.0 == previous.mod_revision)
+                && self.call.charge(found.value.len()).is_ok()
+            {
+                self.charged_bytes += found.value.len();
                 self.bytes += found.value.len();
                 previous.value = found.value;
                 event.prev_kv = Some(previous);
