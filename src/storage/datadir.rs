@@ -141,8 +141,15 @@ pub struct DataDir {
     identity: Identity,
     /// The incarnation for the next time that this directory becomes a blank one.
     next_incarnation: u64,
-    /// Held for its lock.
-    _lock: Arc<dyn DiskFile>,
+    lock: Arc<dyn DiskFile>,
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            log::debug!("{} is unlocked when its file is closed: {error}", self.path.display());
+        }
+    }
 }
 
 impl fmt::Debug for DataDir {
@@ -336,7 +343,7 @@ impl DataDir {
             identity,
             next_incarnation: incarnation
                 .wrapping_add(u64::from(incarnation == identity.incarnation)),
-            _lock: lock,
+            lock,
         })
     }
 

@@ -92,6 +92,9 @@ pub trait DiskFile: Send + Sync {
     /// Locks the file until it is closed; returns false if another open file description holds the
     /// lock.
     fn try_lock(&self) -> io::Result<bool>;
+    /// Gives the lock back, also while a copy of the descriptor is open: a process that another
+    /// thread is just starting has one until it runs its program.
+    fn unlock(&self) -> io::Result<()>;
 }
 
 /// Removes a file if it exists.
@@ -351,6 +354,10 @@ impl DiskFile for File {
             Err(std::fs::TryLockError::WouldBlock) => Ok(false),
             Err(std::fs::TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        File::unlock(self)
     }
 }
 

@@ -338,4 +338,8 @@ impl DiskFile for ReservedFile {
     fn try_lock(&self) -> io::Result<bool> {
         self.inner.try_lock()
     }
+
+    fn unlock(&self) -> io::Result<()> {
+        self.inner.unlock()
+    }
 }

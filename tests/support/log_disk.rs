@@ -542,4 +542,8 @@ impl DiskFile for SimFile {
     fn try_lock(&self) -> io::Result<bool> {
         Ok(true)
     }
+
+    fn unlock(&self) -> io::Result<()> {
+        Ok(())
+    }
 }

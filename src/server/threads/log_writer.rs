@@ -221,6 +221,10 @@ mod tests {
         fn try_lock(&self) -> io::Result<bool> {
             self.file.try_lock()
         }
+
+        fn unlock(&self) -> io::Result<()> {
+            self.file.unlock()
+        }
     }
 
     /// The applier's report of a short installation came before the log writer's, and the server

@@ -51,7 +51,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 pub use self::file::Trailer;
-use self::file::{BLOCK_BYTES, PartFile, disk, open_again};
+use self::file::{BLOCK_BYTES, PartFile, disk, open_again, unlock};
 use self::lease::{FileLease, NoLease};
 pub(super) use self::names::{Existing, descriptor_path, existing, remove_leftovers};
 use self::names::{first_name, link, open, part_name, remove_ours, remove_stale_claim};
@@ -143,8 +143,14 @@ fn is_locked_by_other(path: &Path, new: impl Fn(&File) -> io::Result<PartFile>) 
         return false;
     }
     let ours = new(&file).is_ok_and(|part| part.is_ours().unwrap_or(false));
-    let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-    ours && lock() == Err(Errno::WOULDBLOCK)
+    if !ours {
+        return false;
+    }
+    let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    if locked.is_ok() {
+        unlock(&file);
+    }
+    locked == Err(Errno::WOULDBLOCK)
 }
 
 /// Anything but a regular file is nobody's partial file. It is not opened again, which would wait

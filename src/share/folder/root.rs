@@ -37,6 +37,16 @@ struct OpenRoot {
     device: u64,
 }
 
+impl Drop for FolderRoot {
+    fn drop(&mut self) {
+        // Not only closed: a process that another thread is just starting has a copy of the
+        // descriptor, and so the lock, until it runs its program.
+        if let Err(error) = self.folder().unlock() {
+            log::debug!("{} is unlocked when it is closed: {error}", self.path.display());
+        }
+    }
+}
+
 impl FolderRoot {
     pub fn open(path: &Path) -> Result<FolderRoot, FolderError> {
         let unreadable = |source| FolderError::Unreadable { path: path.to_owned(), source };

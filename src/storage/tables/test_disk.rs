@@ -244,4 +244,8 @@ impl DiskFile for TestFile {
     fn try_lock(&self) -> io::Result<bool> {
         Ok(true)
     }
+
+    fn unlock(&self) -> io::Result<()> {
+        Ok(())
+    }
 }

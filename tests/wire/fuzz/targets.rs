@@ -512,6 +512,10 @@ impl DiskFile for RamFile {
     fn try_lock(&self) -> io::Result<bool> {
         Ok(true)
     }
+
+    fn unlock(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 // ---- snapshots ------------------------------------------------------------------------------

@@ -69,6 +69,21 @@ pub(super) struct PartFile {
     pub trailer: Trailer,
 }
 
+/// The lock is given back, not only closed: a process that another thread is just starting has a
+/// copy of every descriptor, and so of every lock, until it runs its program.
+impl Drop for PartFile {
+    fn drop(&mut self) {
+        unlock(&self.file);
+    }
+}
+
+/// Gives back the lock of the file, if it has one.
+pub(super) fn unlock(file: &File) {
+    if let Err(error) = rustix::fs::flock(file, FlockOperation::Unlock) {
+        log::debug!("a partial file is unlocked when its descriptor is closed: {error}");
+    }
+}
+
 impl PartFile {
     /// # Errors
     /// The system refuses another descriptor.

@@ -153,6 +153,19 @@ fn publishing_never_replaces_a_file_that_has_the_name() {
     assert_eq!(names(folder.path()), ["film.mkv.part"]);
 }
 
+/// Once a download that followed another found the file locked, if a process was being started at
+/// that moment: until it runs its program, it has a copy of every descriptor.
+#[test]
+fn a_copy_of_the_descriptor_does_not_keep_the_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    let copy = part.on_disk.file.try_clone().unwrap();
+    assert!(matches!(open(folder.path(), SIZE), Err(FetchError::UnderWay(_))));
+    drop(part);
+    assert!(open(folder.path(), SIZE).unwrap().unwrap().is_resumed());
+    drop(copy);
+}
+
 /// Once the hidden second name of a part that was killed while it was published, and was removed by
 /// hand, kept the bytes of the whole file for ever.
 #[test]
