@@ -41,6 +41,7 @@ use tokio::net::TcpStream;
 pub(super) use self::books::{AccountLimits, Pool, Turn};
 use self::books::{Books, Displaced, Eviction, Opened, Silence};
 use super::turns::{self, Usage};
+use crate::limits::origin_of;
 use crate::net::ConnectionId;
 
 /// Every connection that is open, with what it holds. Clones share everything.
@@ -54,6 +55,7 @@ pub(super) struct Account(Arc<AccountState>);
 
 struct AccountState {
     id: ConnectionId,
+    origin: IpAddr,
     /// A request has come.
     has_called: AtomicBool,
     eviction: Arc<Eviction>,
@@ -91,8 +93,15 @@ impl Accounts {
         let opened = self.books().open(ip, &mut displaced);
         displaced.wake();
         let Opened { id, eviction, silence, usage } = opened?;
-        let (has_called, accounts) = (AtomicBool::new(false), self.clone());
-        Some(Account(Arc::new(AccountState { id, has_called, eviction, silence, usage, accounts })))
+        Some(Account(Arc::new(AccountState {
+            id,
+            origin: origin_of(ip),
+            has_called: AtomicBool::new(false),
+            eviction,
+            silence,
+            usage,
+            accounts: self.clone(),
+        })))
     }
 }
 
@@ -145,6 +154,11 @@ impl Call {
     /// How much work the connection has made.
     pub(super) fn usage(&self) -> &Usage {
         self.account.usage()
+    }
+
+    /// Where its connection comes from.
+    pub(super) fn origin(&self) -> IpAddr {
+        self.account.0.origin
     }
 
     fn books(&self) -> (MutexGuard<'_, Books>, ConnectionId) {

@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::accounting::Call;
 use super::policy::CallLimits;
-use super::turns::Requests;
+use super::turns::{RequestPlace, Requests, Usage};
 use crate::client::{AsyncClient, Client, ClientError};
 use crate::limits::{self, GATEWAY_CLIENTS};
 
@@ -95,10 +95,15 @@ impl Calls {
     }
 
     /// Does work that is one request to the group at a time when the call's turn has come.
-    #[allow(dead_code)]
     pub(super) async fn in_turn<T>(&self, call: &CallLimits, work: impl Future<Output = T>) -> T {
-        let _place = self.requests.take(call.usage()).await;
+        let _place = self.turn(call.usage()).await;
         work.await
+    }
+
+    /// Waits for the turn of what is done for a connection, whether its call is over or not. It
+    /// lasts until it is dropped, and is for one request to the group at a time.
+    pub(super) async fn turn(&self, usage: &Usage) -> RequestPlace {
+        self.requests.take(usage).await
     }
 }
 

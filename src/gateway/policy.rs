@@ -11,6 +11,7 @@
 //! right, so that RESOURCE_EXHAUSTED means that there is too much to do, or no room on a disk.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -68,6 +69,11 @@ impl CallLimits {
     /// How much work the call's connection has made.
     pub(super) fn usage(&self) -> &Usage {
         self.call.usage()
+    }
+
+    /// Where the call comes from, as quotas count it.
+    pub(super) fn origin(&self) -> IpAddr {
+        self.call.origin()
     }
 
     /// Waits for a part of the call's work, until its deadline.

@@ -1,20 +1,29 @@
 //! etcd's services Lock and Election.
 
+use std::pin::Pin;
 use std::time::Duration;
 
-use acervo::gateway::interface::etcd::etcdserverpb::LeaseTimeToLiveRequest;
 use acervo::gateway::interface::etcd::etcdserverpb::lease_client::LeaseClient;
+use acervo::gateway::interface::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
+use acervo::gateway::interface::etcd::etcdserverpb::{DefragmentRequest, LeaseTimeToLiveRequest};
 use acervo::gateway::interface::etcd::v3electionpb::election_client::ElectionClient;
 use acervo::gateway::interface::etcd::v3electionpb::{
     CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest,
 };
 use acervo::gateway::interface::etcd::v3lockpb::lock_client::LockClient;
-use acervo::gateway::interface::etcd::v3lockpb::{LockRequest, UnlockRequest};
-use tonic::Code;
+use acervo::gateway::interface::etcd::v3lockpb::{LockRequest, LockResponse, UnlockRequest};
+use acervo::limits;
+use acervo::wire::message::Request as AcervoRequest;
+use futures_util::FutureExt;
+use futures_util::future::select_all;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status};
 
 use crate::etcd_site::{EtcdSite, from_to, refused, revision};
-use crate::site::{waiting, within};
+use crate::fake_server::FakeServer;
+use crate::site::{channel, waiting, within};
 use crate::support::eventually;
+use crate::support::gateway::Gateway;
 
 #[test]
 fn a_lock_is_taken_waited_for_and_handed_over_in_turn() {
@@ -143,4 +152,86 @@ fn whoever_campaigns_leads_in_turn_and_everybody_can_see_it() {
         "bia",
         "who has resigned already takes nothing from others"
     );
+}
+
+type Locking = Pin<Box<dyn Future<Output = Result<Response<LockResponse>, Status>>>>;
+
+/// Calls for one lock, which are sent when they are polled for the first time.
+fn locks(channel: &Channel, count: usize) -> Vec<Locking> {
+    let lock = |_| {
+        let mut client = LockClient::new(channel.clone());
+        let request = waiting(LockRequest { name: "m".into(), lease: 7 });
+        async move { client.lock(request).await }.boxed_local()
+    };
+    (0..count).map(lock).collect()
+}
+
+/// Waits until everything has come that was sent on this connection before.
+async fn has_come(channel: &Channel) {
+    let mut client = MaintenanceClient::new(channel.clone());
+    client.defragment(waiting(DefragmentRequest {})).await.unwrap();
+}
+
+/// A gateway before a server that answers nothing but the greeting.
+fn before_a_silent_server() -> (FakeServer, tempfile::TempDir, Gateway, tokio::runtime::Runtime) {
+    let server = FakeServer::start(|_, _, _| {});
+    let dir = tempfile::tempdir().unwrap();
+    // Longer than anything is waited for here.
+    let gateway = Gateway::start(&dir, &server.address.to_string(), &["--timeout", "1h"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    (server, dir, gateway, runtime)
+}
+
+/// Whoever begins locks and resets them at once had the gateway write for each, past everybody's
+/// turn.
+#[test]
+fn locks_that_are_given_up_before_their_turn_have_written_nothing() {
+    let (server, _dir, gateway, runtime) = before_a_silent_server();
+    runtime.block_on(async {
+        let channels = [channel(&gateway).await, channel(&gateway).await, channel(&gateway).await];
+        for _ in 0..4 {
+            let mut given_up: Vec<Locking> =
+                channels.iter().flat_map(|channel| locks(channel, 100)).collect();
+            for lock in &mut given_up {
+                assert!(lock.now_or_never().is_none());
+            }
+            for channel in &channels {
+                has_come(channel).await;
+            }
+            drop(given_up);
+            for channel in &channels {
+                has_come(channel).await;
+            }
+        }
+    });
+    let is_write = |request: &&AcervoRequest| matches!(request, AcervoRequest::Write(_));
+    let writes = server.requests().iter().filter(is_write).count();
+    assert!((1..=limits::GATEWAY_REQUESTS_MAX).contains(&writes), "{writes} writes");
+}
+
+#[test]
+fn one_address_cannot_take_all_places_of_those_that_wait() {
+    let (_server, _dir, gateway, runtime) = before_a_silent_server();
+    runtime.block_on(async {
+        let mut calls = Vec::new();
+        for _ in 0..5 {
+            let channel = channel(&gateway).await;
+            let mut more = locks(&channel, 100);
+            for lock in &mut more {
+                assert!(lock.now_or_never().is_none());
+            }
+            has_come(&channel).await;
+            calls.append(&mut more);
+        }
+        // The server answers nobody, so whoever is answered is refused.
+        let (answer, _, _others) = select_all(calls).await;
+        refused(answer, Code::ResourceExhausted, "etcdserver: too many requests");
+        let elsewhere = Endpoint::from_shared(gateway.url()).unwrap();
+        let elsewhere = elsewhere.local_address(Some([127, 0, 0, 2].into()));
+        let elsewhere = elsewhere.connect().await.unwrap();
+        let mut other = locks(&elsewhere, 1).remove(0);
+        assert!((&mut other).now_or_never().is_none());
+        has_come(&elsewhere).await;
+        assert!(other.now_or_never().is_none(), "it waits for its turn");
+    });
 }

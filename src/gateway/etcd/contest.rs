@@ -7,7 +7,9 @@
 //!
 //! **A call that is given up leaves no key behind.** The lease and the key are made by a task of
 //! their own, which goes on when the call is dropped, and what it hands over ([`ContestPlace`])
-//! takes itself back when it is dropped before it was kept.
+//! takes itself back when it is dropped before it was kept. Both are done in the turn of the call's
+//! connection, and keep the call's place among those that wait ([`waiting`](super::waiting)): a
+//! call that was given up before its turn has come has done nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +20,13 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, interval_at};
 use tonic::Status;
 
+use super::super::calls::Calls;
 use super::super::policy::CallLimits;
+use super::super::turns::{RequestPlace, Usage};
 use super::EtcdServices;
 use super::errors::{EtcdError, failed};
 use super::lease::lease_id;
+use super::waiting::WaitingPlace;
 use crate::client::contender::{Contender, ContestName, Step};
 use crate::client::{
     AsyncClient, ClientError, Comparison, KeyRange, LeaseId, ReadOptions, Timestamp, Txn, TxnOp,
@@ -46,6 +51,23 @@ pub(super) struct ContestPlace {
     /// The lease is only this call's.
     owns_lease: bool,
     is_kept: bool,
+    /// In whose turn it is taken back.
+    turns: ContestTurns,
+    /// Kept until that is done; `None` once it is under way.
+    waiting: Option<WaitingPlace>,
+}
+
+/// The turns of one call's connection, which outlive the call.
+#[derive(Clone)]
+struct ContestTurns {
+    calls: Calls,
+    usage: Usage,
+}
+
+impl ContestTurns {
+    async fn next(&self) -> RequestPlace {
+        self.calls.turn(&self.usage).await
+    }
 }
 
 impl ContestPlace {
@@ -63,9 +85,12 @@ impl Drop for ContestPlace {
         }
         let (client, key, fence) = (self.client.clone(), self.key.clone(), self.fence);
         let lease = self.owns_lease.then_some(self.lease);
+        let (turns, waiting) = (self.turns.clone(), self.waiting.take());
         // Without a runtime the process ends, and the lease with its time.
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
+            let _place = waiting;
+            let _turn = turns.next().await;
             // Where nobody answers, the lease ends by itself.
             let _ = match lease {
                 Some(lease) => client.revoke_lease(lease).await.map(drop),
@@ -92,15 +117,17 @@ impl EtcdServices {
         value: &Bytes,
         lease: i64,
     ) -> Result<(ContestPlace, Timestamp), Status> {
+        let waiting = self.place_to_wait(call, name.len() + value.len())?;
         let name = ContestName::new(name).map_err(|error| failed(call, &error))?;
         let name = Arc::new(name);
-        let place = self.enter(call, Arc::clone(&name), value.clone(), lease_id(lease)).await?;
+        let lease = lease_id(lease);
+        let place = self.enter(call, Arc::clone(&name), value.clone(), lease, waiting).await?;
         let waiting = self.wait_for_turn(call, &name, &place);
         let at = match place.owns_lease {
             false => waiting.await?,
             true => tokio::select! {
                 at = waiting => at?,
-                () = self.keep_own_alive(place.lease) => {
+                () = self.keep_own_alive(call, place.lease) => {
                     return Err(EtcdError::LeaseNotFound.into());
                 }
             },
@@ -115,10 +142,17 @@ impl EtcdServices {
         name: Arc<ContestName>,
         value: Bytes,
         lease: Option<LeaseId>,
+        waiting: WaitingPlace,
     ) -> Result<ContestPlace, Status> {
         let (client, owns_lease) = (self.calls().afterwards().clone(), lease.is_none());
-        let (entered, told) = oneshot::channel();
+        let turns = ContestTurns { calls: self.calls().clone(), usage: call.usage().clone() };
+        let (mut entered, told) = oneshot::channel();
         tokio::spawn(async move {
+            let turn = tokio::select! {
+                biased;
+                () = entered.closed() => return,
+                turn = turns.next() => turn,
+            };
             let entering = async {
                 let lease = match lease {
                     Some(lease) => lease,
@@ -135,11 +169,23 @@ impl EtcdServices {
                     Some(TxnOutput::Get(Some(found))) => Some(found.value.clone()),
                     _ => None,
                 };
-                let (key, is_kept) = (name.key(lease), false);
-                Ok(ContestPlace { client, key, lease, fence, earlier, owns_lease, is_kept })
+                let (key, is_kept, waiting) = (name.key(lease), false, Some(waiting));
+                Ok(ContestPlace {
+                    client,
+                    key,
+                    lease,
+                    fence,
+                    earlier,
+                    owns_lease,
+                    is_kept,
+                    turns,
+                    waiting,
+                })
             };
+            let place = entering.await;
+            drop(turn);
             // Where nobody waits any more it is dropped, and takes itself back.
-            let _ = entered.send(entering.await);
+            let _ = entered.send(place);
         });
         match told.await {
             Ok(entered) => entered.map_err(|error| failed(call, &error)),
@@ -154,7 +200,6 @@ impl EtcdServices {
         place: &ContestPlace,
     ) -> Result<Timestamp, Status> {
         let mut contender = Contender::new(name.clone(), place.lease);
-        let mut waits = None;
         let mut step = contender.entered(place.fence, Some(place.lease));
         let mut at = place.fence;
         loop {
@@ -171,9 +216,6 @@ impl EtcdServices {
                     contender.looked(at)
                 }
                 Step::Watch { key, after } => {
-                    if waits.is_none() {
-                        waits = Some(self.place_to_wait()?);
-                    }
                     let ahead = self.end_of(&mut contender, &key, after).await;
                     ahead.map_err(|error| failed(call, &error))?
                 }
@@ -209,12 +251,13 @@ impl EtcdServices {
     }
 
     /// Is done when a lease is lost.
-    async fn keep_own_alive(&self, lease: LeaseId) {
+    async fn keep_own_alive(&self, call: &CallLimits, lease: LeaseId) {
         let mut due = interval_at(Instant::now() + KEEP_ALIVE_INTERVAL, KEEP_ALIVE_INTERVAL);
         loop {
             due.tick().await;
             // What failed is tried again, before the lease ends.
-            if let Ok(left) = self.calls().afterwards().keep_alive([lease]).await
+            let kept = self.calls().afterwards().keep_alive([lease]);
+            if let Ok(left) = self.calls().in_turn(call, kept).await
                 && left == [None]
             {
                 return;

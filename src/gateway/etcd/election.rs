@@ -188,7 +188,7 @@ impl Election for EtcdServices {
     async fn observe(&self, request: Request<LeaderRequest>) -> Answer<Self::ObserveStream> {
         let call = CallLimits::of(&request)?;
         let name = request.into_inner().name;
-        let place = self.place_to_wait()?;
+        let place = self.place_to_wait(&call, name.len())?;
         let client = self.calls().afterwards();
         let observing = self.calls().in_turn(&call, client.observe(name)).await;
         let leaders = observing.map_err(|error| failed(&call, &error))?;

@@ -31,19 +31,20 @@ mod lock;
 mod maintenance;
 mod range;
 mod txn;
+mod waiting;
 mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::service::Routes;
 use tonic::{Response, Status};
 
 pub(super) use self::errors::{EtcdError, overlong};
 use self::header::Headers;
 use self::maintenance::Alarms;
+use self::waiting::{Waiting, WaitingPlace};
 use super::calls::Calls;
 use super::interface::etcd::etcdserverpb::auth_server::AuthServer;
 use super::interface::etcd::etcdserverpb::cluster_server::ClusterServer;
@@ -53,6 +54,7 @@ use super::interface::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
 use super::interface::etcd::etcdserverpb::watch_server::WatchServer;
 use super::interface::etcd::v3electionpb::election_server::ElectionServer;
 use super::interface::etcd::v3lockpb::lock_server::LockServer;
+use super::policy::CallLimits;
 use crate::client::ServerStatus;
 
 /// The release of etcd whose interface this is, as clients compare it with what they need.
@@ -63,9 +65,6 @@ const ETCD_MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// The same for services whose messages have keys and ids and no values: two keys and what is
 /// around them. Of streams that stay open it is what each may make the gateway hold uncharged.
 const ETCD_SHORT_MESSAGE_BYTES_MAX: usize = 16 * 1024;
-/// Locks and campaigns that wait, and elections that are observed, at once: each watches keys. One
-/// more is refused. As many as a site has processes that take turns.
-const ETCD_WAITING_MAX: usize = 512;
 
 /// etcd's services. Clones share everything.
 #[derive(Clone)]
@@ -75,8 +74,8 @@ struct EtcdState {
     calls: Calls,
     headers: Headers,
     alarms: Alarms,
-    /// Places of those that wait for others: [`ETCD_WAITING_MAX`].
-    waiting: Arc<Semaphore>,
+    /// Places of those that wait for others.
+    waiting: Waiting,
     /// Where clients reach the gateway.
     client_url: String,
     watch_progress_interval: Duration,
@@ -95,7 +94,7 @@ impl EtcdServices {
             calls,
             headers: Headers::default(),
             alarms: Alarms::default(),
-            waiting: Arc::new(Semaphore::new(ETCD_WAITING_MAX)),
+            waiting: Waiting::default(),
             client_url: format!("http://{address}"),
             watch_progress_interval,
         }))
@@ -118,13 +117,13 @@ impl EtcdServices {
         &self.0.alarms
     }
 
-    /// A place among those that wait for others.
+    /// A place among those that wait for others, for a call that has brought so many bytes.
     ///
     /// # Errors
-    /// There is none.
-    fn place_to_wait(&self) -> Result<OwnedSemaphorePermit, Status> {
-        let place = Arc::clone(&self.0.waiting).try_acquire_owned();
-        place.map_err(|_| EtcdError::TooManyRequests.into())
+    /// There is none left for its address.
+    fn place_to_wait(&self, call: &CallLimits, bytes: usize) -> Result<WaitingPlace, Status> {
+        let place = self.0.waiting.take(call.origin(), bytes);
+        place.ok_or_else(|| EtcdError::TooManyRequests.into())
     }
 
     fn client_url(&self) -> &str {
