@@ -3,14 +3,15 @@
 
 use acervo::gateway::interface::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
 use acervo::gateway::interface::etcd::etcdserverpb::range_request::{SortOrder, SortTarget};
+use acervo::gateway::interface::etcd::etcdserverpb::request_op::Request as Op;
 use acervo::gateway::interface::etcd::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, HashKvRequest, PutRequest, RangeRequest,
+    CompactionRequest, DeleteRangeRequest, HashKvRequest, PutRequest, RangeRequest, TxnRequest,
 };
 use tonic::Code;
 
-use crate::etcd_site::{EtcdSite, FUTURE, delete, from_to, keys, one, put, refused, revision};
+use crate::etcd_site::{EtcdSite, FUTURE, delete, from_to, keys, one, op, put, refused, revision};
 use crate::site::waiting;
-use crate::support::eventually;
+use crate::support::{eventually, patient_client};
 
 #[test]
 fn a_key_has_its_revisions_version_and_lease() {
@@ -244,4 +245,28 @@ fn what_lies_below_a_compaction_is_not_told_any_more() {
     refused(compact(FUTURE), Code::OutOfRange, future);
     compact(third).unwrap();
     refused(at(second), Code::OutOfRange, compacted);
+}
+
+/// Long keys, as one transaction looks through so many bytes of keys.
+#[test]
+fn a_range_that_is_too_long_for_one_transaction_is_deleted_in_pieces() {
+    let site = EtcdSite::start();
+    let client = patient_client(site.group.addresses());
+    let long = "k".repeat(3_900);
+    for part in 0..3 {
+        let pairs = (0..1_600).map(|number| (format!("d/{part}{number:04}{long}"), "v"));
+        client.put_all(pairs).unwrap();
+    }
+    let before = site.write("other", "v");
+    let whole = DeleteRangeRequest { prev_kv: false, ..delete("d/", "d0") };
+    let ops = vec![op(Op::RequestDeleteRange(whole.clone()))];
+    let as_one = site.txn(TxnRequest { success: ops, ..TxnRequest::default() });
+    assert_eq!(as_one.unwrap_err().code(), Code::InvalidArgument, "a transaction is one change");
+    let done = site.delete(whole.clone()).unwrap();
+    assert_eq!(done.deleted, 4_800);
+    assert_eq!(site.range(from_to("d/", "d0")).unwrap().count, 0);
+    assert!(site.get("other").is_some());
+    let past = RangeRequest { revision: before, count_only: true, ..from_to("d/", "d0") };
+    assert_eq!(site.range(past).unwrap().count, 4_800, "their past can still be read");
+    assert_eq!(site.delete(whole).unwrap().deleted, 0);
 }

@@ -1,8 +1,8 @@
-//! The service KV: puts, deletions and compaction; reads and transactions are in `range` and `txn`.
+//! The service KV: puts and compaction; reads, deletions and transactions are in `range`, `delete`
+//! and `txn`.
 //!
-//! A plain put is a write of the store. Everything else that a put or a deletion can ask for (a
-//! lease, what was there before, how many keys there were) is what a transaction tells, so that it
-//! is one.
+//! A plain put is a write of the store. Everything else that a put can ask for (a lease, what was
+//! there before) is what a transaction tells, so that it is one.
 
 use prost::Message;
 use tonic::{Request, Response, Status};
@@ -12,19 +12,20 @@ use super::super::interface::etcd::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
     PutResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
 };
-use super::super::interface::etcd::mvccpb::KeyValue;
 use super::super::policy::CallLimits;
 use super::errors::{EtcdError, failed};
-use super::range::{KeptRows, KeySpan, key_value};
 use super::txn::check_put;
 use super::{Answer, EtcdServices};
-use crate::client::{ReadOptions, Timestamp};
+use crate::client::Timestamp;
 
 /// Bytes of a request at most, as etcd's servers have it by default.
 const ETCD_REQUEST_BYTES_MAX: usize = 3 * 512 * 1024;
 
 /// Refuses a request that etcd would refuse for its length.
-fn check_length(request: &impl Message) -> Result<(), Status> {
+///
+/// # Errors
+/// Etcd's.
+pub(super) fn check_length(request: &impl Message) -> Result<(), Status> {
     match request.encoded_len() > ETCD_REQUEST_BYTES_MAX {
         true => Err(EtcdError::TooLarge.into()),
         false => Ok(()),
@@ -54,47 +55,6 @@ impl EtcdServices {
         Ok(PutResponse { header, prev_kv: None })
     }
 
-    /// Deletes the keys of a range, whose past can still be read.
-    ///
-    /// # Errors
-    /// What a client of etcd is told.
-    pub(in crate::gateway) async fn delete_keys(
-        &self,
-        call: &CallLimits,
-        request: DeleteRangeRequest,
-    ) -> Result<DeleteRangeResponse, Status> {
-        check_length(&request)?;
-        let nothing = |header| DeleteRangeResponse { header: Some(header), ..Default::default() };
-        let Some(span) = KeySpan::of(&request.key, &request.range_end)? else {
-            return Ok(nothing(self.headers().now()));
-        };
-        // Where there is nothing to delete no revision is made.
-        let options = ReadOptions { linearizable: true, ..ReadOptions::default() };
-        let first = self.calls().reader(call).scan(span.range()?, options).keys_only().limit(1);
-        let mut is_empty = true;
-        let at = self.each_row(call, first, |_| {
-            is_empty = false;
-            Ok(())
-        });
-        let at = at.await?;
-        if is_empty {
-            return Ok(nothing(self.headers().at(at)));
-        }
-        let (timestamp, deleted) = self.delete_by_txn(call, &request).await?;
-        let header = self.headers().at(timestamp);
-        let mut prev_kvs = Vec::new();
-        if request.prev_kv && deleted > 0 {
-            prev_kvs = self.deleted_rows(call, &span, timestamp).await.map_err(|status| {
-                Status::unknown(format!(
-                    "{deleted} keys are deleted, at revision {timestamp}; what they had could not \
-                     be told: {}",
-                    status.message()
-                ))
-            })?;
-        }
-        Ok(DeleteRangeResponse { header: Some(header), deleted, prev_kvs })
-    }
-
     /// Ends reads as of revisions below one. What only they would show is removed in the
     /// background, whether that is waited for or not: etcd's clients wait for its disk, of which
     /// nothing is promised here.
@@ -116,25 +76,6 @@ impl EtcdServices {
             compacted.map_err(|error| failed(call, &error))?;
         }
         Ok(self.headers().now())
-    }
-
-    /// What the keys of a range had just before they were deleted.
-    async fn deleted_rows(
-        &self,
-        call: &CallLimits,
-        span: &KeySpan,
-        timestamp: Timestamp,
-    ) -> Result<Vec<KeyValue>, Status> {
-        let before = ReadOptions { facts: true, ..ReadOptions::at(Timestamp(timestamp.0 - 1)) };
-        let rows = self.calls().reader(call).scan(span.range()?, before);
-        let mut held = 0;
-        let mut kept = KeptRows::of(call, &mut held);
-        self.each_row(call, rows, |row| match row.found {
-            Some(found) => kept.keep(key_value(row.key, found)),
-            None => Ok(()),
-        })
-        .await?;
-        Ok(kept.kvs)
     }
 }
 

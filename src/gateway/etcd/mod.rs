@@ -21,6 +21,7 @@
 mod auth;
 mod cluster;
 mod contest;
+mod delete;
 mod election;
 mod errors;
 mod header;

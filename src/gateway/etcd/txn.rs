@@ -23,13 +23,13 @@ use self::translate::{Kept, Past, TxnCarriedOut};
 use super::super::interface::etcd::etcdserverpb::request_op::Request as Op;
 use super::super::interface::etcd::etcdserverpb::response_op::Response as OpAnswer;
 use super::super::interface::etcd::etcdserverpb::{
-    DeleteRangeRequest, PutRequest, PutResponse, RequestOp, TxnRequest, TxnResponse,
+    PutRequest, PutResponse, RequestOp, TxnRequest, TxnResponse,
 };
 use super::super::policy::CallLimits;
 use super::EtcdServices;
 use super::errors::{EtcdError, failed, no_room};
 use super::range::KeySpan;
-use crate::client::{ReadOptions, Timestamp, Txn, TxnDone, TxnKeys, TxnOp};
+use crate::client::{ReadOptions, Txn, TxnDone, TxnKeys, TxnOp};
 
 /// How often a transaction is tried whose keys keep changing between a read and it. With a handful
 /// of clients that write one key a few are enough.
@@ -72,23 +72,6 @@ impl EtcdServices {
         match answer.responses.into_iter().next().and_then(|answer| answer.response) {
             Some(OpAnswer::ResponsePut(put)) => Ok(PutResponse { header: answer.header, ..put }),
             other => unreachable!("a put has come to {other:?}"),
-        }
-    }
-
-    /// Deletes a range by a transaction of its own; at which revision, and how many keys there
-    /// were.
-    pub(super) async fn delete_by_txn(
-        &self,
-        call: &CallLimits,
-        request: &DeleteRangeRequest,
-    ) -> Result<(Timestamp, i64), Status> {
-        // What the keys had is read afterwards, where a transaction would not tell all of it.
-        let delete = DeleteRangeRequest { prev_kv: false, ..request.clone() };
-        let answer = self.run_txn(call, alone(Op::RequestDeleteRange(delete))).await?;
-        let at = Timestamp(answer.header.map_or(0, |header| header.revision));
-        match answer.responses.into_iter().next().and_then(|answer| answer.response) {
-            Some(OpAnswer::ResponseDeleteRange(done)) => Ok((at, done.deleted)),
-            other => unreachable!("a deletion has come to {other:?}"),
         }
     }
 
