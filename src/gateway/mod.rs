@@ -294,6 +294,7 @@ async fn serve(bound: BoundGateway, stopped: impl Future<Output = ()>) -> Result
         log::info!("stopping: no new calls are taken");
         watch.abort();
         health::stopping(&reporter).await;
+        etcd.stop();
         let _ = stop.send(());
         tokio::time::sleep(limits::SHUTDOWN_GRACE).await;
     };

@@ -51,6 +51,12 @@ pub struct ClientId(pub u64);
 #[serde(transparent)]
 pub struct LeaseId(pub u64);
 
+impl LeaseId {
+    /// An id that no lease can have: of a put under it, and of the transaction around it, nothing
+    /// is done.
+    pub const NOBODYS: LeaseId = LeaseId(u64::MAX);
+}
+
 /// Identifies one write of one client for ever, so that a retry is applied once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RequestId {

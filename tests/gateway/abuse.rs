@@ -277,7 +277,7 @@ fn a_thousand_connections_that_call_at_once_are_dealt_with_one_after_the_other()
 }
 
 /// The most memory a gateway has had so far.
-fn peak_memory_mib(gateway: &Gateway) -> usize {
+pub fn peak_memory_mib(gateway: &Gateway) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() / 1024

@@ -44,6 +44,12 @@ fn a_lease_is_granted_described_and_revoked_with_its_keys() {
     }
     refused(grant(9_000_000_001, 0), Code::OutOfRange, "etcdserver: too large lease TTL");
 
+    // Puts that find nothing to keep are made under this one, and must come to nothing.
+    assert_eq!(grant(100, -1).unwrap_err().code(), Code::InvalidArgument);
+    let keep = PutRequest { ignore_value: true, ..put("absent", "") };
+    refused(site.put(keep), Code::InvalidArgument, "etcdserver: key not found");
+    assert_eq!(site.get("absent"), None);
+
     assert_eq!(grant(100, 0x1234).unwrap().id, 0x1234);
     refused(grant(100, 0x1234), Code::FailedPrecondition, "etcdserver: lease already exists");
     for key in ["b", "a"] {

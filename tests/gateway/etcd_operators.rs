@@ -73,19 +73,28 @@ fn hashes_follow_what_the_store_has_and_alarms_are_stored_and_listed() {
     assert!(site.call(client.defragment(waiting(DefragmentRequest {}))).is_ok());
 
     let (get, activate, deactivate, none, no_space, corrupt) = (0, 1, 2, 0, 1, 2);
+    // Of members that there are not there would be any number.
+    let mut invented = |member_id| {
+        let request = AlarmRequest { action: activate, member_id, alarm: no_space };
+        site.call(client.alarm(waiting(request)))
+    };
+    for id in 1..40 {
+        refused(invented(id), Code::NotFound, "etcdserver: member not found");
+    }
+    let id = site.call(client.status(waiting(StatusRequest {}))).unwrap().leader;
     let mut alarm = |action, alarm| {
-        let request = AlarmRequest { action, member_id: 7, alarm };
+        let request = AlarmRequest { action, member_id: id, alarm };
         let answer = site.call(client.alarm(waiting(request))).unwrap();
         answer.alarms.iter().map(|alarm| (alarm.member_id, alarm.alarm)).collect::<Vec<_>>()
     };
     assert_eq!(alarm(get, none), []);
-    assert_eq!(alarm(activate, no_space), [(7, no_space)]);
-    assert_eq!(alarm(activate, corrupt), [(7, corrupt)]);
-    assert_eq!(alarm(get, none), [(7, no_space), (7, corrupt)]);
-    assert_eq!(alarm(get, corrupt), [(7, corrupt)]);
-    assert_eq!(alarm(deactivate, no_space), [(7, no_space)]);
+    assert_eq!(alarm(activate, no_space), [(id, no_space)]);
+    assert_eq!(alarm(activate, corrupt), [(id, corrupt)]);
+    assert_eq!(alarm(get, none), [(id, no_space), (id, corrupt)]);
+    assert_eq!(alarm(get, corrupt), [(id, corrupt)]);
+    assert_eq!(alarm(deactivate, no_space), [(id, no_space)]);
     assert_eq!(alarm(deactivate, no_space), []);
-    assert_eq!(alarm(get, none), [(7, corrupt)]);
+    assert_eq!(alarm(get, none), [(id, corrupt)]);
     site.write("k", "an alarm keeps nobody from writing");
 }
 

@@ -13,7 +13,9 @@ use acervo::gateway::interface::etcd::etcdserverpb::{
 };
 use tonic::Code;
 
+use crate::abuse::peak_memory_mib;
 use crate::etcd_site::{EtcdSite, FUTURE, delete, from_to, keys, one, op, put, refused, revision};
+use crate::support::patient_client;
 
 fn compare(key: &'static str, result: CompareResult, what: TargetUnion) -> Compare {
     let target = match what {
@@ -30,6 +32,11 @@ fn compare(key: &'static str, result: CompareResult, what: TargetUnion) -> Compa
         range_end: Default::default(),
         target_union: Some(what),
     }
+}
+
+/// The same, with what it names for another question.
+fn as_if(target: CompareTarget, compare: Compare) -> Compare {
+    Compare { target: target.into(), ..compare }
 }
 
 fn puts(key: &'static str, value: &'static str) -> Op {
@@ -96,6 +103,13 @@ fn comparisons_hold_as_in_etcd() {
         (compare("k", NotEqual, ModRevision(-1)), true),
         (compare("k", Equal, CreateRevision(-1)), false),
         (compare("k", Less, Version(-1)), false),
+        // A number or value of another kind than is asked for counts as none.
+        (as_if(CompareTarget::Version, compare("k", Equal, ModRevision(1))), false),
+        (as_if(CompareTarget::Version, compare("none", Equal, ModRevision(7))), true),
+        (as_if(CompareTarget::Lease, compare("none", Equal, value("v"))), true),
+        (as_if(CompareTarget::Value, compare("k", Greater, Version(9))), true),
+        (as_if(CompareTarget::Value, compare("k", Equal, Version(0))), false),
+        (Compare { target_union: None, ..compare("k", NotEqual, value("v")) }, true),
         // Every key of a range.
         (range(compare("k", Greater, value("a")), "m"), true),
         (range(compare("k", Greater, value("m")), "m"), false),
@@ -291,4 +305,20 @@ fn keys_that_keep_their_value_keep_the_newest_whoever_writes_meanwhile() {
     });
     let row = site.get("k").unwrap();
     assert_eq!((row.version, &row.value[..]), (41, &b"1"[..]), "no write is lost");
+}
+
+/// A hundred kilobytes of such a request made the gateway hold gigabytes.
+#[test]
+fn ranges_of_the_past_that_are_told_again_and_again_are_counted_before_they_are_made() {
+    let site = EtcdSite::start();
+    let client = patient_client(site.group.addresses());
+    let pairs = (0..4_000).map(|number| (format!("k{number:04}"), "v"));
+    let at = client.put_all(pairs).unwrap().timestamp.0;
+    let past =
+        Op::RequestRange(RangeRequest { revision: at, keys_only: true, ..from_to("a", "z") });
+    let within = Op::RequestTxn(all_of(vec![past; 64]));
+    let status = site.txn(all_of(vec![within; 63])).unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    let peak = peak_memory_mib(&site.gateway);
+    assert!(peak < 512, "{peak} MiB were held");
 }

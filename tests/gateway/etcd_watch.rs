@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use acervo::client::{Client, Row, Timestamp, Version};
+use acervo::client::{Client, Timestamp};
 use acervo::gateway::interface::etcd::etcdserverpb::watch_client::WatchClient;
 use acervo::gateway::interface::etcd::etcdserverpb::watch_create_request::FilterType;
 use acervo::gateway::interface::etcd::etcdserverpb::watch_request::RequestUnion;
@@ -13,16 +13,14 @@ use acervo::gateway::interface::etcd::etcdserverpb::{
 };
 use acervo::gateway::interface::etcd::mvccpb::Event;
 use acervo::gateway::interface::etcd::mvccpb::event::EventType;
-use acervo::model::KeyChange;
-use acervo::wire::message::{Message, Reply, Request as AcervoRequest, WatchFrame};
 use bytes::Bytes;
 use futures_util::stream;
+use rustix::process::Signal;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
-use crate::fake_server::{FakeServer, Link, missing};
 use crate::site::channel;
 use crate::support::gateway::Gateway;
 use crate::support::{Group, PATIENCE, eventually, patient_client};
@@ -36,7 +34,7 @@ struct World {
 }
 
 /// One stream of watches.
-struct Watching<'a> {
+pub struct Watching<'a> {
     runtime: &'a Runtime,
     requests: mpsc::UnboundedSender<WatchRequest>,
     answers: Streaming<WatchResponse>,
@@ -67,11 +65,11 @@ impl World {
     }
 }
 
-fn runtime() -> Runtime {
+pub fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-fn watching<'a>(runtime: &'a Runtime, gateway: &Gateway) -> Watching<'a> {
+pub fn watching<'a>(runtime: &'a Runtime, gateway: &Gateway) -> Watching<'a> {
     let (requests, queued) = mpsc::unbounded_channel();
     let answers = runtime.block_on(async {
         let mut client =
@@ -88,15 +86,22 @@ fn watching<'a>(runtime: &'a Runtime, gateway: &Gateway) -> Watching<'a> {
 }
 
 impl Watching<'_> {
-    fn send(&self, request: RequestUnion) {
+    pub fn send(&self, request: RequestUnion) {
         self.requests.send(WatchRequest { request_union: Some(request) }).unwrap();
     }
 
     /// The next answer, whatever it is.
-    fn next(&mut self) -> WatchResponse {
+    pub fn next(&mut self) -> WatchResponse {
         let next = async { timeout(PATIENCE, self.answers.message()).await };
         let answer = self.runtime.block_on(next).expect("an answer in time");
         answer.expect("the stream goes on").expect("the stream goes on")
+    }
+
+    /// The error with which the stream ends.
+    pub fn ends(&mut self) -> tonic::Status {
+        let next = async { timeout(PATIENCE, self.answers.message()).await };
+        let answer = self.runtime.block_on(next).expect("an end in time");
+        answer.expect_err("the stream ends")
     }
 
     fn asks(&mut self, request: WatchCreateRequest) -> WatchResponse {
@@ -107,7 +112,7 @@ impl Watching<'_> {
     }
 
     /// The id of a watch that begins.
-    fn begins(&mut self, request: WatchCreateRequest) -> i64 {
+    pub fn begins(&mut self, request: WatchCreateRequest) -> i64 {
         let created = self.asks(request);
         assert!(!created.canceled, "{created:?}");
         assert!(created.header.expect("a header").revision > 0);
@@ -119,7 +124,7 @@ impl Watching<'_> {
     }
 
     /// So many events, with the answer that each came in.
-    fn events(&mut self, count: usize) -> Vec<(usize, Event)> {
+    pub fn events(&mut self, count: usize) -> Vec<(usize, Event)> {
         let mut events = Vec::new();
         for answer in 0.. {
             if events.len() >= count {
@@ -133,17 +138,17 @@ impl Watching<'_> {
     }
 }
 
-fn of_key(key: &str) -> WatchCreateRequest {
+pub fn of_key(key: &str) -> WatchCreateRequest {
     WatchCreateRequest { key: Bytes::from(key.to_owned()), ..WatchCreateRequest::default() }
 }
 
-fn of_prefix(prefix: &str) -> WatchCreateRequest {
+pub fn of_prefix(prefix: &str) -> WatchCreateRequest {
     let mut end = prefix.as_bytes().to_vec();
     *end.last_mut().unwrap() += 1;
     WatchCreateRequest { range_end: end.into(), ..of_key(prefix) }
 }
 
-fn told(event: &Event) -> (EventType, String, i64) {
+pub fn told(event: &Event) -> (EventType, String, i64) {
     let kv = event.kv.as_ref().expect("an event has a key");
     (event.r#type(), String::from_utf8_lossy(&kv.key).into_owned(), kv.mod_revision)
 }
@@ -361,6 +366,35 @@ fn progress_tells_up_to_where_all_watches_of_a_stream_are() {
     let answer = asking.next();
     assert_eq!((answer.watch_id, answer.events.len(), answer.created), (-1, 0, false));
     assert!(answer.header.unwrap().revision >= newest.max(revision));
+    // As often as it is asked for.
+    (0..3).for_each(|_| asking.send(RequestUnion::ProgressRequest(WatchProgressRequest {})));
+    (0..3).for_each(|_| assert_eq!(asking.next().watch_id, -1));
+}
+
+#[test]
+fn a_request_that_is_too_long_ends_its_stream_with_etcds_words() {
+    let world = World::start(1);
+    let mut stream = world.stream();
+    stream.send(RequestUnion::CreateRequest(of_key(&"k".repeat(17 * 1024))));
+    let ended = stream.ends();
+    assert_eq!(
+        (ended.code(), ended.message()),
+        (Code::InvalidArgument, "etcdserver: request is too large")
+    );
+}
+
+#[test]
+fn a_gateway_that_is_told_to_stop_ends_idle_watches_and_does_not_wait_for_them() {
+    let mut world = World::start(1);
+    let mut stream = watching(&world.runtime, &world.gateway);
+    stream.begins(of_key("quiet"));
+    world.gateway.signal(Signal::TERM);
+    let ended = stream.ends();
+    assert_eq!((ended.code(), ended.message()), (Code::Unavailable, "etcdserver: server stopped"));
+    drop(stream);
+    assert!(world.gateway.wait().success());
+    let log = world.gateway.log();
+    assert!(!log.contains("without an answer"), "{log}");
 }
 
 #[test]
@@ -417,52 +451,6 @@ fn a_watch_goes_on_when_servers_are_killed() {
     assert_eq!(requests.len(), 3);
 }
 
-/// What a scripted server shows of a watch.
-fn show(link: &Link, body: WatchFrame) {
-    link.send(&Message::Watched { watch: 1, body });
-}
-
-fn change(at: i64, key: &'static str) -> KeyChange {
-    let at = Timestamp(at);
-    let written = Some(Version { timestamp: at, value: "v".into(), facts: None });
-    KeyChange { at, key: key.into(), written, previous: None }
-}
-
-/// A gateway before a server that shows each watch this.
-fn scripted(
-    script: impl Fn(&Link) + Send + Sync + 'static,
-) -> (FakeServer, tempfile::TempDir, Gateway) {
-    let server = FakeServer::start(move |id, request, link| match request {
-        AcervoRequest::Watch(request) => {
-            link.reply(id, Reply::WatchOk { after: request.after.unwrap_or(Timestamp(10)) });
-            script(link);
-        }
-        // Whether the past was compacted.
-        AcervoRequest::Get(_) => link.reply(id, missing(1)),
-        _ => {}
-    });
-    let dir = tempfile::tempdir().unwrap();
-    let gateway = Gateway::start(&dir, &server.address.to_string(), &[]);
-    (server, dir, gateway)
-}
-
-#[test]
-fn a_past_that_is_gone_ends_a_watch_and_says_where_it_may_begin_again() {
-    let (_server, _dir, gateway) = scripted(|link| {
-        let found = Some(Version { timestamp: Timestamp(9), value: "v".into(), facts: None });
-        let rows = vec![Row { key: "k".into(), found }];
-        show(link, WatchFrame::Reset { rows, at: Timestamp(50), begins: true, continues: false });
-    });
-    let runtime = runtime();
-    let mut stream = watching(&runtime, &gateway);
-    stream.begins(WatchCreateRequest { start_revision: 3, ..of_key("k") });
-    let ended = stream.next();
-    assert_eq!((ended.watch_id, ended.canceled, ended.compact_revision), (0, true, 50));
-    assert_eq!(ended.cancel_reason, "etcdserver: mvcc: required revision has been compacted");
-    // The stream stays.
-    assert_eq!(stream.begins(WatchCreateRequest { watch_id: 5, ..of_key("k") }), 5);
-}
-
 #[test]
 fn a_watch_from_below_a_compaction_is_told_where_it_may_begin() {
     let world = World::start(3);
@@ -476,29 +464,6 @@ fn a_watch_from_below_a_compaction_is_told_where_it_may_begin() {
     stream.begins(WatchCreateRequest { start_revision: second, ..of_key("k") });
     let revisions: Vec<i64> = stream.events(2).iter().map(|(_, event)| told(event).2).collect();
     assert_eq!(revisions, [second, third]);
-}
-
-/// The library tells it in pieces, of which the last may have nothing.
-#[test]
-fn a_revision_that_comes_in_pieces_is_one_answer() {
-    let (_server, _dir, gateway) = scripted(|link| {
-        let frame = |changes, up_to, continues| WatchFrame::Events {
-            changes,
-            up_to: Timestamp(up_to),
-            continues,
-        };
-        show(link, frame(vec![change(20, "k1"), change(21, "k1")], 20, true));
-        show(link, frame(vec![change(21, "k2")], 20, true));
-        show(link, frame(Vec::new(), 21, false));
-        show(link, frame(vec![change(22, "k1")], 22, false));
-    });
-    let runtime = runtime();
-    let mut stream = watching(&runtime, &gateway);
-    stream.begins(of_prefix("k"));
-    let events = stream.events(4);
-    let revisions: Vec<i64> = events.iter().map(|(_, event)| told(event).2).collect();
-    assert_eq!(revisions, [20, 21, 21, 22]);
-    assert_eq!(events[1].0, events[2].0, "a revision is not cut");
 }
 
 /// Sixty megabytes of previous values go at once.

@@ -15,6 +15,7 @@ mod etcd_operators;
 mod etcd_site;
 mod etcd_txn;
 mod etcd_watch;
+mod etcd_watch_scripted;
 mod etcdctl_watch;
 #[path = "../support/fake_server.rs"]
 mod fake_server;

@@ -123,14 +123,16 @@ impl EtcdServices {
         let lease = lease_id(lease);
         let place = self.enter(call, Arc::clone(&name), value.clone(), lease, waiting).await?;
         let waiting = self.wait_for_turn(call, &name, &place);
-        let at = match place.owns_lease {
-            false => waiting.await?,
-            true => tokio::select! {
-                at = waiting => at?,
-                () = self.keep_own_alive(call, place.lease) => {
-                    return Err(EtcdError::LeaseNotFound.into());
-                }
-            },
+        let lost = async {
+            match place.owns_lease {
+                true => self.keep_own_alive(call, place.lease).await,
+                false => std::future::pending().await,
+            }
+        };
+        let at = tokio::select! {
+            at = waiting => at?,
+            () = lost => return Err(EtcdError::LeaseNotFound.into()),
+            () = self.stopped() => return Err(EtcdError::Stopped.into()),
         };
         Ok((place, at))
     }

@@ -18,7 +18,7 @@ use super::super::interface::etcd::v3electionpb::{
     ProclaimResponse, ResignRequest, ResignResponse,
 };
 use super::super::policy::CallLimits;
-use super::errors::failed;
+use super::errors::{EtcdError, failed};
 use super::lease::lease_id;
 use super::range::key_value;
 use super::{Answer, EtcdServices};
@@ -150,15 +150,23 @@ impl EtcdServices {
     }
 
     /// The next leader; nobody is told when nobody leads, as in etcd.
-    async fn next_leader(&self, leaders: &mut Leaders) -> Result<LeaderResponse, Status> {
+    async fn next_leader(
+        &self,
+        call: &CallLimits,
+        leaders: &mut Leaders,
+    ) -> Result<LeaderResponse, Status> {
         loop {
-            match leaders.next_leader().await {
+            let leader = tokio::select! {
+                leader = leaders.next_leader() => leader,
+                () = self.stopped() => return Err(EtcdError::Stopped.into()),
+            };
+            match leader {
                 Some(Ok(Some(leader))) => {
                     let header = Some(self.headers().at(leader.timestamp));
                     return Ok(LeaderResponse { header, kv: Some(told(leader)) });
                 }
                 Some(Ok(None)) => {}
-                Some(Err(error)) => return Err(Status::unavailable(error.to_string())),
+                Some(Err(error)) => return Err(failed(call, &error)),
                 // It ends only after an error.
                 None => return Err(Status::internal("the election is not observed any more")),
             }
@@ -192,10 +200,10 @@ impl Election for EtcdServices {
         let client = self.calls().afterwards();
         let observing = self.calls().in_turn(&call, client.observe(name)).await;
         let leaders = observing.map_err(|error| failed(&call, &error))?;
-        let state = (self.clone(), leaders, place);
-        let answers = stream::try_unfold(state, async |(etcd, mut leaders, place)| {
-            let answer = etcd.next_leader(&mut leaders).await?;
-            Ok(Some((answer, (etcd, leaders, place))))
+        let state = (self.clone(), call, leaders, place);
+        let answers = stream::try_unfold(state, async |(etcd, call, mut leaders, place)| {
+            let answer = etcd.next_leader(&call, &mut leaders).await?;
+            Ok(Some((answer, (etcd, call, leaders, place))))
         });
         Ok(Response::new(Box::pin(answers)))
     }

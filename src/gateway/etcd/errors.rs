@@ -30,6 +30,8 @@ pub(in crate::gateway) enum EtcdError {
     TooManyRequests,
     NoLeader,
     TimedOut,
+    Stopped,
+    MemberNotFound,
     BadLeaderTransferee,
     RootUserMissing,
     UserNotFound,
@@ -71,6 +73,8 @@ impl EtcdError {
             EtcdError::TooManyRequests => (ResourceExhausted, "etcdserver: too many requests"),
             EtcdError::NoLeader => (Unavailable, "etcdserver: no leader"),
             EtcdError::TimedOut => (Unavailable, "etcdserver: request timed out"),
+            EtcdError::Stopped => (Unavailable, "etcdserver: server stopped"),
+            EtcdError::MemberNotFound => (NotFound, "etcdserver: member not found"),
             EtcdError::BadLeaderTransferee => {
                 (FailedPrecondition, "etcdserver: bad leader transferee")
             }

@@ -168,7 +168,11 @@ impl EtcdServices {
         call: &CallLimits,
         requests: &mut Streaming<LeaseKeepAliveRequest>,
     ) -> Result<Option<LeaseKeepAliveResponse>, Status> {
-        match requests.message().await.map_err(overlong)? {
+        let request = tokio::select! {
+            request = requests.message() => request.map_err(overlong)?,
+            () = self.stopped() => return Err(EtcdError::Stopped.into()),
+        };
+        match request {
             Some(request) => self.keep_lease_alive(call, request).await.map(Some),
             None => Ok(None),
         }

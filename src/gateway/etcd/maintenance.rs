@@ -26,10 +26,8 @@ use super::range::key_value;
 use super::{Answer, ETCD_VERSION, EtcdServices, not_yet};
 use crate::client::{KeyRange, ReadOptions, ServerStatus, Timestamp};
 
-/// Alarms at most: each kind at each server of the largest group, and at no server in particular.
-const ALARMS_MAX: usize = 32;
-
-/// Alarms that were raised, by the servers that they are about.
+/// Alarms that were raised, by the servers that they are about, or 0: so there are only so many as
+/// there are kinds for each.
 #[derive(Debug, Default)]
 pub(super) struct Alarms(Mutex<BTreeSet<(u64, i32)>>);
 
@@ -40,24 +38,13 @@ impl Alarms {
     }
 
     /// Raises, ends or lists alarms; those that this is about.
-    ///
-    /// # Errors
-    /// There are too many.
-    fn change(&self, request: &AlarmRequest) -> Result<Vec<AlarmMember>, Status> {
-        let unknown = |_| Status::invalid_argument("there is no such alarm, or no such action");
-        let action = AlarmAction::try_from(request.action).map_err(unknown)?;
-        let kind = AlarmType::try_from(request.alarm).map_err(unknown)?;
-        let one = (request.member_id, i32::from(kind));
+    fn change(&self, action: AlarmAction, kind: AlarmType, member_id: u64) -> Vec<AlarmMember> {
+        let one = (member_id, i32::from(kind));
         let mut alarms = self.set();
         let about: Vec<(u64, i32)> = match action {
             AlarmAction::Get => {
                 let is_meant = |alarm: &&(u64, i32)| kind == AlarmType::None || alarm.1 == one.1;
                 alarms.iter().filter(is_meant).copied().collect()
-            }
-            AlarmAction::Activate if alarms.len() >= ALARMS_MAX => {
-                return Err(Status::resource_exhausted(format!(
-                    "this gateway holds {ALARMS_MAX} alarms: end some of them"
-                )));
             }
             AlarmAction::Activate => {
                 alarms.insert(one);
@@ -65,7 +52,7 @@ impl Alarms {
             }
             AlarmAction::Deactivate => alarms.take(&one).into_iter().collect(),
         };
-        Ok(about.into_iter().map(|(member_id, alarm)| AlarmMember { member_id, alarm }).collect())
+        about.into_iter().map(|(member_id, alarm)| AlarmMember { member_id, alarm }).collect()
     }
 }
 
@@ -74,11 +61,21 @@ impl EtcdServices {
     ///
     /// # Errors
     /// What a client of etcd is told.
-    pub(in crate::gateway) fn change_alarms(
+    pub(in crate::gateway) async fn change_alarms(
         &self,
-        request: &AlarmRequest,
+        call: &CallLimits,
+        AlarmRequest { action, member_id, alarm }: AlarmRequest,
     ) -> Result<AlarmResponse, Status> {
-        let alarms = self.alarms().change(request)?;
+        let unknown = |_| Status::invalid_argument("there is no such alarm, or no such action");
+        let action = AlarmAction::try_from(action).map_err(unknown)?;
+        let kind = AlarmType::try_from(alarm).map_err(unknown)?;
+        if action == AlarmAction::Activate && member_id != 0 {
+            let status = self.any_status(call).await?;
+            if !self.member_ids(&status).iter().any(|(id, _)| *id == member_id) {
+                return Err(EtcdError::MemberNotFound.into());
+            }
+        }
+        let alarms = self.alarms().change(action, kind, member_id);
         Ok(AlarmResponse { header: Some(self.headers().now()), alarms })
     }
 
@@ -206,7 +203,8 @@ impl Maintenance for EtcdServices {
     type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
 
     async fn alarm(&self, request: Request<AlarmRequest>) -> Answer<AlarmResponse> {
-        self.change_alarms(request.get_ref()).map(Response::new)
+        let call = CallLimits::of(&request)?;
+        self.change_alarms(&call, request.into_inner()).await.map(Response::new)
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {

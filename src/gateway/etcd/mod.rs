@@ -39,6 +39,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch as watch_channel;
 use tonic::service::Routes;
 use tonic::{Response, Status};
 
@@ -77,6 +78,8 @@ struct EtcdState {
     alarms: Alarms,
     /// Places of those that wait for others.
     waiting: Waiting,
+    /// Whether the gateway is told to stop.
+    stopping: watch_channel::Sender<bool>,
     /// Where clients reach the gateway.
     client_url: String,
     watch_progress_interval: Duration,
@@ -96,6 +99,7 @@ impl EtcdServices {
             headers: Headers::default(),
             alarms: Alarms::default(),
             waiting: Waiting::default(),
+            stopping: watch_channel::Sender::new(false),
             client_url: format!("http://{address}"),
             watch_progress_interval,
         }))
@@ -125,6 +129,17 @@ impl EtcdServices {
     fn place_to_wait(&self, call: &CallLimits, bytes: usize) -> Result<WaitingPlace, Status> {
         let place = self.0.waiting.take(call.origin(), bytes);
         place.ok_or_else(|| EtcdError::TooManyRequests.into())
+    }
+
+    /// Ends what has no end of its own and what waits for others, with an error that says so.
+    pub(super) fn stop(&self) {
+        self.0.stopping.send_replace(true);
+    }
+
+    /// Waits until the gateway is told to stop.
+    async fn stopped(&self) {
+        // The sender is there for as long as this is.
+        let _ = self.0.stopping.subscribe().wait_for(|is_stopping| *is_stopping).await;
     }
 
     fn client_url(&self) -> &str {

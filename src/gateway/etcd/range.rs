@@ -21,6 +21,8 @@ use crate::model::{Row, Timestamp, Version};
 
 /// What a row takes up beside its key and value, about, from when it is read until it is encoded.
 const ROW_BYTES: usize = 128;
+/// The greatest key that there can be. It is the same bytes for all ranges without an end.
+static GREATEST_KEY: [u8; KEY_BYTES_MAX] = [0xff; KEY_BYTES_MAX];
 /// Rows that are taken in one turn of a call, so that others get theirs.
 const ROWS_PER_TURN: usize = 1024;
 
@@ -49,11 +51,19 @@ impl KeySpan {
         let to = match &range_end[..] {
             [] => from.clone(),
             // All keys from this one on.
-            [0] => vec![0xff; KEY_BYTES_MAX].into(),
+            [0] => Bytes::from_static(&GREATEST_KEY),
             end if end <= &from[..] => return Ok(None),
             end => last_before(end),
         };
         Ok(Some(KeySpan { from, to }))
+    }
+
+    /// Bytes that a span takes up beside its request, if it has this range's end.
+    pub(super) fn bytes_beside(range_end: &Bytes) -> usize {
+        match range_end[..] {
+            [] | [0] => 0,
+            _ => KEY_BYTES_MAX,
+        }
     }
 
     /// The same for the client library.
@@ -439,6 +449,8 @@ mod tests {
         let long = Bytes::from(vec![b'b'; KEY_BYTES_MAX + 1]);
         let to = KeySpan::of(&from(b"a"), &long).unwrap().unwrap().to;
         assert_eq!(to, long[..KEY_BYTES_MAX]);
+        let endless = || KeySpan::of(&from(b"a"), &from(b"\0")).unwrap().unwrap().to;
+        assert_eq!(endless().as_ptr(), endless().as_ptr(), "thousands take no more than one");
     }
 
     #[test]

@@ -46,6 +46,9 @@ impl EtcdServices {
         request: TxnRequest,
     ) -> Result<TxnResponse, Status> {
         checks::check(&request)?;
+        if !call.hold(checks::bytes_beside(&request)) {
+            return Err(EtcdError::TooManyRequests.into());
+        }
         let (done, past) = self.carry_out(call, &request).await?;
         let TxnCarriedOut { at, succeeded, results, writes } = done;
         let header = Some(self.headers().at(at));

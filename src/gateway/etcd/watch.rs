@@ -38,7 +38,7 @@ use super::super::interface::etcd::etcdserverpb::{
 use super::super::policy::CallLimits;
 use super::errors::{EtcdError, failed};
 use super::range::KeySpan;
-use super::{Answer, EtcdServices};
+use super::{Answer, EtcdServices, overlong};
 use crate::client::{ClientError, Timestamp};
 
 /// Watches of one stream. Clients that have more open another one.
@@ -49,6 +49,9 @@ const WATCH_BYTES: usize = 4 * 1024;
 /// How long a request for progress waits until its watches have come as far as anything that was
 /// told: servers say how far they are about once a second.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Requests for progress of one stream that are waited for at once; more of them are answered with
+/// the last of these. Each is answered within [`PROGRESS_TIMEOUT`].
+const PROGRESS_REQUESTS_MAX: usize = 64;
 /// How often it looks.
 const PROGRESS_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -82,7 +85,7 @@ impl EtcdServices {
             watches: BTreeMap::new(),
             next_id: 0,
             ready: VecDeque::new(),
-            progress: None,
+            progress: VecDeque::new(),
         };
         // An error is the last thing that a stream tells.
         Box::pin(stream::unfold(Some(stream), |stream| async move {
@@ -109,7 +112,8 @@ struct WatchStream {
     watches: BTreeMap<i64, OpenWatch>,
     next_id: i64,
     ready: VecDeque<WatchResponse>,
-    progress: Option<ProgressWanted>,
+    /// In the order in which they were asked for.
+    progress: VecDeque<ProgressWanted>,
 }
 
 /// A watch of the stream.
@@ -147,7 +151,7 @@ impl WatchStream {
             tokio::select! {
                 created = next_created(&mut self.creating) => self.created(created)?,
                 request = next_request(&mut self.requests), if self.creating.is_none() => {
-                    match request.transpose()? {
+                    match request.transpose().map_err(overlong)? {
                         Some(request) => self.requested(request)?,
                         None => self.requests = None,
                     }
@@ -158,7 +162,8 @@ impl WatchStream {
                     }
                     self.ready.push_back(answer);
                 }
-                () = sleep(PROGRESS_LOOK_INTERVAL), if self.progress.is_some() => {}
+                () = sleep(PROGRESS_LOOK_INTERVAL), if !self.progress.is_empty() => {}
+                () = self.services.stopped() => return Err(EtcdError::Stopped.into()),
             }
             self.tell_progress();
         }
@@ -181,7 +186,10 @@ impl WatchStream {
             Some(RequestUnion::ProgressRequest(_)) => {
                 let revision = self.services.headers().told();
                 let until = Instant::now() + PROGRESS_TIMEOUT;
-                self.progress.get_or_insert(ProgressWanted { revision, until });
+                if self.progress.len() >= PROGRESS_REQUESTS_MAX {
+                    self.progress.pop_back();
+                }
+                self.progress.push_back(ProgressWanted { revision, until });
                 Ok(())
             }
             None => Ok(()),
@@ -289,9 +297,18 @@ impl WatchStream {
         true
     }
 
-    /// Tells how far all watches are, if that is wanted and they are far enough, or it is time.
+    /// Tells how far all watches are, as often as that is wanted and they are far enough, or it is
+    /// time.
     fn tell_progress(&mut self) {
-        let Some(wanted) = &self.progress else { return };
+        while let Some(wanted) = self.progress.front() {
+            let Some(told) = self.progress_for(wanted) else { return };
+            self.progress.pop_front();
+            self.ready.extend(told);
+        }
+    }
+
+    /// What whoever asked for progress is told, which may be nothing; `None` if it is too early.
+    fn progress_for(&self, wanted: &ProgressWanted) -> Option<Option<WatchResponse>> {
         let headers = self.services.headers();
         // A watch of the future has been shown all of the present.
         let told = headers.told();
@@ -299,14 +316,13 @@ impl WatchStream {
         let least = shown.min().unwrap_or(Some(told)).map(|least| least.min(told));
         let is_time = Instant::now() >= wanted.until;
         if least < Some(wanted.revision) && !is_time {
-            return;
+            return None;
         }
-        self.progress = None;
         // As etcd, it says nothing of watches of which it is not known.
-        if let Some(revision) = least {
+        Some(least.map(|revision| {
             let header = Some(headers.at(revision));
-            self.ready.push_back(WatchResponse { header, watch_id: -1, ..Default::default() });
-        }
+            WatchResponse { header, watch_id: -1, ..Default::default() }
+        }))
     }
 }
 

@@ -29,8 +29,9 @@ impl Operation for LeaseGrant {
     fn visit(&self, _show: &mut dyn FnMut(&Bytes, Option<&Bytes>)) {}
 
     fn check(&self) -> Result<(), String> {
-        if self.id == Some(LeaseId(0)) {
-            return Err("no lease can have id 0: name another one, or none".to_owned());
+        if let Some(id @ (LeaseId(0) | LeaseId::NOBODYS)) = self.id {
+            let LeaseId(id) = id;
+            return Err(format!("no lease can have id {id}: name another one, or none"));
         }
         check_lease_ttl(self.ttl_ms)
     }

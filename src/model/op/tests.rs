@@ -311,8 +311,9 @@ fn a_lease_is_granted_once_until_it_is_revoked() {
 fn a_lease_of_no_id_or_of_an_absurd_time_is_refused() {
     let check = |id, ttl_ms| LeaseGrant { id, ttl_ms }.check();
     assert_eq!(check(None, 10_000), Ok(()));
-    assert_eq!(check(Some(LeaseId(u64::MAX)), 10_000), Ok(()));
+    assert_eq!(check(Some(LeaseId(u64::MAX - 1)), 10_000), Ok(()));
     assert!(check(Some(LeaseId(0)), 10_000).is_err());
+    assert!(check(Some(LeaseId::NOBODYS), 10_000).is_err());
     for ttl_ms in [0, 999, 100 * 366 * 24 * 3_600_000] {
         assert!(check(None, ttl_ms).is_err(), "{ttl_ms}");
     }

@@ -9,7 +9,7 @@ use super::super::super::interface::etcd::etcdserverpb::request_op::Request as O
 use super::super::super::interface::etcd::etcdserverpb::{PutRequest, RequestOp, TxnRequest};
 use super::super::errors::EtcdError;
 use super::super::range::{KeySpan, Selection};
-use crate::limits::TRANSACTIONS_WITHIN_MAX;
+use crate::limits::{TRANSACTION_LOOKS_MAX, TRANSACTIONS_WITHIN_MAX};
 
 /// Comparisons of a transaction, and operations of each of its branches, at most: etcd's own
 /// default. What is within another counts as much less as the one around it has.
@@ -28,9 +28,37 @@ pub(super) fn check(txn: &TxnRequest) -> Result<(), Status> {
              allowed: make it several transactions"
         )));
     }
+    let looks = looks(txn).len();
+    if looks > TRANSACTION_LOOKS_MAX {
+        return Err(Status::invalid_argument(format!(
+            "the transaction compares, reads and deletes ranges {looks} times and at most \
+             {TRANSACTION_LOOKS_MAX} are allowed: make it several transactions"
+        )));
+    }
     Written::by(&txn.success)?;
     Written::by(&txn.failure)?;
     Ok(())
+}
+
+/// The ends of the ranges that the store looks at, one for each time, on all paths together.
+/// Ranges as of a revision are read beside the transaction.
+fn looks(txn: &TxnRequest) -> Vec<&Bytes> {
+    let mut ends: Vec<&Bytes> = txn.compare.iter().map(|compare| &compare.range_end).collect();
+    for op in txn.success.iter().chain(&txn.failure).filter_map(|op| op.request.as_ref()) {
+        match op {
+            Op::RequestRange(range) if range.revision <= 0 => ends.push(&range.range_end),
+            Op::RequestDeleteRange(delete) => ends.push(&delete.range_end),
+            Op::RequestTxn(txn) => ends.append(&mut looks(txn)),
+            Op::RequestRange(_) | Op::RequestPut(_) => {}
+        }
+    }
+    ends
+}
+
+/// Bytes that the store's transaction takes up beside the request that it is made of: the ends of
+/// its ranges.
+pub(super) fn bytes_beside(txn: &TxnRequest) -> usize {
+    looks(txn).into_iter().map(KeySpan::bytes_beside).sum()
 }
 
 /// How many transactions there are, this one and those within it.
@@ -138,5 +166,37 @@ impl<'a> Written<'a> {
             true => Err(EtcdError::DuplicateKey.into()),
             false => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::super::interface::etcd::etcdserverpb::RangeRequest;
+    use super::*;
+
+    fn ranges(count: usize, revision: i64) -> Vec<RequestOp> {
+        let (key, range_end) = (Bytes::from_static(b"a"), Bytes::from_static(b"b"));
+        let range = RangeRequest { key, range_end, revision, ..RangeRequest::default() };
+        let op = |range| RequestOp { request: Some(Op::RequestRange(range)) };
+        vec![op(range); count]
+    }
+
+    /// Transactions of so many ranges within one.
+    fn within(transactions: usize, of_each: &[RequestOp]) -> TxnRequest {
+        let txn = TxnRequest { success: of_each.to_vec(), ..TxnRequest::default() };
+        let op = RequestOp { request: Some(Op::RequestTxn(txn)) };
+        TxnRequest { success: vec![op; transactions], ..TxnRequest::default() }
+    }
+
+    /// A few hundred kilobytes of such a request made a transaction of 70 MB, which then waited for
+    /// its turn.
+    #[test]
+    fn more_ranges_than_a_transaction_may_have_are_refused_before_it_is_made() {
+        let refused = check(&within(63, &ranges(64, 0))).unwrap_err();
+        assert!(refused.message().contains("4032 times and at most 1000"), "{refused}");
+        let most = within(50, &ranges(20, 0));
+        assert!(check(&most).is_ok());
+        assert!(bytes_beside(&most) >= 1000 * 4096, "and what it takes up is known");
+        assert!(check(&within(63, &ranges(64, 7))).is_ok(), "these are read beside it");
     }
 }

@@ -27,8 +27,6 @@ use crate::limits::TRANSACTION_ROWS_MAX;
 
 /// What is said of a lease that there is not.
 pub(super) const NO_LEASE: &str = "etcdserver: requested lease not found";
-/// A lease that nobody has: etcd's ids have 63 bits, and our own are versions.
-const NOBODYS_LEASE: LeaseId = LeaseId(u64::MAX);
 
 /// What keys had that are to keep a part of it.
 pub(super) type Kept = HashMap<Bytes, Option<Version>>;
@@ -189,7 +187,7 @@ fn put_op(put: &PutRequest, kept: &Kept) -> TxnOp {
                 }
             }
             // There is nothing to keep, so the transaction must come to nothing on this path.
-            None => lease = Some(NOBODYS_LEASE),
+            None => lease = Some(LeaseId::NOBODYS),
         }
     }
     TxnOp::Put { key, value, tells_previous: put.prev_kv, lease }
@@ -204,38 +202,37 @@ fn comparison(compare: &Compare) -> Result<Option<Comparison>, Status> {
         CompareResult::Less => Relation::Less,
         CompareResult::NotEqual => Relation::NotEqual,
     };
-    let number = || match compare.target_union {
-        Some(
-            TargetUnion::Version(number)
-            | TargetUnion::CreateRevision(number)
-            | TargetUnion::ModRevision(number)
-            | TargetUnion::Lease(number),
-        ) => number,
-        Some(TargetUnion::Value(_)) | None => 0,
-    };
     let span = KeySpan::of(&compare.key, &compare.range_end)?;
     let target = CompareTarget::try_from(compare.target).map_err(unknown)?;
-    let always = match (target, &compare.target_union) {
-        (CompareTarget::Value, Some(TargetUnion::Value(value))) => {
+    // As in etcd, what is of another kind than the target says nothing.
+    let number = || match (target, &compare.target_union) {
+        (CompareTarget::Version, Some(TargetUnion::Version(number)))
+        | (CompareTarget::Create, Some(TargetUnion::CreateRevision(number)))
+        | (CompareTarget::Mod, Some(TargetUnion::ModRevision(number)))
+        | (CompareTarget::Lease, Some(TargetUnion::Lease(number))) => *number,
+        _ => 0,
+    };
+    let value = match &compare.target_union {
+        Some(TargetUnion::Value(value)) => value.clone(),
+        _ => Bytes::new(),
+    };
+    let always = match target {
+        CompareTarget::Value => {
             let never = span.is_none() || (relation == Relation::Less && value.is_empty());
             never.then_some(false)
         }
-        (CompareTarget::Value, _) => Some(false),
         // No key has a negative number of anything; a range without keys has zeros.
         _ if number() < 0 => Some(matches!(relation, Relation::NotEqual | Relation::Greater)),
         _ if number() == 0 && relation == Relation::Less => Some(false),
         _ if span.is_none() => Some(relation.holds(&0, &number())),
         _ => None,
     };
-    let test = match (target, &compare.target_union) {
-        (CompareTarget::Version, _) => Test::Count(relation, number() as u64),
-        (CompareTarget::Create, _) => Test::Created(relation, Timestamp(number())),
-        (CompareTarget::Mod, _) => Test::Version(relation, Timestamp(number())),
-        (CompareTarget::Lease, _) => Test::Lease(relation, number() as u64),
-        (CompareTarget::Value, Some(TargetUnion::Value(value))) => {
-            Test::Value(relation, value.clone())
-        }
-        (CompareTarget::Value, _) => Test::Value(relation, Bytes::new()),
+    let test = match target {
+        CompareTarget::Version => Test::Count(relation, number() as u64),
+        CompareTarget::Create => Test::Created(relation, Timestamp(number())),
+        CompareTarget::Mod => Test::Version(relation, Timestamp(number())),
+        CompareTarget::Lease => Test::Lease(relation, number() as u64),
+        CompareTarget::Value => Test::Value(relation, value),
     };
     Ok(match (always, span) {
         (Some(true), _) => None,
