@@ -58,6 +58,10 @@ struct AccountState {
     origin: IpAddr,
     /// A request has come.
     has_called: AtomicBool,
+    /// Calls of it that are under way.
+    calls: AtomicUsize,
+    /// Bytes that have come since the last request began, while no call was under way.
+    head_bytes: AtomicUsize,
     eviction: Arc<Eviction>,
     silence: Arc<Silence>,
     usage: Usage,
@@ -97,6 +101,8 @@ impl Accounts {
             id,
             origin: origin_of(ip),
             has_called: AtomicBool::new(false),
+            calls: AtomicUsize::new(0),
+            head_bytes: AtomicUsize::new(0),
             eviction,
             silence,
             usage,
@@ -138,15 +144,39 @@ impl Account {
         self.0.has_called.load(Ordering::Acquire)
     }
 
+    /// So many bytes have come; how many there are of a request that has not begun yet.
+    pub(super) fn received(&self, bytes: usize) -> usize {
+        if self.0.calls.load(Ordering::Relaxed) > 0 {
+            return 0;
+        }
+        self.0.head_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes
+    }
+
+    /// A request has come; whether it is the first.
+    fn has_come(&self) -> bool {
+        self.usage().add(turns::GATEWAY_CALL_WORK_BYTES);
+        self.0.head_bytes.store(0, Ordering::Relaxed);
+        !self.0.has_called.swap(true, Ordering::AcqRel)
+    }
+
+    /// A request has come that is answered without a call.
+    pub(super) fn asked(&self) {
+        if self.has_come() {
+            self.0.accounts.books().settle(self.0.id);
+        }
+    }
+
     /// Begins a call at the client's turn, if there is a place for it.
     pub(super) fn begin(&self, pool: Pool) -> Option<Call> {
-        let is_first = !self.0.has_called.swap(true, Ordering::AcqRel);
-        self.usage().add(turns::GATEWAY_CALL_WORK_BYTES);
+        let is_first = self.has_come();
         let mut displaced = Displaced::default();
         let number = self.0.accounts.books().begin(self.0.id, pool, is_first, &mut displaced);
         displaced.wake();
         let (account, [request_bytes, held_bytes, page_bytes]) = (self.clone(), Default::default());
-        number.map(|number| Call { account, number, request_bytes, held_bytes, page_bytes })
+        number.map(|number| {
+            account.0.calls.fetch_add(1, Ordering::Relaxed);
+            Call { account, number, request_bytes, held_bytes, page_bytes }
+        })
     }
 }
 
@@ -238,6 +268,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
+        self.account.0.calls.fetch_sub(1, Ordering::Relaxed);
         let (mut books, id) = self.books();
         books.end(id, self.number);
     }

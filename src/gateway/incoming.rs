@@ -63,14 +63,21 @@ pub(super) const GATEWAY_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// write, is given up: as long as one that does not answer a ping.
 const GATEWAY_WRITE_TIMEOUT: Duration = GATEWAY_PING_TIMEOUT;
 
-/// The preface of HTTP/2, and the header of the settings that follow it.
-const OPENING_BYTES: usize = 24 + 9;
+/// The preface of HTTP/2.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// That, and the header of the settings that follow it.
+const OPENING_BYTES: usize = PREFACE.len() + 9;
+/// Bytes of the head of an HTTP/1.1 request: twice what one of HTTP/2 may have, which names things
+/// in fewer. The library takes some hundred kilobytes, which nobody would be charged for.
+const GATEWAY_HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// One client's connection. It counts as long as it is open.
 pub(super) struct Connection {
     stream: Arc<TcpStream>,
     /// Bytes received so far, as far as they matter.
     opening_bytes: usize,
+    /// They are no preface of HTTP/2.
+    is_http1: bool,
     /// Runs until the opening, and then the first request, has come.
     patience: Option<Pin<Box<Sleep>>>,
     /// Runs while the client takes nothing of what is to be written, for `write_timeout`.
@@ -130,6 +137,7 @@ async fn accept(listener: &TcpListener, accounts: &Accounts, reads: &Reads) -> C
         return Connection {
             stream,
             opening_bytes: 0,
+            is_http1: false,
             patience,
             blocked: None,
             write_timeout: GATEWAY_WRITE_TIMEOUT,
@@ -195,8 +203,17 @@ impl Connection {
         }
     }
 
-    /// So many bytes have come.
-    fn received(&mut self, bytes: usize) {
+    /// Bytes have come. Returns whether they are too many of the head of a request.
+    fn received(&mut self, bytes: &[u8]) -> bool {
+        let expected = PREFACE.get(self.opening_bytes..).unwrap_or_default();
+        self.is_http1 |= bytes.iter().zip(expected).any(|(came, right)| came != right);
+        let head_bytes = self.account.received(bytes.len());
+        self.opened(bytes.len());
+        self.is_http1 && head_bytes > GATEWAY_HEAD_BYTES_MAX
+    }
+
+    /// The first request has its time from the opening on.
+    fn opened(&mut self, bytes: usize) {
         if self.opening_bytes >= OPENING_BYTES {
             return;
         }
@@ -276,7 +293,6 @@ impl AsyncRead for Connection {
         let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
         let read = poll_read(stream, cx, &mut part);
         let bytes = part.filled().len();
-        buffer.advance(bytes);
         match bytes {
             0 => reads.give_back(),
             _ => {
@@ -284,7 +300,12 @@ impl AsyncRead for Connection {
                 reads.pass_on(is_ahead);
             }
         }
-        self.received(bytes);
+        let begin = buffer.filled().len();
+        buffer.advance(bytes);
+        if self.received(&buffer.filled()[begin..]) {
+            let error = "the head of a request is too long";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+        }
         if read.is_pending()
             && let Some(error) = self.end(cx)
         {

@@ -148,6 +148,23 @@ impl CallLimits {
         }
     }
 
+    /// As [`CallLimits::charge`], for text that is made of what the call has answered.
+    ///
+    /// # Errors
+    /// They are too many: of a write, that only its answer is lost.
+    pub(super) fn charge_text(&self, bytes: usize) -> Result<(), Status> {
+        match self.call.charge(bytes) {
+            true => Ok(()),
+            false => Err(no_room(self.is_write)),
+        }
+    }
+
+    /// Such text has been sent, or dropped.
+    pub(super) fn release_text(&self, bytes: usize) {
+        self.call.release(bytes);
+        self.call.turn(Turn::Client);
+    }
+
     /// What was charged for is gone before the call is.
     pub(super) fn release(&self, bytes: usize) {
         self.call.release(bytes);
@@ -465,7 +482,7 @@ where
         let answering = self.inner.call(request);
         Box::pin(async move {
             let answering = async { Ok(answering.await) };
-            let answer = match call.within(answering).await {
+            let mut answer = match call.within(answering).await {
                 Ok(answer) if is_etcd => answer.map(rename_overlong_of_etcd)?,
                 Ok(answer) => answer.map(rename_overlong)?,
                 Err(missed) => missed.into_http(),
@@ -475,6 +492,10 @@ where
                 call.call.release_request();
             }
             call.call.turn(Turn::Client);
+            if is_text {
+                // Its text is charged to it.
+                answer.extensions_mut().insert(call.clone());
+            }
             Ok(answer.map(|inner| Body::new(AnswerBody { inner: Some(inner), call })))
         })
     }

@@ -281,3 +281,35 @@ fn a_connection_may_ask_again_and_a_slow_text_ends() {
     let answer = String::from_utf8_lossy(&answer[..bytes]);
     assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
 }
+
+/// Nobody was charged for some hundred kilobytes of it on each connection.
+#[test]
+fn a_head_that_does_not_end_is_not_taken_for_long() {
+    let site = JsonSite::start();
+    let url = site.gateway.url();
+    let connect = || {
+        let stream = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    };
+    let ask = |stream: &mut TcpStream, padding: usize| {
+        let padding = "a".repeat(padding);
+        let head = format!("GET /version HTTP/1.1\r\nHost: a\r\nX-Padding: {padding}\r\n\r\n");
+        // Where the gateway has gone in the middle of it, what it has said tells.
+        let _ = stream.write_all(head.as_bytes());
+        let (mut answer, mut piece) = (Vec::new(), [0; 512]);
+        while !answer.ends_with(b"}") {
+            match stream.read(&mut piece) {
+                Ok(0) | Err(_) => break,
+                Ok(bytes) => answer.extend(&piece[..bytes]),
+            }
+        }
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let mut many_heads = connect();
+    for _ in 0..10 {
+        assert!(ask(&mut many_heads, 6_000).contains("200 OK"), "each of them is short");
+    }
+    assert!(!ask(&mut connect(), 100_000).contains("200 OK"));
+    assert!(!ask(&mut many_heads, 100_000).contains("200 OK"), "nor after others");
+}

@@ -457,6 +457,13 @@ impl Books {
         calls < left && of_origin < left
     }
 
+    /// A connection has asked for something for the first time.
+    pub(super) fn settle(&mut self, id: ConnectionId) {
+        if self.entries.contains_key(&id) {
+            self.crowd.settled(id);
+        }
+    }
+
     /// Begins a call at the client's turn, if there is a place for it; returns its number.
     pub(super) fn begin(
         &mut self,
@@ -465,8 +472,8 @@ impl Books {
         is_first: bool,
         displaced: &mut Displaced,
     ) -> Option<u64> {
-        if is_first && self.entries.contains_key(&id) {
-            self.crowd.settled(id);
+        if is_first {
+            self.settle(id);
         }
         let entry = self.entries.get(&id)?;
         let (origin, others) = (entry.origin, entry.calls_of(pool));

@@ -18,8 +18,11 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::methods::{JsonMethod, JsonMethods};
+use super::transcode::JsonAnswer;
 use super::{JsonCall, transcode};
+use crate::gateway::accounting::Account;
 use crate::gateway::etcd::ETCD_VERSION;
+use crate::gateway::policy::CallLimits;
 
 /// The key that is read to tell whether the group answers; etcd's own clients ask for it, too.
 const HEALTH_QUESTION: &str = r#"{"key":"aGVhbHRo"}"#;
@@ -76,15 +79,15 @@ where
             return Box::pin(self.inner.call(request));
         }
         match request.uri().path() {
-            "/version" => at_once(only_read(&request, StatusCode::OK, version())),
+            "/version" => at_once(&request, only_read(&request, StatusCode::OK, version())),
             "/health" => self.health(request),
             path => match self.methods.find(path).cloned() {
                 Some(method) if request.method() == Method::POST => {
                     let answering = self.inner.call(as_grpc(request, &method));
                     Box::pin(async move { Ok(in_json(answering.await?, &method).await) })
                 }
-                Some(_) => at_once(not_allowed("POST")),
-                None => at_once(text(StatusCode::NOT_FOUND, "Not Found\n")),
+                Some(_) => at_once(&request, not_allowed("POST")),
+                None => at_once(&request, text(StatusCode::NOT_FOUND, "Not Found\n")),
             },
         }
     }
@@ -99,10 +102,10 @@ where
     /// Whether the group answers a read that is confirmed. Who may not read has an answer, too.
     fn health(&mut self, request: Request<Body>) -> Answering<S::Error> {
         let Some(method) = self.methods.find(HEALTH_QUESTION_PATH).cloned() else {
-            return at_once(text(StatusCode::NOT_FOUND, "Not Found\n"));
+            return at_once(&request, text(StatusCode::NOT_FOUND, "Not Found\n"));
         };
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return at_once(not_allowed("GET"));
+            return at_once(&request, not_allowed("GET"));
         }
         let question = request.map(|_| Body::new(Full::from(HEALTH_QUESTION)));
         let answering = self.inner.call(as_grpc(question, &method));
@@ -135,20 +138,43 @@ fn as_grpc(mut request: Request<Body>, method: &JsonMethod) -> Request<Body> {
 async fn in_json(answer: Response<Body>, method: &JsonMethod) -> Response<Body> {
     let output = method.descriptor.output();
     if method.descriptor.is_server_streaming() {
-        return match Status::from_header_map(answer.headers()).filter(is_failure) {
-            Some(status) => failure(&status),
-            None => stream(answer.into_body(), output),
+        if let Some(status) = Status::from_header_map(answer.headers()).filter(is_failure) {
+            return failure(&status);
+        }
+        return match answer.extensions().get::<CallLimits>().cloned() {
+            Some(call) => stream(answer.into_body(), output, call),
+            None => failure(&Status::internal("the answer came without its call's limits")),
         };
     }
-    let told = whole(answer).await.and_then(|(message, held)| {
-        let mut json = Vec::new();
-        transcode::answer(&output, message, &mut json)?;
-        Ok(TextWith { json, _held: held })
-    });
+    let call = answer.extensions().get::<CallLimits>().cloned();
+    let told = match (whole(answer).await, call) {
+        (Ok((message, held)), Some(call)) => text_of(&output, message, held, call).await,
+        (Ok(_), None) => Err(Status::internal("the answer came without its call's limits")),
+        (Err(status), _) => Err(status),
+    };
     match told {
         Ok(told) => kind(StatusCode::OK, JSON, Body::new(Full::new(Bytes::from_owner(told)))),
         Err(status) => failure(&status),
     }
+}
+
+/// An answer's text. The pieces that it came in are held until it is made, and others go on
+/// meanwhile.
+async fn text_of(
+    output: &MessageDescriptor,
+    message: Bytes,
+    held: Vec<Bytes>,
+    call: CallLimits,
+) -> Result<JsonText, Status> {
+    let mut text = JsonText::new(call);
+    let mut answer = JsonAnswer::begin(output, message, &mut text.json)?;
+    while !answer.go_on(&mut text.json)? {
+        text.charge()?;
+        tokio::task::yield_now().await;
+    }
+    text.charge()?;
+    drop(held);
+    Ok(text)
 }
 
 fn is_failure(status: &Status) -> bool {
@@ -181,16 +207,36 @@ async fn whole(answer: Response<Body>) -> Result<(Bytes, Vec<Bytes>), Status> {
     Ok((message.ok_or_else(|| Status::internal("an answer has no message"))?, held))
 }
 
-/// Text, with the pieces of the answer that it is made of. Those are charged to their call until
-/// they are dropped, and so the text is, as long as its client does not take it.
-struct TextWith {
+/// Text that an answer is made, charged to its call as long as its client does not take it: it may
+/// be several times as long as the answer was.
+struct JsonText {
     json: Vec<u8>,
-    _held: Vec<Bytes>,
+    charged: usize,
+    call: CallLimits,
 }
 
-impl AsRef<[u8]> for TextWith {
+impl JsonText {
+    fn new(call: CallLimits) -> JsonText {
+        JsonText { json: Vec::new(), charged: 0, call }
+    }
+
+    /// Charges what was added.
+    fn charge(&mut self) -> Result<(), Status> {
+        self.call.charge_text(self.json.len() - self.charged)?;
+        self.charged = self.json.len();
+        Ok(())
+    }
+}
+
+impl AsRef<[u8]> for JsonText {
     fn as_ref(&self) -> &[u8] {
         &self.json
+    }
+}
+
+impl Drop for JsonText {
+    fn drop(&mut self) {
+        self.call.release_text(self.charged);
     }
 }
 
@@ -199,16 +245,18 @@ struct JsonLines {
     /// `None` when there is no more of it.
     inner: Option<Body>,
     output: MessageDescriptor,
+    call: CallLimits,
     received: BytesMut,
     /// The pieces of which a part has been received and not told.
     held: Vec<Bytes>,
     lines: VecDeque<Bytes>,
 }
 
-fn stream(inner: Body, output: MessageDescriptor) -> Response<Body> {
+fn stream(inner: Body, output: MessageDescriptor, call: CallLimits) -> Response<Body> {
     let lines = JsonLines {
         inner: Some(inner),
         output,
+        call,
         received: BytesMut::new(),
         held: Vec::new(),
         lines: VecDeque::new(),
@@ -221,19 +269,19 @@ impl JsonLines {
     fn received(&mut self, bytes: Bytes) -> Result<(), Status> {
         self.received.extend_from_slice(&bytes);
         self.held.push(bytes);
-        let mut json = Vec::new();
         while let Some(message) = transcode::take_message(&mut self.received)? {
-            json.extend_from_slice(br#"{"result":"#);
-            transcode::answer(&self.output, message, &mut json)?;
-            json.extend_from_slice(b"}\n");
+            let mut text = JsonText::new(self.call.clone());
+            text.json.extend_from_slice(br#"{"result":"#);
+            let mut answer = JsonAnswer::begin(&self.output, message, &mut text.json)?;
+            while !answer.go_on(&mut text.json)? {}
+            text.json.extend_from_slice(b"}\n");
+            text.charge()?;
+            self.lines.push_back(Bytes::from_owner(text));
         }
-        if !json.is_empty() {
-            let held = match self.received.is_empty() {
-                true => std::mem::take(&mut self.held),
-                // The last piece has the beginning of the next message.
-                false => self.held.drain(..self.held.len() - 1).collect(),
-            };
-            self.lines.push_back(Bytes::from_owner(TextWith { json, _held: held }));
+        // The last piece may have the beginning of the next message.
+        let kept = usize::from(!self.received.is_empty());
+        if kept == 0 || !self.lines.is_empty() {
+            self.held.drain(..self.held.len() - kept);
         }
         Ok(())
     }
@@ -353,6 +401,98 @@ fn http_status(code: Code) -> StatusCode {
     }
 }
 
-fn at_once<E: Send + 'static>(answer: Response<Body>) -> Answering<E> {
+/// An answer to a request that is no call.
+fn at_once<E: Send + 'static>(request: &Request<Body>, answer: Response<Body>) -> Answering<E> {
+    if let Some(account) = request.extensions().get::<Account>() {
+        account.asked();
+    }
     Box::pin(async move { Ok(answer) })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut;
+    use prost::Message;
+
+    use super::*;
+    use crate::gateway::accounting::tests::AMPLE;
+    use crate::gateway::accounting::{AccountLimits, Accounts};
+    use crate::gateway::interface::etcd::etcdserverpb::RangeResponse;
+    use crate::gateway::interface::etcd::mvccpb::KeyValue;
+    use crate::gateway::policy::CallPolicy;
+
+    /// Answers every call of gRPC with a range of so many small rows.
+    #[derive(Clone)]
+    struct Rows(usize);
+
+    impl Service<Request<Body>> for Rows {
+        type Response = Response<Body>;
+        type Error = std::convert::Infallible;
+        type Future = std::future::Ready<Result<Response<Body>, Self::Error>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<Body>) -> Self::Future {
+            let row = KeyValue { key: "k".into(), create_revision: 1 << 50, ..Default::default() };
+            let message = RangeResponse { kvs: vec![row; self.0], ..Default::default() };
+            let message = message.encode_to_vec();
+            let mut framed = BytesMut::new();
+            framed.put_u8(0);
+            framed.put_u32(message.len() as u32);
+            framed.put_slice(&message);
+            std::future::ready(Ok(Response::new(Body::new(Full::new(framed.freeze())))))
+        }
+    }
+
+    /// What is told of so many rows to who asks on a connection.
+    fn asked(account: &Account, rows: usize, method: Method, path: &str) -> Response<Body> {
+        let methods = JsonMethods::new().unwrap();
+        let mut service = JsonAnswers::new(methods).layer(CallPolicy.layer(Rows(rows)));
+        let request = Request::builder().method(method).uri(path).extension(account.clone());
+        let request = request.body(Body::empty()).unwrap();
+        block_on(service.call(request)).unwrap()
+    }
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(work)
+    }
+
+    #[test]
+    fn the_text_of_an_answer_is_charged_until_it_is_taken() {
+        let accounts = Accounts::new(AccountLimits { bytes_max: 200_000, own_bytes: 0, ..AMPLE });
+        let account = accounts.open([10, 0, 0, 1].into()).unwrap();
+        let ask = |rows| asked(&account, rows, Method::POST, "/v3/kv/range");
+        // Some 70 bytes a row, of which protobuf has 14.
+        let taken = |answer: Response<Body>| {
+            assert_eq!(answer.status(), StatusCode::OK);
+            let text = block_on(answer.into_body().collect()).unwrap().to_bytes();
+            serde_json::from_slice::<serde_json::Value>(&text).unwrap()
+        };
+        assert_eq!(taken(ask(1_000))["kvs"].as_array().unwrap().len(), 1_000);
+        let unread = ask(1_000);
+        assert_eq!(ask(1_000).status(), StatusCode::TOO_MANY_REQUESTS, "there is room for one");
+        drop(unread);
+        taken(ask(1_000));
+        assert_eq!(ask(3_000).status(), StatusCode::TOO_MANY_REQUESTS, "it is too long");
+    }
+
+    /// Such a connection was cut off 30 s after it had come, in the middle of a request.
+    #[test]
+    fn who_asks_for_what_is_no_call_has_asked() {
+        for (method, path) in [
+            (Method::GET, "/version"),
+            (Method::POST, "/version"),
+            (Method::PUT, "/health"),
+            (Method::GET, "/v3/kv/range"),
+            (Method::GET, "/nothing"),
+        ] {
+            let account = Accounts::new(AMPLE).open([10, 0, 0, 1].into()).unwrap();
+            assert!(!account.has_called());
+            asked(&account, 0, method, path);
+            assert!(account.has_called(), "{path}");
+        }
+    }
 }
