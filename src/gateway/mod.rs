@@ -298,8 +298,13 @@ async fn serve(bound: BoundGateway, stopped: impl Future<Output = ()>) -> Result
         let _ = stop.send(());
         tokio::time::sleep(limits::SHUTDOWN_GRACE).await;
     };
+    let serving = async {
+        serving.await?;
+        etcd.left().await;
+        Ok(())
+    };
     tokio::select! {
-        result = serving => result.map_err(GatewayError::from),
+        result = serving => result,
         () = signalled => {
             log::warn!("stopping now: some calls are still without an answer");
             Ok(())

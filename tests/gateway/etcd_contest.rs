@@ -1,8 +1,9 @@
 //! etcd's services Lock and Election.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
+use acervo::client::{KeyRange, Timestamp};
 use acervo::gateway::interface::etcd::etcdserverpb::lease_client::LeaseClient;
 use acervo::gateway::interface::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
 use acervo::gateway::interface::etcd::etcdserverpb::{DefragmentRequest, LeaseTimeToLiveRequest};
@@ -13,17 +14,19 @@ use acervo::gateway::interface::etcd::v3electionpb::{
 use acervo::gateway::interface::etcd::v3lockpb::lock_client::LockClient;
 use acervo::gateway::interface::etcd::v3lockpb::{LockRequest, LockResponse, UnlockRequest};
 use acervo::limits;
-use acervo::wire::message::Request as AcervoRequest;
+use acervo::model::ReadView;
+use acervo::wire::message::{ErrorCode, Reply, Request as AcervoRequest};
 use futures_util::FutureExt;
 use futures_util::future::select_all;
+use rustix::process::Signal;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
 use crate::etcd_site::{EtcdSite, from_to, refused, revision};
-use crate::fake_server::FakeServer;
+use crate::fake_server::{FakeServer, error};
 use crate::site::{channel, waiting, within};
-use crate::support::eventually;
 use crate::support::gateway::Gateway;
+use crate::support::{eventually, patient_client};
 
 #[test]
 fn a_lock_is_taken_waited_for_and_handed_over_in_turn() {
@@ -82,6 +85,35 @@ fn a_lock_without_a_lease_has_one_of_a_minute_and_a_call_given_up_leaves_no_key(
     let show = LeaseTimeToLiveRequest { id: lease, keys: true };
     let shown = site.call(leases.lease_time_to_live(waiting(show))).unwrap();
     assert!(shown.ttl > 0, "the caller's lease is left alone");
+}
+
+/// Its caller keeps the lease alive, and others would wait behind a key that nobody waits for.
+#[test]
+fn a_lock_that_waits_when_its_gateway_stops_leaves_no_key() {
+    let mut site = EtcdSite::start();
+    let (first, second) = (site.lease(), site.lease());
+    let lock = |lease| LockRequest { name: "m".into(), lease };
+    let mut client = LockClient::new(site.channel());
+    site.call(client.lock(waiting(lock(first)))).unwrap();
+    let group = patient_client(site.group.addresses());
+    let keys = || group.scan(KeyRange::between("m/", "m0").unwrap(), Default::default()).count();
+    let (mut waiter, mut stop) = (LockClient::new(site.channel()), Some(&site.gateway));
+    let ended = site.runtime.block_on(async {
+        let mut waits = pin!(waiter.lock(waiting(lock(second))));
+        loop {
+            let soon = tokio::time::sleep(Duration::from_millis(20));
+            tokio::select! {
+                ended = &mut waits => return ended,
+                () = soon => if keys() == 2 && let Some(gateway) = stop.take() {
+                    gateway.signal(Signal::TERM);
+                }
+            }
+        }
+    });
+    refused(ended.map(drop), Code::Unavailable, "etcdserver: server stopped");
+    drop((client, waiter));
+    assert!(site.gateway.wait().success());
+    assert_eq!(keys(), 1, "only the holder's is left");
 }
 
 #[test]
@@ -172,21 +204,26 @@ async fn has_come(channel: &Channel) {
     client.defragment(waiting(DefragmentRequest {})).await.unwrap();
 }
 
-/// A gateway before a server that answers nothing but the greeting.
-fn before_a_silent_server() -> (FakeServer, tempfile::TempDir, Gateway, tokio::runtime::Runtime) {
-    let server = FakeServer::start(|_, _, _| {});
+/// A gateway before this server, and a runtime for its clients.
+fn before(server: &FakeServer) -> (tempfile::TempDir, Gateway, tokio::runtime::Runtime) {
     let dir = tempfile::tempdir().unwrap();
     // Longer than anything is waited for here.
     let gateway = Gateway::start(&dir, &server.address.to_string(), &["--timeout", "1h"]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    (server, dir, gateway, runtime)
+    (dir, gateway, runtime)
+}
+
+/// One that answers nothing but the greeting.
+fn silent_server() -> FakeServer {
+    FakeServer::start(|_, _, _| {})
 }
 
 /// Whoever begins locks and resets them at once had the gateway write for each, past everybody's
 /// turn.
 #[test]
 fn locks_that_are_given_up_before_their_turn_have_written_nothing() {
-    let (server, _dir, gateway, runtime) = before_a_silent_server();
+    let server = silent_server();
+    let (_dir, gateway, runtime) = before(&server);
     runtime.block_on(async {
         let channels = [channel(&gateway).await, channel(&gateway).await, channel(&gateway).await];
         for _ in 0..4 {
@@ -211,7 +248,8 @@ fn locks_that_are_given_up_before_their_turn_have_written_nothing() {
 
 #[test]
 fn one_address_cannot_take_all_places_of_those_that_wait() {
-    let (_server, _dir, gateway, runtime) = before_a_silent_server();
+    let server = silent_server();
+    let (_dir, gateway, runtime) = before(&server);
     runtime.block_on(async {
         let mut calls = Vec::new();
         for _ in 0..5 {
@@ -234,4 +272,24 @@ fn one_address_cannot_take_all_places_of_those_that_wait() {
         has_come(&elsewhere).await;
         assert!(other.now_or_never().is_none(), "it waits for its turn");
     });
+}
+
+/// What is UNAVAILABLE clients of etcd ask again a hundred times.
+#[test]
+fn an_election_that_no_server_will_ever_show_ends_with_an_error_that_says_so() {
+    let server = FakeServer::start(|id, request, link| match request {
+        AcervoRequest::Page(_) => {
+            let view = ReadView::as_of(Timestamp(9));
+            link.reply(id, Reply::PageOk { rows: Vec::new(), view, next: None });
+        }
+        AcervoRequest::Watch(_) => link.reply(id, error(ErrorCode::Invalid, "no such watch")),
+        _ => {}
+    });
+    let (_dir, gateway, runtime) = before(&server);
+    let status = runtime.block_on(async {
+        let mut client = ElectionClient::new(channel(&gateway).await);
+        let observed = client.observe(waiting(LeaderRequest { name: "e".into() })).await;
+        observed.unwrap().into_inner().message().await.unwrap_err()
+    });
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
 }

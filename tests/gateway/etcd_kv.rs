@@ -262,11 +262,21 @@ fn a_range_that_is_too_long_for_one_transaction_is_deleted_in_pieces() {
     let ops = vec![op(Op::RequestDeleteRange(whole.clone()))];
     let as_one = site.txn(TxnRequest { success: ops, ..TxnRequest::default() });
     assert_eq!(as_one.unwrap_err().code(), Code::InvalidArgument, "a transaction is one change");
-    let done = site.delete(whole.clone()).unwrap();
-    assert_eq!(done.deleted, 4_800);
+    let mut kv = site.kv().max_decoding_message_size(64 << 20);
+    let with_previous = DeleteRangeRequest { prev_kv: true, ..whole.clone() };
+    let done = site.call(kv.delete_range(waiting(with_previous))).unwrap();
+    assert_eq!((done.deleted, done.prev_kvs.len()), (4_800, 4_800));
+    assert!(done.prev_kvs.iter().all(|row| row.value == "v" && row.mod_revision < before));
+    assert!(done.prev_kvs.is_sorted_by(|row, next| row.key < next.key));
     assert_eq!(site.range(from_to("d/", "d0")).unwrap().count, 0);
     assert!(site.get("other").is_some());
     let past = RangeRequest { revision: before, count_only: true, ..from_to("d/", "d0") };
     assert_eq!(site.range(past).unwrap().count, 4_800, "their past can still be read");
-    assert_eq!(site.delete(whole).unwrap().deleted, 0);
+    assert_eq!(site.delete(whole.clone()).unwrap().deleted, 0);
+    // What is deleted has not left the disk, and lies between those that are there.
+    for key in ["d/0", "d/1", "d/2", "d/3"] {
+        site.write(key, "v");
+    }
+    assert_eq!(site.delete(whole).unwrap().deleted, 4);
+    assert_eq!(site.range(from_to("d/", "d0")).unwrap().count, 0);
 }

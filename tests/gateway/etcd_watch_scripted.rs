@@ -107,11 +107,14 @@ fn progress_tells_no_revision_whose_events_wait_for_the_rest_of_a_later_one() {
         client.put(waiting(put("other", "v"))).await.unwrap().into_inner()
     });
     assert_eq!(revision(&written.header), WRITTEN_AT);
-    stream.send(RequestUnion::ProgressRequest(WatchProgressRequest {}));
-    let progress = stream.next();
-    assert_eq!((progress.watch_id, progress.events.len()), (-1, 0), "no event was told before");
-    let progress = revision(&progress.header);
-    assert!(progress < 20, "{progress} is said to have been shown");
+    // Each of them waits for what will not come in time.
+    (0..3).for_each(|_| stream.send(RequestUnion::ProgressRequest(WatchProgressRequest {})));
+    for _ in 0..3 {
+        let progress = stream.next();
+        assert_eq!((progress.watch_id, progress.events.len()), (-1, 0), "no event was told before");
+        let progress = revision(&progress.header);
+        assert!(progress < 20, "{progress} is said to have been shown");
+    }
     let link = shown_on.lock().unwrap().clone().unwrap();
     show(&link, events(vec![change(21, "k2")], 21, false));
     let revisions: Vec<i64> = stream.events(3).iter().map(|(_, event)| told(event).2).collect();

@@ -17,9 +17,10 @@ use super::kv::check_length;
 use super::range::{KeptRows, KeySpan, key_value};
 use crate::client::{ClientError, ReadOptions, Timestamp, Txn, TxnOp, TxnOutput};
 
-/// Keys of a piece, if no more rows are between them than a transaction looks through: a few
-/// milliseconds of a long write, and as many bytes of the longest keys as one may have.
-const PIECE_KEYS: u64 = 4 * 1024;
+/// Keys of a piece, if no more rows are between them than a transaction looks through: as many as
+/// the store collects of its garbage in one log entry, so that other writes are not held up for
+/// long.
+const PIECE_KEYS: u64 = 1024;
 
 /// What was deleted so far.
 struct Deleted {

@@ -136,6 +136,12 @@ impl EtcdServices {
         self.0.stopping.send_replace(true);
     }
 
+    /// Waits until what locks and campaigns that were given up have written is taken back, so that
+    /// nobody waits behind them.
+    pub(super) async fn left(&self) {
+        self.0.waiting.left().await;
+    }
+
     /// Waits until the gateway is told to stop.
     async fn stopped(&self) {
         // The sender is there for as long as this is.

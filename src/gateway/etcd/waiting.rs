@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 use crate::limits::{HELD_FEW, is_within_share};
 
 /// Locks and campaigns under way and elections that are observed, at once: each watches keys. One
@@ -20,7 +22,14 @@ const BYTES_PER_PLACE: usize = 16 * 1024;
 
 /// The places that are taken. Clones share everything.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Waiting(Arc<Mutex<Taken>>);
+pub(super) struct Waiting(Arc<WaitingState>);
+
+#[derive(Debug, Default)]
+struct WaitingState {
+    taken: Mutex<Taken>,
+    /// Told when none is taken any more.
+    is_left: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Taken {
@@ -40,7 +49,7 @@ pub(super) struct WaitingPlace {
 impl Waiting {
     fn taken(&self) -> MutexGuard<'_, Taken> {
         // Each change leaves it whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Places for a call of this origin that has brought so many bytes; `None` if there are none
@@ -58,12 +67,26 @@ impl Waiting {
         taken.by_origin.insert(origin, own);
         Some(WaitingPlace { waiting: self.clone(), origin, places })
     }
+
+    /// Waits until no place is taken.
+    pub(super) async fn left(&self) {
+        loop {
+            let is_left = self.0.is_left.notified();
+            if self.taken().all == 0 {
+                return;
+            }
+            is_left.await;
+        }
+    }
 }
 
 impl Drop for WaitingPlace {
     fn drop(&mut self) {
         let mut taken = self.waiting.taken();
         taken.all -= self.places;
+        if taken.all == 0 {
+            self.waiting.0.is_left.notify_waiters();
+        }
         let own = taken.by_origin.get(&self.origin).map_or(0, |own| own - self.places);
         match own {
             0 => drop(taken.by_origin.remove(&self.origin)),
