@@ -2,18 +2,16 @@
 //! installed, which has to print the same.
 //!
 //! What differs by nature is mapped before it is compared: revisions to their rank among those of
-//! the whole run, ids of leases to the order in which they came, times to a letter. Where there is
-//! no `etcdctl` in PATH this says so and passes.
+//! the whole run, ids of leases to the order in which they came, times to a letter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use tempfile::TempDir;
-
+use crate::etcd_process::{Etcd, is_installed, program};
+use crate::support::Group;
 use crate::support::gateway::Gateway;
-use crate::support::{Group, eventually, free_addresses};
 
 /// One command, what goes to its standard input, and how its output is compared.
 struct Line {
@@ -107,7 +105,7 @@ struct Side {
 
 impl Side {
     fn etcdctl(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("etcdctl");
+        let mut command = Command::new(program("etcdctl"));
         // Without a scheme: with one, etcdctl 3.4 puts it into its requests' authority, which is
         // none then, and the transport here refuses it.
         let endpoint = format!("--endpoints={}", self.endpoint);
@@ -210,53 +208,9 @@ fn transcript(endpoint: SocketAddr) -> Vec<String> {
     all
 }
 
-fn is_installed(program: &str) -> bool {
-    let mut version = Command::new(program);
-    version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
-}
-
-/// A real etcd, which is killed when this is dropped.
-struct Etcd {
-    child: Child,
-    address: SocketAddr,
-    _dir: TempDir,
-}
-
-impl Etcd {
-    fn start() -> Etcd {
-        let [address, peer] = free_addresses(2)[..] else { unreachable!("two were asked for") };
-        let dir = tempfile::tempdir().unwrap();
-        let (client_url, peer_url) = (format!("http://{address}"), format!("http://{peer}"));
-        let child = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(dir.path())
-            .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
-            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
-            .args(["--initial-cluster", &format!("default={peer_url}")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let etcd = Etcd { child, address, _dir: dir };
-        let side = Side { endpoint: address, lease: String::new() };
-        let answers = || side.etcdctl(&["get", "x"]).status().unwrap().success().then_some(());
-        eventually("etcd answers", answers);
-        etcd
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn etcdctl_prints_what_it_prints_with_etcd() {
     if !is_installed("etcdctl") {
-        println!("SKIPPED: there is no etcdctl in PATH");
         return;
     }
     let group = Group::start(3, &["--console", "off"]);
@@ -264,7 +218,6 @@ fn etcdctl_prints_what_it_prints_with_etcd() {
     let ours = transcript(gateway.address);
     assert!(ours[0].ends_with("true\nOK\n"), "{}", ours[0]);
     if !is_installed("etcd") {
-        println!("SKIPPED: there is no etcd in PATH to compare with");
         return;
     }
     let etcd = Etcd::start();

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use acervo::client::Client;
 
+use crate::etcd_process::{is_installed, program};
 use crate::support::gateway::Gateway;
 use crate::support::{Group, PATIENCE, eventually, patient_client};
 
@@ -18,9 +19,7 @@ struct World {
 
 /// `None`, aloud, where there is no etcdctl.
 fn start(servers: usize) -> Option<World> {
-    let known = Command::new("etcdctl").arg("version").env("ETCDCTL_API", "3").output();
-    if !known.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: there is no etcdctl in PATH, and nothing was tried with it");
+    if !is_installed("etcdctl") {
         return None;
     }
     let group = Group::start(servers, &["--console", "off"]);
@@ -37,7 +36,7 @@ struct Etcdctl {
 
 impl World {
     fn etcdctl(&self, args: &[&str]) -> Etcdctl {
-        let mut child = Command::new("etcdctl")
+        let mut child = Command::new(program("etcdctl"))
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.gateway.address.to_string()])
             .args(args)

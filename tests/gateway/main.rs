@@ -6,12 +6,14 @@
 mod abuse;
 mod beside;
 mod commands;
+mod differential;
 mod etcd_contest;
 mod etcd_ctl;
 mod etcd_json;
 mod etcd_kv;
 mod etcd_lease;
 mod etcd_operators;
+mod etcd_process;
 mod etcd_site;
 mod etcd_txn;
 mod etcd_watch;

@@ -214,7 +214,8 @@ impl Maintenance for EtcdServices {
 
     /// The store gives room back by itself, so that there is nothing to do.
     async fn defragment(&self, _: Request<DefragmentRequest>) -> Answer<DefragmentResponse> {
-        Ok(Response::new(DefragmentResponse { header: Some(self.headers().now()) }))
+        // As etcd's, this answer has no header.
+        Ok(Response::new(DefragmentResponse::default()))
     }
 
     async fn hash(&self, request: Request<HashRequest>) -> Answer<HashResponse> {

@@ -248,6 +248,10 @@ impl EtcdServices {
         let span = KeySpan::of(&request.key, &request.range_end)?;
         let at = self.known_revision(call, request.revision).await?;
         let Some(span) = span else {
+            // Where nothing is read nothing shows that what would be is gone.
+            if at.is_some() && at < self.compacted_revision(call).await? {
+                return Err(EtcdError::Compacted.into());
+            }
             return Ok(selection.answer(Vec::new(), 0, self.headers().now()));
         };
         let told = self.headers().told();

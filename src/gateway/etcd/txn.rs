@@ -23,7 +23,7 @@ use self::translate::{Kept, Past, TxnCarriedOut};
 use super::super::interface::etcd::etcdserverpb::request_op::Request as Op;
 use super::super::interface::etcd::etcdserverpb::response_op::Response as OpAnswer;
 use super::super::interface::etcd::etcdserverpb::{
-    PutRequest, PutResponse, RequestOp, TxnRequest, TxnResponse,
+    LeaseTimeToLiveRequest, PutRequest, PutResponse, RequestOp, TxnRequest, TxnResponse,
 };
 use super::super::policy::CallLimits;
 use super::EtcdServices;
@@ -71,7 +71,17 @@ impl EtcdServices {
         call: &CallLimits,
         request: PutRequest,
     ) -> Result<PutResponse, Status> {
-        let answer = self.run_txn(call, alone(Op::RequestPut(request))).await?;
+        let (lease, absent) = (request.lease, Status::from(EtcdError::KeyNotFound));
+        let answer = match self.run_txn(call, alone(Op::RequestPut(request))).await {
+            // Of a put that is no transaction's etcd looks for the lease first.
+            Err(status) if lease != 0 && status.message() == absent.message() => {
+                let lease = LeaseTimeToLiveRequest { id: lease, keys: false };
+                let shown = self.describe_lease(call, lease).await?;
+                let is_missing = shown.ttl < 0;
+                return Err(if is_missing { EtcdError::LeaseNotFound.into() } else { status });
+            }
+            answer => answer?,
+        };
         match answer.responses.into_iter().next().and_then(|answer| answer.response) {
             Some(OpAnswer::ResponsePut(put)) => Ok(PutResponse { header: answer.header, ..put }),
             other => unreachable!("a put has come to {other:?}"),
