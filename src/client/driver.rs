@@ -8,6 +8,9 @@
 //! what is reported to a console always comes by the client's own thread. That starts with the
 //! first call. It ends when the last clone is gone, once the calls under way are over.
 //!
+//! A program with an executor of its own, as the gateway is, can do without the thread: then a task
+//! gives the loop its turns ([`DrivenClient`]).
+//!
 //! Futures can be [spawned](Driver::spawn) on the thread, too: that is how a call is reported whose
 //! caller does not wait. They must not block: everybody's answers come by this thread.
 //!
@@ -50,6 +53,8 @@ use crate::net::{
     CloseReason, ConnectionId, ConnectionMap, EventLoop, LocalPort, LoopConfig, Net, SendLimits,
     Service, SharedLoop,
 };
+#[cfg(feature = "grpc")]
+use crate::net::{DrivenLoop, DrivenTurn, LoopError};
 use crate::wire::codec;
 use crate::wire::message::{Reply, Request};
 
@@ -123,6 +128,25 @@ impl Driver {
             way: OnceLock::new(),
             starting: Mutex::new(()),
         }
+    }
+
+    /// One without a thread, and what is to be given turns in its place.
+    ///
+    /// # Errors
+    /// The system refuses an event loop.
+    #[cfg(feature = "grpc")]
+    pub(super) fn driven(
+        servers: Arc<[SocketAddr]>,
+        config: CoreConfig,
+        local: Option<(SocketAddr, LocalPort)>,
+    ) -> Result<(Driver, DrivenClient), ClientError> {
+        let event_loop = EventLoop::driven(loop_config());
+        let event_loop = event_loop.map_err(|error| ClientError::Thread(error.to_string()))?;
+        let inbox = Arc::new(Inbox::new(Some(event_loop.wake_handle())));
+        let mut driver = Driver::new(servers, config, local);
+        let driven = DrivenClient(DrivenLoop::new(event_loop, driver.service(&inbox)));
+        driver.way = OnceLock::from(Way { inbox, shared: None, process: process::id() });
+        Ok((driver, driven))
     }
 
     /// One without a thread: a simulation takes what is in the inbox, and tells the time.
@@ -280,30 +304,7 @@ impl Driver {
         let refused = |error: &dyn std::fmt::Display| ClientError::Thread(error.to_string());
         let event_loop = EventLoop::new(loop_config(), None).map_err(|error| refused(&error))?;
         let inbox = Arc::new(Inbox::new(Some(event_loop.wake_handle())));
-        let mut core = Core::new(Arc::clone(&self.servers), self.config);
-        core.hint_leader(*lock(&self.leader));
-        let started = match &self.clock {
-            Clock::Monotonic { started } => *started,
-            #[cfg(test)]
-            Clock::Virtual { .. } => unreachable!("the simulation has no thread"),
-        };
-        let totals = Arc::clone(&self.watch_totals);
-        let (timing, seed) = (self.config.timing, self.config.seed);
-        let service = ClientService {
-            core,
-            watches: Multiplexer::new(Arc::clone(&self.servers), timing, seed, totals),
-            watch_links: BTreeMap::new(),
-            watch_places: ConnectionMap::default(),
-            inbox: Open(Arc::clone(&inbox)),
-            servers: Arc::clone(&self.servers),
-            local: self.local.clone(),
-            started,
-            links: self.servers.iter().map(|_| None).collect(),
-            places: ConnectionMap::default(),
-            commands: Vec::new(),
-            alarm: None,
-            is_leaving: false,
-        };
+        let service = self.service(&inbox);
         let shared = Arc::new(SharedLoop::new(event_loop, service));
         let running = Arc::clone(&shared);
         let run = move || {
@@ -315,6 +316,69 @@ impl Driver {
         let thread = thread::Builder::new().name("acervo-client".to_owned());
         thread.spawn(run).map_err(|error| refused(&error))?;
         Ok(Way { inbox, shared: Some(shared), process: process::id() })
+    }
+
+    /// What the event loop works for, which takes what is left in `inbox`.
+    fn service(&self, inbox: &Arc<Inbox>) -> ClientService {
+        let mut core = Core::new(Arc::clone(&self.servers), self.config);
+        core.hint_leader(*lock(&self.leader));
+        let started = match &self.clock {
+            Clock::Monotonic { started } => *started,
+            #[cfg(test)]
+            Clock::Virtual { .. } => unreachable!("the simulation has no event loop"),
+        };
+        let totals = Arc::clone(&self.watch_totals);
+        let (timing, seed) = (self.config.timing, self.config.seed);
+        ClientService {
+            core,
+            watches: Multiplexer::new(Arc::clone(&self.servers), timing, seed, totals),
+            watch_links: BTreeMap::new(),
+            watch_places: ConnectionMap::default(),
+            inbox: Open(Arc::clone(inbox)),
+            servers: Arc::clone(&self.servers),
+            local: self.local.clone(),
+            started,
+            links: self.servers.iter().map(|_| None).collect(),
+            places: ConnectionMap::default(),
+            commands: Vec::new(),
+            alarm: None,
+            is_leaving: false,
+        }
+    }
+}
+
+/// What a client does by turns that a task of somebody's executor gives it, instead of by a thread.
+/// When it is dropped all calls of the client end, and all later ones are refused.
+#[cfg(feature = "grpc")]
+pub(crate) struct DrivenClient(DrivenLoop<ClientService>);
+
+#[cfg(feature = "grpc")]
+impl DrivenClient {
+    /// A descriptor that is readable while something has come for it.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub(crate) fn descriptor(&self) -> io::Result<std::os::fd::OwnedFd> {
+        self.0.descriptor()
+    }
+
+    /// Does what is due, without waiting: see [`DrivenLoop::turn`].
+    ///
+    /// # Errors
+    /// The system's readiness notification failed.
+    pub(crate) fn turn(
+        &mut self,
+        is_ready: bool,
+        waker: &std::task::Waker,
+    ) -> Result<DrivenTurn, LoopError> {
+        as_driver(|| self.0.turn(is_ready, waker))
+    }
+}
+
+#[cfg(feature = "grpc")]
+impl Drop for DrivenClient {
+    fn drop(&mut self) {
+        self.0.close(ClientService::close);
     }
 }
 

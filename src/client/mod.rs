@@ -75,6 +75,8 @@ use crate::wire::message::{Reply, Request};
 
 #[cfg(feature = "async")]
 pub use self::asynchronous::AsyncClient;
+#[cfg(feature = "grpc")]
+pub(crate) use self::driver::DrivenClient;
 #[cfg(feature = "async")]
 pub use self::election::AsyncElection;
 pub use self::election::{Election, Leader, Leaders};
@@ -330,6 +332,27 @@ impl ClientBuilder {
     /// # Errors
     /// [`ClientError::BadServerList`] and [`ClientError::BadSessionToken`].
     pub fn build(self) -> Result<Client, ClientError> {
+        let with_thread = |servers, config, local| Ok((Driver::new(servers, config, local), ()));
+        self.build_with(with_thread).map(|(client, ())| client)
+    }
+
+    /// Builds a client without a thread, and what a task is to give turns to in its place.
+    ///
+    /// # Errors
+    /// Those of [`ClientBuilder::build`]; the system refuses an event loop.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn build_driven(self) -> Result<(Client, DrivenClient), ClientError> {
+        self.build_with(Driver::driven)
+    }
+
+    fn build_with<T>(
+        self,
+        make: impl FnOnce(
+            Arc<[SocketAddr]>,
+            CoreConfig,
+            Option<(SocketAddr, LocalPort)>,
+        ) -> Result<(Driver, T), ClientError>,
+    ) -> Result<(Client, T), ClientError> {
         let count = self.servers.len();
         let repeated = (1..count).any(|at| self.servers[..at].contains(&self.servers[at]));
         if count == 0 || count > limits::SERVERS_MAX || repeated {
@@ -344,15 +367,16 @@ impl ClientBuilder {
         let config = CoreConfig { timing: self.timing, client, seed: random.random() };
         let servers: Arc<[SocketAddr]> = self.servers.into();
         let seen = Seen::new(self.causality, CLIENT_SEEN_KEYS_MAX, session);
+        let (driver, beside) = make(Arc::clone(&servers), config, self.local)?;
         let inner = Inner {
-            driver: Driver::new(Arc::clone(&servers), config, self.local),
+            driver,
             servers,
             request_timeout: self.request_timeout,
             submits: Arc::new(Gate::new(limits::CLIENT_SUBMITS_MAX)),
             seen: Arc::new(Mutex::new(seen)),
             leases: LeaseKeeper::default(),
         };
-        Ok(Client { inner: Arc::new(inner), until: None, room: None })
+        Ok((Client { inner: Arc::new(inner), until: None, room: None }, beside))
     }
 }
 

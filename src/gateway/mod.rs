@@ -9,7 +9,7 @@
 //!
 //! How it is cut: [`interface`] is what `build.rs` makes of `proto/project.proto`; `service` is the
 //! nine operations; `translate` is what their messages and errors mean; `calls` makes the requests
-//! to the group; `rows` turns long reads into streams; `gather` takes request streams in; `policy`
+//! to the group, `clients` sends them; `rows` turns long reads into streams; `gather` takes request streams in; `policy`
 //! is what holds for every call (deadlines, limits); `incoming` is what holds for every connection;
 //! `accounting` is what all of them share; `health` tells load balancers whether to send anyone
 //! here. [`etcd`] is etcd's interface, on top of the same.
@@ -20,8 +20,8 @@
 //!   transaction.
 //! - A write that was sent is never reported as undone: after a deadline, or when servers are lost,
 //!   the error says that it may have taken effect.
-//! - Nobody waits on a thread of their own: one thread has all connections and calls, and each of
-//!   the three clients one, from when it is first needed.
+//! - Nobody waits on a thread of their own: one thread has all connections and calls, and the three
+//!   clients get their turns on it (`clients`).
 //! - Whoever has a connection can make a call, and a connection that does nothing keeps nobody out:
 //!   connections, calls and bytes are shared (`accounting`), what is waited for has a time, and
 //!   what was given up keeps neither a place nor a request. Health and reflection stand beside all
@@ -32,6 +32,7 @@
 
 mod accounting;
 mod calls;
+mod clients;
 mod etcd;
 mod gather;
 mod health;
@@ -227,11 +228,19 @@ async fn serve(bound: BoundGateway, stopped: impl Future<Output = ()>) -> Result
         let servers = config.servers.iter().copied();
         let client = Client::builder(servers).request_timeout(config.request_timeout);
         match &config.local {
-            Some((server, port)) => client.local(*server, port.clone()).build(),
-            None => client.build(),
+            Some((server, port)) => client.local(*server, port.clone()).build_driven(),
+            None => client.build_driven(),
         }
     };
-    let clients: [Client; limits::GATEWAY_CLIENTS] = [client()?, client()?, client()?];
+    let [first, second, third] = [client()?, client()?, client()?];
+    let clients: [Client; limits::GATEWAY_CLIENTS] = [first.0, second.0, third.0];
+    for driven in [first.1, second.1, third.1] {
+        tokio::spawn(async move {
+            if let Err(error) = clients::drive(driven).await {
+                log::error!("the gateway cannot reach its group any more: {error}");
+            }
+        });
+    }
     let calls = Calls::new(&clients);
     let listener = TcpListener::from_std(listener).map_err(GatewayError::System)?;
 

@@ -6,6 +6,8 @@
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
+#[cfg(any(test, feature = "grpc"))]
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -81,14 +83,27 @@ impl EventLoop {
     pub fn new(config: LoopConfig, listener: Option<Listener>) -> Result<EventLoop, LoopError> {
         let poll = Poll::new().map_err(LoopError::Setup)?;
         let wake = WakeSource::new(poll.registry(), WAKER).map_err(LoopError::Setup)?;
-        let registry = poll.registry().try_clone().map_err(LoopError::Setup)?;
-        let mut net = Net::new(config, registry);
+        let mut event_loop = EventLoop::with(config, poll, wake)?;
         if let Some(mut listener) = listener {
-            poll.registry()
+            let registry = event_loop.sleeper.poll.registry();
+            registry
                 .register(&mut listener.inner, LISTENER, Interest::READABLE)
                 .map_err(LoopError::Setup)?;
-            net.listener = Some(listener);
+            event_loop.turns.net.listener = Some(listener);
         }
+        Ok(event_loop)
+    }
+
+    /// Sets up a loop to which a task gives its turns ([`DrivenLoop`](super::DrivenLoop)), and
+    /// which wakes that task and not a thread.
+    #[cfg(any(test, feature = "grpc"))]
+    pub(crate) fn driven(config: LoopConfig) -> Result<EventLoop, LoopError> {
+        EventLoop::with(config, Poll::new().map_err(LoopError::Setup)?, WakeSource::of_task())
+    }
+
+    fn with(config: LoopConfig, poll: Poll, wake: WakeSource) -> Result<EventLoop, LoopError> {
+        let registry = poll.registry().try_clone().map_err(LoopError::Setup)?;
+        let net = Net::new(config, registry);
         let events = Events::with_capacity(EVENTS_PER_POLL_MAX);
         Ok(EventLoop {
             sleeper: Sleeper { poll, events, wake },
@@ -130,6 +145,24 @@ impl EventLoop {
 }
 
 impl Sleeper {
+    /// Takes what the system has to say, without sleeping; nothing if it is known to have nothing.
+    #[cfg(any(test, feature = "grpc"))]
+    pub(super) fn look(&mut self, has_news: bool) -> Result<(), LoopError> {
+        match has_news {
+            true => self.sleep(Some(Duration::ZERO)),
+            false => {
+                self.events.clear();
+                Ok(())
+            }
+        }
+    }
+
+    /// A descriptor that is readable while a socket of the loop is ready.
+    #[cfg(any(test, feature = "grpc"))]
+    pub(super) fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.poll.registry().as_fd().try_clone_to_owned()
+    }
+
     /// Sleeps until a socket is ready or a wake handle is used.
     pub(super) fn sleep(&mut self, mut timeout: Option<Duration>) -> Result<(), LoopError> {
         if timeout != Some(Duration::ZERO) && !self.wake.may_sleep() {

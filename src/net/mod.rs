@@ -61,6 +61,8 @@ mod config;
 mod connection;
 mod connections;
 mod crowd;
+#[cfg(any(test, feature = "grpc"))]
+mod driven;
 mod event_loop;
 mod handle;
 mod listener;
@@ -80,6 +82,8 @@ pub use connection::{CloseReason, SendLimits};
 pub use connections::ConnectionId;
 #[cfg(feature = "grpc")]
 pub use crowd::Crowd;
+#[cfg(feature = "grpc")]
+pub(crate) use driven::{DrivenLoop, DrivenTurn};
 pub use event_loop::{EventLoop, LoopError};
 pub use handle::Net;
 #[cfg(feature = "internals")]

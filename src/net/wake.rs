@@ -4,8 +4,9 @@
 //! looks for before it next sleeps. A loop that is awake costs no system call.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task;
 
 use mio::{Registry, Token, Waker};
 
@@ -19,7 +20,29 @@ const NOTIFIED: u8 = 2;
 #[derive(Debug)]
 struct WakeShared {
     state: AtomicU8,
-    waker: Waker,
+    rouser: Rouser,
+}
+
+/// What ends the sleep of a loop.
+#[derive(Debug)]
+enum Rouser {
+    /// An event among those of its sockets.
+    System(Waker),
+    /// The task that gives a loop its turns which has no thread of its own; none before the first.
+    Task(Mutex<Option<task::Waker>>),
+}
+
+impl Rouser {
+    fn rouse(&self) -> io::Result<()> {
+        match self {
+            Rouser::System(waker) => waker.wake(),
+            Rouser::Task(task) => {
+                let task = task.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                task.inspect(task::Waker::wake_by_ref);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Wakes an event loop from any thread, after which the loop calls
@@ -39,7 +62,7 @@ impl WakeHandle {
         // or after the loop's own swap in `take`. Before it, the loop takes the notice and then
         // looks; after it, the notice is still there when the loop next wants to sleep.
         if self.shared.state.swap(NOTIFIED, Ordering::AcqRel) == ASLEEP
-            && let Err(error) = self.shared.waker.wake()
+            && let Err(error) = self.shared.rouser.rouse()
         {
             // The notice stands; the loop finds it at its next tick at the latest.
             log::error!("cannot wake the event loop: {error}");
@@ -55,8 +78,29 @@ pub(super) struct WakeSource {
 
 impl WakeSource {
     pub(super) fn new(registry: &Registry, token: Token) -> io::Result<WakeSource> {
-        let waker = Waker::new(registry, token)?;
-        Ok(WakeSource { shared: Arc::new(WakeShared { state: AtomicU8::new(AWAKE), waker }) })
+        Ok(WakeSource::of(Rouser::System(Waker::new(registry, token)?)))
+    }
+
+    /// That of a loop to which a task gives its turns.
+    #[cfg(any(test, feature = "grpc"))]
+    pub(super) fn of_task() -> WakeSource {
+        WakeSource::of(Rouser::Task(Mutex::default()))
+    }
+
+    fn of(rouser: Rouser) -> WakeSource {
+        WakeSource { shared: Arc::new(WakeShared { state: AtomicU8::new(AWAKE), rouser }) }
+    }
+
+    /// The task that is woken from now on. To be called before [`WakeSource::may_sleep`].
+    #[cfg(any(test, feature = "grpc"))]
+    pub(super) fn rouses(&self, waker: &task::Waker) {
+        if let Rouser::Task(task) = &self.shared.rouser {
+            let mut task = task.lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *task {
+                Some(task) => task.clone_from(waker),
+                None => *task = Some(waker.clone()),
+            }
+        }
     }
 
     pub(super) fn handle(&self) -> WakeHandle {
@@ -80,7 +124,37 @@ impl WakeSource {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
     use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_task_is_woken_once_for_each_sleep_and_not_while_it_is_at_work() {
+        let (source, woken) = (WakeSource::of_task(), Arc::new(Woken::default()));
+        let times = || woken.0.load(Ordering::Relaxed);
+        source.handle().wake();
+        assert!(source.take(), "a notice from before the task's first turn is not lost");
+        source.rouses(&task::Waker::from(Arc::clone(&woken)));
+        source.handle().wake();
+        assert!(!source.may_sleep());
+        assert_eq!(times(), 0);
+        assert!(source.take());
+        assert!(source.may_sleep());
+        source.handle().wake();
+        source.handle().wake();
+        assert_eq!(times(), 1);
+        assert!(source.take());
+    }
 
     #[test]
     fn a_notice_before_sleeping_prevents_the_sleep_and_is_taken_once() {
