@@ -605,8 +605,9 @@ pub const GATEWAY_CALLS_PER_CONNECTION_MAX: u32 = 128;
 /// What a call takes up beside its messages, as measured: its task, and buffers that are made
 /// before anything has come.
 pub const GATEWAY_CALL_BYTES: usize = 20 * 1024;
-/// Reads from connections of a gateway whose calls have not begun yet: each may bring
-/// [`GATEWAY_CALLS_PER_CONNECTION_MAX`] calls of about twenty kilobytes, ten megabytes in all.
+/// Reads from connections of a gateway whose calls have not begun yet, if each brings
+/// [`GATEWAY_CALLS_PER_CONNECTION_MAX`] calls of about twenty kilobytes, ten megabytes in all; more
+/// if they bring less.
 /// Whoever is next waits for these, some milliseconds each, and one processor deals with no more of
 /// them at once.
 pub const GATEWAY_READS_MAX: usize = 4;

@@ -279,6 +279,11 @@ impl AsyncRead for Connection {
         let Connection {
             stream, reads, read_place, is_ahead, account, waits_since, patience, ..
         } = &mut *self;
+        // Without a turn: who has nothing to read is in nobody's way.
+        if read_place.is_none() && stream.poll_read_ready(cx).is_pending() {
+            account.waits_for_its_turn(false);
+            return Poll::Pending;
+        }
         let may_read = reads.take(read_place, account.usage(), is_ahead, cx.waker());
         account.waits_for_its_turn(!may_read);
         if !may_read {
@@ -297,7 +302,7 @@ impl AsyncRead for Connection {
             0 => reads.give_back(),
             _ => {
                 account.usage().add(bytes);
-                reads.pass_on(is_ahead);
+                reads.pass_on(bytes, is_ahead);
             }
         }
         let begin = buffer.filled().len();

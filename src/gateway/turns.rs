@@ -150,22 +150,31 @@ impl<T> Waiting<T> {
     }
 }
 
-/// Turns to read, as many as there may be reads whose calls have not begun yet. Clones share
-/// everything.
+/// What a call has at least of a read: the head of a frame, and a byte for each of its four fields
+/// that no request is without.
+const CALL_BYTES_MIN: usize = 13;
+/// A read counts at most as one that brings all calls of a connection, which is what is kept for it
+/// before anybody knows how much there is.
+const READ_BYTES_MAX: usize = CALL_BYTES_MIN * limits::GATEWAY_CALLS_PER_CONNECTION_MAX as usize;
+
+/// Turns to read, for so many reads that each bring all calls of a connection and whose calls have
+/// not begun yet, and for more that bring less. Clones share everything.
 ///
-/// While somebody waits and a turn is free, a task is under way that wakes those that wait, one
-/// after the other.
+/// While somebody waits and a turn is free, a task is under way that wakes those that wait, as many
+/// as there are turns.
 #[derive(Clone)]
 pub(super) struct Reads(Arc<Mutex<ReadTurns>>);
 
 struct ReadTurns {
+    /// In bytes of what may be read, of which [`READ_BYTES_MAX`] are kept for each turn.
     free: usize,
     waiting: Waiting<Waker>,
 }
 
 impl Reads {
     pub(super) fn new(max: usize) -> Reads {
-        Reads(Arc::new(Mutex::new(ReadTurns { free: max, waiting: Waiting::new() })))
+        let free = max * READ_BYTES_MAX;
+        Reads(Arc::new(Mutex::new(ReadTurns { free, waiting: Waiting::new() })))
     }
 
     fn turns(&self) -> MutexGuard<'_, ReadTurns> {
@@ -186,9 +195,9 @@ impl Reads {
         if let Some(place) = place {
             turns.waiting.queue.remove(place);
         }
-        let may_read = turns.free > 0 && !is_ahead.load(Ordering::Relaxed);
+        let may_read = turns.free >= READ_BYTES_MAX && !is_ahead.load(Ordering::Relaxed);
         if may_read && !turns.waiting.has_lighter(usage) {
-            turns.free -= 1;
+            turns.free -= READ_BYTES_MAX;
             *place = None;
             return true;
         }
@@ -199,32 +208,36 @@ impl Reads {
 
     /// Nothing was read in a turn.
     pub(super) fn give_back(&self) {
-        self.turns().free += 1;
+        self.turns().free += READ_BYTES_MAX;
     }
 
-    /// Something was read in a turn, which is over when the calls that it brings have begun: their
+    /// So much was read in a turn, which is over when the calls that it brings have begun: their
     /// tasks come into the runtime's one queue now, before the task of this goes to its end.
-    pub(super) fn pass_on(&self, is_ahead: &Arc<AtomicBool>) {
+    pub(super) fn pass_on(&self, bytes: usize, is_ahead: &Arc<AtomicBool>) {
         let (reads, is_ahead) = (self.clone(), Arc::clone(is_ahead));
         is_ahead.store(true, Ordering::Relaxed);
+        let kept = bytes.min(READ_BYTES_MAX);
+        self.turns().free += READ_BYTES_MAX - kept;
         tokio::spawn(async move {
             tokio::task::yield_now().await;
             is_ahead.store(false, Ordering::Relaxed);
-            reads.give_back();
+            reads.turns().free += kept;
             // Whoever is woken may have no use for it: HTTP/2 does not read while it cannot write.
-            while let Some(waker) = reads.next() {
-                waker.wake();
+            while reads.wake_next() {
                 tokio::task::yield_now().await;
             }
         });
     }
 
-    fn next(&self) -> Option<Waker> {
+    /// Wakes as many of those that wait as there are turns. Whether there are any of both.
+    fn wake_next(&self) -> bool {
         let mut turns = self.turns();
-        if turns.free == 0 {
-            return None;
-        }
-        turns.waiting.pop()
+        let count = turns.free / READ_BYTES_MAX;
+        let next: Vec<Waker> = (0..count).map_while(|_| turns.waiting.pop()).collect();
+        drop(turns);
+        let is_any = !next.is_empty();
+        next.into_iter().for_each(Waker::wake);
+        is_any
     }
 
     pub(super) fn leave(&self, place: Option<u64>) {
@@ -337,7 +350,7 @@ mod tests {
             let begun = Arc::new(AtomicBool::new(false));
             let noop = Waker::noop();
             assert!(reads.take(&mut None, &usage, &FREE, noop));
-            reads.pass_on(&Arc::default());
+            reads.pass_on(READ_BYTES_MAX, &Arc::default());
             let call = Arc::clone(&begun);
             tokio::spawn(async move { call.store(true, Ordering::Relaxed) });
             // Two wait, and the first of them has no use for its turn when it comes.
@@ -391,12 +404,12 @@ mod tests {
                     };
                     std::future::poll_fn(turn).await;
                     order.lock().unwrap().push(at);
-                    reads.pass_on(&Arc::default());
+                    reads.pass_on(READ_BYTES_MAX, &Arc::default());
                 })
             });
             let tasks: Vec<_> = tasks.collect();
             tokio::task::yield_now().await;
-            reads.pass_on(&Arc::default());
+            reads.pass_on(READ_BYTES_MAX, &Arc::default());
             for task in tasks {
                 task.await.unwrap();
             }
@@ -433,13 +446,29 @@ mod tests {
     }
 
     #[test]
+    fn a_read_of_little_leaves_room_for_others_whose_calls_have_not_begun_either() {
+        block_on(async {
+            let (reads, usage, noop) = (Reads::new(2), Usage::default(), Waker::noop());
+            let read = |bytes| match reads.take(&mut None, &usage, &FREE, noop) {
+                true => {
+                    reads.pass_on(bytes, &Arc::default());
+                    true
+                }
+                false => false,
+            };
+            let calls = (0..).take_while(|_| read(CALL_BYTES_MIN)).count();
+            assert_eq!(calls, limits::GATEWAY_CALLS_PER_CONNECTION_MAX as usize + 1);
+        });
+    }
+
+    #[test]
     fn who_has_read_reads_on_when_that_has_been_dealt_with() {
         block_on(async {
             let reads = Reads::new(4);
             let (usage, is_ahead) = (Usage::default(), Arc::default());
             let mut place = None;
             assert!(reads.take(&mut place, &usage, &is_ahead, Waker::noop()));
-            reads.pass_on(&is_ahead);
+            reads.pass_on(READ_BYTES_MAX, &is_ahead);
             assert!(!reads.take(&mut place, &usage, &is_ahead, Waker::noop()), "turns are free");
             let other = Usage::default();
             assert!(reads.take(&mut None, &other, &FREE, Waker::noop()), "others go on");
