@@ -216,7 +216,7 @@ impl Node {
             Input::LinkDown { server } => {
                 self.reachability.link_down(server);
                 self.take_back_forwarded(server, now);
-                self.lease_questions.take_back(|to| to == server);
+                self.ask_again_after_losing(server);
                 self.server_clocks.lost(server);
                 self.disks.forget(server);
                 if let Some(leadership) = &mut self.leadership {
@@ -228,7 +228,7 @@ impl Node {
             Input::InboundDown { server } => {
                 self.reachability.inbound_down(server);
                 self.take_back_forwarded(server, now);
-                self.lease_questions.take_back(|to| to == server);
+                self.ask_again_after_losing(server);
             }
             Input::Message { from, message } => {
                 self.reachability.heard(from);
@@ -445,6 +445,14 @@ impl Node {
         }
         self.stop_when_done(now, out);
         self.writes.check_places();
+    }
+
+    /// What this server has asked another one may have been lost with the connection.
+    fn ask_again_after_losing(&mut self, server: NodeId) {
+        self.lease_questions.take_back(|to| to == server);
+        if self.consensus.leader() == Some(server) {
+            self.reads.repeat_request(u64::MAX);
+        }
     }
 
     fn start_reads(&mut self, now: Now, out: &mut Vec<Output>) {

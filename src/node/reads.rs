@@ -3,7 +3,8 @@
 //! A linearizable read waits for both. Its confirmation is the read-index protocol (Ongaro's
 //! thesis, 6.4), batched.
 //!
-//! All reads that arrive between two flushes share one *read-index request*: the leader confirms by
+//! All reads that arrive between two flushes share one *read-index request*, and while
+//! [`READ_INDEX_IN_FLIGHT_MAX`] are without an answer those that arrive share the next: the leader confirms by
 //! a round of heartbeats that it still leads, and returns its commit index. Rule: the answer to a
 //! request confirms every read that arrived before the request was made, so it also confirms the
 //! reads of all earlier requests, however late it comes. A lost request is made up for by the next
@@ -29,6 +30,11 @@ use crate::model::{AppliedPoint, LogIndex, NodeId, Timestamp};
 /// long, a tick more at most; then it is judged by what is applied. Longer than entries gather for
 /// the state machine and a commit takes, and no longer than asking another server does.
 const PLAIN_READ_WAIT: Duration = Duration::from_millis(40);
+
+/// Read-index requests without an answer, past which reads that arrive wait for one of them. One
+/// would have a read wait for nearly two rounds; with many each read has a round of its own, and
+/// three servers work for it that could work for all.
+const READ_INDEX_IN_FLIGHT_MAX: usize = 2;
 
 /// Requests about leases that share one confirmation (`node::lease_questions`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -180,7 +186,8 @@ impl PendingReads {
 
     /// Whether a request is to be made, for new reads or again for those not confirmed.
     pub fn is_request_due(&self) -> bool {
-        self.repeat || !self.waiting.is_empty()
+        let has_room = self.requested.len() < READ_INDEX_IN_FLIGHT_MAX;
+        self.repeat || (has_room && !self.waiting.is_empty())
     }
 
     /// Begins a request for everything that is not confirmed; returns its number.
@@ -300,6 +307,36 @@ mod tests {
     fn expired(reads: &mut PendingReads, now_us: u64) -> Vec<(u64, AwaitedBy)> {
         let expired = reads.take_expired(now_us).into_iter();
         expired.map(|(read, awaited_by)| (request(&read), awaited_by)).collect()
+    }
+
+    #[test]
+    fn reads_that_arrive_while_requests_are_under_way_share_the_next_one() {
+        let mut reads = PendingReads::default();
+        let first = (0..).take_while(|at| {
+            reads.add(read(*at));
+            let is_due = reads.is_request_due();
+            if is_due {
+                reads.begin_request(0);
+            }
+            is_due
+        });
+        assert_eq!(first.count(), READ_INDEX_IN_FLIGHT_MAX);
+        reads.add(read(10));
+        reads.confirm(1, 7);
+        assert!(reads.is_request_due());
+        let next = reads.begin_request(1);
+        assert!(!reads.is_request_due());
+        reads.confirm(next, 7);
+        assert_eq!(ready(&mut reads, 7), [0, 1, 2, 10]);
+        // If none is answered, all are asked for again together.
+        (20..30).for_each(|at| reads.add(read(at)));
+        reads.begin_request(1);
+        (30..40).for_each(|at| reads.add(read(at)));
+        reads.begin_request(1);
+        reads.add(read(40));
+        assert!(!reads.is_request_due());
+        reads.repeat_request(2);
+        assert!(reads.is_request_due());
     }
 
     #[test]
