@@ -54,6 +54,8 @@ pub mod limits;
 mod logging;
 #[cfg(feature = "internals")]
 pub mod logging;
+#[cfg(feature = "grpc")]
+mod migration;
 #[cfg(not(feature = "internals"))]
 mod model;
 #[cfg(feature = "internals")]

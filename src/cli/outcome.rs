@@ -62,6 +62,10 @@ pub enum CommandError {
         "lease {lease} was not kept alive for its whole TTL of {ttl:?}, and may have ended: {error}"
     )]
     NotKeptAlive { lease: LeaseId, ttl: Duration, error: ClientError },
+    /// A copy from etcd or to it has ended.
+    #[cfg(feature = "grpc")]
+    #[error(transparent)]
+    Migration(crate::migration::MigrationError),
     /// The answer could not be printed.
     #[error("the answer could not be printed: {0}")]
     Output(io::Error),
@@ -97,6 +101,8 @@ impl CommandError {
             | CommandError::NotConfirmed(_)
             | CommandError::NotKeptAlive { .. }
             | CommandError::NoRoom(_) => exit_status::UNAVAILABLE,
+            #[cfg(feature = "grpc")]
+            CommandError::Migration(_) => exit_status::UNAVAILABLE,
             CommandError::Input(_)
             | CommandError::Txn(_)
             | CommandError::At(_)

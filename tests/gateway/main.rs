@@ -24,6 +24,7 @@ mod fake_server;
 mod faults;
 mod interface;
 mod limits;
+mod migration;
 mod operations;
 mod other_languages;
 mod proxy;

@@ -21,6 +21,16 @@ impl Gateway {
     /// Its log is in `dir`.
     pub fn start(dir: &TempDir, servers: &str, more_flags: &[&str]) -> Gateway {
         let [address] = free_addresses(1)[..] else { unreachable!("one was asked for") };
+        Gateway::start_at(address, dir, servers, more_flags)
+    }
+
+    /// Starts one that listens there.
+    pub fn start_at(
+        address: SocketAddr,
+        dir: &TempDir,
+        servers: &str,
+        more_flags: &[&str],
+    ) -> Gateway {
         let log = dir.path().join(format!("gateway-{address}.log"));
         let child = Command::new(ACERVO)
             .arg("gateway")

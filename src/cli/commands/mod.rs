@@ -14,6 +14,8 @@ mod history;
 mod incr;
 mod lease;
 mod lock;
+#[cfg(feature = "grpc")]
+mod migrate;
 mod observe;
 mod put;
 mod session;
@@ -31,18 +33,20 @@ use super::outcome::{CommandError, CommandOutcome};
 use crate::client::ClientError;
 
 /// Declares the one list of commands: the variants of [`StoreCommand`], whose doc comments are
-/// their help.
+/// their help. One behind `["feature"]` is there where the feature is.
 macro_rules! commands {
-    ($($(#[$help:meta])* $name:ident($arguments:ty),)+) => {
+    ($($(#[$help:meta])* $([$feature:literal])? $name:ident($arguments:ty),)+) => {
         /// A command on the store, as it was typed.
         #[derive(Debug, Subcommand)]
         pub enum StoreCommand {
-            $($(#[$help])* $name($arguments),)+
+            $($(#[cfg(feature = $feature)])? $(#[$help])* $name($arguments),)+
         }
 
         impl StoreCommand {
             fn command(&self) -> &dyn OneShot {
-                match self { $(StoreCommand::$name(command) => command,)+ }
+                match self {
+                    $($(#[cfg(feature = $feature)])? StoreCommand::$name(command) => command,)+
+                }
             }
         }
     };
@@ -95,6 +99,10 @@ commands! {
     Elect(lock::ElectArgs),
     /// Print who leads, now and whenever that changes
     Observe(observe::ObserveArgs),
+    /// Copy the keys of an etcd into the group, and follow it
+    ["grpc"] Import(migrate::ImportArgs),
+    /// Copy the keys of the group into an etcd, and follow it
+    ["grpc"] Export(migrate::ExportArgs),
     /// Describe every server of the group
     Status(status::StatusArgs),
     /// Check that the group can be read and written, for scripts and load balancers
