@@ -312,7 +312,7 @@ impl Txn {
     }
 
     /// Rows that its ranges look at, and rows in whose time the values are read that it compares or
-    /// tells, at most. How many rows a range shows does not bound how many it looks at: removed
+    /// tells, at most. A range of one key, as etcd's clients name a key, is none. How many rows a range shows does not bound how many it looks at: removed
     /// keys lie among them until they have left the disk.
     fn looked_at_rows_max(&self) -> usize {
         let rows = match self.has_part(&Txn::looks_through_a_range) {
@@ -344,15 +344,21 @@ impl Txn {
     }
 
     fn looks_through_a_range(&self) -> bool {
-        let is_range = |keys: &TxnKeys| matches!(keys, TxnKeys::Range { .. });
+        let is_range = |keys: &TxnKeys| matches!(keys, TxnKeys::Range { from, to } if from != to);
         self.compare.iter().any(|comparison| is_range(&comparison.keys))
-            || self.ops().any(|op| {
-                matches!(op, TxnOp::Range { .. } | TxnOp::DelRange { keeps_history: false, .. })
+            || self.ops().any(|op| match op {
+                TxnOp::Range { from, to, .. }
+                | TxnOp::DelRange { keeps_history: false, from, to, .. } => from != to,
+                _ => false,
             })
     }
 
     fn removes_a_range_keeping_history(&self) -> bool {
-        self.ops().any(|op| matches!(op, TxnOp::DelRange { keeps_history: true, .. }))
+        let is_range = |op: &TxnOp| match op {
+            TxnOp::DelRange { keeps_history: true, from, to, .. } => from != to,
+            _ => false,
+        };
+        self.ops().any(is_range)
     }
 
     /// Whether values are compared whose length does not tell how they compare.

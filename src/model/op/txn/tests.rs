@@ -403,6 +403,23 @@ fn its_shape_tells_what_it_may_cost() {
     let of_range = shape(then([range("a", "b", 5), del("a")]));
     let range_rows = TRANSACTION_ROWS_MAX + told_rows;
     assert_eq!((of_range.work_rows, of_range.adds_data), (3 + range_rows, false));
+    // A range of one key is as short as a key: etcd's clients name keys so, and their transactions
+    // waited for each other, each for the disks.
+    let one_key = |keeps_history| TxnOp::DelRange {
+        from: key("k"),
+        to: key("k"),
+        keeps_history,
+        tells_previous: false,
+    };
+    let one = Comparison {
+        keys: TxnKeys::Range { from: key("k"), to: key("k") },
+        ..when("k", Test::Count(Relation::Equal, 1))
+    };
+    let short = |ops| shape(Txn { compare: vec![one.clone()], ..then(ops) });
+    for ops in [vec![range("k", "k", 5)], vec![one_key(true)], vec![one_key(false)]] {
+        let rows = short(ops.clone()).work_rows;
+        assert!(rows <= 6 + told_rows, "{ops:?} counts as {rows} rows");
+    }
     let keeping = TxnOp::Del { key: key("a"), keeps_history: true, tells_previous: false };
     assert!(shape(then([keeping])).adds_data, "what it keeps takes room");
     // Nine hundred of these in half a megabyte had a leader read fourteen gigabytes at once.
