@@ -9,10 +9,10 @@
 //!
 //! How it is cut: [`interface`] is what `build.rs` makes of `proto/project.proto`; `service` is the
 //! nine operations; `translate` is what their messages and errors mean; `calls` makes the requests
-//! to the group, `clients` sends them; `rows` turns long reads into streams; `gather` takes request streams in; `policy`
-//! is what holds for every call (deadlines, limits); `incoming` is what holds for every connection;
-//! `accounting` is what all of them share; `health` tells load balancers whether to send anyone
-//! here. [`etcd`] is etcd's interface, on top of the same.
+//! to the group, and `clients` sends them; `rows` turns long reads into streams; `gather` takes
+//! request streams in; `policy` is what holds for every call (deadlines, limits); `incoming` is
+//! what holds for every connection; `accounting` is what all of them share; `health` tells load
+//! balancers whether to send anyone here. [`etcd`] is etcd's interface, on top of the same.
 //!
 //! Invariants:
 //! - Nothing grows with what a client asks for: a stream holds one chunk of rows, whoever reads

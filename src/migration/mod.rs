@@ -98,7 +98,7 @@ pub enum MigrationError {
     Refused {
         /// Who has said so.
         endpoint: String,
-        /// Its words.
+        /// What it has said.
         reason: String,
     },
     /// What was to be read next is gone.

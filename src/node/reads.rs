@@ -4,13 +4,13 @@
 //! thesis, 6.4), batched.
 //!
 //! All reads that arrive between two flushes share one *read-index request*, and while
-//! [`READ_INDEX_IN_FLIGHT_MAX`] are without an answer those that arrive share the next: the leader confirms by
-//! a round of heartbeats that it still leads, and returns its commit index. Rule: the answer to a
-//! request confirms every read that arrived before the request was made, so it also confirms the
-//! reads of all earlier requests, however late it comes. A lost request is made up for by the next
-//! one. Where answers take longer than the interval after which a request is repeated, several
-//! requests are outstanding. That is safe because the commit index that a leader returns is at
-//! least the one at the time of the request.
+//! [`READ_INDEX_IN_FLIGHT_MAX`] are without an answer those that arrive share the next: the leader
+//! confirms by a round of heartbeats that it still leads, and returns its commit index. Rule: the
+//! answer to a request confirms every read that arrived before the request was made, so it also
+//! confirms the reads of all earlier requests, however late it comes. What was asked over a
+//! connection that is lost is asked again at once, and what is not answered after an interval.
+//! Where answers take longer than that, more requests are outstanding. That is safe because the
+//! commit index that a leader returns is at least the one at the time of the request.
 //!
 //! A plain read waits for the state machine alone, where it asks for a state that this server's log
 //! has reached and its state machine has not. A write is acknowledged when it is committed, and

@@ -312,8 +312,9 @@ impl Txn {
     }
 
     /// Rows that its ranges look at, and rows in whose time the values are read that it compares or
-    /// tells, at most. A range of one key, as etcd's clients name a key, is none. How many rows a range shows does not bound how many it looks at: removed
-    /// keys lie among them until they have left the disk.
+    /// tells, at most. A range of one key, as etcd's clients name a key, is none. How many rows a
+    /// range shows does not bound how many it looks at: removed keys lie among them until they have
+    /// left the disk.
     fn looked_at_rows_max(&self) -> usize {
         let rows = match self.has_part(&Txn::looks_through_a_range) {
             true => limits::TRANSACTION_ROWS_MAX,
