@@ -4,8 +4,11 @@
 //! looks for before it next sleeps. A loop that is awake costs no system call.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+#[cfg(any(test, feature = "grpc"))]
+use std::sync::{Mutex, PoisonError};
+#[cfg(any(test, feature = "grpc"))]
 use std::task;
 
 use mio::{Registry, Token, Waker};
@@ -29,6 +32,7 @@ enum Rouser {
     /// An event among those of its sockets.
     System(Waker),
     /// The task that gives a loop its turns which has no thread of its own; none before the first.
+    #[cfg(any(test, feature = "grpc"))]
     Task(Mutex<Option<task::Waker>>),
 }
 
@@ -36,6 +40,7 @@ impl Rouser {
     fn rouse(&self) -> io::Result<()> {
         match self {
             Rouser::System(waker) => waker.wake(),
+            #[cfg(any(test, feature = "grpc"))]
             Rouser::Task(task) => {
                 let task = task.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 task.inspect(task::Waker::wake_by_ref);
