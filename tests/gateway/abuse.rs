@@ -146,7 +146,10 @@ fn streams_and_requests_that_never_come_keep_nobody_out_and_end() {
         while let Some(ended) = silent.join_next().await {
             let status = ended.unwrap().unwrap_err();
             let codes = [Code::ResourceExhausted, Code::DeadlineExceeded];
-            assert!(codes.contains(&status.code()), "{status}");
+            // Or their whole connection has given way to those who came, being the one that had
+            // stood still for longest.
+            let gave_way = status.code() == Code::Unknown && status.message() == "transport error";
+            assert!(gave_way || codes.contains(&status.code()), "{status}");
         }
     });
     assert!(raw.is_answered());
