@@ -127,6 +127,13 @@ pub(crate) fn leases<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     list(deserializer, LEASES_PER_REQUEST_MAX)
 }
 
+/// The watches of one connection.
+pub(crate) fn watches<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    list(deserializer, limits::WATCHES_PER_CONNECTION_MAX)
+}
+
 /// The servers of a group.
 pub(crate) fn servers<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,

@@ -68,6 +68,9 @@ struct Compaction {
     /// The next one does not begin before this time, so that keys that are written again and again
     /// are compacted once.
     rests_until_us: u64,
+    /// Since when it has something to do, if that is not when changes came to be so old: a
+    /// `COMPACT` has it judge what has long been.
+    due_from_us: Option<u64>,
 }
 
 impl Compaction {
@@ -90,7 +93,8 @@ impl Compaction {
         if !self.is_due(as_of_us) {
             self.rests_until_us = now_us + history_pause_us;
         }
-        as_of_us.checked_sub(history_late_us).is_some_and(|late_us| self.is_due(late_us))
+        let is_old = as_of_us.checked_sub(history_late_us).is_some_and(|us| self.is_due(us));
+        is_old && self.due_from_us.is_none_or(|from_us| now_us >= from_us + history_late_us)
     }
 }
 
@@ -99,8 +103,8 @@ impl GarbageCollector {
         GarbageCollector {
             config,
             oldest_removal_us: state.oldest_removal_us,
-            history: Compaction { due_us: state.history_due_us, rests_until_us: 0 },
-            compacted: Compaction { due_us: state.compacted_due_us, rests_until_us: 0 },
+            history: Compaction { due_us: state.history_due_us, ..Compaction::default() },
+            compacted: Compaction { due_us: state.compacted_due_us, ..Compaction::default() },
             was_of_history: false,
             under_way: None,
             due: false,
@@ -123,6 +127,9 @@ impl GarbageCollector {
     pub fn applied(&mut self, index: LogIndex, state: MachineSummary, now_us: u64) {
         self.oldest_removal_us = state.oldest_removal_us;
         self.history.due_us = state.history_due_us;
+        if self.compacted.due_us.is_none() {
+            self.compacted.due_from_us = Some(now_us.max(self.compacted.rests_until_us));
+        }
         self.compacted.due_us = state.compacted_due_us;
         let Some((_, piece)) = self.under_way.take_if(|(proposed, _)| *proposed <= index) else {
             return;
@@ -361,6 +368,23 @@ mod tests {
         }
         collector.tick();
         assert_eq!(collector.next(9 * GRACE, 9 * pause_us), None, "nothing is left");
+    }
+
+    /// Changes are old when a `COMPACT` ends the reads before them.
+    #[test]
+    fn compaction_of_what_was_compacted_is_late_when_it_has_been_due_for_long() {
+        let late_us = micros(limits::HISTORY_COMPACTION_LATE);
+        for (waited_us, follows) in [(0, false), (late_us - 1, false), (late_us, true)] {
+            let mut collector = collector(History::All, None);
+            let left = || MachineSummary { compacted_due_us: Some(1), ..MachineSummary::default() };
+            collector.applied(1, left(), GRACE);
+            let now_us = GRACE + waited_us;
+            let piece = collector.next(9 * GRACE, now_us);
+            assert_eq!(piece, compacted(8 * GRACE));
+            collector.proposed(2, piece.unwrap());
+            collector.applied(2, left(), now_us);
+            assert_eq!(collector.next(9 * GRACE, now_us).is_some(), follows, "{waited_us} µs");
+        }
     }
 
     #[test]

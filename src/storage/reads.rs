@@ -209,8 +209,8 @@ impl Store {
         txn.read(&reader, TxnLimits { result_bytes, ..limits })
     }
 
-    /// A further page of a longer read, or one of the past. It is refused if it is one of what was
-    /// compacted, or if versions that it should show have been deleted.
+    /// A further page of a longer read, or one of the past. It is refused if it is one of a past
+    /// that was compacted, or if versions that it should show have been deleted.
     ///
     /// # Errors
     ///
@@ -239,11 +239,17 @@ impl Store {
         self.page_if(of, read_view, most, || Ok(()))
     }
 
+    /// A view that shows what was the newest state is one of a read that has begun with that, or of
+    /// what a write has just removed or replaced: neither has asked for the past, and the horizon
+    /// says when it is gone.
     fn refuse_compacted_page(
         &self,
         of: &PageOf,
         read_view: ReadView,
     ) -> Result<(), StoreReadError> {
+        if read_view.at == read_view.removals_up_to {
+            return Ok(());
+        }
         match of {
             // It shows the versions that are left.
             PageOf::Versions { .. } => Ok(()),

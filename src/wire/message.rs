@@ -63,10 +63,15 @@ pub enum Message {
         watch: u64,
         body: WatchFrame,
     },
-    /// No watch of this connection will be shown a change of this version or an older one any more.
-    /// A client that begins anew may begin all of them after it.
+    /// No watch of this connection will be shown a change of this version or an older one any more,
+    /// but for those that are behind. A client that begins anew may begin all others after it.
     #[serde(rename = "WATCH_PROGRESS")]
-    WatchProgress { up_to: Timestamp },
+    WatchProgress {
+        up_to: Timestamp,
+        /// The numbers of the watches of which it is not said, in order.
+        #[serde(deserialize_with = "bounded::watches")]
+        behind: Vec<u64>,
+    },
     /// A client has taken what a watch was shown, and may be shown so much more.
     #[serde(rename = "WATCH_CREDIT")]
     WatchCredit {

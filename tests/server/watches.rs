@@ -299,12 +299,49 @@ fn a_server_without_a_leader_sends_the_clients_of_its_watches_away() {
     assert_eq!(changes_until(&mut watch, is_end).len(), 1);
 }
 
+/// One that is shown a long past, of which its client takes nothing, held back what the idle ones
+/// of its connection were told: at a gateway those of all others.
+#[test]
+fn a_watch_that_is_far_behind_holds_back_the_progress_of_no_other() {
+    let (_group, address, witness) = one_server();
+    let client = patient_client([address]);
+    // Far more than one frame, which is shown whatever credit there is.
+    let value = vec![b'v'; 100_000];
+    for number in 0..60 {
+        client.put(format!("w/{number:02}"), &value[..]).unwrap();
+    }
+    let mut raw = Raw::client(address);
+    for (watch, key, after) in [(1, "w/", Some(Timestamp::ZERO)), (2, "idle", None)] {
+        let range = KeyInterval { from: key.into(), to: format!("{key}~").into() };
+        let credit_bytes = 1;
+        let request = WatchRequest { watch, range, after, tells_previous: false, credit_bytes };
+        raw.send(&Message::Request { id: watch, body: Request::Watch(request) });
+    }
+    let newest = client.put("w/end", "").unwrap().timestamp;
+    loop {
+        match raw.receive() {
+            Some(Message::Reply { body: Reply::WatchOk { .. }, .. }) => {}
+            Some(Message::Watched { watch: 1, .. }) => {}
+            Some(Message::WatchProgress { up_to, behind }) if up_to >= newest => {
+                assert_eq!(behind, [1]);
+                break;
+            }
+            Some(Message::WatchProgress { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    witness.finish();
+}
+
 /// All of them are on one connection, wherever that leads.
 #[test]
 fn the_watches_of_a_client_go_on_together_when_their_server_is_killed() {
     let mut group = Group::start(3, &[]);
     let client = group.client();
     let writer = patient_client(group.addresses());
+    // A first write waits until all servers have taken part in the group. Before that it may need
+    // the one that is killed.
+    writer.put("before", "").unwrap();
     let keys: Vec<String> = (0..300).map(|number| format!("w/{number:03}")).collect();
     let mut watches: Vec<_> = keys
         .iter()

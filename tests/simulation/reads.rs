@@ -105,7 +105,7 @@ impl Checker {
         ensure!(view == shows, "{page:?} shows {view:?}");
         let ReadView { at, removals_up_to: seen } = view;
         ensure!(
-            at >= now.compacted || matches!(page.of, PageOf::Versions { .. }),
+            at >= now.compacted || at == seen || matches!(page.of, PageOf::Versions { .. }),
             "{page:?} was answered, and everything before {} is compacted",
             now.compacted
         );

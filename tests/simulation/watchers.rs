@@ -352,7 +352,11 @@ impl World {
                 }
                 Ok(())
             }
-            Message::WatchProgress { up_to } => {
+            // It has one watch, and what is not said of that is of no use.
+            Message::WatchProgress { behind, .. } if !behind.is_empty() => {
+                Err(Violation(format!("progress but of {behind:?}, which is all there is")))
+            }
+            Message::WatchProgress { up_to, .. } => {
                 let next = self.checker.next_change(&state.range, &state.shown);
                 ensure!(
                     next.is_none_or(|next| next.place.0 > up_to),

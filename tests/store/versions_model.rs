@@ -879,7 +879,8 @@ impl World {
             };
             let of_range = PageOf::Range { from: from.clone(), to: to.clone() };
             let range = read(of_range.clone());
-            if at < self.model.compacted {
+            // What was the newest state is gone on with.
+            if at < self.model.compacted && at != seen {
                 self.check_refused(&store, keys, read_view);
                 continue;
             }

@@ -121,6 +121,8 @@ struct ClientWatch {
     is_within_a_write: bool,
     untaken_credit: u32,
     has_begun: bool,
+    /// The greatest progress that it was told.
+    told: i64,
 }
 
 impl ClientWatch {
@@ -380,12 +382,15 @@ impl World {
                     assert_eq!(watch.connection, connection.to_u64());
                     watch.take(&self.model, applied, body);
                 }
-                Message::WatchProgress { up_to } => {
-                    for watch in &self.watches {
+                Message::WatchProgress { up_to, behind } => {
+                    let is_told = |watch: &&mut ClientWatch| {
+                        watch.connection == connection.to_u64() && !behind.contains(&watch.number)
+                    };
+                    for watch in self.watches.iter_mut().filter(is_told) {
                         let next = self.model.next(&watch.range, &watch.shown);
                         let is_whole = next.is_none_or(|next| next.place.0 > up_to.0);
-                        let is_another = watch.connection != connection.to_u64();
-                        assert!(is_another || (is_whole && watch.reset.is_none()), "{up_to}");
+                        assert!(is_whole && watch.reset.is_none(), "{up_to}");
+                        watch.told = watch.told.max(up_to.0);
                     }
                 }
                 other => panic!("{other:?}"),
@@ -407,6 +412,7 @@ impl World {
             is_within_a_write: false,
             untaken_credit: 0,
             has_begun: false,
+            told: 0,
         });
         let request = WatchRequest {
             watch: number,
@@ -666,6 +672,28 @@ fn the_first_watch_is_shown_what_was_applied_before_it() {
     world.apply(1);
     world.watch(0, KeyInterval { from: Bytes::from("a"), to: last_key() }, Some(0), false);
     world.settle();
+}
+
+/// One without credit held back what all others of its connection were told, for as long as its
+/// client liked.
+#[test]
+fn a_watch_that_is_behind_holds_back_the_progress_of_no_other() {
+    let mut world = World::new(StateLimits::default(), 1 << 20, WatchLimits::DEFAULT);
+    world.watch(0, of_one("slow"), None, false);
+    world.watch(0, of_one("idle"), None, false);
+    for _ in 0..3 {
+        for _ in 0..3 {
+            world.write(put("slow", 1_000));
+            world.apply(1);
+            world.handle(WatchInput::Applied);
+        }
+        world.handle(WatchInput::Progress);
+        let [slow, idle] = &world.watches[..] else { panic!("two watches") };
+        assert!(slow.told < world.last, "it was not shown all");
+        assert_eq!(idle.told, world.last);
+    }
+    world.settle();
+    assert_eq!(world.watches[0].told, world.last, "it has caught up");
 }
 
 /// A reset is read so slowly that what it shows is gone between two of its pages.

@@ -328,7 +328,8 @@ fn watch_frame() -> impl Strategy<Value = WatchFrame> {
 fn watch_message() -> impl Strategy<Value = Message> {
     prop_oneof![
         (any::<u64>(), watch_frame()).prop_map(|(watch, body)| Message::Watched { watch, body }),
-        timestamp().prop_map(|up_to| Message::WatchProgress { up_to }),
+        (timestamp(), vec(any::<u64>(), 0..5))
+            .prop_map(|(up_to, behind)| Message::WatchProgress { up_to, behind }),
         any::<(u64, u32)>().prop_map(|(watch, bytes)| Message::WatchCredit { watch, bytes }),
     ]
 }

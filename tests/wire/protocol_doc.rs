@@ -214,7 +214,10 @@ fn examples() -> Vec<(&'static str, Message)> {
             },
         ),
         ("watch-credit", Message::WatchCredit { watch: 1, bytes: 67 }),
-        ("watch-progress", Message::WatchProgress { up_to: Timestamp(1_700_000_000_000_016) }),
+        (
+            "watch-progress",
+            Message::WatchProgress { up_to: Timestamp(1_700_000_000_000_016), behind: vec![2] },
+        ),
         ("put", Message::Request { id: 1, body: Request::Write(put.clone()) }),
         ("put-ok", Message::Reply { id: 1, body: written(stamp, None) }),
         (

@@ -17,14 +17,14 @@
 //!   [`CLIENT_WATCH_BYTES_MAX`], however many watches there are: beyond, those are ended at the
 //!   server that hold most, and their queues forgotten. They go on when their readers come back.
 //! - A watch whose server has had no credit for it for [`STALL_TIMEOUT`] is ended there, too, and
-//!   its queue kept: the server tells all watches of a connection together how far they have come,
-//!   and so no further than the slowest.
+//!   its queue kept, so that it has no place there that it does not use. Others do not wait for it:
+//!   a server that tells how far the watches of a connection have come names those behind.
 //! - A server that does not keep to the protocol (more than it has credit for, keys outside of the
 //!   range, a watch that was not begun) loses the connection.
 //!
 //! What it leaves out: what is new in a frame (`following`), and what waits for a reader (`queue`).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,9 +62,11 @@ const KEPT_BYTES: usize = CLIENT_WATCH_BYTES_MAX / 4 * 3;
 /// it may have, of which nobody says when that changes.
 const FULL_TIME: Duration = Duration::from_secs(10);
 /// A reader that has taken less than a quarter of its watch's credit for this long is not waited
-/// for: it misses nothing, and begins again a round trip after it has taken what it has. Within a
-/// reset it is, since that would begin anew each time, and for ever.
+/// for: it misses nothing, and begins again a round trip after it has taken what it has.
 const STALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// The same within a reset, which begins anew then: whoever is slow is to come to its end, and who
+/// stands still is not waited for. The state that it shows may be gone after a minute, too.
+const RESET_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is said of a server that lies.
 const NOT_THE_PROTOCOL: &str = "it does not keep to the protocol";
 
@@ -133,8 +135,8 @@ struct CarriedWatch {
     place: WatchPlace,
     /// Credit that the server has left. It may exceed it by one frame.
     credit_left: i64,
-    /// Since when it has had none.
-    stalled_since: Option<Duration>,
+    /// How long that it has none is waited for.
+    stalled_until: Option<Duration>,
 }
 
 impl CarriedWatch {
@@ -152,6 +154,14 @@ impl CarriedWatch {
         };
         is_asked_for && self.credit_left > 0
     }
+
+    /// How long its reader is waited for while its server has no credit.
+    fn stall_timeout(&self) -> Duration {
+        match self.of.following.is_resetting() {
+            true => RESET_STALL_TIMEOUT,
+            false => STALL_TIMEOUT,
+        }
+    }
 }
 
 /// How long a server that has refused a watch is left alone.
@@ -168,7 +178,7 @@ pub(in crate::client) struct Multiplexer {
     totals: Arc<WatchTotals>,
     watches: HashMap<WatchId, CarriedWatch>,
     unplaced: BTreeSet<WatchId>,
-    /// Those that are carried and whose servers have no credit, by since when.
+    /// Those that are carried and whose servers have no credit, by how long that is waited for.
     stalled: BTreeSet<(Duration, WatchId)>,
     links: BTreeMap<LinkId, WatchLink>,
     links_made: u64,
@@ -217,7 +227,7 @@ impl Multiplexer {
         match order {
             WatchOrder::Begin(id, of) => {
                 let place = WatchPlace::Unplaced;
-                let watch = CarriedWatch { of: *of, place, credit_left: 0, stalled_since: None };
+                let watch = CarriedWatch { of: *of, place, credit_left: 0, stalled_until: None };
                 let before = self.watches.insert(id, watch);
                 assert!(before.is_none(), "two watches have the number {id}");
                 self.unplaced.insert(id);
@@ -227,8 +237,8 @@ impl Multiplexer {
             WatchOrder::End(id) => {
                 // It is gone if no server would ever have begun it.
                 if let Some(watch) = self.watches.remove(&id) {
-                    if let Some(since) = watch.stalled_since {
-                        self.stalled.remove(&(since, id));
+                    if let Some(until) = watch.stalled_until {
+                        self.stalled.remove(&(until, id));
                     }
                     self.take_off(now, id, watch.place);
                     self.go_on(now);
@@ -261,7 +271,7 @@ impl Multiplexer {
         });
         // Times that have passed stand in nobody's way; what else does ends by another input.
         let waiting = waiting.into_iter().flatten().filter(|at| *at > self.looked_at);
-        let stalled = self.stalled.first().map(|(since, _)| *since + STALL_TIMEOUT);
+        let stalled = self.stalled.first().map(|(until, _)| *until);
         links.chain(waiting).chain(stalled).min()
     }
 
@@ -296,8 +306,8 @@ impl Multiplexer {
                 self.give_up(now, id, &reason, false);
             }
         }
-        while let Some((since, id)) = self.stalled.first().copied()
-            && since + STALL_TIMEOUT <= now
+        while let Some((until, id)) = self.stalled.first().copied()
+            && until <= now
         {
             self.carried(id).of.queue.0.stop();
             self.park(now, id);
@@ -360,7 +370,7 @@ impl Multiplexer {
     fn message(&mut self, now: Duration, id: LinkId, message: Message) {
         match message {
             Message::Watched { watch, body } => self.shown(now, id, watch, body),
-            Message::WatchProgress { up_to } => self.progress(id, up_to),
+            Message::WatchProgress { up_to, behind } => self.progress(id, up_to, behind),
             Message::Reply { id: request, body } => self.answered(now, id, request, body),
             Message::Ping { nonce } => self.send(id, Message::Pong { nonce }),
             Message::Pong { .. } => {}
@@ -374,7 +384,7 @@ impl Multiplexer {
         let Some(link) = self.links.get_mut(&id) else { return };
         match (link.answered(request), reply) {
             (Some(LinkRequest::Begin(number)), Reply::WatchOk { after }) => {
-                self.begun(id, number, after);
+                self.begun(now, id, number, after);
             }
             (Some(LinkRequest::Begin(number)), Reply::Error(error)) => {
                 let watch = link.numbers.get(&number).copied().flatten();
@@ -402,7 +412,7 @@ impl Multiplexer {
     }
 
     /// A server has begun a watch after this version.
-    fn begun(&mut self, id: LinkId, number: u64, after: Timestamp) {
+    fn begun(&mut self, now: Duration, id: LinkId, number: u64, after: Timestamp) {
         let Some(link) = self.links.get(&id) else { return };
         let refusals = &mut self.refusals[link.server];
         refusals.backoff.reset();
@@ -411,7 +421,7 @@ impl Multiplexer {
         watch.place = WatchPlace::Begun { link: id, number };
         watch.of.following.begun(after, watch.of.seen);
         watch.of.queue.0.begun(watch.of.following.up_to());
-        self.give_credit(id, number);
+        self.give_credit(now, id, number);
     }
 
     fn carried(&mut self, id: WatchId) -> &mut CarriedWatch {
@@ -477,19 +487,23 @@ impl Multiplexer {
             link.was_shown = true;
         }
         let watch = self.carried(watch_id);
-        if watch.credit_left <= 0 && !watch.of.following.is_resetting() {
-            self.is_stalled(watch_id, Some(now));
+        if watch.credit_left <= 0 {
+            let until = now + watch.stall_timeout();
+            self.is_stalled(watch_id, Some(until));
         }
-        self.give_credit(id, number);
+        self.give_credit(now, id, number);
         if self.totals.held_bytes() > CLIENT_WATCH_BYTES_MAX {
             self.park_longest(now);
         }
     }
 
-    /// No watch that this connection's server has begun will be shown a change up to this version.
-    fn progress(&mut self, id: LinkId, up_to: Timestamp) {
+    /// No watch that this connection's server has begun will be shown a change up to this version,
+    /// but for those with the numbers of `behind`.
+    fn progress(&mut self, id: LinkId, up_to: Timestamp, behind: Vec<u64>) {
         let Some(link) = self.links.get(&id) else { return };
-        for watch in link.numbers.values().flatten() {
+        let behind: HashSet<u64> = behind.into_iter().collect();
+        let others = link.numbers.iter().filter(|(number, _)| !behind.contains(number));
+        for watch in others.filter_map(|(_, watch)| watch.as_ref()) {
             let watch = self.watches.get_mut(watch).expect("a watch that is carried exists");
             if matches!(watch.place, WatchPlace::Begun { .. }) {
                 watch.of.following.progress(up_to);
@@ -508,13 +522,13 @@ impl Multiplexer {
                 self.unplaced.insert(id);
                 self.go_on(now);
             }
-            WatchPlace::Begun { link, number } => self.give_credit(link, number),
+            WatchPlace::Begun { link, number } => self.give_credit(now, link, number),
             _ => {}
         }
     }
 
     /// Gives the server back the credit of what was taken, if that is worth a frame.
-    fn give_credit(&mut self, id: LinkId, number: u64) {
+    fn give_credit(&mut self, now: Duration, id: LinkId, number: u64) {
         let Some(Some(watch)) = self.links.get(&id).and_then(|link| link.numbers.get(&number))
         else {
             return;
@@ -527,6 +541,9 @@ impl Multiplexer {
             watch.credit_left += i64::from(bytes);
             if watch.credit_left > 0 {
                 self.is_stalled(watch_id, None);
+            } else if watch.of.following.is_resetting() {
+                // Its reader has taken something, if less than it was shown beyond its credit.
+                self.is_stalled(watch_id, Some(now + RESET_STALL_TIMEOUT));
             }
             self.send(id, Message::WatchCredit { watch: number, bytes });
         }
@@ -562,13 +579,13 @@ impl Multiplexer {
         self.take_off(now, id, place);
     }
 
-    /// Notes since when a watch's server has had no credit.
-    fn is_stalled(&mut self, id: WatchId, since: Option<Duration>) {
-        let before = std::mem::replace(&mut self.carried(id).stalled_since, since);
+    /// Notes how long it is waited for that a watch's server has no credit, if it has none.
+    fn is_stalled(&mut self, id: WatchId, until: Option<Duration>) {
+        let before = std::mem::replace(&mut self.carried(id).stalled_until, until);
         if let Some(before) = before {
             self.stalled.remove(&(before, id));
         }
-        self.stalled.extend(since.map(|since| (since, id)));
+        self.stalled.extend(until.map(|until| (until, id)));
     }
 
     /// The watch is not carried any more where it was.

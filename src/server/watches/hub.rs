@@ -73,6 +73,16 @@ impl Watch {
         self.range.from.len() + self.range.to.len()
     }
 
+    /// Everything up to here was shown, where the changes up to `seen` were looked up for those
+    /// that wait.
+    fn has_come_to(&self, seen: Timestamp) -> Timestamp {
+        match (&self.reset, self.state) {
+            (Some(_), _) => Timestamp::ZERO,
+            (None, WatchState::Waiting) => self.position.up_to.max(seen),
+            (None, _) => self.position.up_to,
+        }
+    }
+
     /// Whether a change was not shown yet.
     fn is_before(&self, change: &RecentChange) -> bool {
         match change {
@@ -108,8 +118,10 @@ fn encode(shown: WatchFrame) -> EncodedWatchFrame {
 #[derive(Debug, Default)]
 struct WatchingConnection {
     watches: BTreeMap<u64, WatchKey>,
-    /// The progress that it was told last.
+    /// The progress that it was told last of all of them.
     told: Timestamp,
+    /// The progress that it was told last but of some, and the numbers of those.
+    told_but: (Timestamp, Vec<u64>),
 }
 
 /// Ranges that something has changed in, each with that.
@@ -676,38 +688,53 @@ impl WatchHub {
         self.outputs.extend(caught_up.into_iter().map(close));
     }
 
-    /// Tells each connection how far its watches have come, if they have and it takes what it is
-    /// sent.
+    /// Tells each connection how far its watches have come.
     fn progress(&mut self) {
         if !std::mem::take(&mut self.recent_is_used) {
             self.recent = None;
         }
-        let mut reached: HashMap<ConnectionId, Timestamp> = HashMap::new();
-        for watch in self.watches.values() {
-            let up_to = match (&watch.reset, watch.state) {
-                (Some(_), _) => Timestamp::ZERO,
-                (None, WatchState::Waiting) => watch.position.up_to.max(self.seen),
-                (None, _) => watch.position.up_to,
-            };
-            let least = reached.entry(watch.connection).or_insert(up_to);
-            *least = up_to.min(*least);
-        }
-        let mut reached: Vec<_> = reached.into_iter().collect();
-        reached.sort_unstable();
-        // A watch may begin in the future, and the next one of its connection need not.
-        let applied = self.store.applied().timestamp;
-        for (connection, up_to) in reached {
-            let up_to = up_to.min(applied);
-            let Some(known) = self.connections.get_mut(&connection) else { continue };
-            let watch = known.watches.first_key_value().and_then(|(_, key)| self.watches.get(key));
-            let Some(origin) = watch.map(|watch| watch.origin) else { continue };
-            if known.told < up_to && self.ways.room(origin, connection) == Room::Free {
-                known.told = up_to;
-                self.send_to(origin, connection, |frames| frames.add_progress(up_to));
-            }
-        }
+        let mut connections: Vec<ConnectionId> = self.connections.keys().copied().collect();
+        connections.sort_unstable();
+        connections.into_iter().for_each(|connection| self.tell_progress(connection));
         if let Some(connection) = self.ways.heaviest() {
             self.outputs.push(WatchOutput::Close { connection, why: WatchEnd::TooSlow });
+        }
+    }
+
+    /// Tells a connection how far its watches have come, if they have and it takes what it is sent:
+    /// all of them together, and those that are not behind where others are. So one that reads a
+    /// long past, or whose client takes nothing, holds up no other.
+    fn tell_progress(&mut self, connection: ConnectionId) {
+        let Some(known) = self.connections.get_mut(&connection) else { return };
+        // A watch may begin in the future, and the next one of its connection need not.
+        let applied = self.store.applied().timestamp;
+        let (mut of_all, newest) = (applied, self.seen.min(applied));
+        let (mut behind, mut origin) = (Vec::new(), None);
+        for (number, key) in &known.watches {
+            let Some(watch) = self.watches.get(key) else { continue };
+            let up_to = watch.has_come_to(self.seen);
+            of_all = of_all.min(up_to);
+            if up_to < newest {
+                behind.push(*number);
+            }
+            origin = Some(watch.origin);
+        }
+        let Some(origin) = origin.filter(|ip| self.ways.room(*ip, connection) == Room::Free) else {
+            return;
+        };
+        let mut told = Vec::new();
+        if known.told < of_all {
+            known.told = of_all;
+            told.push((of_all, Vec::new()));
+        }
+        if behind.is_empty() || behind.len() == known.watches.len() {
+            known.told_but.1 = Vec::new();
+        } else if known.told_but.0 < newest || known.told_but.1 != behind {
+            known.told_but = (newest, behind.clone());
+            told.push((newest, behind));
+        }
+        for (up_to, behind) in told {
+            self.send_to(origin, connection, |frames| frames.add_progress(up_to, behind));
         }
     }
 }

@@ -203,10 +203,10 @@ impl WatchFrames {
         self.bytes += bytes;
     }
 
-    /// Adds what all watches of the connection are told.
-    fn add_progress(&mut self, up_to: Timestamp) {
+    /// Adds what the watches of the connection are told, but for those behind.
+    fn add_progress(&mut self, up_to: Timestamp, behind: Vec<u64>) {
         let before = self.last.len();
-        let message = Message::WatchProgress { up_to };
+        let message = Message::WatchProgress { up_to, behind };
         codec::encode(&message, limits::SERVER_FRAME_BYTES_MAX, &mut self.last)
             .unwrap_or_else(|error| does_not_fit(&error));
         self.bytes += self.last.len() - before;

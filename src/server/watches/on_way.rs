@@ -30,7 +30,7 @@ struct ConnectionWay {
     stopped: BTreeSet<WatchKey>,
     /// Watches that are stopped because the process is full, and these are not few.
     stopped_by_process: BTreeSet<WatchKey>,
-    /// The bytes at each second since there were none.
+    /// The bytes at each second since there were few, without those that have left.
     byte_seconds: u64,
     is_closing: bool,
 }
@@ -140,6 +140,8 @@ impl BytesOnWay {
         let Some(way) = self.connections.get_mut(&connection) else { return Vec::new() };
         assert!(way.bytes >= bytes, "{bytes} sent of {}", way.bytes);
         way.bytes -= bytes;
+        // A client that takes much is shown much, and does not get heavier by that.
+        way.byte_seconds = way.byte_seconds.saturating_sub(bytes as u64);
         let origin = way.origin;
         let mut go_on = BTreeSet::new();
         if way.bytes < self.limits.connection_bytes_max {
@@ -186,8 +188,8 @@ impl BytesOnWay {
     }
 
     /// Called once a second: the connection that is to be closed, if others wait for room in the
-    /// process. It is the one to which much was on its way for longest; a byte now and then does
-    /// not help.
+    /// process. It is the one to which much was on its way for longest, beside what it took; a byte
+    /// now and then does not help.
     pub fn heaviest(&mut self) -> Option<ConnectionId> {
         // A client that is shown something all the time always has a little on its way, and does
         // not get heavier by that.
@@ -310,6 +312,23 @@ mod tests {
         }
         ways.add(ip(2), id(2), 30);
         ways.stop(ip(3), id(3), WatchKey(3), Room::ProcessFull);
+        assert_eq!(ways.heaviest(), Some(id(2)));
+    }
+
+    /// Nor does one that always has much on its way, and takes it as fast as it comes.
+    #[test]
+    fn who_is_shown_much_all_the_time_and_takes_it_does_not_give_way() {
+        let mut ways = BytesOnWay::new(LIMITS);
+        let id = ConnectionId::from_u64;
+        ways.add(ip(1), id(1), 9);
+        for _ in 0..1_000 {
+            assert_eq!(ways.heaviest(), None);
+            ways.add(ip(1), id(1), 9);
+            ways.sent(id(1), 9);
+        }
+        ways.add(ip(2), id(2), 12);
+        ways.add(ip(3), id(3), 9);
+        ways.stop(ip(4), id(4), WatchKey(4), Room::ProcessFull);
         assert_eq!(ways.heaviest(), Some(id(2)));
     }
 }

@@ -12,7 +12,7 @@ use super::super::memory::MemoryEngine;
 use super::super::reads::{PageLimits, StoreReadError};
 use super::*;
 use crate::model::{
-    Barrier, ClientId, Compact, Condition, Del, DelRange, Facts, History, OpResult, PageOf,
+    Barrier, ClientId, Compact, Condition, Del, DelAll, DelRange, Facts, History, OpResult, PageOf,
     Previous, Put, PutAll, PutIf, ReleaseVersion, SetHistory, Trim, Txn, TxnOp, TxnResult,
 };
 
@@ -520,6 +520,42 @@ fn reads_below_what_was_compacted_are_refused_before_and_after_it_is_gone() {
     script.write(compact(i64::MAX));
     machine.apply(&script.entries[machine.applied().index as usize..]).unwrap();
     assert!(machine.summary().compacted_due_us.is_some());
+}
+
+/// A read of the newest state goes on, and what a write has removed is told, though all of it is
+/// compacted meanwhile.
+#[test]
+fn what_was_the_newest_state_is_read_on_after_a_compaction_until_it_is_gone() {
+    let (_, mut machine) = machine();
+    let mut script = Script::default();
+    ["a", "b", "c"].into_iter().for_each(|key| script.put(key, "v"));
+    script.write(DelAll { keys: vec![Bytes::from("b")], keeps_history: true }.into());
+    machine.apply(&script.entries).unwrap();
+    let deleted = machine.applied().timestamp;
+    let all = PageOf::Range { from: Bytes::from("a"), to: Bytes::from("z") };
+    let one = PageLimits { rows: 1, ..PageLimits::default() };
+    assert_eq!(machine.store().newest_page(&all, deleted, one).unwrap().rows.len(), 1);
+    script.write(Compact { version: Timestamp(i64::MAX) }.into());
+    machine.apply(&script.entries[machine.applied().index as usize..]).unwrap();
+    let page = |machine: &StateMachine, view| {
+        let page = machine.store().page(&all, view, PageLimits::default());
+        page.map(|page| page.rows.into_iter().map(|row| row.key).collect::<Vec<_>>())
+    };
+    assert_eq!(page(&machine, ReadView::as_of(deleted)).unwrap(), ["a", "c"]);
+    assert_eq!(page(&machine, ReadView::before(deleted)).unwrap(), ["a", "b", "c"]);
+    let past = ReadView { at: Timestamp(deleted.0 - 1), removals_up_to: deleted };
+    compacted(page(&machine, past).unwrap_err());
+
+    while machine.summary().compacted_due_us.is_some() {
+        script.act(Action::GarbageCollection(GarbageCollection::Compacted {
+            as_of_us: u64::MAX,
+            rows_max: 100,
+            bytes_max: u64::MAX,
+        }));
+        machine.apply(&script.entries[machine.applied().index as usize..]).unwrap();
+    }
+    let gone = page(&machine, ReadView::before(deleted)).unwrap_err();
+    assert!(matches!(gone, StoreReadError::Expired), "{gone}");
 }
 
 fn level(level: u32) -> FeatureLevel {

@@ -24,6 +24,8 @@ fn page_at(PageRequest { of, view, .. }: &PageRequest) -> Option<Timestamp> {
     match (of, view) {
         (PageOf::Versions { .. }, _) => None,
         (_, PageView::First { at, .. }) => *at,
+        // What was the newest state is gone on with.
+        (_, PageView::Next(ReadView { at, removals_up_to })) if at == removals_up_to => None,
         (_, PageView::Next(ReadView { at, .. })) => Some(*at),
     }
 }

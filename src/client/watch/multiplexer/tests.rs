@@ -15,7 +15,7 @@ use super::super::link::ASKS_MAX;
 use super::super::queue::Taken;
 use super::*;
 use crate::limits::{CLIENT_MUTE_TIMEOUT, WATCH_CREDIT_BYTES_MAX};
-use crate::model::{ClusterId, KeyChange, NodeId, Version};
+use crate::model::{ClusterId, KeyChange, NodeId, Row, Version};
 use crate::wire::message::{ErrorReply, PROTOCOL_VERSION, Welcome};
 
 const MS: Duration = Duration::from_millis(1);
@@ -450,8 +450,62 @@ fn whoever_takes_nothing_stops_only_itself() {
     assert_eq!(world.readers[slow].taken.len(), 100);
 }
 
-/// A server tells all watches of a connection how far they have come, and no further than the
-/// slowest.
+/// It begins anew when it is ended, so it is waited for longer, and not for ever.
+#[test]
+fn a_reset_whose_reader_stands_still_is_ended_at_the_server_and_begins_anew_when_it_is_back() {
+    let mut world = World::new(10, &[Manner::Well]);
+    let slow = world.watch(one("k0"));
+    world.watch(one("k1"));
+    let link = world.links()[0];
+    let show = |world: &mut World, begins| {
+        let value = Bytes::from(vec![b'v'; 100_000]);
+        let found = Some(Version { timestamp: Timestamp(1), value, facts: None });
+        let rows = vec![Row { key: "k0".into(), found }];
+        let body = WatchFrame::Reset { rows, at: Timestamp(9), begins, continues: true };
+        world.say(link, &Message::Watched { watch: 1, body });
+        world.settle();
+    };
+    let take = |world: &mut World| {
+        let (next, tells) = world.readers[slow].queue.take(None);
+        assert!(matches!(next, Taken::Next(Some(Ok(WatchEvent::Reset { .. })))));
+        if tells {
+            world.multiplexer.order(world.now, WatchOrder::Look(world.readers[slow].id));
+            world.settle();
+        }
+    };
+    let served = |world: &World| world.connections[&link].watches.len();
+    (0..3).for_each(|frame| show(&mut world, frame == 0));
+    world.pass(RESET_STALL_TIMEOUT - MS);
+    // It has taken something in time.
+    take(&mut world);
+    show(&mut world, false);
+    world.pass(RESET_STALL_TIMEOUT - MS);
+    assert_eq!(served(&world), 2);
+    world.pass(2 * MS);
+    assert_eq!(served(&world), 1, "it is waited for");
+    (0..3).for_each(|_| take(&mut world));
+    let (_, tells) = world.readers[slow].queue.take(None);
+    assert!(!tells, "it was told when the last was taken");
+    world.pass(MS);
+    assert_eq!(served(&world), 2);
+    assert_eq!(world.connections[&link].watches.values().last().unwrap().after, Timestamp::ZERO);
+}
+
+#[test]
+fn progress_is_of_all_watches_of_a_connection_but_of_those_that_the_server_names() {
+    let mut world = World::new(11, &[Manner::Well]);
+    let (slow, idle) = (world.watch(one("k0")), world.watch(one("k1")));
+    let link = world.links()[0];
+    let up_to = |world: &World, reader: usize| world.readers[reader].queue.up_to();
+    world.say(link, &Message::WatchProgress { up_to: Timestamp(7), behind: vec![1] });
+    let told = [up_to(&world, slow), up_to(&world, idle)];
+    assert_eq!(told, [Some(Timestamp::ZERO), Some(Timestamp(7))]);
+    world.say(link, &Message::WatchProgress { up_to: Timestamp(5), behind: Vec::new() });
+    let told = [up_to(&world, slow), up_to(&world, idle)];
+    assert_eq!(told, [Some(Timestamp(5)), Some(Timestamp(7))]);
+}
+
+/// It has no place there that it does not use.
 #[test]
 fn a_watch_whose_reader_has_gone_away_is_ended_at_the_server_and_goes_on_when_it_is_back() {
     let mut world = World::new(9, &[Manner::Well]);
